@@ -1,0 +1,286 @@
+"""Every setting of a run: one frozen dataclass per component, defaults as in the preset `micu`.
+
+Each attribute says its unit, its place in the paper and, where the published code differs from the
+paper or from us, what the code does. Values are checked when a configuration is made; all problems
+are reported at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from micu.errors import ConfigError
+from micu.manifest import MODALITIES
+
+
+def _check(section: str, problems: dict[str, bool]) -> None:
+    """Raise one error that names every problem whose condition is true."""
+    found = [f"{section}.{problem}" for problem, is_bad in problems.items() if is_bad]
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """Semantic encoders, one per modality (section 3.1 of the paper)."""
+
+    embed_dim: int = 256
+    """D, width of the semantic embedding and of a code."""
+    heads: int = 4
+    layers: int = 2
+    feedforward_dim: int = 1024
+    dropout: float = 0.1
+    text_hidden_dim: int = 128
+    """Width of the text LSTM, per direction."""
+    spatial: Literal["sum", "softmax"] = "sum"
+    """Pooling of a grid. `sum` is what the published code computes: its softmax runs over an axis
+    of length one, so every cell has weight 1. `softmax` is the attention that was meant."""
+    clone_init: bool = False
+    """Start both transformer layers from the same weights, as the published code does."""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check(
+            "encoder",
+            {
+                f"embed_dim: expected a positive multiple of heads={self.heads}, "
+                f"got {self.embed_dim}": self.heads < 1
+                or self.embed_dim < 1
+                or self.embed_dim % self.heads != 0,
+                f"layers: expected at least 1, got {self.layers}": self.layers < 1,
+                f"feedforward_dim: expected at least 1, got {self.feedforward_dim}": (
+                    self.feedforward_dim < 1
+                ),
+                f"text_hidden_dim: expected at least 1, got {self.text_hidden_dim}": (
+                    self.text_hidden_dim < 1
+                ),
+                f"dropout: expected [0, 1), got {self.dropout}": not 0 <= self.dropout < 1,
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizerConfig:
+    """The shared codebook (section 3.2, equations 5 and 6)."""
+
+    codebook_size: int = 400
+    """K."""
+    ema_decay: float = 0.99
+    ema_epsilon: float = 1e-5
+    ema_own: float = 0.5
+    """Weight of a modality's own feature in its codes' moving average; the others share the rest.
+    With three modalities 1/2, 1/4, 1/4."""
+    ema_init: Literal["one", "zero"] = "one"
+    """Count that every code starts with. The published code starts with 0, which sends unused codes
+    to norms of several hundred at the first update."""
+    commitment_own: float = 0.5
+    """Weight of the squared distance to the modality's own code."""
+    commitment_cross: float = 0.25
+    """Weight of the squared distances to the other modalities' codes, shared among them."""
+    reset: Literal["revive", "reference", "off"] = "revive"
+    """Dead codes. `revive` restarts code, count and sum beside an active code, in training only.
+    `reference` moves the code alone, by a constant, so that the next update undoes it, does not
+    count text, and also runs in evaluation."""
+    dead_after: int = 300
+    """Updates without use after which a code is dead."""
+    active_within: int = 100
+    """Updates within which a code that was used is active."""
+    null_code: bool = False
+    """Set code 0 to zero when encoding for evaluation, as the published entry points do."""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check(
+            "quantizer",
+            {
+                f"codebook_size: expected at least 2, got {self.codebook_size}": (
+                    self.codebook_size < 2
+                ),
+                f"ema_decay: expected [0, 1), got {self.ema_decay}": not 0 <= self.ema_decay < 1,
+                f"ema_epsilon: expected > 0, got {self.ema_epsilon}": self.ema_epsilon <= 0,
+                f"ema_own: expected (0, 1], got {self.ema_own}": not 0 < self.ema_own <= 1,
+                f"commitment_own: expected >= 0, got {self.commitment_own}": (
+                    self.commitment_own < 0
+                ),
+                f"commitment_cross: expected >= 0, got {self.commitment_cross}": (
+                    self.commitment_cross < 0
+                ),
+                f"dead_after: expected at least active_within={self.active_within}, "
+                f"got {self.dead_after}": self.dead_after < self.active_within,
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReconstructionConfig:
+    """Modality-specific encoders and decoders (section 3.2)."""
+
+    grid_width: int = 2048
+    """Channels of the convolutional branch that rebuilds grids."""
+    vector_width: int = 256
+    """Width of the branch that rebuilds vectors."""
+    text_target_grad: bool = False
+    """Let the gradient flow into the text target (the LSTM's output), as the published code does:
+    it can then lower the loss by shrinking the target."""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check(
+            "reconstruction",
+            {
+                f"grid_width: expected a positive even number, got {self.grid_width}": (
+                    self.grid_width < 2 or self.grid_width % 2 != 0
+                ),
+                f"vector_width: expected at least 1, got {self.vector_width}": (
+                    self.vector_width < 1
+                ),
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContrastiveConfig:
+    """FCMI: masked fine and coarse contrastive learning (section 3.3)."""
+
+    tau: float = 0.1
+    """Temperature. The paper prints 1.0 with a dot product; the published code uses 0.1 and the
+    cosine, and cannot be told otherwise."""
+    normalize: bool = True
+    mask_ratio: float = 0.3
+    mask_axis: Literal["time", "feature"] = "time"
+    """What is masked: whole steps (published code), or the same features at every step (paper)."""
+    pair_reduction: Literal["sum", "mean"] = "sum"
+    """Over the ordered pairs of modalities, each with itself included."""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check(
+            "contrastive",
+            {
+                f"tau: expected > 0, got {self.tau}": self.tau <= 0,
+                f"mask_ratio: expected [0, 1), got {self.mask_ratio}": (
+                    not 0 <= self.mask_ratio < 1
+                ),
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JigsawConfig:
+    """CUJP: the cross-modal unified jigsaw puzzle (section 3.4)."""
+
+    splits: int = 8
+    """O, blocks that a code is cut into along its channels. The published code runs 2."""
+    permutations: int = 256
+    """P, permutations to tell apart. Not stated in the paper; the published code runs 2."""
+    hidden_dim: int = 512
+    block_draw: Literal["batch", "row"] = "batch"
+    """Draw each block's modality once per batch (published code) or once per row."""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        count = 1
+        for factor in range(2, min(self.splits, 20) + 1):
+            count *= factor
+        _check(
+            "jigsaw",
+            {
+                f"splits: expected at least 2, got {self.splits}": self.splits < 2,
+                f"permutations: expected 1 to {self.splits}! = {count}, "
+                f"got {self.permutations}": not 1 <= self.permutations <= count,
+                f"hidden_dim: expected at least 1, got {self.hidden_dim}": self.hidden_dim < 1,
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossWeights:
+    """Lambda of equation 8. Weight 0 computes a term without gradient and logs it."""
+
+    fine: float = 1.0
+    coarse: float = 1.0
+    jigsaw: float = 2.0
+    """The published code reads its argument and then uses 1."""
+    reconstruction: float = 1.0
+    commitment: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """Adam (section 4.1)."""
+
+    learning_rate: float = 4e-4
+    batch_size: int = 80
+    epochs: int = 5
+    max_steps: int = 0
+    """Stop after so many steps; 0 is no limit."""
+    grad_clip: float = 0.5
+    """L2 norm, for encoders, text LSTM and reconstruction separately."""
+    clip_jigsaw: bool = True
+    """Clip the jigsaw classifier too, on its own; the published code does not."""
+    double_forward: bool = False
+    """Run the model twice per step, as the published code does: contrastive and jigsaw losses from
+    the first pass, the others from the second, and the codebook updated by both."""
+    dtype: Literal["float32", "float64"] = "float32"
+    skip_nonfinite: int = 0
+    """How many steps in a row may have a loss or gradient that is not finite: such a step changes
+    nothing. With 0 the first one stops the run."""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check(
+            "optimizer",
+            {
+                f"learning_rate: expected > 0, got {self.learning_rate}": self.learning_rate <= 0,
+                f"batch_size: expected at least 2, got {self.batch_size}": self.batch_size < 2,
+                f"epochs: expected at least 1, got {self.epochs}": self.epochs < 1,
+                f"max_steps: expected at least 0, got {self.max_steps}": self.max_steps < 0,
+                f"grad_clip: expected > 0, got {self.grad_clip}": self.grad_clip <= 0,
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What is read from the feature sets."""
+
+    steps: int = 10
+    """T; longer clips are cut, shorter ones padded."""
+    splits: tuple[str, ...] = ("train",)
+    """Values of the manifest's `split` that are pretrained on; empty for all rows. The paper uses
+    all of VGGSound-AVEL40k, test rows included. A manifest that names no split is used whole."""
+    padding: Literal["repeat", "mask"] = "repeat"
+    """`repeat` repeats the last real step, and takes it for a real one, as the published code does.
+    `mask` pads with zeros that nothing looks at. Words are always padded with zeros."""
+    exclude_ids: str = ""
+    """A CSV file with the column `clip_id`: clips that must not be trained on."""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check("data", {f"steps: expected at least 1, got {self.steps}": self.steps < 1})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One pretraining run."""
+
+    modalities: tuple[str, ...] = ("audio", "video", "text")
+    """Any two or more, in the order in which the codebook is updated (the published code's: audio,
+    video, text). The command line puts them in the order of `micu.manifest.MODALITIES`."""
+    seed: int = 43
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    jigsaw: JigsawConfig = field(default_factory=JigsawConfig)
+    weights: LossWeights = field(default_factory=LossWeights)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:  # noqa: D105
+        unknown = [name for name in self.modalities if name not in MODALITIES]
+        _check(
+            "train",
+            {
+                f"modalities: expected some of {', '.join(MODALITIES)}, "
+                f"got {', '.join(unknown)}": bool(unknown),
+                f"modalities: expected two or more different ones, got {self.modalities}": (
+                    len(set(self.modalities)) < 2
+                    or len(set(self.modalities)) < len(self.modalities)
+                ),
+                f"jigsaw.splits: expected a divisor of encoder.embed_dim={self.encoder.embed_dim}, "
+                f"got {self.jigsaw.splits}": self.encoder.embed_dim % self.jigsaw.splits != 0,
+            },
+        )

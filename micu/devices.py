@@ -1,0 +1,26 @@
+"""Turning what a user types after `--device` into a device that this machine has."""
+
+from micu.errors import ConfigError
+
+
+def resolve_device(name: str) -> str:
+    """The device that `name` means here: `auto` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: It is not a device name, or this machine does not have it.
+    """
+    import torch
+
+    has = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if name == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if has[kind])
+    kind, _, index = name.partition(":")
+    if kind not in has or not (index == "" or index.isdigit()):
+        raise ConfigError(f"--device: expected auto, cpu, cuda, cuda:N or mps, got {name!r}")
+    if int(index or 0) >= has[kind]:
+        raise ConfigError(f"--device {name}: this machine has {has[kind]} {kind} devices")
+    return name

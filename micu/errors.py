@@ -1,0 +1,117 @@
+"""Every error a user can act on, in one tree.
+
+    MicuError
+    ├── ManifestError     a manifest, an events file or a class list cannot be used
+    ├── ClipError         one clip fails, and the run goes on; carries a ledger code
+    │   ├── DecodeError       its media cannot be turned into an array
+    │   └── FeatureError      its features must not be stored
+    ├── WeightsError      a backbone's weights cannot be had or do not fit
+    ├── StoreError        a feature set or a shard is missing, hostile or of another run
+    ├── ShapeError        an array does not have the shape that a function states
+    ├── ConfigError       an option or a configuration value is out of range
+    ├── RegistryError     a name that nothing is registered under
+    ├── CheckpointError   a checkpoint is missing, cut off or from another model
+    └── ExtraError        an optional dependency is not installed
+
+A message says which thing, what was expected, what was got and what to type. The command line
+tools catch `MicuError` only: anything else is a bug and keeps its traceback.
+"""
+
+from collections.abc import Sequence
+
+
+class MicuError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class ManifestError(MicuError):
+    """A manifest, an events file or a class list cannot be used."""
+
+
+class ClipError(MicuError):
+    """One clip fails, and the run goes on.
+
+    Attributes:
+        code: Short stable name for the failure ledger, for example `no_audio` or `truncated`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:  # noqa: D107
+        super().__init__(message)
+        self.code = code
+
+
+class DecodeError(ClipError):
+    """One clip's media cannot be turned into an array."""
+
+
+class FeatureError(ClipError):
+    """One clip's features must not be stored."""
+
+
+class WeightsError(MicuError):
+    """A backbone's weights cannot be had or do not fit."""
+
+
+class StoreError(MicuError):
+    """A feature set or a shard is missing, hostile or of another run."""
+
+
+class ShapeError(MicuError):
+    """An array does not have the shape that a function states."""
+
+
+class ConfigError(MicuError):
+    """An option or a configuration value is out of range."""
+
+
+class RegistryError(MicuError):
+    """A name that nothing is registered under."""
+
+
+class CheckpointError(MicuError):
+    """A checkpoint is missing, cut off or from another model."""
+
+
+class ExtraError(MicuError):
+    """An optional dependency is not installed.
+
+    Built from the missing package and the extra that brings it, so that the message always ends in
+    the command to type.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:  # noqa: D107
+        super().__init__(f"{package} is not installed; type: pip install 'micu[{extra}]'")
+
+
+def check_shape(
+    shape: Sequence[int], dims: str, what: str, hint: str = "", **sizes: int
+) -> dict[str, int]:
+    """Check a shape against named dimensions, and return what each name stands for.
+
+    Args:
+        shape: The shape to check.
+        dims: Names separated by blanks, for example `"B T D"`; a number stands for itself.
+        what: What is being checked, for the message.
+        hint: What the user may have done, put at the end of the message.
+        **sizes: The dimensions that must have a given size.
+
+    Returns:
+        The size of every named dimension.
+
+    Raises:
+        ShapeError: A wrong number of dimensions, or a size that differs.
+    """
+    names = dims.split()
+    wanted = {name: int(name) if name.isdigit() else sizes.get(name) for name in names}
+    fits = len(shape) == len(names) and all(
+        wanted[name] is None or wanted[name] == size
+        for name, size in zip(names, shape, strict=True)
+    )
+    if not fits:
+        spelled = ", ".join(
+            name if wanted[name] is None or name.isdigit() else f"{name}={wanted[name]}"
+            for name in names
+        )
+        tail = f"; {hint}" if hint else ""
+        raise ShapeError(f"{what}: expected ({spelled}), got {tuple(shape)}{tail}")
+    return dict(zip(names, shape, strict=True))

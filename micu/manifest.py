@@ -1,0 +1,274 @@
+"""Manifests: which clips there are, where their media lie, what is known about them.
+
+A manifest is a CSV file with a header. Its columns are `clip_id, path, start_s, end_s, label,
+split, text`; only `clip_id` and what a modality needs are required. `path` is relative to the media
+root.
+Segment labels lie beside it in `NAME.events.csv`: `clip_id, onset_s, offset_s, label, modality`.
+
+Ids are data: they are never used as file names or HDF5 names, so `a/b` or `../x` are good ids.
+"""
+
+import csv
+import hashlib
+import io
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+from micu.errors import ManifestError
+from micu.files import write_atomically
+from micu.registry import suggest
+
+logger = logging.getLogger(__name__)
+
+MODALITIES = ("audio", "video", "flow", "text")
+"""Every modality, in the order in which the codebook is updated (the published code's)."""
+
+NEEDED_COLUMN = {"video": "path", "audio": "path", "flow": "path", "text": "text"}
+"""The column that the extraction of a modality cannot do without."""
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """One row of a manifest."""
+
+    clip_id: str
+    path: str = ""
+    """Media file, relative to the media root; bytes that are not UTF-8 are surrogate-escaped."""
+    start_s: float | None = None
+    """Start of the clip in its file, s; None is the start of the file."""
+    end_s: float | None = None
+    """End of the clip in its file, s; None is the end of the file."""
+    label: str = ""
+    split: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One labelled segment of a clip, for localisation."""
+
+    clip_id: str
+    onset_s: float
+    """From the start of the clip, s."""
+    offset_s: float
+    label: str
+    modality: str = ""
+    """Where the event can be perceived; empty where the label does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest file, read: its clips in file order and the hash of its bytes."""
+
+    path: Path
+    clips: tuple[Clip, ...]
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Folder name of its feature sets."""
+        return self.path.stem
+
+
+def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
+    """Read a manifest.
+
+    Args:
+        path: CSV file.
+        need: Columns beside `clip_id` that every row must fill.
+
+    Returns:
+        The manifest. A row that is repeated exactly is kept once, with a warning.
+
+    Raises:
+        ManifestError: The file is missing or has bad rows; all of them are named in one message,
+            with their line numbers.
+    """
+    if not path.is_file():
+        raise ManifestError(
+            f"{path}: no such manifest; expected a CSV file with the columns "
+            f"{', '.join(field.name for field in fields(Clip))}. "
+            "README.md, section Formats, describes it; "
+            "`micu-extract manifest --help` makes one from a data set's official files"
+        )
+    data = path.read_bytes()
+    seen: dict[str, tuple[int, Clip]] = {}
+    repeats: list[int] = []
+
+    def parse(row: dict[str, str], line: int) -> Clip:
+        clip = Clip(
+            clip_id=_clip_id(row),
+            path=row.get("path", ""),
+            start_s=_seconds(row, "start_s"),
+            end_s=_seconds(row, "end_s"),
+            label=row.get("label", "").strip(),
+            split=row.get("split", "").strip(),
+            text=row.get("text", "").strip(),
+        )
+        for column in need:
+            if not getattr(clip, column):
+                raise ValueError(f"{column} is empty")
+        if clip.end_s is not None and clip.end_s <= (clip.start_s or 0.0):
+            raise ValueError(f"end_s {clip.end_s} is not after start_s {clip.start_s or 0.0}")
+        if clip.clip_id in seen:
+            first_line, first = seen[clip.clip_id]
+            if first != clip:
+                raise ValueError(f"repeats the id of line {first_line} with other content")
+            repeats.append(line)
+        else:
+            seen[clip.clip_id] = (line, clip)
+        return clip
+
+    rows = _read_rows(path, data, ("clip_id", *need), [field.name for field in fields(Clip)], parse)
+    if repeats:
+        logger.warning("%s: lines %s repeat earlier rows; each is used once", path, repeats[:20])
+    if not rows:
+        raise ManifestError(f"{path}: expected at least one clip, got a header and no rows")
+    clips = tuple(clip for _, clip in seen.values())
+    return Manifest(path=path, clips=clips, sha256=hashlib.sha256(data).hexdigest())
+
+
+def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
+    """Write clips as a manifest, atomically; reading it back gives the same clips."""
+    names = [field.name for field in fields(Clip)]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(names)
+    for clip in clips:
+        values = (getattr(clip, name) for name in names)
+        writer.writerow(["" if value is None else value for value in values])
+    write_atomically(path, table.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def events_path(manifest_path: Path) -> Path:
+    """Where the segment labels of a manifest lie: `NAME.events.csv` beside `NAME.csv`."""
+    return manifest_path.with_suffix(".events.csv")
+
+
+def read_events(path: Path) -> list[Event]:
+    """Read the segment labels of a manifest.
+
+    Raises:
+        ManifestError: The file is missing or has bad rows, all named in one message.
+    """
+    if not path.is_file():
+        raise ManifestError(
+            f"{path}: no such events file; localisation needs one beside its manifest"
+        )
+
+    def parse(row: dict[str, str], line: int) -> Event:
+        onset_s, offset_s = _seconds(row, "onset_s"), _seconds(row, "offset_s")
+        if onset_s is None or offset_s is None or offset_s <= onset_s:
+            raise ValueError(f"offset_s {offset_s} is not after onset_s {onset_s}")
+        modality = row.get("modality", "").strip()
+        if modality and modality not in MODALITIES:
+            raise ValueError(f"unknown modality {modality!r}; {suggest(modality, MODALITIES)}")
+        if not row["label"].strip():
+            raise ValueError("label is empty")
+        return Event(
+            clip_id=_clip_id(row),
+            onset_s=onset_s,
+            offset_s=offset_s,
+            label=row["label"].strip(),
+            modality=modality,
+        )
+
+    known = [field.name for field in fields(Event)]
+    return _read_rows(path, path.read_bytes(), known[:4], known, parse)
+
+
+def read_class_list(path: Path) -> tuple[str, ...]:
+    """Read class names from a CSV file with the column `label`, in file order.
+
+    Raises:
+        ManifestError: The file is missing, empty, or names a class twice.
+    """
+    if not path.is_file():
+        raise ManifestError(
+            f"{path}: no such class list; expected a CSV file with the column label"
+        )
+    seen: dict[str, int] = {}
+
+    def parse(row: dict[str, str], line: int) -> str:
+        label = row["label"].strip()
+        if not label:
+            raise ValueError("label is empty")
+        if label in seen:
+            raise ValueError(f"repeats the class of line {seen[label]}")
+        seen[label] = line
+        return label
+
+    classes = tuple(_read_rows(path, path.read_bytes(), ("label",), ("label",), parse))
+    if not classes:
+        raise ManifestError(f"{path}: expected at least one class, got none")
+    return classes
+
+
+def _read_rows(
+    path: Path,
+    data: bytes,
+    required: Sequence[str],
+    known: Sequence[str],
+    parse: Callable[[dict[str, str], int], Row],
+) -> list[Row]:
+    """Parse every row of a CSV file, and raise once for all rows that `parse` refuses."""
+    text = data.decode("utf-8-sig", "surrogateescape")
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+    header = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = header
+    missing = [name for name in required if name not in header]
+    if missing:
+        raise ManifestError(
+            f"{path}: expected the columns {', '.join(required)}, got "
+            f"{', '.join(header) or 'an empty file'}; add {', '.join(missing)}"
+        )
+    unknown = [name for name in header if name not in known]
+    if unknown:
+        logger.warning("%s: columns that mean nothing here: %s", path, ", ".join(unknown))
+    rows: list[Row] = []
+    bad: list[str] = []
+    while True:
+        try:
+            values = next(reader, None)
+            if values is None:
+                break
+            if "" in values or None in values.values():
+                raise ValueError(f"expected {len(header)} fields")
+            rows.append(parse(values, reader.line_num))
+        except (ValueError, csv.Error) as error:
+            bad.append(f"  line {reader.line_num}: {error}")
+    if bad:
+        shown = "\n".join(bad[:50]) + (f"\n  and {len(bad) - 50} more" if len(bad) > 50 else "")
+        raise ManifestError(f"{path}: {len(bad)} bad row{'s' * (len(bad) > 1)}\n{shown}")
+    return rows
+
+
+def _clip_id(row: dict[str, str]) -> str:
+    clip_id = row["clip_id"]
+    if not clip_id.strip():
+        raise ValueError("clip_id is empty")
+    if not clip_id.isprintable():
+        raise ValueError(
+            f"clip_id {clip_id!r} holds control characters or bytes that are not UTF-8; "
+            "ids are printable text"
+        )
+    return clip_id
+
+
+def _seconds(row: dict[str, str], column: str) -> float | None:
+    text = row.get(column, "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{column}: expected seconds, got {text!r}")
+    return value

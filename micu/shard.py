@@ -1,0 +1,254 @@
+"""One shard of features: its header, its bytes, and opening one that may be hostile.
+
+The only file that knows the HDF5 layout. A shard holds `features` (n, T, ...) float32, `mask` (n,
+T) bool (True = the step is real), `times_s` (n, T) float64 (centre of each step; NaN where steps
+are not seconds), `clip_id` (n,) UTF-8, and the header as a JSON attribute. Chunks are exactly one
+clip and nothing is compressed, because training reads random clips.
+
+Shards are data from others: opening one refuses links, external and virtual storage, filters, and
+shapes that its bytes cannot fill.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from micu.errors import FeatureError, StoreError, check_shape
+
+FORMAT = 1
+_DATASETS = ("clip_id", "features", "mask", "times_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureSpec:
+    """What features are and what made them."""
+
+    backbone: str
+    modality: str
+    shape: tuple[int, ...]
+    """Shape of one step, without T: (1536,) for a vector, (7, 7, 512) for a grid, channel last."""
+    hop_s: float | None
+    """Seconds from one step to the next; None where steps are not seconds (words)."""
+    weights: str
+    """Where the weights came from: a hub name, a file, or `random:SEED`."""
+    weights_sha256: str
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "FeatureSpec":
+        """The spec that `dataclasses.asdict` and JSON made `value` from."""
+        return cls(**{**value, "shape": tuple(value["shape"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """Everything that two shards of one set agree on."""
+
+    spec: FeatureSpec
+    manifest: str
+    manifest_sha256: str
+    shard_rows: int
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form, with the fingerprint of all of it."""
+        body = {"format": FORMAT, **asdict(self)}
+        return {**body, "fingerprint": _sha256_of(body)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: Path) -> "Header":
+        """Read a header back.
+
+        Raises:
+            StoreError: It is of another format, or its fingerprint does not match its content.
+        """
+        try:
+            body = {key: item for key, item in value.items() if key != "fingerprint"}
+            if body.pop("format") != FORMAT:
+                raise StoreError(
+                    f"{where}: expected feature store format {FORMAT}, got {value['format']}; "
+                    "extract again with this version"
+                )
+            header = cls(**{**body, "spec": FeatureSpec.from_json(body["spec"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StoreError(
+                f"{where}: the header is not one of a feature set: {error!r}"
+            ) from error
+        if header.to_json()["fingerprint"] != value.get("fingerprint"):
+            raise StoreError(f"{where}: the header was changed after it was written")
+        return header
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything in the header."""
+        return str(self.to_json()["fingerprint"])
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRow:
+    """Features of one clip."""
+
+    clip_id: str
+    values: NDArray[np.float32]
+    """(T, ...)"""
+    mask: NDArray[np.bool_]
+    """(T,), True = real step"""
+    times_s: NDArray[np.float64]
+    """(T,), centre of each step from the start of the clip, s; NaN where steps are not seconds"""
+
+    @classmethod
+    def of(cls, clip_id: str, steps: "Steps") -> "FeatureRow":
+        """The row that holds a backbone's output."""
+        return cls(clip_id, steps.values, steps.mask, steps.times_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """A backbone's output for one clip, before it has a name: see `FeatureRow` for the shapes."""
+
+    values: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    times_s: NDArray[np.float64]
+
+
+def check_row(row: FeatureRow, spec: FeatureSpec) -> None:
+    """Refuse a row that must not be stored.
+
+    Raises:
+        ShapeError: Its shapes are not those of the spec, or differ among themselves.
+        FeatureError: It has no real step, or a value that is not finite.
+    """
+    steps = len(row.values)
+    dims = " ".join(["T", *map(str, spec.shape)])
+    check_shape(row.values.shape, dims, f"features of clip {row.clip_id!r}")
+    check_shape(row.mask.shape, "T", f"mask of clip {row.clip_id!r}", T=steps)
+    check_shape(row.times_s.shape, "T", f"times of clip {row.clip_id!r}", T=steps)
+    if not row.mask.any():
+        raise FeatureError("no_steps", "no step of the clip is real")
+    if not np.isfinite(row.values).all():
+        raise FeatureError("non_finite", "the features hold NaN or infinity")
+
+
+def encode_shard(header: Header, rows: Sequence[FeatureRow]) -> bytes:
+    """The bytes of a shard; a pure function of its arguments.
+
+    Shorter clips are padded with zeros that the mask marks; their times go on at the hop.
+    """
+    longest = max(len(row.values) for row in rows)
+    n, hop_s = len(rows), header.spec.hop_s
+    features = np.zeros((n, longest, *header.spec.shape), np.float32)
+    mask = np.zeros((n, longest), np.bool_)
+    times_s = np.full((n, longest), np.nan)
+    for i, row in enumerate(rows):
+        steps = len(row.values)
+        features[i, :steps] = row.values
+        mask[i, :steps] = row.mask
+        if hop_s is not None:
+            times_s[i] = (np.arange(longest) + 0.5) * hop_s
+        times_s[i, :steps] = row.times_s
+    ids = [row.clip_id.encode() for row in rows]
+    clip_id = np.array(ids, h5py.string_dtype("utf-8", max(map(len, ids))))
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.attrs["header"] = json.dumps(header.to_json(), sort_keys=True)
+        for name, data in zip(_DATASETS, (clip_id, features, mask, times_s), strict=True):
+            chunks = (1, *data.shape[1:]) if name == "features" else None
+            file.create_dataset(name, data=data, chunks=chunks)
+    return buffer.getvalue()
+
+
+def open_shard(path: Path) -> h5py.File:
+    """Open a shard for reading after checking that it is what our writer makes.
+
+    Raises:
+        StoreError: It is cut off, or holds links, external or virtual storage, filters, unknown
+            data sets, or shapes that its bytes cannot fill.
+    """
+    try:
+        file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be opened as HDF5 ({error}); delete it and type the extraction "
+            "command again"
+        ) from error
+    try:
+        _refuse_hostile(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _refuse_hostile(file: h5py.File, path: Path) -> None:
+    if sorted(file) != sorted(_DATASETS):
+        raise StoreError(f"{path}: expected the data sets {_DATASETS}, got {tuple(file)}")
+    declared = 0
+    for name in _DATASETS:
+        link = file.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise StoreError(f"{path}: {name} is a {type(link).__name__}; shards hold no links")
+        data = file[name]
+        if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external:
+            raise StoreError(f"{path}: {name} does not hold its own data")
+        if data.id.get_create_plist().get_nfilters():
+            raise StoreError(f"{path}: {name} is filtered; shards are stored plain")
+        declared += data.size * data.dtype.itemsize
+    if declared > path.stat().st_size:
+        raise StoreError(
+            f"{path}: declares {declared} bytes of data in a file of {path.stat().st_size}"
+        )
+    features, mask = file["features"], file["mask"]
+    kinds = {"features": np.dtype("f4"), "mask": np.dtype("?"), "times_s": np.dtype("f8")}
+    for name, kind in kinds.items():
+        if file[name].dtype != kind:
+            raise StoreError(f"{path}: {name} is {file[name].dtype}, expected {kind}")
+    n, steps = features.shape[:2] if features.ndim >= 2 else (-1, -1)
+    check_shape(mask.shape, "n T", f"{path}: mask", n=n, T=steps)
+    check_shape(file["times_s"].shape, "n T", f"{path}: times_s", n=n, T=steps)
+    check_shape(file["clip_id"].shape, "n", f"{path}: clip_id", n=n)
+
+
+def shard_header(file: h5py.File, path: Path) -> Header:
+    """The header of an open shard.
+
+    Raises:
+        StoreError: It is missing or damaged.
+    """
+    try:
+        return Header.from_json(json.loads(file.attrs["header"]), path)
+    except (KeyError, ValueError, TypeError) as error:
+        raise StoreError(f"{path}: no readable header: {error!r}") from error
+
+
+def shard_clip_ids(file: h5py.File) -> tuple[str, ...]:
+    """Ids of the clips in an open shard, by row."""
+    return tuple(raw.decode() for raw in file["clip_id"][:])
+
+
+def describe_difference(expected: Header, got: Header) -> str:
+    """One line per entry in which two headers differ, for an error."""
+    old, new = _flatten(expected.to_json()), _flatten(got.to_json())
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key != "fingerprint"]
+    lines = [f"  {key}: expected {old.get(key)!r}, got {new.get(key)!r}" for key in keys]
+    return "made with other settings\n" + "\n".join(lines)
+
+
+def _flatten(value: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        return {prefix.rstrip("."): value}
+    flat: dict[str, object] = {}
+    for key, item in value.items():
+        flat |= _flatten(item, f"{prefix}{key}.")
+    return flat
+
+
+def _sha256_of(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

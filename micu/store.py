@@ -1,0 +1,304 @@
+"""Feature sets: folders of shards, found by clip id.
+
+One folder per set, `features/<manifest>/<modality>-<backbone>/`:
+
+    set.json          what made the set (the header) and which manifest rows it was last run over
+    shard-00000.h5    features of a fixed range of manifest rows; see `micu.shard`
+    index.jsonl       one line per written shard: its sha256, size and clip ids
+    failures.csv      the ledger: clip_id, stage, code, message of every clip that failed
+
+Shards are built in memory and published by renaming, so a name always holds a whole shard, and
+equal content gives equal bytes.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from micu.errors import StoreError
+from micu.files import file_sha256, flush_folder, write_atomically
+from micu.shard import (
+    FeatureRow,
+    FeatureSpec,
+    Header,
+    Steps,
+    check_row,
+    describe_difference,
+    encode_shard,
+    open_shard,
+    shard_clip_ids,
+    shard_header,
+)
+
+__all__ = [
+    "Failure",
+    "FeatureRow",
+    "FeatureSpec",
+    "FeatureStore",
+    "Header",
+    "RunRecord",
+    "ShardEntry",
+    "Steps",
+    "append_index",
+    "check_row",
+    "describe_difference",
+    "find_sets",
+    "publish_shard",
+    "read_index",
+    "read_ledger",
+    "read_set",
+    "rows_per_shard",
+    "set_folder",
+    "shard_name",
+    "write_ledger",
+    "write_set",
+]
+
+SHARD_BYTES = 64 * 2**20
+SHARD_ROWS = (64, 1024)
+OPEN_SHARDS = 64
+LEDGER_COLUMNS = ("clip_id", "stage", "code", "message")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a clip is not in any shard."""
+
+    clip_id: str
+    stage: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """What the index says about one shard."""
+
+    sha256: str
+    size: int
+    clip_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """Which rows a set was last run over; mutable, so not part of the header."""
+
+    manifest_path: str
+    media_root: str
+    rows: int
+    """How many of the manifest's first rows were to be extracted (`--limit`)."""
+
+
+def set_folder(root: Path, manifest_name: str, modality: str, backbone: str) -> Path:
+    """Where a feature set lies; characters that file systems dislike become `_`."""
+    safe = re.sub(r"[^A-Za-z0-9._+-]", "_", f"{modality}-{backbone}")
+    return root / manifest_name / safe
+
+
+def find_sets(root: Path) -> list[Path]:
+    """Every feature set at or below `root`, sorted."""
+    return sorted(path.parent for path in root.rglob("set.json"))
+
+
+def rows_per_shard(shape: Sequence[int], steps: int) -> int:
+    """Rows that make a shard of about 64 MiB, for clips of `steps` steps."""
+    row_bytes = 4 * max(1, steps) * int(np.prod(shape))
+    return int(np.clip(SHARD_BYTES // row_bytes, *SHARD_ROWS))
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.h5"
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def publish_shard(folder: Path, number: int, header: Header, rows: Sequence[FeatureRow]) -> None:
+    """Write a shard under its final name and note it in the index."""
+    name = shard_name(number)
+    data = encode_shard(header, rows)
+    write_atomically(folder / name, data)
+    entry = ShardEntry(
+        hashlib.sha256(data).hexdigest(), len(data), tuple(row.clip_id for row in rows)
+    )
+    append_index(folder, {name: entry})
+
+
+def append_index(folder: Path, entries: Mapping[str, ShardEntry]) -> None:
+    """Add lines to the index; a later line about a shard replaces an earlier one."""
+    lines = "".join(
+        json.dumps({"shard": name, **asdict(entry)}) + "\n" for name, entry in entries.items()
+    )
+    with (folder / "index.jsonl").open("ab") as file:
+        # A line that a killed writer cut off must not swallow this one.
+        file.write(b"\n" + lines.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    flush_folder(folder)
+
+
+def write_ledger(folder: Path, failures: Iterable[Failure]) -> None:
+    """Replace the failure ledger."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(LEDGER_COLUMNS)
+    writer.writerows((f.clip_id, f.stage, f.code, f.message) for f in failures)
+    write_atomically(folder / "failures.csv", table.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def read_ledger(folder: Path) -> dict[str, Failure]:
+    """The failure ledger by clip id; empty where there is none."""
+    path = folder / "failures.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != LEDGER_COLUMNS:
+            raise StoreError(f"{path}: expected the columns {', '.join(LEDGER_COLUMNS)}")
+        return {row["clip_id"]: Failure(**row) for row in reader}
+
+
+def write_set(folder: Path, header: Header, run: RunRecord) -> None:
+    """Write `set.json`."""
+    record = {"header": header.to_json(), "run": asdict(run)}
+    write_atomically(folder / "set.json", json.dumps(record, indent=1).encode())
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def read_set(folder: Path) -> tuple[Header, RunRecord]:
+    """Read `set.json`.
+
+    Raises:
+        StoreError: There is none, or it is not one.
+    """
+    path = folder / "set.json"
+    if not path.is_file():
+        raise StoreError(f"{folder}: not a feature set, {path.name} is missing")
+    try:
+        record = json.loads(path.read_bytes())
+        run = RunRecord(**record["run"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: not the description of a feature set: {error!r}") from error
+    return Header.from_json(record["header"], path), run
+
+
+def read_index(folder: Path) -> dict[str, ShardEntry]:
+    """What every shard on disk holds, by shard name, sorted.
+
+    A shard that the index misses, or knows with another size, is opened and hashed; one whose index
+    line stands is not touched, so that a set of any size is planned without opening it.
+    """
+    path = folder / "index.jsonl"
+    noted: dict[str, ShardEntry] = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            value = json.loads(line)
+            entry = ShardEntry(value["sha256"], value["size"], tuple(value["clip_ids"]))
+            noted[value["shard"]] = entry
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off by a kill, or blank
+    entries: dict[str, ShardEntry] = {}
+    for shard in sorted(folder.glob("shard-*.h5")):
+        size = shard.stat().st_size
+        known = noted.get(shard.name)
+        if known is None or known.size != size:
+            with open_shard(shard) as file:
+                known = ShardEntry(file_sha256(shard), size, shard_clip_ids(file))
+        entries[shard.name] = known
+    return entries
+
+
+class FeatureStore:
+    """Random access to the features of one set, by clip id.
+
+    Shards are opened on first use, at most 64 at a time, once per process: an instance may be
+    pickled or forked into loader workers.
+
+    Raises:
+        StoreError: The folder is not a feature set.
+    """
+
+    def __init__(self, folder: Path) -> None:  # noqa: D107
+        self.folder = folder
+        self.header, self.run = read_set(folder)
+        self.shards = read_index(folder)
+        self._where = {
+            clip_id: (name, row)
+            for name, entry in self.shards.items()
+            for row, clip_id in enumerate(entry.clip_ids)
+        }
+        self._open: OrderedDict[str, h5py.File] = OrderedDict()
+        self._pid = os.getpid()
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What the features are."""
+        return self.header.spec
+
+    @property
+    def clip_ids(self) -> tuple[str, ...]:
+        """Every stored clip, in the order of the shards."""
+        return tuple(self._where)
+
+    def __contains__(self, clip_id: object) -> bool:  # noqa: D105
+        return clip_id in self._where
+
+    def __len__(self) -> int:  # noqa: D105
+        return len(self._where)
+
+    def read(self, clip_id: str) -> FeatureRow:
+        """Features of one clip, padded to the longest clip of its shard.
+
+        Raises:
+            StoreError: The clip is in no shard, or its shard is not of this set.
+        """
+        if clip_id not in self._where:
+            raise StoreError(f"{self.folder}: no features of clip {clip_id!r}")
+        name, row = self._where[clip_id]
+        file = self._shard(name)
+        return FeatureRow(
+            clip_id,
+            cast(NDArray[np.float32], file["features"][row]),
+            cast(NDArray[np.bool_], file["mask"][row]),
+            cast(NDArray[np.float64], file["times_s"][row]),
+        )
+
+    def close(self) -> None:
+        """Close every open shard; reading opens them again."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _shard(self, name: str) -> h5py.File:
+        if self._pid != os.getpid():  # forked: these handles are the parent's
+            self._open, self._pid = OrderedDict(), os.getpid()
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        path = self.folder / name
+        file = open_shard(path)
+        found = shard_header(file, path)
+        if found.fingerprint != self.header.fingerprint:
+            file.close()
+            raise StoreError(f"{path}: {describe_difference(self.header, found)}")
+        while len(self._open) >= OPEN_SHARDS:
+            self._open.popitem(last=False)[1].close()
+        self._open[name] = file
+        return file
+
+    def __getstate__(self) -> dict[str, Any]:  # noqa: D105
+        return {**self.__dict__, "_open": OrderedDict(), "_pid": -1}

@@ -1,0 +1,25 @@
+"""Fixtures for every test: the maintainers' shared material, and fixed seeds."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The maintainers' media, annotations and golden numbers; users do not have them."""
+    folder = Path(os.environ.get("MICU_SHARED", PROJECT.parent / "shared"))
+    if not (folder / "media").is_dir():
+        pytest.skip(f"no shared material at {folder}; set MICU_SHARED to where it is")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries under test may use the global generator

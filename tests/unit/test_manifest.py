@@ -1,0 +1,125 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from micu.errors import ManifestError
+from micu.manifest import (
+    Clip,
+    events_path,
+    read_class_list,
+    read_events,
+    read_manifest,
+    write_manifest,
+)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_every_bad_row_is_named_with_its_line_in_one_error(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "m.csv",
+        "clip_id,path,start_s,end_s\n"
+        "a,a.mp4,0,3\n"
+        "b,,5,9\n"
+        "c,c.mp4,zz,3\n"
+        "a,other.mp4,0,3\n"
+        ",d.mp4,0,1\n"
+        "e,e.mp4,5,3\n"
+        "f,f.mp4\n",
+    )
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path, need=("path",))
+    assert str(caught.value) == "\n".join(
+        [
+            f"{path}: 6 bad rows",
+            "  line 3: path is empty",
+            "  line 4: start_s: expected seconds, got 'zz'",
+            "  line 5: repeats the id of line 2 with other content",
+            "  line 6: clip_id is empty",
+            "  line 7: end_s 3.0 is not after start_s 5.0",
+            "  line 8: expected 4 fields",
+        ]
+    )
+
+
+def test_an_exact_repeat_is_kept_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.csv", "clip_id,path\na,a.mp4\nb,b.mp4\na,a.mp4\n")
+    assert [clip.clip_id for clip in read_manifest(path).clips] == ["a", "b"]
+
+
+def test_only_the_columns_that_a_modality_needs_are_required(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.csv", "clip_id,text\na,a dog barks\n")
+    assert read_manifest(path, need=("text",)).clips == (Clip(clip_id="a", text="a dog barks"),)
+    with pytest.raises(ManifestError, match="add path"):
+        read_manifest(path, need=("path",))
+
+
+def test_a_missing_manifest_says_what_one_looks_like(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"no such manifest; expected a CSV file .* clip_id"):
+        read_manifest(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("clip_id", ["a\0b", "\ud800", "a\nb", "  "])
+def test_ids_that_no_table_can_hold_are_refused(tmp_path: Path, clip_id: str) -> None:
+    write_manifest(tmp_path / "m.csv", [Clip(clip_id="fine")])
+    data = f'clip_id\n"{clip_id}"\n'.encode("utf-8", "surrogatepass")
+    (tmp_path / "m.csv").write_bytes(data)
+    with pytest.raises(ManifestError):
+        read_manifest(tmp_path / "m.csv")
+
+
+printable = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Clip,
+            clip_id=printable,
+            path=printable,
+            start_s=st.none() | st.floats(0, 10),
+            end_s=st.none() | st.floats(11, 20),
+            label=printable,
+            text=printable,
+        ),
+        min_size=1,
+        unique_by=lambda clip: clip.clip_id,
+    )
+)
+def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, clips) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path_factory.mktemp("manifest") / "m.csv"
+    write_manifest(path, clips)
+    assert list(read_manifest(path).clips) == clips
+
+
+def test_file_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
+    clip = Clip(clip_id="a", path="caf\udce9.mp4")
+    write_manifest(tmp_path / "m.csv", [clip])
+    assert read_manifest(tmp_path / "m.csv").clips == (clip,)
+
+
+def test_events_lie_beside_their_manifest(tmp_path: Path) -> None:
+    path = events_path(tmp_path / "ave.csv")
+    assert path.name == "ave.events.csv"
+    write(path, "clip_id,onset_s,offset_s,label,modality\na,0,3,Bark,audio\nb,1,2,Bark,\n")
+    assert [event.modality for event in read_events(path)] == ["audio", ""]
+    write(path, "clip_id,onset_s,offset_s,label,modality\na,3,3,Bark,audio\nb,1,2,Bark,smell\n")
+    with pytest.raises(ManifestError, match=r"(?s)line 2: offset_s 3.0.*line 3: unknown modality"):
+        read_events(path)
+
+
+def test_a_class_list_keeps_the_order_of_its_file(tmp_path: Path) -> None:
+    assert read_class_list(write(tmp_path / "c.csv", "label\nzebra\nant\n")) == ("zebra", "ant")
+    with pytest.raises(ManifestError, match="line 3: repeats the class of line 2"):
+        read_class_list(write(tmp_path / "c.csv", "label\nant\nant\n"))
+
+
+@pytest.mark.shared
+def test_the_real_clips_manifest_is_read(shared: Path) -> None:
+    manifest = read_manifest(shared / "media" / "real" / "manifest.csv", need=("path", "text"))
+    assert len(manifest.clips) == 12

@@ -1,0 +1,264 @@
+import io
+import json
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from micu import store as store_module
+from micu.errors import FeatureError, ShapeError, StoreError
+from micu.shard import FeatureRow, FeatureSpec, Header, check_row, encode_shard, open_shard
+from micu.store import (
+    FeatureStore,
+    RunRecord,
+    publish_shard,
+    read_index,
+    rows_per_shard,
+    set_folder,
+    write_set,
+)
+
+SPEC = FeatureSpec(
+    backbone="toy",
+    modality="video",
+    shape=(2, 3),
+    hop_s=1.0,
+    weights="random:0",
+    weights_sha256="ab",
+    preprocessing={"size": [2, 3]},
+)
+HEADER = Header(spec=SPEC, manifest="m", manifest_sha256="cd", shard_rows=4)
+RUN = RunRecord(manifest_path="m.csv", media_root=".", rows=4)
+
+
+def row(clip_id: str, steps: int = 2, value: float = 1.0) -> FeatureRow:
+    values = np.full((steps, 2, 3), value, np.float32)
+    return FeatureRow(clip_id, values, np.ones(steps, bool), np.arange(steps) + 0.5)
+
+
+def write_two_shards(folder: Path) -> None:
+    write_set(folder, HEADER, RUN)
+    publish_shard(folder, 0, HEADER, [row("a/b", 2, 1.0), row("../x", 4, 2.0)])
+    publish_shard(folder, 1, HEADER, [row("é", 1, 3.0)])
+
+
+def test_a_row_is_read_back_padded_to_the_longest_of_its_shard(tmp_path: Path) -> None:
+    write_two_shards(tmp_path)
+    store = FeatureStore(tmp_path)
+    assert store.clip_ids == ("a/b", "../x", "é")
+    short = store.read("a/b")
+    np.testing.assert_array_equal(short.mask, [True, True, False, False])
+    np.testing.assert_array_equal(short.times_s, [0.5, 1.5, 2.5, 3.5])
+    assert short.values[:2].min() == 1.0
+    assert not short.values[2:].any()
+    assert store.read("é").values.shape == (1, 2, 3)
+
+
+def test_equal_content_gives_equal_bytes() -> None:
+    rows = [row("a"), row("b", 3)]
+    assert encode_shard(HEADER, rows) == encode_shard(HEADER, rows)
+
+
+def test_padding_twice_is_padding_once() -> None:
+    padded = FeatureRow(
+        "a",
+        np.concatenate([np.ones((1, 2, 3), np.float32), np.zeros((1, 2, 3), np.float32)]),
+        np.array([True, False]),
+        np.array([0.5, 1.5]),
+    )
+    assert encode_shard(HEADER, [row("a", 1), row("b", 3)]) == encode_shard(
+        HEADER, [padded, row("b", 3)]
+    )
+
+
+def test_a_chunk_is_one_clip_and_nothing_is_filtered() -> None:
+    with h5py.File(io.BytesIO(encode_shard(HEADER, [row("a"), row("b")]))) as file:
+        assert file["features"].chunks == (1, 2, 2, 3)
+        assert file["features"].compression is None
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["C"]), min_size=1), unique=True, min_size=1)
+)
+def test_any_printable_id_is_data_and_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, ids: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("set")
+    write_set(folder, HEADER, RUN)
+    publish_shard(folder, 0, HEADER, [row(clip_id) for clip_id in ids])
+    (folder / "index.jsonl").unlink()
+    assert FeatureStore(folder).clip_ids == tuple(ids)
+
+
+def test_the_index_is_made_again_when_it_is_missing_stale_or_cut_off(tmp_path: Path) -> None:
+    write_two_shards(tmp_path)
+    whole = read_index(tmp_path)
+    index = tmp_path / "index.jsonl"
+    lines = index.read_bytes()
+    for damaged in (b"", lines[:-20], lines.replace(b'"size": ', b'"size": 1')):
+        index.write_bytes(damaged)
+        assert read_index(tmp_path) == whole
+
+
+def test_an_indexed_set_is_planned_without_opening_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_two_shards(tmp_path)
+
+    def refuse(path: Path) -> None:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(store_module, "open_shard", refuse)
+    assert len(read_index(tmp_path)) == 2
+
+
+def test_at_most_64_shards_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "OPEN_SHARDS", 2)
+    write_set(tmp_path, HEADER, RUN)
+    for number in range(5):
+        publish_shard(tmp_path, number, HEADER, [row(f"c{number}", value=number)])
+    store = FeatureStore(tmp_path)
+    for number in [*range(5), 0, 4]:
+        assert store.read(f"c{number}").values[0, 0, 0] == number
+        assert len(store._open) <= 2
+
+
+def _read_in_child(store: FeatureStore, queue: "multiprocessing.Queue[float]") -> None:
+    queue.put(float(store.read("../x").values[0, 0, 0]))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_store_that_was_read_works_in_a_child(tmp_path: Path, method: str) -> None:
+    write_two_shards(tmp_path)
+    store = FeatureStore(tmp_path)
+    store.read("../x")
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    child = context.Process(target=_read_in_child, args=(store, queue))
+    child.start()
+    assert queue.get(timeout=60) == 2.0
+    child.join()
+    assert pickle.loads(pickle.dumps(store)).read("../x").values[0, 0, 0] == 2.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(FeatureError, match="NaN or infinity"):
+        check_row(row("a", value=bad), SPEC)
+
+
+def test_a_row_of_another_shape_is_refused() -> None:
+    wrong = FeatureRow("a", np.ones((2, 5), np.float32), np.ones(2, bool), np.zeros(2))
+    with pytest.raises(ShapeError, match=r"clip 'a': expected \(T, 2, 3\), got \(2, 5\)"):
+        check_row(wrong, SPEC)
+    unreal = FeatureRow("a", row("a").values, np.zeros(2, bool), np.zeros(2))
+    with pytest.raises(FeatureError, match="no step"):
+        check_row(unreal, SPEC)
+
+
+def test_shards_are_about_64_mib_within_64_to_1024_rows() -> None:
+    assert rows_per_shard((1536,), 10) == 1024
+    assert rows_per_shard((7, 7, 512), 10) == 66
+    assert rows_per_shard((8, 8, 1536), 10) == 64
+
+
+def test_feature_folders_have_safe_names() -> None:
+    assert set_folder(Path("f"), "m", "video", "timm:hf-hub:a/../b") == Path(
+        "f/m/video-timm_hf-hub_a_.._b"
+    )
+
+
+def test_shards_of_another_run_are_refused_with_the_difference(tmp_path: Path) -> None:
+    write_two_shards(tmp_path)
+    other = Header(spec=SPEC, manifest="m", manifest_sha256="ee", shard_rows=4)
+    write_set(tmp_path, other, RUN)
+    with pytest.raises(StoreError, match="manifest_sha256: expected 'ee', got 'cd'"):
+        FeatureStore(tmp_path).read("é")
+
+
+def test_a_header_that_was_edited_is_refused(tmp_path: Path) -> None:
+    write_two_shards(tmp_path)
+    path = tmp_path / "set.json"
+    record = json.loads(path.read_bytes())
+    record["header"]["spec"]["weights_sha256"] = "other"
+    path.write_text(json.dumps(record))
+    with pytest.raises(StoreError, match="changed after it was written"):
+        FeatureStore(tmp_path)
+
+
+def _hostile(kind: str, path: Path, secret: Path) -> None:
+    data = np.zeros((2, 2, 2, 3), np.float32)
+    with h5py.File(path, "w") as file:
+        file.attrs["header"] = json.dumps(HEADER.to_json())
+        file["clip_id"] = np.array([b"a", b"b"])
+        file["mask"] = np.ones((2, 2), bool)
+        file["times_s"] = np.zeros((2, 2))
+        if kind == "external storage":
+            file.create_dataset(
+                "features", data.shape, "f4", external=[(str(secret), 0, data.nbytes)]
+            )
+        elif kind == "external link":
+            file["features"] = h5py.ExternalLink(str(secret), "features")
+        elif kind == "soft link":
+            file["features"] = h5py.SoftLink("/mask")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(data.shape, "f4")
+            layout[:] = h5py.VirtualSource(str(secret), "features", data.shape)
+            file.create_virtual_dataset("features", layout)
+        elif kind == "shape bomb":
+            file.create_dataset("features", (2, 2, 10**9, 3), "f4", chunks=(1, 1, 1024, 3))
+        elif kind == "filter bomb":
+            file.create_dataset("features", data=np.zeros((2, 2, 999, 3), "f4"), compression=9)
+        elif kind == "other shape":
+            file["features"] = np.zeros((3, 2, 2, 3), np.float32)
+        elif kind == "other type":
+            file["features"] = data.astype("f8")
+        elif kind == "group":
+            file.create_group("features")
+        else:
+            file["features"] = data
+            file["more"] = data
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "external storage",
+        "external link",
+        "soft link",
+        "virtual",
+        "shape bomb",
+        "filter bomb",
+        "other shape",
+        "other type",
+        "group",
+        "unknown data set",
+    ],
+)
+def test_hostile_shards_are_refused(tmp_path: Path, kind: str) -> None:
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["features"] = np.ones((2, 2, 2, 3), np.float32)
+    path = tmp_path / "shard-00000.h5"
+    _hostile(kind, path, secret)
+    with pytest.raises((StoreError, ShapeError), match=r"shard-00000\.h5"):
+        open_shard(path)
+
+
+def test_a_good_shard_of_the_same_making_opens(tmp_path: Path) -> None:
+    path = tmp_path / "shard-00000.h5"
+    path.write_bytes(encode_shard(HEADER, [row("a"), row("b")]))
+    open_shard(path).close()
+
+
+@pytest.mark.parametrize("size", [0, 100, -8])
+def test_a_shard_that_was_cut_off_is_refused(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "shard-00000.h5"
+    path.write_bytes(encode_shard(HEADER, [row("a")])[:size])
+    with pytest.raises(StoreError, match="cannot be opened as HDF5"):
+        open_shard(path)
