@@ -280,6 +280,7 @@ class TrainConfig:
                     len(set(self.modalities)) < 2
                     or len(set(self.modalities)) < len(self.modalities)
                 ),
+                f"seed: expected at least 0, got {self.seed}": self.seed < 0,
                 f"jigsaw.splits: expected a divisor of encoder.embed_dim={self.encoder.embed_dim}, "
                 f"got {self.jigsaw.splits}": self.encoder.embed_dim % self.jigsaw.splits != 0,
             },

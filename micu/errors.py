@@ -10,6 +10,7 @@
     ├── ShapeError        an array does not have the shape that a function states
     ├── ConfigError       an option or a configuration value is out of range
     ├── RegistryError     a name that nothing is registered under
+    ├── TrainError        a training step's loss or gradient is not finite
     ├── CheckpointError   a checkpoint is missing, cut off or from another model
     └── ExtraError        an optional dependency is not installed
 
@@ -66,6 +67,10 @@ class ConfigError(MicuError):
 
 class RegistryError(MicuError):
     """A name that nothing is registered under."""
+
+
+class TrainError(MicuError):
+    """A training step's loss or gradient is not finite."""
 
 
 class CheckpointError(MicuError):

@@ -1,0 +1,15 @@
+"""The command line tools `micu-train` and `micu-eval`; heavy imports wait until they are used."""
+
+
+def train_main() -> None:
+    """Entry point of `micu-train`."""
+    from micu.cli.train import main
+
+    main()
+
+
+def eval_main() -> None:
+    """Entry point of `micu-eval`."""
+    from micu.cli.evaluate import main
+
+    main()

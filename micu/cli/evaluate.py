@@ -1,0 +1,373 @@
+"""`micu-eval`: a checkpoint and features in, rows of results out.
+
+Exit codes: 0 all good, 2 usage or an error with a message, 74 input/output error, 130 Ctrl-C.
+"""
+
+import functools
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from micu.cli.features import FeatureSets, find_feature_sets, parse_modality
+from micu.commands import exit_codes
+from micu.devices import resolve_device
+from micu.errors import ConfigError
+from micu.evaluate.report import (
+    CHANGES,
+    BarChart,
+    Row,
+    Section,
+    render_html,
+    render_table,
+    tabulate,
+    write_rows,
+)
+from micu.files import file_sha256, write_atomically
+from micu.manifest import MODALITIES, read_class_list
+from micu.overrides import to_json
+from micu.presets import PRESETS
+
+if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
+    from micu.checkpoint import LoadedModel
+    from micu.evaluate.encoders import ClipEncoder
+    from micu.evaluate.tasks import Evaluation
+
+EXIT_INTERRUPTED = 130
+
+CODEBOOK_METRICS = ("perplexity", "active_codes", "used_by_all", "agreement")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """What was typed."""
+
+    checkpoint: Path
+    task: str
+    features: Path
+    manifest: Path | None
+    chosen: dict[str, str]
+    """Backbone by modality."""
+    pairs: tuple[tuple[str, str], ...]
+    """(source, target) modalities."""
+    known: Path | None
+    encoders: tuple[str, ...]
+    ceiling: bool
+    chance: bool
+    score: str
+    probe_epochs: int
+    probe_batch_size: int
+    probe_learning_rate: float
+    seed: int | None
+    seeds: int
+    out: Path
+    codebook_out: Path | None
+    html: Path | None
+    device: str
+    as_json: bool
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of `micu-eval`, in the order in which help shows them."""
+    return functools.reduce(
+        lambda made, option: option(made),
+        reversed([*_input_options(), *_method_options(), *_output_options()]),
+        command,
+    )
+
+
+def _input_options() -> list[Callable[..., Any]]:
+    file = click.Path(path_type=Path, dir_okay=False)
+    return [
+        click.option(
+            "--task", default="oscmg", show_default=True, help="What to do: oscmg, codebook."
+        ),
+        click.option(
+            "--features",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=Path("features"),
+            show_default=True,
+            help="Root of the feature sets.",
+        ),
+        click.option(
+            "--manifest",
+            type=file,
+            help="Manifest of the clips [default: $MICU_MANIFEST, else the last extraction's].",
+        ),
+        *(
+            click.option(
+                f"--{name}-features", metavar="BACKBONE", help=f"Which {name} features, if several."
+            )
+            for name in MODALITIES
+        ),
+        click.option("--source", help="Modality that the probe is trained on: v, a, f, t or name."),
+        click.option("--target", help="Modality that it is tested on."),
+        click.option("--pairs", help="Several of them at once: v:a,a:v,v:f."),
+        click.option("--known", type=file, help="CSV file, column label: the known classes."),
+    ]
+
+
+def _method_options() -> list[Callable[..., Any]]:
+    number = click.IntRange(min=1)
+    return [
+        click.option(
+            "--encoder",
+            "encoders",
+            type=click.Choice(["checkpoint", "untrained", "input"]),
+            multiple=True,
+            default=("checkpoint",),
+            show_default=True,
+            help="What the probe reads: the checkpoint's codes, those of the same model with "
+            "random weights, or the features themselves; repeatable.",
+        ),
+        click.option(
+            "--ceiling",
+            is_flag=True,
+            help="Also a linear probe on the target modality's own features and known classes.",
+        ),
+        click.option("--chance", is_flag=True, help="Also what guessing reaches."),
+        click.option(
+            "--score",
+            default="msp",
+            show_default=True,
+            help="What the threshold is laid on: msp, max_logit, energy, entropy.",
+        ),
+        click.option(
+            "--probe-epochs",
+            type=number,
+            default=25,
+            show_default=True,
+            help="Epochs of the probe (the published scripts: 25 for AVE, 16 for UCF).",
+        ),
+        click.option("--probe-batch-size", type=number, default=80, show_default=True),
+        click.option(
+            "--probe-learning-rate",
+            type=click.FloatRange(min=0, min_open=True),
+            default=4e-4,
+            show_default=True,
+            help="Raise it for sets of some hundred clips: their epochs have few steps.",
+        ),
+        click.option("--seed", type=int, help="Of the probe [default: the checkpoint's]."),
+        click.option(
+            "--seeds", type=number, default=1, show_default=True, help="How many, from --seed on."
+        ),
+    ]
+
+
+def _output_options() -> list[Callable[..., Any]]:
+    file = click.Path(path_type=Path, dir_okay=False)
+    return [
+        click.option(
+            "--out",
+            type=file,
+            default=Path("results.csv"),
+            show_default=True,
+            help="CSV file that the rows are added to.",
+        ),
+        click.option("--codebook-out", type=file, help="CSV file for each code's counts."),
+        click.option("--html", type=file, help="Write a page with table and chart, too."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
+        click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON."),
+    ]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="micu")
+@click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
+@_options
+def main(source: str | None, target: str | None, pairs: str | None, **arguments: Any) -> None:
+    """Evaluate CHECKPOINT, the last.pt of a micu-train run.
+
+    Task oscmg prints two protocols side by side: `source-val` chooses epoch and threshold on
+    held-out source clips; `oracle` chooses them on the test set, as the paper's figures do.
+    """
+    with exit_codes():
+        chosen = {name: arguments.pop(f"{name}_features") or "" for name in MODALITIES}
+        typed = Arguments(chosen=chosen, pairs=parse_pairs(source, target, pairs), **arguments)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        try:
+            rows = run(typed)
+        except KeyboardInterrupt:
+            click.echo("stopped; nothing was written for the task that was running", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+        _print(rows, typed)
+
+
+def parse_pairs(
+    source: str | None, target: str | None, pairs: str | None
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of modalities from the options, each once.
+
+    Raises:
+        ConfigError: A part is not a modality, or the options contradict each other.
+    """
+    if (source is None) != (target is None):
+        raise ConfigError("--source and --target: expected both, got one of them")
+    texts = [] if source is None or target is None else [f"{source}:{target}"]
+    texts += [text for text in (pairs or "").split(",") if text.strip()]
+    found: dict[tuple[str, str], None] = {}
+    for text in texts:
+        parts = text.split(":")
+        if len(parts) != 2:
+            raise ConfigError(f"--pairs: expected SOURCE:TARGET such as v:a, got {text!r}")
+        found[parse_modality(parts[0]), parse_modality(parts[1])] = None
+    return tuple(found)
+
+
+def run(typed: Arguments) -> list[Row]:
+    """Evaluate as asked, and add the rows of each seed to the results file."""
+    from micu.checkpoint import load_checkpoint
+    from micu.evaluate.encoders import check_specs
+    from micu.evaluate.open_set import SCORES
+    from micu.evaluate.tasks import TASKS
+
+    task, _ = TASKS[typed.task], SCORES[typed.score]
+    device = resolve_device(typed.device)
+    loaded = load_checkpoint(typed.checkpoint, device)
+    asked = dict.fromkeys(name for pair in typed.pairs for name in pair)
+    modalities = tuple(asked) if typed.task == "oscmg" else loaded.config.modalities
+    sets = find_feature_sets(typed.features, modalities, typed.manifest, typed.chosen)
+    check_specs(sets.stores, loaded.specs)
+    first = loaded.config.seed if typed.seed is None else typed.seed
+    rows: list[Row] = []
+    made: dict[str, ClipEncoder] = {}
+    for seed in range(first, first + typed.seeds):
+        found = task(_evaluation(typed, sets, loaded, seed, device, made))
+        write_rows(found, typed.out)
+        rows += found
+    return rows
+
+
+def _evaluation(
+    typed: Arguments,
+    sets: FeatureSets,
+    loaded: "LoadedModel",
+    seed: int,
+    device: str,
+    made: "dict[str, ClipEncoder]",
+) -> "Evaluation":
+    """What a task is told about one seed; encoders that no seed changes are kept in `made`."""
+    from micu.evaluate.encoders import CodeEncoder, InputEncoder, untrained_model
+    from micu.evaluate.probe import ProbeConfig
+    from micu.evaluate.tasks import Evaluation
+
+    labelled = [clip for clip in sets.manifest.clips if clip.label or typed.task == "codebook"]
+    inputs = InputEncoder("input", sets.stores, labelled, loaded.config.data)
+    made.setdefault("input", inputs)
+    made.setdefault("checkpoint", CodeEncoder("checkpoint", loaded.model, sets.stores, labelled))
+    if "untrained" in typed.encoders:
+        model = untrained_model(loaded.config, loaded.model.shapes, seed).to(device)
+        made["untrained"] = CodeEncoder("untrained", model, sets.stores, labelled)
+    ceiling = InputEncoder("ceiling", sets.stores, labelled, loaded.config.data)
+    return Evaluation(
+        manifest=sets.manifest,
+        stores=sets.stores,
+        encoders=[made[name] for name in dict.fromkeys(typed.encoders)],
+        ceiling=ceiling if typed.ceiling else None,
+        with_chance=typed.chance,
+        seed=seed,
+        pairs=typed.pairs,
+        known=read_class_list(typed.known) if typed.known else (),
+        classes_sha256=file_sha256(typed.known) if typed.known else "",
+        probe=ProbeConfig(
+            epochs=typed.probe_epochs,
+            batch_size=typed.probe_batch_size,
+            learning_rate=typed.probe_learning_rate,
+        ),
+        score=typed.score,
+        preset=describe_preset(loaded),
+        checkpoint_sha256=loaded.sha256,
+        codebook_path=typed.codebook_out,
+        tell=functools.partial(click.echo, err=True),
+    )
+
+
+def describe_preset(loaded: "LoadedModel") -> str:
+    """The preset that a checkpoint was trained from, and every setting that was changed.
+
+    Modalities and seed are left out: rows name them elsewhere.
+    """
+    name = str(loaded.record.get("preset", ""))
+    if name not in PRESETS:
+        return name or "unknown"
+    before, after = (_flatten(json.loads(to_json(c))) for c in (PRESETS[name](), loaded.config))
+    changes = [
+        f"{key}={after[key]}"
+        for key in after
+        if key not in ("modalities", "seed") and after[key] != before[key]
+    ]
+    return name + (CHANGES + " ".join(changes) if changes else "")
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        flat |= {f"{prefix}{key}": value} if inner is None else inner
+    return flat
+
+
+def _print(rows: Sequence[Row], typed: Arguments) -> None:
+    if typed.as_json:
+        values = [asdict(row) for row in rows]
+        for value in values:
+            if math.isnan(value["value"]):
+                value["value"] = None
+        click.echo(json.dumps(values, indent=1))
+    elif typed.task == "codebook":
+        click.echo(render_table(rows, _metrics(rows)))
+    else:
+        click.echo(render_table(rows))
+    changed = sorted({row.preset for row in rows if CHANGES in row.preset})
+    for preset in changed:
+        click.echo(f"* {preset}", err=True)
+    click.echo(f"{len(rows)} rows in {typed.out}", err=True)
+    if typed.html is not None:
+        page = render_html(f"micu-eval: {typed.task}", _sections(rows, typed))
+        write_atomically(typed.html, page.encode())
+        click.echo(f"page in {typed.html}", err=True)
+
+
+def _metrics(rows: Sequence[Row]) -> tuple[str, ...]:
+    shared = tuple(sorted({row.metric for row in rows if row.metric.startswith("shared_by")}))
+    return (*CODEBOOK_METRICS, *shared)
+
+
+def _sections(rows: Sequence[Row], typed: Arguments) -> list[Section]:
+    notes = dict.fromkeys(f"{row.threshold_source}: {row.note}" for row in rows if row.note)
+    if typed.task == "codebook":
+        return [Section("Codebook", tables=(tabulate(rows, _metrics(rows)),))]
+    table = tabulate(rows, ("os_star", "unk", "hos", "acc", "auroc", "oscr"))
+    hos = [row for row in rows if row.metric == "hos"]
+    labels = tuple(dict.fromkeys(f"{r.method} {r.train_modality} → {r.test_modality}" for r in hos))
+    series: dict[str, list[float]] = {}
+    for name in dict.fromkeys(row.threshold_source for row in hos):
+        series[name] = [math.nan] * len(labels)
+        for place, label in enumerate(labels):
+            values = [
+                row.value
+                for row in hos
+                if row.threshold_source == name
+                and label == f"{row.method} {row.train_modality} → {row.test_modality}"
+            ]
+            if values:
+                series[name][place] = sum(values) / len(values)
+    return [
+        Section(
+            "Open-set cross-modal generalisation",
+            ("oracle looks at the test set; source-val does not.",),
+            (table,),
+            (BarChart("HOS, mean over seeds", labels, series),),
+        ),
+        Section("How each threshold was chosen", tuple(notes)),
+    ]
+
+
+if __name__ == "__main__":
+    main()

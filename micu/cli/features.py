@@ -1,0 +1,124 @@
+"""What both tools are told by name: modalities, and the feature sets of a manifest."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from micu.commands import find_source
+from micu.errors import ConfigError, StoreError
+from micu.manifest import MODALITIES, Manifest, read_manifest
+from micu.registry import suggest
+from micu.store import FeatureStore, find_sets, read_set
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSets:
+    """A manifest and one open feature set per modality."""
+
+    manifest: Manifest
+    stores: dict[str, FeatureStore]
+
+
+def parse_modality(text: str) -> str:
+    """A modality from its name or first letter.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    name = text.strip().lower()
+    for modality in MODALITIES:
+        if name in (modality, modality[0]):
+            return modality
+    raise ConfigError(f"unknown modality {text!r}; {suggest(name, MODALITIES)} (or first letters)")
+
+
+def parse_modalities(text: str) -> tuple[str, ...]:
+    """Modalities from a list such as `v,a,f` or `video,text`, in the order of `MODALITIES`.
+
+    Raises:
+        ConfigError: A part is not a modality.
+    """
+    chosen = {parse_modality(part) for part in text.split(",") if part.strip()}
+    return tuple(modality for modality in MODALITIES if modality in chosen)
+
+
+def find_feature_sets(
+    root: Path, modalities: Sequence[str], manifest: Path | None, chosen: Mapping[str, str]
+) -> FeatureSets:
+    """Find and open one feature set per modality.
+
+    Args:
+        root: Folder of the features, as `micu-extract` made it.
+        modalities: Which to open, in this order.
+        manifest: Manifest file; None takes `$MICU_MANIFEST`, else the last extraction's.
+        chosen: Backbone by modality, needed where there are several.
+
+    Returns:
+        The manifest and the open stores.
+
+    Raises:
+        ManifestError: No manifest is known, or it has bad rows.
+        StoreError: A modality has no feature set, or several and none is chosen, or the manifest
+            was changed after the extraction; all of them in one message.
+    """
+    known = read_manifest(find_source(root, manifest).manifest)
+    folder = root / known.name
+    found: dict[str, list[tuple[str, Path]]] = {}
+    for path in find_sets(folder) if folder.is_dir() else ():
+        spec = read_set(path)[0].spec
+        found.setdefault(spec.modality, []).append((spec.backbone, path))
+    stores: dict[str, FeatureStore] = {}
+    problems: list[str] = []
+    for modality in modalities:
+        try:
+            path = _choose(modality, found, chosen.get(modality, ""), known, folder)
+            store = FeatureStore(path)
+            _check_manifest(store, known)
+            stores[modality] = store
+        except StoreError as error:
+            problems.append(str(error))
+    if problems:
+        raise StoreError("\n".join(problems))
+    return FeatureSets(known, stores)
+
+
+def _choose(
+    modality: str,
+    found: Mapping[str, Sequence[tuple[str, Path]]],
+    wanted: str,
+    manifest: Manifest,
+    folder: Path,
+) -> Path:
+    sets = found.get(modality, [])
+    names = ", ".join(name for name, _ in sets)
+    if not sets:
+        there = ", ".join(sorted(path.name for group in found.values() for _, path in group))
+        raise StoreError(
+            f"{folder}: no {modality} features; there is {there or 'nothing'}; type: "
+            f"micu-extract {modality} {manifest.path} --out {folder.parent}"
+        )
+    if wanted:
+        fitting = [path for name, path in sets if wanted in (name, path.name)]
+        if not fitting:
+            raise StoreError(
+                f"{folder}: no {modality} features of backbone {wanted!r}; "
+                f"{suggest(wanted, [name for name, _ in sets])}"
+            )
+    else:
+        fitting = [path for _, path in sets]
+    if len(fitting) > 1:
+        raise StoreError(
+            f"{folder}: {len(fitting)} sets of {modality} features: {names}; "
+            f"choose one: --{modality}-features {sets[0][0]}"
+        )
+    return fitting[0]
+
+
+def _check_manifest(store: FeatureStore, manifest: Manifest) -> None:
+    header = store.header
+    if header.manifest_sha256 != manifest.sha256:
+        raise StoreError(
+            f"{store.folder}: extracted from manifest {header.manifest_sha256[:12]}…, "
+            f"{manifest.path} is {manifest.sha256[:12]}…; the manifest was changed since: extract "
+            "again, or give the changed one a name of its own"
+        )

@@ -1,0 +1,129 @@
+"""What the command line tools share: exit codes, errors as messages, signals, the manifest in use.
+
+Exit codes: 0 all good, 2 usage or an error with a message, 3 finished with failures, 74 input or
+output error, 75 stopped but resumable, 130 Ctrl-C.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from micu.errors import ManifestError, MicuError
+from micu.files import write_atomically
+
+EXIT_USAGE, EXIT_FAILURES, EXIT_IO, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 3, 74, 75, 130
+MANIFEST_VARIABLE = "MICU_MANIFEST"
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn errors that a user can act on into a message and an exit code.
+
+    2 for a `MicuError`, 74 for a disk or file system that refuses. Anything else is a bug and keeps
+    its traceback.
+    """
+    try:
+        yield
+    except MicuError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_USAGE)
+    except OSError as error:
+        click.echo(
+            f"error: {error}\nnothing half-made was left; type the same command to go on", err=True
+        )
+        sys.exit(EXIT_IO)
+
+
+@dataclass(slots=True)
+class StopFlag:
+    """The signal that asked the run to stop, by name; empty while none has."""
+
+    name: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """What a run that was stopped ends with."""
+        return EXIT_INTERRUPTED if self.name == "SIGINT" else EXIT_STOPPED
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopFlag]:
+    """Turn TERM, USR1 and INT into a flag while the block runs; a second INT is Ctrl-C as usual.
+
+    In a thread other than the main one, where Python takes no handlers, nothing is caught.
+    """
+    flag = StopFlag()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if flag.name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.name = signal.Signals(number).name
+
+    handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, note) for number in handled}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A manifest, and where its media lie."""
+
+    manifest: Path
+    media_root: Path
+
+
+def record_source(features: Path, source: Source) -> None:
+    """Note in a feature folder what it was last extracted with."""
+    absolute = {key: str(path.resolve()) for key, path in asdict(source).items()}
+    write_atomically(features / "last.json", json.dumps(absolute, indent=1).encode())
+
+
+def find_source(features: Path, typed: Path | None) -> Source:
+    """The manifest to use: what was typed, else `$MICU_MANIFEST`, else the last extraction's.
+
+    The media root is the manifest's folder, unless the feature folder was last extracted from this
+    very manifest with another one.
+
+    Raises:
+        ManifestError: None of the three says, or the record cannot be read.
+    """
+    recorded = _read_source(features / "last.json")
+    variable = os.environ.get(MANIFEST_VARIABLE)
+    named = typed or (Path(variable) if variable else None)
+    if recorded and (named is None or named.resolve() == recorded.manifest):
+        return Source(named or recorded.manifest, recorded.media_root)
+    if named is None:
+        raise ManifestError(
+            f"no manifest: none was typed, ${MANIFEST_VARIABLE} is not set, and {features} records "
+            "no extraction. Type the manifest, for example: "
+            "micu-extract flow --tvl1 manifests/vggsound.csv"
+        )
+    return Source(named, named.parent)
+
+
+def _read_source(path: Path) -> Source | None:
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+        return Source(Path(record["manifest"]), Path(record["media_root"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(
+            f"{path}: expected the paths of a manifest and its media, got {error!r}; delete it"
+        ) from error

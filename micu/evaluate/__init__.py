@@ -1,0 +1,1 @@
+"""What a checkpoint is worth: probes, open-set and codebook tasks, metrics and their report."""

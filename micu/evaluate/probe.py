@@ -1,0 +1,277 @@
+"""Linear probes on a frozen encoder, and the features that they are trained on.
+
+The encoder runs once per clip, in evaluation mode; the probe trains on the tensors that come out.
+
+Source: sections 4.1 and 4.2 of the MICU paper and its published downstream scripts.
+Differs: the scripts leave the encoder's dropout on while the probe trains, and encode anew in every
+epoch.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import clip_grad_norm_
+
+from micu.data import Batch
+from micu.errors import ConfigError, check_shape
+from micu.model.micu import MICU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeConfig:
+    """How a probe is trained; defaults as the published scripts."""
+
+    epochs: int = 25
+    """25 for AVE and UCF↔VGGSound open-set, 16 for UCF; closed-set 30, UCF↔VGGSound 40."""
+    learning_rate: float = 4e-4
+    batch_size: int = 80
+    grad_clip: float = 0.5
+    """L2 norm."""
+    milestones: tuple[int, ...] = (10, 20, 30)
+    """Epochs after which the learning rate is multiplied by `gamma`."""
+    gamma: float = 0.5
+
+    def __post_init__(self) -> None:  # noqa: D105
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"probe.{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFeatures:
+    """What an encoder says about some clips, in one modality."""
+
+    modality: str
+    clip_ids: tuple[str, ...]
+    values: Tensor
+    """(n, T, D)"""
+    mask: Tensor
+    """(n, T) bool, True = real step"""
+    codes: Tensor | None = None
+    """(n, T) int64, code of each step; None for raw features"""
+
+    def select(self, clip_ids: Sequence[str]) -> "ClipFeatures":
+        """The same for some of the clips, in the order asked for.
+
+        Raises:
+            KeyError: A clip is not among them.
+        """
+        place = {clip_id: row for row, clip_id in enumerate(self.clip_ids)}
+        rows = torch.tensor([place[clip_id] for clip_id in clip_ids], dtype=torch.int64)
+        codes = None if self.codes is None else self.codes[rows]
+        return ClipFeatures(
+            self.modality, tuple(clip_ids), self.values[rows], self.mask[rows], codes
+        )
+
+
+def encode_clips(model: MICU, batches: Iterable[Batch], modality: str) -> ClipFeatures:
+    """Codes of one modality for every clip of `batches`; the model is left as it was.
+
+    Args:
+        model: In evaluation mode; it encodes on its own device, and the result stays in memory.
+        batches: In any order.
+        modality: Which features of the batches to encode.
+
+    Returns:
+        The quantized vectors, on the CPU and in the model's dtype.
+    """
+    if model.training:
+        raise ValueError("encode_clips: the model is in training mode; call model.eval() first")
+    weight = next(model.parameters())
+    ids: list[str] = []
+    values, masks, codes = [], [], []
+    with torch.inference_mode():
+        for batch in batches:
+            on_device = batch.to(weight.device, weight.dtype)
+            encoded = model.encode({modality: on_device.features[modality]}, on_device.mask)
+            ids.extend(batch.clip_ids)
+            values.append(encoded[modality].quantized.cpu())
+            codes.append(encoded[modality].codes.cpu())
+            masks.append(batch.mask.cpu())
+    return ClipFeatures(
+        modality, tuple(ids), torch.cat(values).clone(), torch.cat(masks), torch.cat(codes)
+    )
+
+
+class Probe(Protocol):
+    """What turns the features of clips into logits over the known classes."""
+
+    def logits(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Logits of each clip, (B, C), from (B, T, D) and (B, T)."""
+        ...
+
+
+class ClassificationProbe(nn.Module):
+    """Linear, maximum over the real steps, linear; nothing in between is nonlinear."""
+
+    def __init__(self, embed_dim: int, classes: int) -> None:  # noqa: D107
+        super().__init__()
+        self.project = nn.Linear(embed_dim, embed_dim)
+        self.classify = nn.Linear(embed_dim, classes)
+
+    def pool(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Project every step and take the maximum over time.
+
+        Args:
+            values: (B, T, D).
+            mask: (B, T) bool, True = real step; None if all are. Each clip has a real step.
+
+        Returns:
+            (B, D).
+        """
+        check_shape(values.shape, "B T D", "probe input", D=self.project.in_features)
+        projected = self.project(values)
+        if mask is not None:
+            projected = projected.masked_fill(~mask[..., None], -torch.inf)
+        result: Tensor = projected.amax(1)
+        return result
+
+    def logits(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits of each clip, (B, C); arguments as `pool`."""
+        result: Tensor = self.classify(self.pool(values, mask))
+        return result
+
+
+class LocalizationProbe(nn.Module):
+    """Two linear layers per step, with nothing nonlinear in between.
+
+    `alpha` weighs the classes in `localization_losses`, and trains along; its gradient is not
+    clipped.
+    """
+
+    def __init__(self, embed_dim: int, classes: int) -> None:  # noqa: D107
+        super().__init__()
+        self.project = nn.Linear(embed_dim, embed_dim)
+        self.classify = nn.Linear(embed_dim, classes)
+        self.alpha = nn.Parameter(torch.full((classes,), 0.1))
+
+    def logits(self, values: Tensor) -> Tensor:
+        """Logits of each step, (B, T, C), from (B, T, D)."""
+        check_shape(values.shape, "B T D", "probe input", D=self.project.in_features)
+        result: Tensor = self.classify(self.project(values))
+        return result
+
+
+def localization_losses(logits: Tensor, labels: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy, and cross-entropy with learned class weights exp(-alpha).
+
+    Nothing keeps `alpha` from growing, which lowers the second term: so does the published code.
+
+    Args:
+        logits: (..., C).
+        labels: (..., C), 0 or 1; a step may have several classes.
+        alpha: (C,).
+
+    Returns:
+        Two scalars, to be added.
+    """
+    target = labels.to(logits.dtype)
+    binary = functional.binary_cross_entropy_with_logits(logits, target)
+    weighted = target * logits.log_softmax(-1) * torch.exp(-alpha)
+    return binary, -weighted.sum(-1).mean()
+
+
+def fit_probe(
+    features: ClipFeatures, labels: Tensor, classes: int, config: ProbeConfig, seed: int
+) -> Iterator[ClassificationProbe]:
+    """Train a classification probe, and yield it after every epoch.
+
+    The yielded module is one and the same, in training: use it before asking for the next epoch.
+    Its first weights and the order of the clips are a pure function of `seed`.
+
+    Args:
+        features: Training clips.
+        labels: Class of each, (n,) int64 in [0, C).
+        classes: C.
+        config: Optimisation.
+        seed: For first weights and order.
+    """
+    check_shape(labels.shape, "n", "probe labels", n=len(features.clip_ids))
+    values, mask = features.values, features.mask
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe = ClassificationProbe(values.shape[-1], classes)
+    probe.to(values.device, values.dtype)
+    order = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(probe.parameters(), lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, list(config.milestones), config.gamma
+    )
+    for _ in range(config.epochs):
+        shuffled = torch.randperm(len(labels), generator=order)
+        for rows in torch.split(shuffled, config.batch_size):
+            loss = functional.cross_entropy(probe.logits(values[rows], mask[rows]), labels[rows])
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            clip_grad_norm_(probe.parameters(), config.grad_clip)
+            optimizer.step()
+        schedule.step()
+        yield probe
+
+
+def predict_logits(probe: Probe, features: ClipFeatures) -> NDArray[np.float64]:
+    """Logits of every clip, (n, C)."""
+    with torch.inference_mode():
+        logits = probe.logits(features.values, features.mask)
+    result: NDArray[np.float64] = logits.double().cpu().numpy()
+    return result
+
+
+RIDGE = (1e-3, 1e-2, 1e-1, 1.0)
+"""Weights of the L2 penalty that `fit_linear` tries."""
+
+
+class LinearClassifier(nn.Module):
+    """Multinomial logistic regression on a clip's mean and maximum over its real steps.
+
+    For raw features, whose scale is anything: they are standardised by the training clips.
+    """
+
+    def __init__(self, features: ClipFeatures, classes: int) -> None:  # noqa: D107
+        super().__init__()
+        pooled = _mean_and_max(features.values, features.mask)
+        self.shift, self.scale = pooled.mean(0), pooled.std(0, correction=0).clamp_min(1e-6)
+        self.classify = nn.Linear(pooled.shape[-1], classes).to(pooled.dtype)
+        nn.init.zeros_(self.classify.weight)
+        nn.init.zeros_(self.classify.bias)
+
+    def logits(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Logits of each clip, (B, C), from (B, T, D) and (B, T)."""
+        standard = (_mean_and_max(values, mask) - self.shift) / self.scale
+        result: Tensor = self.classify(standard)
+        return result
+
+
+def fit_linear(features: ClipFeatures, labels: Tensor, classes: int) -> Iterator[LinearClassifier]:
+    """Fit `LinearClassifier` to convergence (L-BFGS), and yield it for every penalty of `RIDGE`."""
+    for penalty in RIDGE:
+        yield _fit_ridge(LinearClassifier(features, classes), features, labels, penalty)
+
+
+def _fit_ridge(
+    model: LinearClassifier, features: ClipFeatures, labels: Tensor, penalty: float
+) -> LinearClassifier:
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model.logits(features.values, features.mask), labels)
+        loss = loss + penalty * model.classify.weight.square().sum() / 2
+        torch.autograd.backward(loss)
+        return loss.item()
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _mean_and_max(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean and maximum over the real steps, (n, 2 D)."""
+    real = mask[..., None]
+    mean = (values * real).sum(1) / real.sum(1)
+    return torch.cat([mean, values.masked_fill(~real, -torch.inf).amax(1)], -1)

@@ -1,0 +1,166 @@
+"""What a run writes down while it trains: its metrics, and a line of progress now and then."""
+
+import csv
+import io
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from micu.checkpoint import Position
+from micu.data import Batch
+from micu.errors import ExtraError
+from micu.files import write_atomically
+from micu.step import StepReport, TrainState
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("metrics.jsonl", "metrics.csv")
+PROGRESS_S = 5.0
+"""Least time between two lines of progress, s."""
+
+Row = Mapping[str, float | int | None]
+"""One step's numbers by name; None for one that is not finite, which JSON could not say."""
+
+
+def metrics_row(
+    state: TrainState, report: StepReport, batch: Batch, position: Position, seconds: float
+) -> Row:
+    """One step's row of the metrics: numbers by name, in the order of the columns."""
+    row: dict[str, float | int] = {
+        "step": state.step,
+        "epoch": position.epoch,
+        "batch": position.batch,
+        "learning_rate": report.learning_rate,
+        "total": report.total,
+        **report.terms,
+        **{f"grad_norm_{name}": value for name, value in report.grad_norms.items()},
+        **{f"perplexity_{name}": value for name, value in report.perplexity.items()},
+        "active_codes": report.active_codes,
+        "shared_codes": report.shared_codes,
+        "skipped": int(report.skipped),
+    }
+    row["clips_per_s"] = round(len(batch.clip_ids) / max(seconds, 1e-9), 3)
+    return {key: value if math.isfinite(value) else None for key, value in row.items()}
+
+
+class MetricsLog(AbstractContextManager["MetricsLog"]):
+    """The metrics of a run as JSON lines, as a CSV table and, if asked for, in TensorBoard.
+
+    Rows after `step` are those of steps that a resumed run does again: they are dropped.
+
+    Args:
+        out: The run's folder.
+        step: Steps that the run has done.
+        tensorboard: Write TensorBoard's files too.
+
+    Raises:
+        ExtraError: TensorBoard is not installed.
+    """
+
+    def __init__(self, out: Path, step: int, tensorboard: bool = False) -> None:  # noqa: D107
+        self._board = _open_tensorboard(out, step) if tensorboard else None
+        self._paths = [out / name for name in METRICS]
+        rows = [row for row in read_metrics(self._paths[0]) if row["step"] <= step]
+        self._columns: Sequence[str] = list(rows[0]) if rows else []
+        lines = "".join(_json_line(row) for row in rows)
+        write_atomically(self._paths[0], lines.encode())
+        table = _csv_line(self._columns) if rows else ""
+        table += "".join(_csv_line([row.get(key) for key in self._columns]) for row in rows)
+        write_atomically(self._paths[1], table.encode())
+        self._json = self._paths[0].open("a", encoding="utf-8")
+        self._csv = self._paths[1].open("a", encoding="utf-8", newline="")
+        self._since = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Time since the last call, s."""
+        before, self._since = self._since, time.perf_counter()
+        return self._since - before
+
+    def write(self, row: Row) -> None:
+        """Add one step's row."""
+        if not self._columns:
+            self._columns = list(row)
+            self._csv.write(_csv_line(self._columns))
+        self._json.write(_json_line(row))
+        self._csv.write(_csv_line([row.get(key) for key in self._columns]))
+        for file in (self._json, self._csv):
+            file.flush()
+        if self._board is not None:
+            for key, value in row.items():
+                self._board.add_scalar(key, math.nan if value is None else value, row["step"])
+
+    def __exit__(  # noqa: D105
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in (self._json, self._csv, self._board):
+            if file is not None:
+                file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`; a last line that a kill cut off is not one."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _csv_line(values: Sequence[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()
+
+
+def _open_tensorboard(out: Path, step: int) -> Any:  # SummaryWriter is not always installed
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ExtraError("tensorboard", "tensorboard") from error
+    return SummaryWriter(out / "tensorboard", purge_step=step + 1)
+
+
+class Progress:
+    """A line on the log every few seconds."""
+
+    def __init__(self, state: TrainState, batches: int) -> None:  # noqa: D107
+        limits = state.config.optimizer
+        self.batches = batches
+        """Batches of a whole epoch."""
+        self._epochs = limits.epochs
+        ends = [batches * limits.epochs, *([limits.max_steps] if limits.max_steps else [])]
+        self._last_step = min(ends)
+        self._shown = -math.inf
+
+    def show(self, row: Row, stopping: str) -> None:
+        """Tell about one step, unless the last line is too young."""
+        now = time.monotonic()
+        if now - self._shown < PROGRESS_S and row["step"] != self._last_step and not stopping:
+            return
+        self._shown = now
+        logger.info(
+            "epoch %d/%d, step %d/%d: total %.5g, %d active codes, %.4g clips/s%s",
+            (row["epoch"] or 0) + 1,
+            self._epochs,
+            row["step"],
+            self._last_step,
+            math.nan if row["total"] is None else row["total"],
+            row["active_codes"],
+            row["clips_per_s"],
+            f"; {stopping}: saving" if stopping else "",
+        )

@@ -1,0 +1,103 @@
+"""The losses of equation 8: `LOSSES` by name, and their weighted sum."""
+
+from collections.abc import Collection
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from micu.config import TrainConfig
+from micu.data import Batch
+from micu.losses import autoencoder, contrastive, jigsaw  # noqa: F401
+from micu.losses.terms import (
+    LOSSES,
+    Draws,
+    Loss,
+    LossTerms,
+    derive_seed,
+    draw,
+    loss_weight,
+    weigh,
+)
+from micu.model.micu import MICUOutput
+
+__all__ = [
+    "LOSSES",
+    "Draws",
+    "Loss",
+    "LossTerms",
+    "Losses",
+    "compute_losses",
+    "compute_terms",
+    "derive_seed",
+    "draw",
+    "weigh",
+]
+
+
+class Losses(nn.Module):
+    """Every registered loss, with what they own: the jigsaw's classifier and permutation table.
+
+    They stand in the order of `LossWeights`, whatever the order of the imports.
+
+    Args:
+        config: The run.
+
+    Raises:
+        ConfigError: A registered loss has no weight.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:  # noqa: D107
+        super().__init__()
+        self.config = config
+        for name in LOSSES:
+            loss_weight(config.weights, name)
+        for weight in fields(config.weights):
+            self.add_module(weight.name, LOSSES[weight.name](config))
+
+
+def compute_terms(
+    output: MICUOutput,
+    batch: Batch,
+    losses: Losses,
+    draws: Draws,
+    names: Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """Compute losses before weighting; those of weight 0 without a graph.
+
+    Args:
+        output: The forward pass.
+        batch: Its batch.
+        losses: The run's losses.
+        draws: The step's randomness.
+        names: Which ones; all if None.
+
+    Returns:
+        Value of each, (), by name.
+    """
+    terms = {}
+    for name, loss in losses.named_children():
+        if names is not None and name not in names:
+            continue
+        assert isinstance(loss, Loss)
+        has_weight = loss_weight(losses.config.weights, name) != 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and has_weight):
+            terms[name] = loss.compute(output, batch, draws)
+    return terms
+
+
+def compute_losses(output: MICUOutput, batch: Batch, losses: Losses, draws: Draws) -> LossTerms:
+    """The step's loss: every term, and their weighted sum.
+
+    Args:
+        output: The forward pass.
+        batch: Its batch.
+        losses: The run's losses.
+        draws: The step's randomness.
+
+    Returns:
+        Total and terms.
+
+    Reference: equation 8.
+    """
+    return weigh(compute_terms(output, batch, losses, draws), losses.config.weights)

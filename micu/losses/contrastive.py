@@ -1,0 +1,199 @@
+"""FCMI: masked contrastive learning between modalities, by steps (fine) and by clips (coarse).
+
+Every ordered pair of modalities counts, a modality with itself included. All pairs are computed at
+once: no loop over samples or pairs. Source: section 3.3 of Huang et al., ICCV 2025.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from micu.data import Batch
+from micu.losses.terms import LOSSES, Draws, Loss
+from micu.model.micu import MICUOutput
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Scale vectors to length 1; a zero vector stays zero and gets no gradient.
+
+    Args:
+        x: Vectors, (..., D).
+
+    Returns:
+        (..., D).
+    """
+    is_zero = (x == 0).all(-1, keepdim=True)
+    return torch.where(is_zero, torch.zeros_like(x), functional.normalize(x, dim=-1, eps=1e-12))
+
+
+def info_nce_pairs(
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    tau: float,
+    normalize: bool = True,
+    query_mask: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    targets: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE of every modality's queries against every modality's keys, within groups.
+
+    A group holds the candidates for each other: the steps of one sample, or the samples of one
+    batch. There may be more keys than queries, for example keys gathered from other processes.
+
+    Args:
+        queries: (M, G, N, D).
+        keys: (M, G, S, D).
+        tau: Temperature.
+        normalize: Cosine if true, else dot product.
+        query_mask: (G, N) bool, True = the query counts; all if None.
+        key_mask: (G, S) bool, True = the key is a candidate; all if None.
+        targets: (N,) int64, the key that matches each query; query i matches key i if None.
+
+    Returns:
+        Mean over queries of a group, then over groups; row = modality of the queries, column = of
+        the keys, (M, M). A zero query costs log(number of candidates).
+
+    Reference: section 3.3. Differs from the printed formula as the published code does: cosine.
+    """
+    modalities, groups, count, dim = queries.shape
+    candidates = keys.shape[2]
+    if normalize:
+        queries, keys = unit_rows(queries), unit_rows(keys)
+    left = queries.transpose(0, 1).reshape(groups, modalities * count, dim)
+    right = keys.transpose(0, 1).reshape(groups, modalities * candidates, dim)
+    logits = torch.bmm(left, right.transpose(1, 2)) / tau
+    logits = logits.view(groups, modalities, count, modalities, candidates)
+
+    if targets is None:
+        targets = torch.arange(count, device=queries.device)
+    index = targets.view(1, 1, count, 1, 1)
+    positive = torch.take_along_dim(logits, index, dim=-1).squeeze(-1)  # (G, M, N, M)
+    if key_mask is not None:
+        # A group without any candidate keeps its logits: minus infinity alone has no gradient.
+        dropped = ~key_mask & key_mask.any(-1, keepdim=True)
+        logits = logits.masked_fill(dropped.view(groups, 1, 1, 1, candidates), -torch.inf)
+    losses = torch.logsumexp(logits, dim=-1) - positive
+
+    if query_mask is None:
+        return losses.mean(dim=(0, 2))
+    losses = losses * query_mask.view(groups, 1, count, 1)
+    per_group = losses.sum(2) / query_mask.sum(-1).clamp(min=1).view(groups, 1, 1)  # (G, M, M)
+    return per_group.sum(0) / query_mask.any(-1).sum().clamp(min=1)
+
+
+def hide(semantic: Tensor, keep: Tensor, axis: Literal["time", "feature"]) -> Tensor:
+    """Set what is not kept to zero, in all modalities alike.
+
+    Args:
+        semantic: (M, B, T, D).
+        keep: (B, T) bool for axis `"time"`, (B, D) for `"feature"`.
+        axis: What is masked: whole steps, or the same features at every step.
+
+    Returns:
+        (M, B, T, D).
+    """
+    spread = keep.unsqueeze(-1) if axis == "time" else keep.unsqueeze(-2)
+    return semantic * spread
+
+
+def fine_pairs(
+    masked: Tensor, semantic: Tensor, mask: Tensor | None, *, tau: float, normalize: bool = True
+) -> Tensor:
+    """Fine InfoNCE: a step against the steps of the same sample.
+
+    Args:
+        masked: Queries, with masked steps or features set to zero, (M, B, T, D).
+        semantic: Keys, (M, B, T, D).
+        mask: (B, T) bool, True = real step; padded steps are neither queries nor keys.
+        tau: Temperature.
+        normalize: Cosine if true, else dot product.
+
+    Returns:
+        Loss per ordered pair, (M, M).
+
+    Reference: section 3.3, fine-grained term.
+    """
+    return info_nce_pairs(
+        masked, semantic, tau=tau, normalize=normalize, query_mask=mask, key_mask=mask
+    )
+
+
+def mean_over_steps(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over real steps; masked steps are real, so they weigh as zeros.
+
+    Args:
+        x: (M, B, T, D).
+        mask: (B, T) bool, True = real step.
+
+    Returns:
+        (M, B, D); zero where a sample has no real step.
+    """
+    if mask is None:
+        return x.mean(2)
+    return (x * mask.unsqueeze(-1)).sum(2) / mask.sum(-1).clamp(min=1).unsqueeze(-1)
+
+
+def coarse_pairs(
+    masked: Tensor, semantic: Tensor, mask: Tensor | None, *, tau: float, normalize: bool = True
+) -> Tensor:
+    """Coarse InfoNCE: the mean over a sample's steps against those of the batch's samples.
+
+    Args:
+        masked: Queries, with masked steps or features set to zero, (M, B, T, D).
+        semantic: Keys, (M, B, T, D).
+        mask: (B, T) bool, True = real step; a sample without any is neither query nor key.
+        tau: Temperature.
+        normalize: Cosine if true, else dot product.
+
+    Returns:
+        Loss per ordered pair, (M, M).
+
+    Reference: section 3.3, coarse-grained term.
+    """
+    has_steps = None if mask is None else mask.any(-1).unsqueeze(0)  # (1, B)
+    return info_nce_pairs(
+        mean_over_steps(masked, mask).unsqueeze(1),
+        mean_over_steps(semantic, mask).unsqueeze(1),
+        tau=tau,
+        normalize=normalize,
+        query_mask=has_steps,
+        key_mask=has_steps,
+    )
+
+
+class _Contrastive(Loss):
+    """Stacks, hides and reduces; subclasses choose the level."""
+
+    def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
+        settings = self.config.contrastive
+        semantic = self.stack({name: q.semantic for name, q in output.quantized.items()})
+        masked = hide(semantic, draws.keep, settings.mask_axis)
+        pairs = self.pairs(masked, semantic, batch.mask)
+        return pairs.sum() if settings.pair_reduction == "sum" else pairs.mean()
+
+    def pairs(self, masked: Tensor, semantic: Tensor, mask: Tensor) -> Tensor:
+        """Loss per ordered pair, (M, M)."""
+        raise NotImplementedError
+
+
+@LOSSES.register("fine")
+class FineLoss(_Contrastive):
+    """Masked InfoNCE over the steps of each sample."""
+
+    def pairs(self, masked: Tensor, semantic: Tensor, mask: Tensor) -> Tensor:
+        """Loss per ordered pair, (M, M)."""
+        settings = self.config.contrastive
+        return fine_pairs(masked, semantic, mask, tau=settings.tau, normalize=settings.normalize)
+
+
+@LOSSES.register("coarse")
+class CoarseLoss(_Contrastive):
+    """Masked InfoNCE over the samples of the batch."""
+
+    def pairs(self, masked: Tensor, semantic: Tensor, mask: Tensor) -> Tensor:
+        """Loss per ordered pair, (M, M)."""
+        settings = self.config.contrastive
+        return coarse_pairs(masked, semantic, mask, tau=settings.tau, normalize=settings.normalize)

@@ -1,0 +1,192 @@
+"""What every loss shares: its interface, its random draws, and the sum that comes out."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from micu.config import LossWeights, TrainConfig
+from micu.data import Batch
+from micu.errors import ConfigError, TrainError
+from micu.model.micu import MICUOutput
+from micu.registry import Registry
+
+SHOWN_CLIPS = 8
+
+
+def derive_seed(seed: int, step: int, purpose: str) -> int:
+    """One seed per (run, step, purpose), so that no stream continues or repeats another.
+
+    Args:
+        seed: The run's seed.
+        step: Optimisation step, from 0.
+        purpose: What the randomness is for, for example `"losses"`.
+
+    Returns:
+        A seed in [0, 2**32), all that the generator on the CPU makes use of.
+    """
+    name = f"{seed}/{step}/{purpose}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest(), "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """All randomness of one step's losses, made before the forward pass.
+
+    Attributes:
+        keep: True = kept; (B, T) if `mask_axis` is `"time"`, (B, D) if it is `"feature"`.
+        block_modality: Index into `config.modalities` of each jigsaw block, int64; (O,) if
+            `block_draw` is `"batch"`, (B * T, O) if it is `"row"`.
+    """
+
+    keep: Tensor
+    block_modality: Tensor
+
+
+def draw(
+    config: TrainConfig,
+    batch_size: int,
+    steps: int,
+    *,
+    seed: int,
+    step: int,
+    device: torch.device | str,
+) -> Draws:
+    """Draw one step's randomness, a pure function of its arguments on every device.
+
+    Args:
+        config: The run.
+        batch_size: B.
+        steps: T.
+        seed: The run's seed.
+        step: Optimisation step, from 0.
+        device: Where the result goes; the numbers are drawn on the CPU.
+
+    Returns:
+        The step's draws.
+
+    Reference: sections 3.3 and 3.4. The same mask serves every modality; r > `mask_ratio` keeps.
+    """
+    generator = torch.Generator("cpu").manual_seed(derive_seed(seed, step, "losses"))
+    by_time = config.contrastive.mask_axis == "time"
+    width = steps if by_time else config.encoder.embed_dim
+    noise = torch.rand((batch_size, width), generator=generator, dtype=torch.float32)
+    blocks = config.jigsaw.splits
+    shape = (blocks,) if config.jigsaw.block_draw == "batch" else (batch_size * steps, blocks)
+    block_modality = torch.randint(len(config.modalities), shape, generator=generator)
+    return Draws((noise > config.contrastive.mask_ratio).to(device), block_modality.to(device))
+
+
+class Loss(nn.Module):
+    """One term of equation 8, built from the run's configuration.
+
+    To add one: write a subclass in its own file, register it in `LOSSES`, import the file in
+    `micu/losses/__init__.py`, and give it a weight of the same name in `LossWeights`.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:  # noqa: D107
+        super().__init__()
+        self.config = config
+
+    def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
+        """The term's value before weighting, ()."""
+        raise NotImplementedError
+
+    def stack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Modalities stacked in the order of `config.modalities`, whatever the mapping's order.
+
+        Args:
+            tensors: One per modality, all of one shape.
+
+        Returns:
+            (M, ...).
+        """
+        return torch.stack([tensors[modality] for modality in self.config.modalities])
+
+
+LOSSES: Registry[type[Loss]] = Registry("loss")
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """One step's loss.
+
+    Attributes:
+        total: Weighted sum, ().
+        terms: Every term before weighting, (), by name.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+    def check_finite(self, step: int, clip_ids: Sequence[str]) -> None:
+        """Stop before anything moves if a term is not finite.
+
+        Args:
+            step: Optimisation step, for the message.
+            clip_ids: The batch's clips, for the message.
+
+        Raises:
+            TrainError: A term or the total is nan or infinite.
+        """
+        named = {**self.terms, "total": self.total}
+        values = torch.stack([value.detach() for value in named.values()]).tolist()
+        bad = {k: v for k, v in zip(named, values, strict=True) if not math.isfinite(v)}
+        if len(bad) > 1:
+            bad.pop("total", None)  # the terms say more than their sum
+        if bad:
+            what = [f"loss {name!r} is {value}" for name, value in bad.items()]
+            raise TrainError(not_finite(step, what, clip_ids))
+
+    def detach(self) -> "LossTerms":
+        """The same numbers without their graph."""
+        return LossTerms(
+            self.total.detach(), {name: term.detach() for name, term in self.terms.items()}
+        )
+
+
+def not_finite(step: int, what: Sequence[str], clip_ids: Sequence[str]) -> str:
+    """Message about a step whose loss or gradient is not finite."""
+    shown = ", ".join(clip_ids[:SHOWN_CLIPS])
+    more = len(clip_ids) - SHOWN_CLIPS
+    tail = f" and {more} more" if more > 0 else ""
+    return (
+        f"step {step}: {', '.join(what)} (batch clips: {shown}{tail}); stopped before the "
+        "optimizer step. Look for wild values in these clips' features, lower the rate with "
+        "--set optimizer.learning_rate=..., or allow gaps with --set optimizer.skip_nonfinite=N"
+    )
+
+
+def loss_weight(weights: LossWeights, name: str) -> float:
+    """The configured weight of a term.
+
+    Raises:
+        ConfigError: A loss is registered that has no weight.
+    """
+    if name not in {field.name for field in fields(weights)}:
+        raise ConfigError(
+            f"weights.{name}: expected a weight for the registered loss {name!r}, got none; "
+            "add the field to LossWeights in micu/config.py"
+        )
+    return float(getattr(weights, name))
+
+
+def weigh(terms: Mapping[str, Tensor], weights: LossWeights) -> LossTerms:
+    """Sum terms by their weights; a term of weight 0 is logged and left out of the sum.
+
+    Args:
+        terms: Values before weighting, ().
+        weights: Lambda of equation 8.
+
+    Returns:
+        Total and terms.
+    """
+    total = torch.zeros_like(next(iter(terms.values())))
+    for name, term in terms.items():
+        weight = loss_weight(weights, name)
+        if weight != 0:
+            total = total + weight * term
+    return LossTerms(total, dict(terms))

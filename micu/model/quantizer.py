@@ -1,0 +1,288 @@
+"""The codebook that all modalities share (section 3.2, equations 5 and 6).
+
+`UnifiedQuantizer.quantize` reads it, `update_` is the only place that writes it.
+Source: Huang et al., ICCV 2025, and the published code (3b31fa0).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from micu.config import QuantizerConfig
+from micu.errors import ShapeError, check_shape
+
+INIT_BOUND = 1 / 400
+"""Codes start uniform in ±1/400, whatever the size of the codebook."""
+RESET_NOISE = 1 / 1024
+"""Distance per coordinate at which a dead code restarts beside an active one."""
+ENTROPY_FLOOR = 1e-10
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """One modality, quantised."""
+
+    semantic: Tensor
+    """z before quantisation, (B, T, D)."""
+    quantized: Tensor
+    """Embedded codes, (B, T, D); the gradient passes straight through to `semantic`."""
+    codes: Tensor
+    """(B, T) int64."""
+    commitment_loss: Tensor
+    """()."""
+    perplexity: Tensor
+    """exp of the entropy of the codes used at real steps, (), in [1, K]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a batch says about the codebook: sums over steps, so that batches add up."""
+
+    counts: Tensor
+    """Steps per modality and code, (M, K)."""
+    sums: Tensor
+    """Blended features per modality and code, (M, K, D)."""
+
+
+def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
+    """Assign each vector to its closest code in squared Euclidean distance.
+
+    Args:
+        x: Vectors, (..., D), any float type; compared in at least float32.
+        codebook: Codes, (K, D).
+
+    Returns:
+        Code of each vector, (...), int64. Ties go to the lowest code.
+
+    Raises:
+        ShapeError: The last dimension of `x` is not D.
+
+    Reference: equation 6. Differs: |x|^2 is left out (argmin is unchanged).
+    """
+    check_shape(x.shape[-1:], "D", "vectors to quantise", D=codebook.shape[1])
+    dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        codes = codebook.to(dtype)
+        flat = x.reshape(-1, x.shape[-1]).to(dtype)
+        distances = torch.addmm(codes.square().sum(1), flat, codes.T, alpha=-2)
+        return distances.argmin(1).view(x.shape[:-1])
+
+
+class UnifiedQuantizer(nn.Module):
+    """Nearest-code lookup in a codebook that follows the features by moving averages.
+
+    Buffers: `codebook` (K, D); `ema_count` (K,) and `ema_weight` (K, D), whose quotient is the
+    codebook after each update; `unused` (K,), updates since a code's last use, -1 before the first.
+
+    Args:
+        embed_dim: D.
+        config: Settings.
+    """
+
+    codebook: Tensor
+    ema_count: Tensor
+    ema_weight: Tensor
+    unused: Tensor
+
+    def __init__(self, embed_dim: int, config: QuantizerConfig) -> None:  # noqa: D107
+        super().__init__()
+        self.config = config
+        size = config.codebook_size
+        codebook = torch.empty(size, embed_dim).uniform_(-INIT_BOUND, INIT_BOUND)
+        self.register_buffer("codebook", codebook)
+        start = 1.0 if config.ema_init == "one" else 0.0
+        self.register_buffer("ema_count", torch.full((size,), start))
+        self.register_buffer("ema_weight", codebook.clone())
+        self.register_buffer("unused", torch.full((size,), -1, dtype=torch.int64))
+
+    def forward(
+        self, semantic: Mapping[str, Tensor], mask: Tensor | None = None
+    ) -> dict[str, Quantized]:
+        """`quantize`, for hooks and tools that call modules."""
+        return self.quantize(semantic, mask)
+
+    def quantize(
+        self, semantic: Mapping[str, Tensor], mask: Tensor | None = None, *, null_code: bool = False
+    ) -> dict[str, Quantized]:
+        """Look up the nearest codes; writes nothing.
+
+        Args:
+            semantic: By modality, (B, T, D).
+            mask: (B, T) bool, True = real step; others are looked up but not counted.
+            null_code: Take code 0 for the zero vector, as the published evaluation does. Differs:
+                the codebook itself stays as it is.
+
+        Returns:
+            By modality. The commitment loss pulls a modality to its own codes and, with less
+            weight, to those of the others: own * MSE + cross / (n - 1) * (other MSEs).
+
+        Raises:
+            ShapeError: Modalities differ in shape, or the width is not the codebook's.
+        """
+        stacked = self._stack(semantic, mask)  # (M, B, T, D)
+        codebook = self.codebook
+        if null_code:
+            codebook = codebook.clone()
+            codebook[0] = 0.0
+        codes = nearest_code(stacked, codebook)
+        embedded = codebook[codes].to(stacked.dtype)
+        real = _weights(codes[0], mask, stacked.dtype)
+        commitment = self._commitment(stacked, embedded, real)
+        through = stacked + (embedded - stacked).detach()
+        perplexity = self._perplexity(codes, real)
+        return {
+            name: Quantized(stacked[i], through[i], codes[i], commitment[i], perplexity[i])
+            for i, name in enumerate(semantic)
+        }
+
+    def _stack(self, semantic: Mapping[str, Tensor], mask: Tensor | None) -> Tensor:
+        """Modalities as one tensor, (M, B, T, D), after a check of their shapes."""
+        batch, steps = next(iter(semantic.values())).shape[:2]
+        width = self.codebook.shape[1]
+        for name, x in semantic.items():
+            check_shape(x.shape, "B T D", f"{name} to quantise", B=batch, T=steps, D=width)
+        if mask is not None:
+            check_shape(mask.shape, "B T", "mask", B=batch, T=steps)
+            if mask.dtype != torch.bool:
+                raise ShapeError(f"mask: expected bool, got {mask.dtype}")
+        return torch.stack(list(semantic.values()))
+
+    def _commitment(self, z: Tensor, embedded: Tensor, real: Tensor) -> Tensor:
+        """Commitment loss of every modality, (M,)."""
+        n, dim = len(z), z.shape[-1]
+        errors = (
+            (z[:, None] - embedded[None]).square().sum(-1)
+        )  # (M of z, M of codes, B, T)
+        mse = (errors * real).sum((2, 3)) / (real.sum().clamp(min=1) * dim)
+        share = self.config.commitment_cross / (n - 1) if n > 1 else 0.0
+        weights = torch.full_like(mse, share).fill_diagonal_(self.config.commitment_own)
+        return (mse * weights).sum(1)
+
+    def _perplexity(self, codes: Tensor, real: Tensor) -> Tensor:
+        """Perplexity of the codes' use, (M,)."""
+        counts = _add_up(codes, real, len(self.codebook))
+        usage = counts / counts.sum(1, keepdim=True).clamp(min=1)
+        return torch.exp(-(usage * (usage + ENTROPY_FLOOR).log()).sum(1))
+
+    @torch.no_grad()
+    def update_(
+        self,
+        semantic: Mapping[str, Tensor],
+        mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        picks: Tensor | None = None,
+    ) -> None:
+        """Move the codebook towards the features and restart dead codes: the only codebook write.
+
+        A batch without a real step changes nothing.
+
+        Args:
+            semantic: By modality, in the order in which the averages are updated, (B, T, D).
+            mask: (B, T) bool, True = real; other steps move nothing and use no code.
+            generator: Source of the draws for dead codes; None is torch's global one.
+            picks: Instead of a draw, each dead code's position among the active codes, both in
+                ascending order, int64.
+
+        Raises:
+            ShapeError: Modalities differ in shape, or the width is not the codebook's.
+        """
+        stacked = self._stack(semantic, mask)
+        if mask is not None and not bool(mask.any()):
+            return
+        codes = nearest_code(stacked, self.codebook)
+        found = self.assign(stacked, codes, mask)
+        self._average_(found)
+        # The published bookkeeping does not look at what text uses.
+        counted = [
+            i
+            for i, name in enumerate(semantic)
+            if not (self.config.reset == "reference" and name == "text")
+        ]
+        self.unused.add_(1)
+        self.unused.masked_fill_(found.counts[counted].sum(0) > 0, 0)
+        if self.config.reset != "off":
+            self._restart_(generator, picks)
+
+    def assign(self, stacked: Tensor, codes: Tensor, mask: Tensor | None) -> Assignment:
+        """Sums over real steps of what the averages need, in at least float32.
+
+        A modality's codes average its own features and, at the same sample and step, those of the
+        others: own * f + (1 - own) / (n - 1) * (sum of the others).
+
+        Args:
+            stacked: (M, B, T, D).
+            codes: (M, B, T) int64.
+            mask: (B, T) bool or None.
+        """
+        n = len(stacked)
+        features = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+        own = self.config.ema_own if n > 1 else 1.0
+        share = (1 - own) / (n - 1) if n > 1 else 0.0
+        mixing = torch.full((n, n), share, dtype=features.dtype, device=features.device)
+        blended = torch.tensordot(mixing.fill_diagonal_(own), features, 1)
+        real = _weights(codes[0], mask, features.dtype)
+        size = len(self.codebook)
+        return Assignment(
+            _add_up(codes, real, size), _add_up(codes, blended * real[..., None], size)
+        )
+
+    def _average_(self, found: Assignment) -> None:
+        """Moving averages, one modality after the other, then the codebook from them."""
+        decay, epsilon = self.config.ema_decay, self.config.ema_epsilon
+        dtype = torch.promote_types(found.sums.dtype, self.codebook.dtype)
+        count, weight = self.ema_count.to(dtype), self.ema_weight.to(dtype)
+        for counts, sums in zip(found.counts, found.sums, strict=True):
+            count = decay * count + (1 - decay) * counts
+            total = count.sum()
+            count = (count + epsilon) / (total + len(count) * epsilon) * total
+            weight = decay * weight + (1 - decay) * sums
+        self.ema_count.copy_(count)
+        self.ema_weight.copy_(weight)
+        self.codebook.copy_(weight / count[:, None])
+
+    def _restart_(self, generator: torch.Generator | None, picks: Tensor | None) -> None:
+        """Put every dead code beside an active one."""
+        dead = (self.unused > self.config.dead_after).nonzero()[:, 0]
+        active = ((self.unused >= 0) & (self.unused < self.config.active_within)).nonzero()[:, 0]
+        if not len(dead) or not len(active):
+            return
+        device = self.codebook.device if generator is None else generator.device
+        if picks is None:
+            picks = torch.randint(len(active), (len(dead),), generator=generator, device=device)
+        source = self.codebook[active[picks.to(active.device)]]
+        self.unused[dead] = 0
+        if self.config.reset == "reference":
+            self.codebook[dead] = source - RESET_NOISE
+            return
+        noise = torch.rand(source.shape, generator=generator, device=device, dtype=source.dtype)
+        restarted = source + ((2 * noise - 1) * RESET_NOISE).to(source.device)
+        self.codebook[dead] = restarted
+        self.ema_weight[dead] = restarted
+        self.ema_count[dead] = 1.0
+
+
+def _weights(like: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """1 at real steps and 0 at others, (B, T)."""
+    return torch.ones_like(like, dtype=dtype) if mask is None else mask.to(dtype)
+
+
+def _add_up(codes: Tensor, values: Tensor, size: int) -> Tensor:
+    """Sum values by modality and code.
+
+    Args:
+        codes: (M, B, T) int64.
+        values: (B, T), the same for every modality, or (M, B, T, D).
+        size: K.
+
+    Returns:
+        (M, K) or (M, K, D).
+    """
+    n = len(codes)
+    trailing = values.shape[3:]
+    slots = codes.flatten(1) + size * torch.arange(n, device=codes.device)[:, None]
+    spread = values.expand(n, *codes.shape[1:], *trailing).reshape(-1, *trailing)
+    sums = values.new_zeros((n * size, *trailing)).index_add_(0, slots.flatten(), spread)
+    return sums.view(n, size, *trailing)

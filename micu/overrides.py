@@ -1,0 +1,190 @@
+"""Changing a configuration by text, and its JSON form; both read values by the field's type."""
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+
+from micu.config import TrainConfig
+from micu.errors import ConfigError
+from micu.registry import suggest
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+Tree = dict[str, Any]
+"""New values by key; a section's are a tree of their own."""
+
+
+def with_overrides(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
+    """Change settings, given as on the command line.
+
+    Args:
+        config: Where the other settings come from.
+        assignments: `KEY=VALUE`, for example `quantizer.codebook_size=512`; a list of words is
+            separated by commas. A later assignment to the same key wins.
+
+    Returns:
+        The changed configuration.
+
+    Raises:
+        ConfigError: Unknown keys, unreadable or bad values: all of them in one message.
+    """
+    changes: Tree = {}
+    problems: list[str] = []
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        try:
+            if not equals:
+                raise ConfigError("expected KEY=VALUE")
+            _assign(changes, config, key.strip(), text.strip())
+        except ConfigError as error:
+            problems.append(f"--set {key.strip()}: {error}")
+    changed = _rebuild(config, changes, problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return cast(TrainConfig, changed)
+
+
+def to_json(config: TrainConfig) -> str:
+    """Every setting, as JSON; equal configurations give equal text."""
+    return json.dumps(asdict(config), indent=1)
+
+
+def from_json(text: str, where: str = "configuration") -> TrainConfig:
+    """The configuration that `to_json` wrote.
+
+    Args:
+        text: JSON.
+        where: What is being read, for the message.
+
+    Raises:
+        ConfigError: It is not JSON, or keys are unknown, missing or of bad values: all of them in
+            one message.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from error
+    problems: list[str] = []
+    changes = _read_section(TrainConfig, value, "", problems)
+    config = None if problems else _rebuild(TrainConfig(), changes, problems)
+    if problems:
+        raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
+    return cast(TrainConfig, config)
+
+
+def config_differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings in which two configurations differ: key → (old, new)."""
+    before, after = _flatten(asdict(old)), _flatten(asdict(new))
+    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+
+
+def _assign(changes: Tree, section: object, key: str, text: str) -> None:
+    """Put one value into the tree of changes.
+
+    Raises:
+        ConfigError: The key is unknown or a section, or the value is not of its type.
+    """
+    *parents, name = key.split(".")
+    for parent in parents:
+        _check_key(section, parent)
+        section = getattr(section, parent)
+        if not is_dataclass(section):
+            raise ConfigError(f"{parent!r} is not a section; it has no keys")
+        changes = changes.setdefault(parent, {})
+    _check_key(section, name)
+    if is_dataclass(getattr(section, name)):
+        raise ConfigError(f"{name!r} is a section; set one of its keys")
+    changes[name] = _parse(text, get_type_hints(type(section))[name])
+
+
+def _check_key(section: object, key: str) -> None:
+    known = [field.name for field in fields(cast(Any, section))]
+    if key not in known:
+        raise ConfigError(f"no key {key!r}; {suggest(key, known)}")
+
+
+def _rebuild(section: Any, changes: Tree, problems: list[str]) -> Any:
+    """A copy of `section` with the changes; what its checks refuse is added to `problems`."""
+    values = {
+        key: _rebuild(getattr(section, key), value, problems) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    try:
+        return replace(section, **values)
+    except ConfigError as error:
+        problems.append(str(error))
+        return section
+
+
+def _parse(text: str, kind: Any) -> Any:
+    """A value of the field type `kind` from the command line.
+
+    Raises:
+        ConfigError: The text is not one.
+    """
+    value: object = text
+    if kind is bool:
+        value = _BOOLEANS.get(text.lower(), text)
+    elif kind in (int, float):
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+    elif get_origin(kind) is tuple:
+        value = [part.strip() for part in text.split(",") if part.strip()]
+    return _checked(value, kind)
+
+
+def _checked(value: object, kind: Any) -> Any:
+    """The value as the field type `kind`, or an error that says what was expected.
+
+    Raises:
+        ConfigError: It is of another type.
+    """
+    origin = get_origin(kind)
+    if origin is Literal:
+        choices = get_args(kind)
+        if value in choices:
+            return value
+        raise ConfigError(f"expected {' or '.join(map(str, choices))}, got {value!r}")
+    if origin is tuple:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise ConfigError(f"expected a list of words, got {value!r}")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and is_number and math.isfinite(cast(float, value)):
+        return float(cast(float, value))
+    if kind is not float and type(value) is kind:
+        return value
+    expected = {bool: "true or false", float: "a finite number"}.get(kind, kind.__name__)
+    raise ConfigError(f"expected {expected}, got {value!r}")
+
+
+def _read_section(kind: Any, value: object, prefix: str, problems: list[str]) -> Tree:
+    """The tree of changes in parsed JSON; every problem is noted under its full key."""
+    if not isinstance(value, Mapping):
+        problems.append(f"{prefix.rstrip('.') or 'top'}: expected a section, got {value!r}")
+        return {}
+    hints = get_type_hints(kind)
+    problems += [f"{prefix}{key}: unknown key" for key in value if key not in hints]
+    problems += [f"{prefix}{key}: missing" for key in hints if key not in value]
+    tree: Tree = {}
+    for key in [key for key in hints if key in value]:
+        if is_dataclass(hints[key]):
+            tree[key] = _read_section(hints[key], value[key], f"{prefix}{key}.", problems)
+            continue
+        try:
+            tree[key] = _checked(value[key], hints[key])
+        except ConfigError as error:
+            problems.append(f"{prefix}{key}: {error}")
+    return tree
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+    flat: Tree = {}
+    for key, value in tree.items():
+        flat |= (
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat

@@ -1,0 +1,219 @@
+"""Pretraining: the whole run, from the first batch to the last checkpoint.
+
+A run's folder holds `config.json`, `metrics.jsonl` and `metrics.csv` (one row per step),
+`step-NNNNNN.pt` (checkpoints) and `last.pt` (the newest of them).
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from micu.checkpoint import LAST, Position, Record, mark_last, save_checkpoint
+from micu.commands import StopFlag, stop_signals
+from micu.config import TrainConfig
+from micu.data import Sample, iterate
+from micu.errors import ConfigError
+from micu.files import remove_stale_temporaries, write_atomically
+from micu.logs import METRICS, MetricsLog, Progress, Row, metrics_row
+from micu.overrides import config_differences, from_json, to_json
+from micu.step import TrainState, train_step
+from micu.store import FeatureSpec
+
+CONFIG = "config.json"
+MAY_CHANGE = ("optimizer.epochs", "optimizer.max_steps", "optimizer.skip_nonfinite")
+"""Settings that no finished step depends on: a resumed run may have others."""
+
+LoaderFactory = Callable[[int, int], DataLoader[Sample]]
+"""(epoch, first batch) → the batches of that epoch from there on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run does beside its steps."""
+
+    specs: Mapping[str, FeatureSpec]
+    """What the features of each modality are; noted in every checkpoint."""
+    extra: Record
+    """Noted in every checkpoint."""
+    save_every: int = 200
+    """Steps between two checkpoints; 0 saves at the end only."""
+    keep: int = 2
+    """How many of the newest checkpoints stay; 0 is all."""
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FitSummary:
+    """What a run did."""
+
+    steps: int
+    """Steps since the first start of the run."""
+    position: Position
+    checkpoint: Path
+    seconds: float
+    stopped: StopFlag
+    """Names the signal that ended it early, if one did."""
+    metrics: Row
+    """The last step's; empty if there was none."""
+
+
+def fit(
+    state: TrainState,
+    load: LoaderFactory,
+    out: Path,
+    plan: Plan,
+    position: Position | None = None,
+    on_eval: Callable[[TrainState], None] | None = None,
+) -> FitSummary:
+    """Train until the configured end, or until a signal asks to stop.
+
+    SIGTERM, SIGUSR1 and Ctrl-C let the step finish and then save; a second Ctrl-C does not wait.
+
+    Args:
+        state: The run, fresh or restored.
+        load: Makes the batches of one epoch.
+        out: The run's folder.
+        plan: Checkpoints and logs.
+        position: The batch to go on with; None is the first.
+        on_eval: Called after every epoch.
+
+    Returns:
+        What was done, and where the last checkpoint is.
+
+    Raises:
+        TrainError: A loss or a gradient is not finite.
+        OSError: The disk refused.
+    """
+    began = time.perf_counter()
+    position = position or Position()
+    limits = state.config.optimizer
+    device, dtype = next(state.model.parameters()).device, getattr(torch, limits.dtype)
+    row: Row = {}
+    saved_at = -1
+    with stop_signals() as stop, MetricsLog(out, state.step, plan.tensorboard) as log:
+        write_atomically(out / CONFIG, to_json(state.config).encode())
+        remove_stale_temporaries(out)
+        while position.epoch < limits.epochs and not _is_finished(state) and not stop.name:
+            loader = load(position.epoch, position.batch)
+            progress = Progress(state, len(loader) + position.batch)
+            for batch in iterate(loader):
+                report = train_step(state, batch.to(device, dtype))
+                row = metrics_row(state, report, batch, position, log.seconds())
+                position = position.after_batch(progress.batches)
+                log.write(row)
+                progress.show(row, stop.name)
+                if plan.save_every and state.step % plan.save_every == 0:
+                    _save(state, out, plan, position)
+                    saved_at = state.step
+                if stop.name or _is_finished(state):
+                    break
+            if position.batch == 0 and on_eval is not None:
+                on_eval(state)
+        if saved_at != state.step:
+            _save(state, out, plan, position)
+    return FitSummary(state.step, position, out / LAST, time.perf_counter() - began, stop, row)
+
+
+def _is_finished(state: TrainState) -> bool:
+    return 0 < state.config.optimizer.max_steps <= state.step
+
+
+def _save(state: TrainState, out: Path, plan: Plan, position: Position) -> None:
+    path = out / f"step-{state.step:06d}.pt"
+    save_checkpoint(state, path, specs=plan.specs, position=position, extra=plan.extra)
+    mark_last(path)
+    if plan.keep:
+        # A run that went back to an earlier checkpoint has later ones still: they are not newer.
+        known = sorted(other for other in out.glob("step-*.pt") if other.name <= path.name)
+        for old in known[: -plan.keep]:
+            old.unlink()
+
+
+# --- the run's folder ------------------------------------------------------------------------
+
+
+def find_resumable(out: Path, config: TrainConfig, *, resume: bool, overwrite: bool) -> Path | None:
+    """Look whether a folder can take this run; changes nothing.
+
+    Args:
+        out: The run's folder.
+        config: The run.
+        resume: Go on with the run that is there, if there is one.
+        overwrite: Replace the run that is there.
+
+    Returns:
+        The checkpoint to go on from; None starts at the beginning.
+
+    Raises:
+        ConfigError: Another run is there, or one that was not to be touched.
+    """
+    path = out / CONFIG
+    if overwrite or not path.is_file():
+        return None
+    differences = {
+        key: values
+        for key, values in config_differences(
+            from_json(path.read_text(), str(path)), config
+        ).items()
+        if key not in MAY_CHANGE
+    }
+    if differences:
+        lines = "\n".join(
+            f"  {k}: there {old}, here {new}" for k, (old, new) in differences.items()
+        )
+        raise ConfigError(
+            f"{out}: holds a run with another configuration; name another --out, or replace it "
+            f"with --overwrite\n{lines}"
+        )
+    if not resume:
+        raise ConfigError(
+            f"{out}: holds a run already; go on with it by --resume, replace it by --overwrite, or "
+            "name another --out"
+        )
+    return out / LAST if (out / LAST).is_file() else None
+
+
+def clear_run(out: Path) -> None:
+    """Remove what an earlier run wrote into a folder; other files stay."""
+    for path in [
+        out / CONFIG,
+        out / LAST,
+        *(out / name for name in METRICS),
+        *out.glob("step-*.pt"),
+    ]:
+        path.unlink(missing_ok=True)
+
+
+# --- looking before leaping ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What one optimisation step costs here, measured."""
+
+    seconds: float
+    """Of the second step; the first one pays for warming up."""
+    memory_bytes: int
+    """Peak of the device, or of this process on the CPU."""
+
+
+def measure_step(state: TrainState, load: LoaderFactory) -> StepCost:
+    """Do two real steps and measure the second."""
+    device = next(state.model.parameters()).device
+    dtype = getattr(torch, state.config.optimizer.dtype)
+    batch = next(iterate(load(0, 0))).to(device, dtype)
+    seconds = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        float(train_step(state, batch).total)
+        seconds = time.perf_counter() - began
+    if device.type == "cuda":
+        return StepCost(seconds, torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return StepCost(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -1,0 +1,220 @@
+"""`micu-eval` from a checkpoint and features to rows, tables and a page."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from micu.checkpoint import Position, load_checkpoint, save_checkpoint
+from micu.cli.evaluate import main, parse_pairs
+from micu.errors import ConfigError
+from micu.evaluate.encoders import untrained_model
+from micu.evaluate.report import read_rows
+from micu.overrides import with_overrides
+from micu.presets import PRESETS
+from micu.step import build_state
+from micu.store import FeatureSpec, find_sets, read_set
+from tests.feature_sets import SHAPES, make_clips, write_features
+
+SMALL = [
+    "modalities=audio,video",
+    "data.steps=4",
+    "encoder.embed_dim=16",
+    "encoder.heads=2",
+    "encoder.layers=1",
+    "encoder.feedforward_dim=16",
+    "quantizer.codebook_size=24",
+    "reconstruction.grid_width=8",
+    "reconstruction.vector_width=8",
+    "jigsaw.splits=2",
+    "jigsaw.permutations=2",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with features, a checkpoint of a model that was not trained, and known classes."""
+    root = tmp_path_factory.mktemp("run")
+    write_features(root / "features", make_clips(48, ("train", "train", "val", "test")))
+    (root / "known.csv").write_text("label\ndrum\nengine\n")
+    write_checkpoint(root / "last.pt", specs_of(root / "features"))
+    return root
+
+
+def specs_of(features: Path) -> dict[str, FeatureSpec]:
+    specs = (read_set(folder)[0].spec for folder in find_sets(features))
+    return {spec.modality: spec for spec in specs if spec.modality in ("audio", "video")}
+
+
+def write_checkpoint(path: Path, specs: dict[str, FeatureSpec]) -> None:
+    config = with_overrides(PRESETS["micu"](), SMALL)
+    shapes = {name: SHAPES[name] for name in config.modalities}
+    state = build_state(config, shapes, "cpu")
+    save_checkpoint(state, path, specs=specs, position=Position(), extra={"preset": "micu"})
+
+
+def evaluate(run: Path, *options: str, out: Path) -> Result:
+    given = ["--features", run / "features", "--known", run / "known.csv", "--out", out]
+    arguments = [run / "last.pt", *given, "--device", "cpu", *options]
+    return CliRunner().invoke(main, [str(item) for item in arguments], catch_exceptions=False)
+
+
+def test_one_command_gives_both_protocols_and_all_baselines(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results.csv"
+    result = evaluate(
+        run,
+        *("--pairs", "v:a,a:v", "--encoder", "checkpoint", "--encoder", "untrained"),
+        *("--ceiling", "--chance", "--probe-epochs", "2", "--html", str(tmp_path / "page.html")),
+        out=out,
+    )
+    assert result.exit_code == 0, result.output
+    rows = read_rows(out)
+    found = {
+        (row.method, row.train_modality, row.test_modality, row.threshold_source)
+        for row in rows
+        if row.metric == "hos"
+    }
+    pairs = [("video", "audio"), ("audio", "video")]
+    protocols = ("source-val", "oracle")
+    expected = {(m, *p, t) for m in ("checkpoint", "untrained") for p in pairs for t in protocols}
+    expected |= {("ceiling", name, name, t) for name in ("audio", "video") for t in protocols}
+    expected |= {("chance", *pair, "none") for pair in pairs}
+    assert found == expected
+    assert all(row.threshold_source and row.note for row in rows)
+    assert {row.n_clips for row in rows} == {12}
+    assert all(0 <= row.value <= 1 for row in rows if row.metric == "hos")
+    trained = [row for row in rows if row.method == "checkpoint"]
+    assert {row.checkpoint_sha256 for row in trained} == {load_checkpoint(run / "last.pt").sha256}
+    assert {row.checkpoint_sha256 for row in rows if row.method != "checkpoint"} == {""}
+    assert trained[0].preset.startswith("micu with ")
+    assert "data.steps=4" in trained[0].preset
+    assert "HOS" in result.stdout
+    assert "oracle" in result.stdout
+    assert "seed 43" in result.stderr
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_ceiling_separates_classes_that_features_separate(run: Path, tmp_path: Path) -> None:
+    evaluate(run, "--source", "video", "--target", "a", "--ceiling", out=tmp_path / "r.csv")
+    rows = read_rows(tmp_path / "r.csv")
+    ceiling = {row.metric: row.value for row in rows if row.method == "ceiling"}
+    assert ceiling["acc"] == 1.0
+    assert ceiling["hos"] > 0.5
+
+
+def test_evaluating_again_gives_the_same_numbers(run: Path, tmp_path: Path) -> None:
+    for name in ("one.csv", "two.csv"):
+        evaluate(run, "--pairs", "v:a", "--encoder", "untrained", out=tmp_path / name)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+
+
+def test_evaluating_changes_neither_checkpoint_nor_features(run: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    evaluate(run, "--pairs", "v:a", "--probe-epochs", "1", out=tmp_path / "r.csv")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_seeds_are_counted_on_and_kept_apart(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.csv"
+    result = evaluate(
+        run,
+        *("--pairs", "v:a", "--seed", "7", "--seeds", "2", "--probe-epochs", "1", "--json"),
+        out=out,
+    )
+    printed = json.loads(result.stdout)
+    assert {row["seed"] for row in printed} == {7, 8}
+    assert len(printed) == len(read_rows(out))
+    assert "NaN" not in result.stdout
+
+
+def test_the_untrained_encoder_is_the_seed_s_own(run: Path) -> None:
+    loaded = load_checkpoint(run / "last.pt")
+    torch.manual_seed(0)
+    one, same, other = (
+        untrained_model(loaded.config, loaded.model.shapes, seed).quantizer.codebook
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_codebook_use_is_counted_over_the_clips_of_all_modalities(
+    run: Path, tmp_path: Path
+) -> None:
+    out, codebook = tmp_path / "r.csv", tmp_path / "codebook.csv"
+    result = evaluate(run, "--task", "codebook", "--codebook-out", str(codebook), out=out)
+    assert result.exit_code == 0, result.output
+    rows = {(row.metric, row.test_modality): row for row in read_rows(out)}
+    assert 1 <= rows["perplexity", "audio"].value <= 24
+    assert rows["shared_by_1", ""].value + rows["shared_by_2", ""].value == pytest.approx(1)
+    assert rows["perplexity", "video"].n_clips == 48
+    with codebook.open(newline="") as file:
+        counts = list(csv.DictReader(file))
+    assert len(counts) == 2 * 24
+    assert sum(int(row["count"]) for row in counts) == 2 * 48 * 4
+
+
+def test_features_of_other_weights_are_refused_by_name(run: Path, tmp_path: Path) -> None:
+    specs = {
+        name: FeatureSpec(
+            **{**asdict(spec), "weights_sha256": "f" * 64, "preprocessing": {"fps": 2}}
+        )
+        for name, spec in specs_of(run / "features").items()
+    }
+    write_checkpoint(tmp_path / "other.pt", specs)
+    (tmp_path / "features").symlink_to(run / "features")
+    (tmp_path / "known.csv").symlink_to(run / "known.csv")
+    (tmp_path / "last.pt").symlink_to(tmp_path / "other.pt")
+    result = evaluate(tmp_path, "--pairs", "v:a", out=tmp_path / "r.csv")
+    assert result.exit_code == 2
+    assert "video: weights_sha256: the checkpoint expects" in result.stderr
+    assert "audio: preprocessing.fps: the checkpoint expects 2" in result.stderr
+    assert not (tmp_path / "r.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pairs", "v:f"], "not trained on flow"),
+        (["--pairs", "v-a"], "expected SOURCE:TARGET"),
+        (["--source", "v"], "expected both"),
+        (["--pairs", "v:x"], "unknown modality 'x'"),
+        ([], "needs --known CSV"),
+        (["--task", "oscgm", "--pairs", "v:a"], "did you mean 'oscmg'"),
+        (["--score", "mps", "--pairs", "v:a"], "did you mean 'msp'"),
+        (["--encoder", "input", "--pairs", "v:a"], "--ceiling trains one"),
+        (["--task", "codebook", "--encoder", "input"], "has no codebook"),
+        (["--device", "gpu", "--pairs", "v:a"], "--device"),
+        (["--manifest", "nowhere.csv", "--pairs", "v:a"], "nowhere.csv: no such manifest"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    run: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    result = evaluate(run, *options, out=tmp_path / "r.csv")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "r.csv").exists()
+
+
+def test_pairs_may_be_letters_or_names_and_count_once() -> None:
+    pairs = parse_pairs("video", "a", "v:a, flow:text")
+    assert pairs == (("video", "audio"), ("flow", "text"))
+    with pytest.raises(ConfigError, match="both"):
+        parse_pairs(None, "a", None)
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from micu.cli.evaluate import main; "
+        "r = CliRunner().invoke(main, ['--help']); assert r.exit_code == 0, r.output; "
+        "assert 'torch' not in sys.modules; assert '--known' in r.output"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

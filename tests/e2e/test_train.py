@@ -1,0 +1,419 @@
+"""`micu-train` from feature sets to checkpoints: stopping, going on, and refusing."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import micu.train
+from micu.checkpoint import load_checkpoint
+from micu.cli.features import find_feature_sets, parse_modalities
+from micu.cli.train import main
+from micu.commands import stop_signals
+from micu.config import TrainConfig
+from micu.data import FeatureDataset, iterate, make_loader
+from micu.errors import ConfigError, ManifestError, StoreError
+from micu.manifest import MODALITIES
+from micu.overrides import with_overrides
+from micu.step import build_state, train_step
+from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
+
+SETTINGS = [word for assignment in SMALL for word in ("--set", assignment)]
+SUBSETS = [subset for size in (2, 3, 4) for subset in combinations(MODALITIES, size)]
+STEPS_PER_EPOCH = 3  # 24 clips in batches of 8
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "features"
+    write_features(root, make_clips())
+    return root
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "run"
+
+
+def arguments(features, out, *more, modalities="v,a"):
+    where = ["--features", str(features), "--out", str(out), "--device", "cpu"]
+    return [*where, "--modalities", modalities, *SETTINGS, *more]
+
+
+def train(features, out, *more, modalities="v,a"):
+    return CliRunner().invoke(main, arguments(features, out, *more, modalities=modalities))
+
+
+def contents(path):
+    return torch.load(path, weights_only=True)
+
+
+def is_equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(is_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(is_equal, one, other))
+    return one == other
+
+
+def metrics(out):
+    """Both logs without the column that depends on the clock, after checking that they agree."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    with (out / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [{key: str(value) for key, value in row.items()} for row in rows] == table
+    return [{key: value for key, value in row.items() if key != "clips_per_s"} for row in rows]
+
+
+def assert_same_run(one, other):
+    first, second = contents(one / "last.pt"), contents(other / "last.pt")
+    for key in (
+        "model",
+        "losses",
+        "optimizer",
+        "step",
+        "epoch",
+        "batch",
+        "torch_rng",
+        "python_rng",
+    ):
+        assert is_equal(first[key], second[key]), key
+    assert metrics(one) == metrics(other)
+
+
+@pytest.mark.parametrize("modalities", SUBSETS, ids=["-".join(subset) for subset in SUBSETS])
+def test_every_subset_of_modalities_trains(features, modalities):
+    config = replace(with_overrides(TrainConfig(), SMALL), modalities=modalities)
+    sets = find_feature_sets(features, modalities, None, {})
+    dataset = FeatureDataset(sets.stores, sets.manifest.clips, config.data)
+    state = build_state(config, dataset.shapes, "cpu")
+    before = {name: p.clone() for name, p in state.model.named_parameters()}
+
+    loader = make_loader(dataset, 8, seed=0, epoch=0)
+    reports = [
+        train_step(state, batch) for batch, _ in zip(iterate(loader), range(2), strict=False)
+    ]
+
+    assert dataset.shapes == {name: SHAPES[name] for name in modalities}
+    assert state.step == 2
+    assert not any(report.skipped for report in reports)
+    for name in modalities:
+        moved = [
+            key for key, p in state.model.named_parameters() if not torch.equal(p, before[key])
+        ]
+        assert any(f".{name}." in key for key in moved), name
+
+
+def test_a_run_leaves_its_configuration_its_metrics_and_a_model(features, out, caplog):
+    caplog.set_level("INFO", "micu")
+    result = train(features, out, "--set", "optimizer.epochs=2", "--save-every", "2", "--json")
+
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    loaded = load_checkpoint(out / "last.pt")
+    rows = metrics(out)
+    assert summary["steps"] == loaded.step == len(rows) == 2 * STEPS_PER_EPOCH
+    assert json.loads((out / "config.json").read_text())["modalities"] == ["audio", "video"]
+    assert loaded.record["preset"] == "micu"
+    assert loaded.record["clips"] == 24
+    assert loaded.specs["video"]["backbone"] == "toy_grid"
+    assert sorted(path.name for path in out.glob("*.pt")) == [
+        "last.pt",
+        "step-000004.pt",
+        "step-000006.pt",
+    ]
+    assert {"fine", "coarse", "jigsaw", "reconstruction", "commitment", "total"} <= rows[0].keys()
+    assert {"grad_norm_encoder", "perplexity_audio", "active_codes"} <= rows[0].keys()
+    assert {"shared_codes", "learning_rate"} <= rows[0].keys()
+    assert "epoch 2/2, step 6/6" in caplog.text
+
+
+def test_a_run_depends_on_nothing_but_its_configuration(features, tmp_path):
+    for name in ("one", "other"):
+        result = train(features, tmp_path / name, "--set", "optimizer.max_steps=2")
+        assert result.exit_code == 0, result.output
+        torch.rand(7)
+
+    assert_same_run(tmp_path / "one", tmp_path / "other")
+    train(features, tmp_path / "third", "--set", "optimizer.max_steps=2", "--seed", "1")
+    assert metrics(tmp_path / "one") != metrics(tmp_path / "third")
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_an_uninterrupted_one_across_processes(features, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    to_the_end = ("--set", "optimizer.epochs=2")
+    assert train(features, whole, *to_the_end, modalities="v,a,t").exit_code == 0
+    inside_an_epoch = ("--set", "optimizer.max_steps=4")
+    assert train(features, parts, *inside_an_epoch, modalities="v,a,t").exit_code == 0
+
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "micu.cli.train",
+            *arguments(features, parts, *to_the_end, "--resume", modalities="v,a,t"),
+        ],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+    )
+
+    assert_same_run(whole, parts)
+
+
+def test_going_back_to_an_earlier_checkpoint_repeats_its_steps_without_double_rows(
+    features, tmp_path
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out in (whole, parts):
+        result = train(features, out, "--set", "optimizer.epochs=2", "--save-every", "2")
+        assert result.exit_code == 0, result.output
+    (parts / "last.pt").unlink()
+    (parts / "step-000004.pt").rename(parts / "last.pt")
+    with (parts / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "tot')  # a kill in the middle of a line
+
+    result = train(features, parts, "--set", "optimizer.epochs=2", "--resume")
+
+    assert result.exit_code == 0, result.output
+    assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_a_signal_ends_the_step_saves_and_can_be_gone_on_from(
+    features, tmp_path, monkeypatch, name, code
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = ("--set", "optimizer.max_steps=4")
+    assert train(features, whole, *settings).exit_code == 0
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+    def interrupted(state, batch):
+        if state.step == 1:
+            signal.raise_signal(getattr(signal, name))
+        return train_step(state, batch)
+
+    monkeypatch.setattr(micu.train, "train_step", interrupted)
+    result = train(features, parts, *settings)
+
+    assert result.exit_code == code, result.output
+    assert f"stopped by {name} after step 2" in result.stderr
+    assert "--resume" in result.stderr
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    monkeypatch.undo()
+    assert train(features, parts, *settings, "--resume").exit_code == 0
+    assert_same_run(whole, parts)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step():
+    with stop_signals() as stop:
+        signal.raise_signal(signal.SIGINT)
+
+        assert stop.name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_folder_with_a_run_is_not_touched_without_being_told(features, out):
+    first = train(features, out, "--set", "optimizer.max_steps=1")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+
+    again = train(features, out, "--set", "optimizer.max_steps=1")
+    other = train(features, out, "--seed", "5", "--resume")
+    both = train(features, out, "--overwrite", "--resume")
+
+    assert (first.exit_code, again.exit_code, other.exit_code, both.exit_code) == (0, 2, 2, 2)
+    assert "holds a run already; go on with it by --resume" in again.stderr
+    assert "another configuration" in other.stderr
+    assert "seed: there 43, here 5" in other.stderr
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_overwriting_starts_at_the_first_step(features, out):
+    train(features, out, "--set", "optimizer.max_steps=2")
+
+    result = train(features, out, "--set", "optimizer.max_steps=1", "--overwrite")
+
+    assert result.exit_code == 0, result.output
+    assert len(metrics(out)) == 1
+    assert [path.name for path in out.glob("step-*")] == ["step-000001.pt"]
+
+
+def test_an_evaluation_is_called_once_per_finished_epoch(features, tmp_path):
+    config = with_overrides(TrainConfig(), [*SMALL, "modalities=audio,flow", "optimizer.epochs=2"])
+    sets = find_feature_sets(features, config.modalities, None, {})
+    dataset = FeatureDataset(sets.stores, sets.manifest.clips, config.data)
+    steps = []
+
+    micu.train.fit(
+        build_state(config, dataset.shapes, "cpu"),
+        lambda epoch, start: make_loader(dataset, 8, seed=0, epoch=epoch, start=start),
+        tmp_path / "run",
+        micu.train.Plan({name: store.spec for name, store in sets.stores.items()}, {}),
+        on_eval=lambda state: steps.append(state.step),
+    )
+
+    assert steps == [3, 6]
+
+
+def test_resuming_where_there_is_no_run_starts_one(features, out):
+    result = train(features, out, "--set", "optimizer.max_steps=1", "--resume")
+
+    assert result.exit_code == 0, result.output
+    assert load_checkpoint(out / "last.pt").step == 1
+
+
+def test_resuming_a_finished_run_changes_nothing(features, out):
+    train(features, out, "--set", "optimizer.max_steps=2")
+    before = contents(out / "last.pt")
+
+    result = train(features, out, "--set", "optimizer.max_steps=2", "--resume")
+
+    assert result.exit_code == 0, result.output
+    assert is_equal(contents(out / "last.pt"), before)
+    assert len(metrics(out)) == 2
+
+
+def test_a_run_does_not_go_on_with_other_features(tmp_path, out):
+    root = tmp_path / "a" / "features"
+    write_features(root, make_clips())
+    train(root, out, "--set", "optimizer.max_steps=1")
+    fewer = tmp_path / "b" / "features"
+    write_features(fewer, make_clips(18))
+
+    result = train(fewer, out, "--set", "optimizer.max_steps=2", "--resume")
+
+    assert result.exit_code == 2
+    assert "trained on 24 clips" in result.stderr
+    assert "here are 18" in result.stderr
+
+
+def test_a_full_disk_is_an_input_output_error(features, out, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(micu.train, "mark_last", full)
+
+    result = train(features, out, "--set", "optimizer.max_steps=1")
+
+    assert result.exit_code == 74
+    assert "No space left on device" in result.stderr
+
+
+def test_a_dry_run_measures_and_writes_nothing(features, out):
+    result = train(features, out, "--dry-run", "--json")
+
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert (facts["clips"], facts["steps_per_epoch"], facts["steps"]) == (24, 3, 15)
+    assert facts["shapes"] == {"audio": [6], "video": [5, 5, 4]}
+    assert facts["step_s"] > 0
+    assert facts["memory_bytes"] > 2**20
+    assert not out.exists()
+
+
+def test_missing_tensorboard_names_the_extra_and_leaves_no_run(features, out, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+
+    result = train(features, out, "--tensorboard")
+
+    assert result.exit_code == 2
+    assert "pip install 'micu[tensorboard]'" in result.stderr
+    assert not out.exists()
+
+
+def test_print_config_needs_no_features_and_shows_every_override():
+    result = CliRunner().invoke(
+        main, ["--preset", "reference", "--set", "seed=5", "--print-config"]
+    )
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["seed"] == 5
+    assert json.loads(result.stdout)["jigsaw"]["splits"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--modalities", "v,q"], "unknown modality 'q'"),
+        (["--modalities", "v"], "expected two or more"),
+        (["--set", "sed=1"], "did you mean 'seed'?"),
+        (["--preset", "mico"], "'micu'"),
+        (["--device", "tpu"], "expected auto, cpu, cuda"),
+        (["--features", "nowhere"], "records no extraction"),
+    ],
+)
+def test_bad_options_exit_with_two_and_a_message(features, out, options, message):
+    result = train(features, out, *options)
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not out.exists()
+
+
+# --- finding feature sets ------------------------------------------------------------------------
+
+
+def test_modalities_are_letters_or_names_in_the_order_of_the_codebook():
+    assert parse_modalities("t,flow, V,a") == ("audio", "video", "flow", "text")
+    with pytest.raises(ConfigError, match="unknown modality 'vidoe'; did you mean 'video'"):
+        parse_modalities("vidoe,a")
+
+
+def test_the_manifest_is_the_option_else_the_variable_else_the_record(
+    features, tmp_path, monkeypatch
+):
+    other = tmp_path / "other.csv"
+    toy = features.parent / "toy.csv"
+    other.write_bytes(toy.read_bytes())
+
+    assert find_feature_sets(features, ["audio"], None, {}).manifest.path == toy
+    monkeypatch.setenv("MICU_MANIFEST", str(other))
+    with pytest.raises(StoreError, match=r"other: no audio features; there is nothing"):
+        find_feature_sets(features, ["audio"], None, {})
+    assert find_feature_sets(features, ["audio"], toy, {}).manifest.path == toy
+
+
+def test_a_broken_record_is_a_message(tmp_path):
+    (tmp_path / "last.json").write_text("{}")
+
+    with pytest.raises(ManifestError, match=r"last\.json: expected the paths"):
+        find_feature_sets(tmp_path, ["audio"], None, {})
+
+
+def test_several_sets_of_a_modality_need_a_choice_and_every_problem_is_told(tmp_path):
+    root = tmp_path / "features"
+    write_features(root, make_clips(4), {"audio": (6,), "video": (8,)})
+    write_features(root, make_clips(4), {"video": (9,)}, backbones={"video": "other"})
+
+    with pytest.raises(StoreError) as caught:
+        find_feature_sets(root, ["video", "flow"], None, {})
+    chosen = find_feature_sets(root, ["video"], None, {"video": "other"})
+
+    assert "choose one: --video-features other" in str(caught.value)
+    assert "no flow features; there is audio-toy_audio, video-other, video-toy_grid; type: " in str(
+        caught.value
+    )
+    assert chosen.stores["video"].spec.shape == (9,)
+    with pytest.raises(StoreError, match="of backbone 'othr'; did you mean 'other'"):
+        find_feature_sets(root, ["video"], None, {"video": "othr"})
+
+
+def test_features_of_an_older_manifest_are_refused(tmp_path):
+    root = tmp_path / "features"
+    manifest = write_features(root, make_clips(4), {"audio": (6,)})
+    manifest.write_text(manifest.read_text() + "new,,,,,,\n")
+
+    with pytest.raises(StoreError, match=r"the manifest was changed since: extract again"):
+        find_feature_sets(root, ["audio"], None, {})

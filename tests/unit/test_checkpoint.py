@@ -1,0 +1,261 @@
+"""Checkpoints: what comes back, and what is refused."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from micu.checkpoint import (
+    Position,
+    load_checkpoint,
+    mark_last,
+    restore_,
+    save_checkpoint,
+)
+from micu.config import TrainConfig
+from micu.data import Batch
+from micu.errors import CheckpointError
+from micu.overrides import with_overrides
+from micu.step import build_state, train_step
+from micu.store import FeatureSpec
+from tests.feature_sets import SMALL
+
+SHAPES = {"audio": (6,), "video": (5,)}
+CONFIG = with_overrides(TrainConfig(), [*SMALL, "modalities=audio,video"])
+SPECS = {
+    name: FeatureSpec(
+        backbone=f"toy_{name}",
+        modality=name,
+        shape=shape,
+        hop_s=1.0,
+        weights="random:0",
+        weights_sha256="0" * 64,
+        preprocessing={"size": [1, 2]},
+    )
+    for name, shape in SHAPES.items()
+}
+
+
+def make_batch(number):
+    generator = torch.Generator().manual_seed(number)
+    features = {name: torch.randn(4, 3, *s, generator=generator) for name, s in SHAPES.items()}
+    ids = tuple(f"c{i}" for i in range(4))
+    return Batch(features, torch.ones(4, 3, dtype=torch.bool), ids, ("",) * 4)
+
+
+def trained(steps=2, config=CONFIG):
+    state = build_state(config, SHAPES, "cpu")
+    for number in range(steps):
+        train_step(state, make_batch(number))
+    return state
+
+
+def save(state, path, **extra):
+    position = Position(1, 5)
+    save_checkpoint(state, path, specs=SPECS, position=position, extra={"preset": "x"} | extra)
+    return path
+
+
+def equal(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save(trained(), tmp_path_factory.mktemp("run") / "step-000002.pt")
+
+
+def test_a_loaded_model_encodes_as_the_one_that_was_saved(tmp_path):
+    state = trained()
+    path = save(state, tmp_path / "a.pt")
+
+    loaded = load_checkpoint(path)
+
+    state.model.eval()
+    features = make_batch(9).features
+    want, got = state.model.encode(features), loaded.model.encode(features)
+    assert all(torch.equal(want[name].quantized, got[name].quantized) for name in SHAPES)
+    assert not loaded.model.training
+    assert (loaded.config, loaded.step) == (CONFIG, 2)
+
+
+def test_a_checkpoint_says_what_it_was_trained_on(saved):
+    loaded = load_checkpoint(saved)
+
+    assert loaded.specs.keys() == SHAPES.keys()
+    assert FeatureSpec.from_json(loaded.specs["video"]) == SPECS["video"]
+    assert loaded.record["preset"] == "x"
+    assert loaded.record["version_torch"] == torch.__version__
+    assert len(loaded.sha256) == 64
+
+
+def test_a_restored_run_takes_the_same_next_step(tmp_path):
+    state = trained()
+    path = save(state, tmp_path / "a.pt")
+    fresh = build_state(CONFIG, SHAPES, "cpu")
+
+    position, record = restore_(fresh, path)
+    one, other = train_step(state, make_batch(2)), train_step(fresh, make_batch(2))
+
+    assert position == Position(1, 5)
+    assert record["preset"] == "x"
+    assert one == other
+    assert equal(state.model.state_dict(), fresh.model.state_dict())
+    assert equal(state.losses.state_dict(), fresh.losses.state_dict())
+    assert equal(state.optimizer.state_dict(), fresh.optimizer.state_dict())
+
+
+def test_the_random_state_comes_back(saved):
+    state = build_state(CONFIG, SHAPES, "cpu")
+    restore_(state, saved)
+    first = torch.rand(3)
+
+    torch.manual_seed(99)
+    restore_(state, saved)
+
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_a_model_in_float64_stays_in_float64(tmp_path):
+    config = with_overrides(CONFIG, ["optimizer.dtype=float64"])
+    path = save(build_state(config, SHAPES, "cpu"), tmp_path / "a.pt")
+
+    model = load_checkpoint(path).model
+
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+def test_the_last_checkpoint_is_the_marked_one_and_a_later_save_leaves_it_alone(tmp_path):
+    path = save(trained(1), tmp_path / "step-000001.pt")
+
+    mark_last(path)
+    first = (tmp_path / "last.pt").read_bytes()
+    save(trained(2), path)
+
+    assert load_checkpoint(tmp_path / "last.pt").step == 1
+    assert (tmp_path / "last.pt").read_bytes() == first
+    mark_last(path)
+    assert load_checkpoint(tmp_path / "last.pt").step == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_without_hard_links_the_last_checkpoint_is_a_copy(tmp_path, monkeypatch):
+    path = save(trained(1), tmp_path / "step-000001.pt")
+
+    def refuse(self, target):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    mark_last(path)
+
+    assert (tmp_path / "last.pt").read_bytes() == path.read_bytes()
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.pt: no such checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
+def test_a_cut_off_checkpoint_names_the_one_to_go_on_from(saved, tmp_path, keep):
+    data = saved.read_bytes()
+    (tmp_path / "step-000002.pt").write_bytes(data)
+    cut = tmp_path / "last.pt"
+    cut.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
+
+    with pytest.raises(CheckpointError, match=r"cut off.*cp .*step-000002\.pt .*last\.pt"):
+        load_checkpoint(cut)
+
+
+def test_a_cut_off_checkpoint_without_another_one_says_so(saved, tmp_path):
+    cut = tmp_path / "step-000002.pt"
+    cut.write_bytes(saved.read_bytes()[:5000])
+
+    with pytest.raises(CheckpointError, match="no other checkpoint"):
+        load_checkpoint(cut)
+
+
+def test_a_flipped_byte_is_noticed(saved, tmp_path):
+    data = bytearray(saved.read_bytes())
+    with zipfile.ZipFile(saved) as archive:
+        largest = max(archive.infolist(), key=lambda item: item.file_size)
+    data[largest.header_offset + 200 + largest.file_size // 2] ^= 1
+    (tmp_path / "x.pt").write_bytes(data)
+
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+class Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, zipped):
+    trap, path = tmp_path / "trap", tmp_path / "x.pt"
+    if zipped:
+        torch.save({"format": 1, "model": Touch(trap)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Touch(trap)))
+
+    with pytest.raises(CheckpointError, match=r"would run code|not a checkpoint"):
+        load_checkpoint(path)
+    assert not trap.exists()
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(saved, tmp_path):
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10**6))
+
+    with pytest.raises(CheckpointError, match="declares more bytes than it has"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content", [{"format": 99}, [1, 2], {"format": 1}, {"format": 1, "config": 3}]
+)
+def test_other_content_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+
+    with pytest.raises(
+        CheckpointError, match=r"x\.pt: (expected checkpoint format|not a checkpoint)"
+    ):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_checkpoint_of_other_shapes_does_not_restore_a_run(saved):
+    state = build_state(CONFIG, {"audio": (6,), "video": (9,)}, "cpu")
+
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        restore_(state, saved)
+
+
+def test_a_failed_save_leaves_the_earlier_checkpoint(saved, tmp_path, monkeypatch):
+    path = save(trained(1), tmp_path / "step-000001.pt")
+    before = path.read_bytes()
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(trained(2), path)
+
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001.pt"]

@@ -1,0 +1,143 @@
+"""Configurations: their checks, their text form, and the presets."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from micu.config import DataConfig, JigsawConfig, OptimizerConfig, TrainConfig
+from micu.errors import ConfigError
+from micu.overrides import config_differences, from_json, to_json, with_overrides
+from micu.presets import PRESETS
+
+
+@pytest.mark.parametrize(
+    ("assignment", "section", "key", "value"),
+    [
+        ("seed=7", "", "seed", 7),
+        ("quantizer.codebook_size=512", "quantizer", "codebook_size", 512),
+        ("optimizer.learning_rate=1e-3", "optimizer", "learning_rate", 0.001),
+        ("optimizer.learning_rate=1", "optimizer", "learning_rate", 1.0),
+        ("encoder.clone_init=yes", "encoder", "clone_init", True),
+        ("contrastive.normalize=False", "contrastive", "normalize", False),
+        ("encoder.spatial=softmax", "encoder", "spatial", "softmax"),
+        ("data.exclude_ids=a=b.csv", "data", "exclude_ids", "a=b.csv"),
+        ("data.splits=train, val", "data", "splits", ("train", "val")),
+        ("data.splits=", "data", "splits", ()),
+        ("modalities=video,flow", "", "modalities", ("video", "flow")),
+    ],
+)
+def test_a_value_is_read_by_the_type_of_its_field(assignment, section, key, value):
+    config = with_overrides(TrainConfig(), [assignment])
+
+    got = getattr(getattr(config, section) if section else config, key)
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        (
+            "quantizer.codebok_size=5",
+            "--set quantizer.codebok_size: no key 'codebok_size'; did you mean 'codebook_size'? ",
+        ),
+        ("seed=abc", "--set seed: expected int, got 'abc'"),
+        ("seed=1.0", "--set seed: expected int, got '1.0'"),
+        ("quantizer=3", "--set quantizer: 'quantizer' is a section; set one of its keys"),
+        ("seed.x=3", "--set seed.x: 'seed' is not a section; it has no keys"),
+        ("nothing.x=3", "--set nothing.x: no key 'nothing'; "),
+        ("seed", "--set seed: expected KEY=VALUE"),
+        ("encoder.spatial=x", "--set encoder.spatial: expected sum or softmax, got 'x'"),
+        ("encoder.clone_init=2", "--set encoder.clone_init: expected true or false, got '2'"),
+        (
+            "optimizer.learning_rate=nan",
+            "--set optimizer.learning_rate: expected a finite number, got nan",
+        ),
+        ("quantizer.ema_decay=1.5", "quantizer.ema_decay: expected [0, 1), got 1.5"),
+        (
+            "jigsaw.splits=12",
+            "train.jigsaw.splits: expected a divisor of encoder.embed_dim=256, got 12",
+        ),
+    ],
+)
+def test_a_bad_override_says_what_was_expected(assignment, message):
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(TrainConfig(), [assignment])
+
+    assert message in str(caught.value)
+
+
+def test_all_problems_are_told_at_once():
+    bad = ["quantizer.codebok_size=5", "seed=abc", "quantizer.ema_decay=1.5", "encoder.dropout=2"]
+
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(TrainConfig(), bad)
+
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_two_changes_of_one_section_are_checked_together():
+    config = with_overrides(TrainConfig(), ["jigsaw.splits=4", "jigsaw.permutations=24"])
+
+    assert config.jigsaw == JigsawConfig(splits=4, permutations=24)
+    with pytest.raises(ConfigError, match=r"jigsaw.permutations: expected 1 to 4! = 24, got 256"):
+        with_overrides(TrainConfig(), ["jigsaw.splits=4"])
+
+
+def test_overrides_leave_the_other_settings_alone():
+    config = TrainConfig(optimizer=OptimizerConfig(epochs=9))
+
+    assert with_overrides(config, []) == config
+    assert with_overrides(config, ["seed=1", "seed=2"]) == replace(config, seed=2)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_json_gives_the_same_configuration_back(name):
+    config = PRESETS[name]()
+
+    assert from_json(to_json(config)) == config
+
+
+def test_json_with_unknown_missing_and_bad_keys_is_refused_with_all_of_them():
+    value = asdict(TrainConfig())
+    value["extra"] = 1
+    value["quantizer"]["codebook_size"] = "many"
+    value["encoder"]["clone_init"] = 1
+    value["data"]["splits"] = "train"
+    del value["optimizer"]["dtype"]
+    value["jigsaw"] = 3
+
+    with pytest.raises(ConfigError) as caught:
+        from_json(json.dumps(value), "x.json")
+
+    assert str(caught.value).splitlines() == [
+        "x.json: extra: unknown key",
+        "x.json: encoder.clone_init: expected true or false, got 1",
+        "x.json: quantizer.codebook_size: expected int, got 'many'",
+        "x.json: jigsaw: expected a section, got 3",
+        "x.json: optimizer.dtype: missing",
+        "x.json: data.splits: expected a list of words, got 'train'",
+    ]
+
+
+def test_json_that_no_run_could_have_is_refused():
+    value = asdict(TrainConfig()) | {"modalities": ["audio"]}
+
+    with pytest.raises(ConfigError, match="expected two or more different ones"):
+        from_json(json.dumps(value))
+    with pytest.raises(ConfigError, match="not JSON"):
+        from_json("{")
+
+
+def test_differences_are_named_by_their_full_key():
+    one = TrainConfig()
+    other = replace(one, seed=1, data=DataConfig(steps=5))
+
+    assert config_differences(one, other) == {"seed": (43, 1), "data.steps": (10, 5)}
+    assert config_differences(one, one) == {}
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ConfigError, match="seed: expected at least 0, got -1"):
+        TrainConfig(seed=-1)

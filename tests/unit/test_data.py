@@ -1,0 +1,340 @@
+"""From feature stores to batches: which clips, which seconds, which order."""
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from micu.config import DataConfig
+from micu.data import (
+    Batch,
+    FeatureDataset,
+    Sample,
+    _signals_held,
+    align_steps,
+    batch_order,
+    collate_clips,
+    iterate,
+    make_loader,
+    select_clips,
+)
+from micu.errors import ConfigError, ManifestError, StoreError
+from micu.manifest import Clip, write_manifest
+from micu.store import FeatureRow, FeatureStore, find_sets
+from tests.feature_sets import make_clips, write_features
+
+NAN = float("nan")
+
+
+def make_row(values, mask=None, times_s=None):
+    values = np.array(values, np.float32).reshape(-1, 1)
+    mask = np.ones(len(values), np.bool_) if mask is None else np.array(mask, np.bool_)
+    times_s = np.arange(len(values)) + 0.5 if times_s is None else np.array(times_s, np.float64)
+    return FeatureRow("c", values, mask, times_s)
+
+
+class FakeStore:
+    def __init__(self, *rows):
+        self.rows = {row.clip_id: row for row in rows}
+
+    def __contains__(self, clip_id):
+        return clip_id in self.rows
+
+    def read(self, clip_id):
+        return self.rows[clip_id]
+
+
+def sample_of(padding, steps=4, **rows):
+    stores = {name: FakeStore(row) for name, row in rows.items()}
+    return FeatureDataset(stores, [Clip(clip_id="c")], DataConfig(steps=steps, padding=padding))[0]
+
+
+@pytest.fixture
+def stores(tmp_path):
+    write_features(tmp_path / "features", make_clips())
+    found = [FeatureStore(folder) for folder in find_sets(tmp_path / "features")]
+    return {store.spec.modality: store for store in found}
+
+
+def one_epoch(dataset, batch_size=5, **options):
+    return list(iterate(make_loader(dataset, batch_size, **{"seed": 1, "epoch": 0} | options)))
+
+
+# --- alignment ---------------------------------------------------------------------------------
+
+
+def test_a_step_lands_on_the_second_of_its_centre():
+    values, mask = align_steps(make_row([1, 2, 3], times_s=[2.5, 0.5, 3.5]), 5)
+
+    assert values[:, 0].tolist() == [2, 0, 1, 3, 0]
+    assert mask.tolist() == [True, False, True, True, False]
+
+
+def test_steps_without_times_keep_their_index():
+    values, mask = align_steps(make_row([1, 2, 3], times_s=[NAN] * 3), 2)
+
+    assert values[:, 0].tolist() == [1, 2]
+    assert mask.all()
+
+
+def test_several_steps_in_one_second_are_averaged_without_those_that_are_not_real():
+    row = make_row([1, 3, 5, 9], mask=[1, 1, 1, 0], times_s=[0.25, 0.75, 1.25, 1.75])
+
+    values, mask = align_steps(row, 2)
+
+    assert values[:, 0].tolist() == [2, 5]
+    assert mask.all()
+
+
+def test_steps_past_the_end_are_cut():
+    values, mask = align_steps(make_row(range(8)), 3)
+
+    assert values[:, 0].tolist() == [0, 1, 2]
+    assert mask.all()
+
+
+def test_a_later_row_that_lies_in_an_early_second_is_not_cut():
+    values, _ = align_steps(make_row([1, 2, 4], times_s=[0.5, 1.5, 0.7]), 2)
+
+    assert values[:, 0].tolist() == [2.5, 2]
+
+
+def test_repeat_fills_gaps_with_the_last_real_step_and_the_start_with_the_first():
+    audio = make_row([9, 1, 9, 3], mask=[0, 1, 0, 1])
+    sample = sample_of("repeat", steps=6, audio=audio, video=make_row([5]))
+
+    assert sample.features["audio"][:, 0].tolist() == [1, 1, 1, 3, 3, 3]
+    assert sample.features["video"][:, 0].tolist() == [5] * 6
+    assert sample.mask.all()
+
+
+def test_repeat_uses_the_first_real_step_even_if_it_comes_after_the_end():
+    late = make_row([9, 9, 9, 7], mask=[0, 0, 0, 1])
+
+    sample = sample_of("repeat", steps=2, audio=late, video=make_row([5, 6]))
+
+    assert sample.features["audio"][:, 0].tolist() == [7, 7]
+
+
+def test_mask_keeps_zeros_and_the_seconds_that_are_real_in_every_modality():
+    audio = make_row([1, 2, 3, 4], mask=[1, 0, 1, 1])
+    sample = sample_of("mask", audio=audio, video=make_row([5, 6, 7]))
+
+    assert sample.features["audio"][:, 0].tolist() == [1, 0, 3, 4]
+    assert sample.features["video"][:, 0].tolist() == [5, 6, 7, 0]
+    assert sample.mask.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("padding", ["repeat", "mask"])
+def test_words_are_padded_with_zeros_and_never_decide_the_mask(padding):
+    text = make_row([1, 2], times_s=[NAN, NAN])
+    sample = sample_of(padding, audio=make_row([1, 2, 3, 4]), text=text)
+
+    assert sample.features["text"][:, 0].tolist() == [1, 2, 0, 0]
+    assert sample.mask.all()
+
+
+def test_a_clip_without_a_common_second_is_named_with_what_to_type():
+    audio, video = make_row([1, 0], mask=[1, 0]), make_row([0, 1], mask=[0, 1])
+
+    with pytest.raises(StoreError, match=r"clip 'c': no second is real.*data.padding=repeat"):
+        sample_of("mask", steps=2, audio=audio, video=video)
+
+
+# --- which clips -------------------------------------------------------------------------------
+
+
+def test_only_the_configured_splits_are_used():
+    clips = make_clips(12, splits=("train", "test"))
+
+    chosen = select_clips(clips, DataConfig())
+
+    assert {clip.split for clip in chosen} == {"train"}
+    assert select_clips(clips, DataConfig(splits=("train", "test"))) == tuple(clips)
+    assert select_clips(clips, DataConfig(splits=())) == tuple(clips)
+
+
+def test_a_manifest_that_names_no_split_is_used_whole():
+    clips = make_clips(splits=("",))
+
+    assert select_clips(clips, DataConfig()) == tuple(clips)
+
+
+def test_a_split_that_no_clip_is_of_is_an_error_that_lists_the_splits():
+    with pytest.raises(ManifestError, match=r"no clip is of the splits trian.*has test, train"):
+        select_clips(make_clips(12, splits=("train", "test")), DataConfig(splits=("trian",)))
+
+
+def test_excluded_ids_are_left_out(tmp_path):
+    clips = make_clips(6)
+    path = tmp_path / "no.csv"
+    write_manifest(path, clips[:2])
+
+    chosen = select_clips(clips, DataConfig(exclude_ids=str(path)))
+
+    assert chosen == tuple(clips[2:])
+
+
+def test_a_list_of_excluded_ids_must_be_readable_and_leave_something(tmp_path):
+    path = tmp_path / "no.csv"
+    with pytest.raises(ManifestError, match="no such file"):
+        select_clips(make_clips(3), DataConfig(exclude_ids=str(path)))
+    path.write_text("id\na\n")
+    with pytest.raises(ManifestError, match="expected the column clip_id"):
+        select_clips(make_clips(3), DataConfig(exclude_ids=str(path)))
+    write_manifest(path, make_clips(3))
+    with pytest.raises(ManifestError, match="excludes every clip"):
+        select_clips(make_clips(3), DataConfig(exclude_ids=str(path)))
+
+
+def test_clips_that_lack_a_modality_are_left_out_and_counted(caplog):
+    row = make_row([1])
+    named = FeatureRow("d", row.values, row.mask, row.times_s)
+    stores = {"audio": FakeStore(row, named), "flow": FakeStore(row)}
+
+    dataset = FeatureDataset(stores, [Clip(clip_id="d"), Clip(clip_id="c")], DataConfig())
+
+    assert [clip.clip_id for clip in dataset.clips] == ["c"]
+    assert "1 of 2 clips lack a modality and are left out: 1 have no flow" in caplog.text
+
+
+def test_no_common_clip_is_an_error_that_says_what_to_extract():
+    with pytest.raises(ManifestError, match=r"of 1 clips, 1 have no flow; extract"):
+        FeatureDataset(
+            {"audio": FakeStore(make_row([1])), "flow": FakeStore()},
+            [Clip(clip_id="c")],
+            DataConfig(),
+        )
+
+
+def test_the_hash_of_the_data_changes_with_the_clips(stores):
+    config = DataConfig()
+    one = FeatureDataset(stores, make_clips(), config)
+
+    assert one.sha256 == FeatureDataset(stores, make_clips(), config).sha256
+    assert one.sha256 != FeatureDataset(stores, make_clips()[1:], config).sha256
+
+
+# --- batches -----------------------------------------------------------------------------------
+
+
+def test_a_batch_holds_what_the_stores_hold(stores):
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+
+    batch = one_epoch(dataset, shuffle=False)[1]
+
+    assert batch.clip_ids == tuple(f"clip/{i}" for i in range(5, 10))
+    assert batch.labels[:2] == ("violin", "drum")
+    assert {name: tuple(values.shape) for name, values in batch.features.items()} == {
+        "audio": (5, 10, 6),
+        "flow": (5, 10, 8),
+        "text": (5, 10, 7),
+        "video": (5, 10, 5, 5, 4),
+    }
+    stored = stores["video"].read("clip/7").values
+    assert torch.equal(batch.features["video"][2], torch.from_numpy(stored))
+    assert batch.mask.dtype == torch.bool
+
+
+def test_every_clip_comes_once_per_epoch_in_another_order(stores):
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+    orders = [
+        [clip_id for batch in one_epoch(dataset, epoch=epoch) for clip_id in batch.clip_ids]
+        for epoch in (0, 1, 0)
+    ]
+
+    assert sorted(orders[0]) == sorted(clip.clip_id for clip in make_clips())
+    assert orders[0] != orders[1]
+    assert orders[0] == orders[2]
+
+
+def test_the_order_depends_on_seed_and_epoch_separately():
+    orders = [
+        tuple(chain(*batch_order(50, 7, seed=seed, epoch=epoch, shuffle=True, drop_last=False)))
+        for seed, epoch in [(0, 1), (1, 0), (1, 1), (2, 0)]
+    ]
+
+    assert len(set(orders)) == 4
+
+
+def test_starting_inside_an_epoch_gives_its_remaining_batches(stores):
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+
+    whole, rest = one_epoch(dataset), one_epoch(dataset, start=3)
+
+    assert [batch.clip_ids for batch in rest] == [batch.clip_ids for batch in whole[3:]]
+    assert one_epoch(dataset, start=5) == []
+
+
+def test_a_smaller_last_batch_is_dropped_on_request(stores):
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+
+    assert [len(batch.clip_ids) for batch in one_epoch(dataset)] == [5, 5, 5, 5, 4]
+    assert [len(batch.clip_ids) for batch in one_epoch(dataset, drop_last=True)] == [5] * 4
+    with pytest.raises(ConfigError, match="batch_size: expected at most the 24 clips there are"):
+        one_epoch(dataset, batch_size=25, drop_last=True)
+
+
+def test_loading_leaves_the_global_random_state_alone(stores):
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+    before = torch.get_rng_state()
+
+    one_epoch(dataset)
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_data_set_that_was_read_from_can_be_sent_to_another_process(stores):
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+    first = dataset[3]
+
+    again = pickle.loads(pickle.dumps(dataset))[3]
+
+    assert torch.equal(first.features["video"], again.features["video"])
+
+
+@pytest.mark.slow
+def test_reading_in_other_processes_gives_the_same_batches(stores):
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+
+    here, there = one_epoch(dataset), one_epoch(dataset, workers=1)
+
+    assert [batch.clip_ids for batch in here] == [batch.clip_ids for batch in there]
+    assert all(
+        torch.equal(a.features["flow"], b.features["flow"])
+        for a, b in zip(here, there, strict=True)
+    )
+
+
+def test_readers_are_started_deaf_to_the_signals_that_stop_a_run():
+    ask = "import signal; print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))))"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    with _signals_held():
+        child = subprocess.run([sys.executable, "-c", ask], capture_output=True, check=True)
+
+    assert json.loads(child.stdout) == sorted([signal.SIGINT, signal.SIGUSR1, signal.SIGTERM])
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_features_of_different_shapes_do_not_make_a_batch():
+    mask = torch.ones(2, dtype=torch.bool)
+    samples = [Sample({"audio": torch.zeros(2, size)}, mask, f"c{size}", "") for size in (3, 4)]
+
+    with pytest.raises(StoreError, match=r"clip 'c4': expected \(2, 3\) as clip 'c3' has"):
+        collate_clips(samples)
+
+
+def test_moving_a_batch_changes_its_features_type_and_nothing_else():
+    mask = torch.tensor([[True, False]])
+    batch = Batch({"audio": torch.ones(1, 2, 3)}, mask, ("c",), ("x",)).to("cpu", torch.float64)
+
+    assert batch.features["audio"].dtype == torch.float64
+    assert batch.mask.dtype == torch.bool
+    assert (batch.clip_ids, batch.labels) == (("c",), ("x",))

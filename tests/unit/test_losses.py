@@ -1,0 +1,289 @@
+"""The losses' common contract, their draws, and their weighted sum."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from micu.config import (
+    ContrastiveConfig,
+    EncoderConfig,
+    JigsawConfig,
+    LossWeights,
+    TrainConfig,
+)
+from micu.data import Batch
+from micu.errors import ConfigError, TrainError
+from micu.losses import (
+    LOSSES,
+    Draws,
+    Loss,
+    Losses,
+    LossTerms,
+    compute_losses,
+    derive_seed,
+    draw,
+    weigh,
+)
+from micu.losses.autoencoder import masked_mse
+from micu.model.micu import MICUOutput
+from micu.model.quantizer import Quantized
+
+B, T, D = 3, 4, 8
+MODALITIES = ("audio", "video", "text")
+CONFIG = TrainConfig(
+    encoder=EncoderConfig(embed_dim=D, heads=2),
+    contrastive=ContrastiveConfig(tau=0.5),
+    jigsaw=JigsawConfig(splits=4, permutations=5, hidden_dim=6),
+)
+WITH = {
+    "as the default": CONFIG,
+    "feature mask, dot product, mean over pairs, rows": replace(
+        CONFIG,
+        contrastive=ContrastiveConfig(
+            tau=2.0, normalize=False, mask_axis="feature", pair_reduction="mean"
+        ),
+        jigsaw=replace(CONFIG.jigsaw, block_draw="row"),
+    ),
+}
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def batch(lengths: tuple[int, ...] = (T,) * B) -> Batch:
+    mask = torch.arange(T) < torch.tensor(lengths)[:, None]
+    ids = tuple(f"clip{i}" for i in range(len(lengths)))
+    return Batch({}, mask, ids, ("",) * len(lengths))
+
+
+def output(semantic: Tensor, rebuilt: Tensor, order: tuple[str, ...] = MODALITIES) -> MICUOutput:
+    """A forward pass whose codes and commitment are functions of `semantic`, (M, B, T, D)."""
+    of = dict(zip(MODALITIES, zip(semantic, rebuilt, strict=True), strict=True))
+    codes = torch.zeros(B, T, dtype=torch.int64)
+    quantized = {
+        name: Quantized(
+            of[name][0], of[name][0].sin(), codes, of[name][0][0].square().mean(), codes
+        )
+        for name in order
+    }
+    target = {name: numbers(B, T, D, seed=9) for name in order}
+    return MICUOutput(quantized, {name: of[name][1] for name in order}, target)
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    return numbers(3, B, T, D).requires_grad_(), numbers(3, B, T, D, seed=1).requires_grad_()
+
+
+def losses_of(config: TrainConfig) -> Losses:
+    torch.manual_seed(0)
+    return Losses(config).double()
+
+
+def the_draws(config: TrainConfig, step: int = 0, batch_size: int = B) -> Draws:
+    return draw(config, batch_size, T, seed=config.seed, step=step, device="cpu")
+
+
+@pytest.fixture(params=itertools.product(LOSSES, WITH), ids=lambda p: " ".join(p))
+def case(request: pytest.FixtureRequest) -> tuple[Loss, TrainConfig]:
+    name, config = request.param[0], WITH[request.param[1]]
+    return getattr(losses_of(config), name), config
+
+
+def test_the_registered_losses_are_those_of_equation_8() -> None:
+    names = ["fine", "coarse", "jigsaw", "reconstruction", "commitment"]
+    assert sorted(LOSSES) == sorted(names)
+    assert [name for name, _ in Losses(CONFIG).named_children()] == names
+
+
+def test_every_loss_is_one_finite_number_whose_gradient_is_that_of_finite_differences(
+    case: tuple[Loss, TrainConfig],
+) -> None:
+    loss, config = case
+    drawn = the_draws(config)
+
+    def value(semantic: Tensor, rebuilt: Tensor) -> Tensor:
+        return loss.compute(output(semantic, rebuilt), batch((4, 2, 3)), drawn)
+
+    got = value(*inputs())
+    assert got.shape == ()
+    assert got.isfinite()
+    assert got.requires_grad
+    assert torch.autograd.gradcheck(value, inputs(), fast_mode=True)
+
+
+def test_the_order_of_the_modalities_in_the_output_changes_no_loss(
+    case: tuple[Loss, TrainConfig],
+) -> None:
+    loss, config = case
+    drawn = the_draws(config)
+    forwards = loss.compute(output(*inputs()), batch(), drawn)
+    shuffled = output(*inputs(), order=("text", "audio", "video"))
+    assert torch.equal(forwards, loss.compute(shuffled, batch(), drawn))
+
+
+def test_no_loss_looks_at_padded_steps(case: tuple[Loss, TrainConfig]) -> None:
+    loss, config = case
+    if type(loss) is LOSSES["commitment"]:
+        return  # the quantizer masks it, and this file's stand-in does not
+    drawn, padded = the_draws(config), batch((4, 2, 3))
+    semantic, rebuilt = (x.detach() for x in inputs())
+    real = padded.mask[None, ..., None]
+    calm = loss.compute(output(semantic, rebuilt), padded, drawn)
+    wild = output(semantic.where(real, 50.0), rebuilt.where(real, -50.0))
+    torch.testing.assert_close(loss.compute(wild, padded, drawn), calm)
+
+
+def test_the_pair_reduction_sums_or_averages_over_the_ordered_pairs() -> None:
+    mean = replace(CONFIG, contrastive=replace(CONFIG.contrastive, pair_reduction="mean"))
+    drawn = the_draws(CONFIG)
+    for name in ("fine", "coarse"):
+        summed, averaged = (
+            getattr(losses_of(config), name).compute(output(*inputs()), batch(), drawn)
+            for config in (CONFIG, mean)
+        )
+        assert summed.item() == pytest.approx(9 * averaged.item(), rel=1e-12)
+
+
+def test_masked_error_is_the_mean_over_the_elements_of_real_steps() -> None:
+    x, target, mask = numbers(B, T, 2, 2, 3), numbers(B, T, 2, 2, 3, seed=1), batch((4, 1, 0)).mask
+    expected = torch.nn.functional.mse_loss(x[mask], target[mask])
+    torch.testing.assert_close(masked_mse(x, target, mask), expected)
+    everything = masked_mse(x, target, mask | True)
+    torch.testing.assert_close(everything, torch.nn.functional.mse_loss(x, target))
+    assert masked_mse(x, target, mask & False).item() == 0
+
+
+def test_reconstruction_and_commitment_are_sums_over_the_modalities() -> None:
+    semantic, rebuilt = inputs()
+    out = output(semantic, rebuilt)
+    terms = compute_losses(out, batch(), losses_of(CONFIG), the_draws(CONFIG)).terms
+    pairs = [(out.reconstruction[name], out.target[name]) for name in MODALITIES]
+    expected = sum(torch.nn.functional.mse_loss(*pair).item() for pair in pairs)
+    assert terms["reconstruction"].item() == pytest.approx(expected, rel=1e-12)
+    expected = sum(out.quantized[name].commitment_loss.item() for name in MODALITIES)
+    assert terms["commitment"].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_total_is_the_sum_of_the_terms_times_their_weights() -> None:
+    weights = LossWeights(fine=0.5, coarse=2.0, jigsaw=3.0, reconstruction=5.0, commitment=7.0)
+    losses = losses_of(replace(CONFIG, weights=weights))
+    loss = compute_losses(output(*inputs()), batch(), losses, the_draws(CONFIG))
+    expected = sum(getattr(weights, name) * term.item() for name, term in loss.terms.items())
+    assert loss.total.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_loss_of_weight_zero_is_logged_without_a_graph(name: str) -> None:
+    config = replace(CONFIG, weights=replace(CONFIG.weights, **{name: 0.0}))
+    drawn = the_draws(CONFIG)
+    whole = compute_losses(output(*inputs()), batch(), losses_of(CONFIG), drawn)
+    loss = compute_losses(output(*inputs()), batch(), losses_of(config), drawn)
+    assert not loss.terms[name].requires_grad
+    torch.testing.assert_close(loss.terms[name], whole.terms[name].detach())
+    rest = whole.total - getattr(CONFIG.weights, name) * whole.terms[name]
+    torch.testing.assert_close(loss.total, rest)
+
+
+def test_detached_losses_have_the_same_values_and_no_graph() -> None:
+    loss = compute_losses(output(*inputs()), batch(), losses_of(CONFIG), the_draws(CONFIG))
+    bare = loss.detach()
+    assert not bare.total.requires_grad
+    assert not any(term.requires_grad for term in bare.terms.values())
+    assert bare.total == loss.total
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+def test_a_loss_that_is_not_finite_is_named_with_its_step_and_clips(bad: str) -> None:
+    terms = {"fine": torch.tensor(1.0), "jigsaw": torch.tensor(float(bad))}
+    loss = weigh(terms, LossWeights())
+    with pytest.raises(TrainError) as caught:
+        loss.check_finite(1207, [f"clip{i}" for i in range(20)])
+    message = str(caught.value)
+    assert message.startswith(f"step 1207: loss 'jigsaw' is {bad}")
+    assert "'fine'" not in message
+    assert "'total'" not in message
+    assert "(batch clips: clip0, clip1, clip2, clip3, clip4, clip5, clip6, clip7 and 12 more)" in (
+        message
+    )
+    assert "stopped before the optimizer step" in message
+
+
+def test_a_sum_that_overflows_is_named() -> None:
+    loss = LossTerms(torch.tensor(torch.inf), {"fine": torch.tensor(2.0)})
+    with pytest.raises(TrainError, match="loss 'total' is inf"):
+        loss.check_finite(0, ["a"])
+
+
+def test_finite_losses_pass() -> None:
+    LossTerms(torch.tensor(2.0), {"fine": torch.tensor(2.0)}).check_finite(0, ["a"])
+
+
+def test_a_registered_loss_without_a_weight_says_where_to_add_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(LOSSES._entries, "club", LOSSES["fine"])
+    with pytest.raises(ConfigError, match=r"weights\.club: .*LossWeights in micu/config\.py"):
+        Losses(CONFIG)
+
+
+def test_the_permutation_table_is_saved_with_the_classifier_and_drawn_from_the_seed() -> None:
+    state = Losses(CONFIG).state_dict()
+    assert {"jigsaw.permutations", "jigsaw.classifier.hidden.weight"} <= set(state)
+    assert state["jigsaw.permutations"].shape == (5, 4)
+    again = Losses(CONFIG).state_dict()["jigsaw.permutations"]
+    assert torch.equal(state["jigsaw.permutations"], again)
+    other = Losses(replace(CONFIG, seed=1)).state_dict()["jigsaw.permutations"]
+    assert not torch.equal(state["jigsaw.permutations"], other)
+
+
+def test_the_jigsaw_takes_its_blocks_from_the_codes_not_from_the_embeddings() -> None:
+    semantic, rebuilt = inputs()
+    out = output(semantic, rebuilt)
+    changed = replace(
+        out, quantized={k: replace(q, semantic=q.semantic + 1) for k, q in out.quantized.items()}
+    )
+    losses, drawn = losses_of(CONFIG), the_draws(CONFIG)
+    first, second = (compute_losses(x, batch(), losses, drawn).terms for x in (out, changed))
+    assert torch.equal(first["jigsaw"], second["jigsaw"])
+    assert not torch.equal(first["fine"], second["fine"])
+
+
+def test_draws_are_a_pure_function_of_seed_and_step() -> None:
+    first = draw(CONFIG, 40, T, seed=1, step=2, device="cpu")
+    torch.rand(7)
+    again = draw(CONFIG, 40, T, seed=1, step=2, device="cpu")
+    assert torch.equal(first.keep, again.keep)
+    assert torch.equal(first.block_modality, again.block_modality)
+    for seed, step in ((1, 3), (2, 2), (2, 1)):
+        other = draw(CONFIG, 40, T, seed=seed, step=step, device="cpu")
+        assert not torch.equal(first.keep, other.keep)
+
+
+def test_draws_have_the_configured_shapes_and_shares() -> None:
+    first, second = (draw(config, 500, T, seed=0, step=0, device="cpu") for config in WITH.values())
+    assert (first.keep.shape, first.block_modality.shape) == ((500, T), (4,))
+    assert (second.keep.shape, second.block_modality.shape) == ((500, D), (500 * T, 4))
+    assert first.keep.dtype == torch.bool
+    for drawn in (first, second):
+        assert drawn.keep.double().mean().item() == pytest.approx(0.7, abs=0.04)
+    shares = torch.bincount(second.block_modality.flatten(), minlength=3) / (500 * T * 4)
+    assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_nothing_is_masked_at_ratio_zero_but_by_an_exact_zero() -> None:
+    config = replace(CONFIG, contrastive=replace(CONFIG.contrastive, mask_ratio=0.0))
+    assert draw(config, 200, T, seed=0, step=0, device="cpu").keep.double().mean() > 0.99
+
+
+def test_seeds_of_different_purposes_steps_and_runs_differ() -> None:
+    seeds = {
+        derive_seed(seed, step, purpose)
+        for seed, step, purpose in itertools.product((0, 1, 11, -1), (0, 1, 11), ("a", "b"))
+    }
+    assert len(seeds) == 24
+    assert all(0 <= seed < 2**32 for seed in seeds)

@@ -1,0 +1,221 @@
+"""The open-set protocols: what they choose, and what they must not look at."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from micu.errors import ManifestError, RegistryError
+from micu.evaluate.metrics import UNKNOWN
+from micu.evaluate.open_set import (
+    SCORES,
+    OpenSetSplit,
+    chance,
+    choose_on_test,
+    choose_on_validation,
+    hold_out,
+    max_softmax,
+    pick_threshold,
+    run_oscmg,
+    split_clips,
+)
+from micu.evaluate.probe import ClipFeatures, ProbeConfig, fit_probe
+from micu.manifest import Clip
+
+
+def make_clips(per_class: int, split: str, classes: str = "abcd") -> tuple[Clip, ...]:
+    return tuple(
+        Clip(clip_id=f"{split}/{label}/{number}", label=label, split=split)
+        for label in classes
+        for number in range(per_class)
+    )
+
+
+class PatternEncoder:
+    """Every class has a direction; both modalities share it."""
+
+    name = "pattern"
+
+    def encode(self, modality: str, clip_ids: list[str]) -> ClipFeatures:
+        values = torch.zeros(len(clip_ids), 3, 6)
+        for row, clip_id in enumerate(clip_ids):
+            _, label, number = clip_id.split("/")
+            noise = torch.Generator().manual_seed(int(number) * 7 + ord(label))
+            values[row] = 0.3 * torch.randn(3, 6, generator=noise)
+            values[row, :, "abcd".index(label)] += 3
+        return ClipFeatures(
+            modality, tuple(clip_ids), values, torch.ones(values.shape[:2], dtype=torch.bool)
+        )
+
+    def check_same_space(self, source: str, target: str) -> None:
+        assert (source, target) == ("video", "audio")
+
+    train_probe = staticmethod(fit_probe)
+
+
+@pytest.fixture
+def split() -> OpenSetSplit:
+    clips = make_clips(8, "train") + make_clips(3, "val") + make_clips(5, "test")
+    ids = {clip.clip_id for clip in clips}
+    return split_clips(clips, ("b", "a"), source_ids=ids, target_ids=ids, seed=0)
+
+
+QUICK = ProbeConfig(epochs=8, learning_rate=2e-2, batch_size=4)
+
+
+def test_both_protocols_come_from_one_training_and_are_named(split: OpenSetSplit) -> None:
+    headline, oracle = run_oscmg(PatternEncoder(), split, "video", "audio", config=QUICK, seed=0)
+    assert (headline.threshold_source, oracle.threshold_source) == ("source-val", "oracle")
+    assert headline.n_clips == 20
+    assert headline.metrics.acc == 1.0
+    assert oracle.metrics.hos >= headline.metrics.hos
+    assert "95% or more of 6 known source clips" in headline.note
+    assert "split 'val' of the manifest" in headline.note
+    assert "on the test set" in oracle.note
+
+
+def test_source_val_does_not_move_with_the_test_labels(split: OpenSetSplit) -> None:
+    relabelled = tuple(
+        Clip(clip_id=clip.clip_id, label="abcd"[3 - "abcd".index(clip.label)], split=clip.split)
+        for clip in split.test
+    )
+    other = OpenSetSplit(
+        train=split.train,
+        validation=split.validation,
+        test=relabelled,
+        known=split.known,
+        validation_from=split.validation_from,
+    )
+    (one, one_oracle), (two, two_oracle) = (
+        run_oscmg(PatternEncoder(), each, "video", "audio", config=QUICK, seed=0)
+        for each in (split, other)
+    )
+    assert (one.epoch, one.metrics.threshold) == (two.epoch, two.metrics.threshold)
+    assert one.metrics.hos != two.metrics.hos
+    assert one_oracle.metrics.hos != two_oracle.metrics.hos
+
+
+def test_source_val_does_not_move_with_the_test_clips(split: OpenSetSplit) -> None:
+    other = OpenSetSplit(
+        train=split.train,
+        validation=split.validation,
+        test=split.test[:7],
+        known=split.known,
+        validation_from=split.validation_from,
+    )
+    one, two = (
+        run_oscmg(PatternEncoder(), each, "video", "audio", config=QUICK, seed=0)[0]
+        for each in (split, other)
+    )
+    assert (one.epoch, one.metrics.threshold) == (two.epoch, two.metrics.threshold)
+
+
+def test_the_split_keeps_unknown_classes_for_the_test(split: OpenSetSplit) -> None:
+    assert {clip.label for clip in (*split.train, *split.validation)} == {"a", "b"}
+    assert {clip.split for clip in split.train} == {"train"}
+    assert split.labels(split.test).tolist() == [1] * 5 + [0] * 5 + [UNKNOWN] * 10
+
+
+def test_without_a_validation_split_a_part_of_each_class_is_held_out() -> None:
+    clips = make_clips(20, "train", "ab") + make_clips(2, "test")
+    ids = {clip.clip_id for clip in clips}
+    split = split_clips(clips, ("a", "b"), source_ids=ids, target_ids=ids, seed=3)
+    assert [sum(c.label == label for c in split.validation) for label in "ab"] == [3, 3]
+    assert not set(split.train) & set(split.validation)
+    assert len(split.train) + len(split.validation) == 40
+    assert "held out" in split.validation_from
+
+
+def test_what_is_held_out_depends_on_the_seed_and_not_on_the_order() -> None:
+    clips = make_clips(20, "train", "ab")
+    _, one = hold_out(clips, seed=1)
+    _, reordered = hold_out(clips[::-1], seed=1)
+    _, other = hold_out(clips, seed=2)
+    assert set(one) == set(reordered)
+    assert set(one) != set(other)
+
+
+def test_a_class_of_two_clips_keeps_one_and_a_class_of_one_keeps_it() -> None:
+    stays, held = hold_out(make_clips(2, "train", "a") + make_clips(1, "train", "b"), seed=0)
+    assert [clip.label for clip in stays] == ["a", "b"]
+    assert [clip.label for clip in held] == ["a"]
+
+
+def test_clips_count_only_where_their_modality_has_features() -> None:
+    clips = make_clips(4, "train") + make_clips(2, "val") + make_clips(2, "test")
+    source = {clip.clip_id for clip in clips if clip.split != "test"}
+    target = {clip.clip_id for clip in clips if not clip.clip_id.endswith("/0")}
+    split = split_clips(clips, ("a", "b"), source_ids=source, target_ids=target, seed=0)
+    assert len(split.train) == 8
+    assert len(split.test) == 4
+
+
+def test_clips_without_a_label_are_not_unknown_they_are_left_out() -> None:
+    clips = [*make_clips(4, "train"), *make_clips(2, "test"), Clip(clip_id="x", split="test")]
+    ids = {clip.clip_id for clip in clips}
+    split = split_clips(clips, ("a",), source_ids=ids, target_ids=ids, seed=0)
+    assert "x" not in {clip.clip_id for clip in split.test}
+
+
+def test_a_manifest_without_a_test_split_says_which_splits_it_has() -> None:
+    clips = make_clips(4, "train") + make_clips(2, "dev")
+    ids = {clip.clip_id for clip in clips}
+    with pytest.raises(ManifestError, match=r"no test clip.*have 'dev', 'train'"):
+        split_clips(clips, ("a",), source_ids=ids, target_ids=ids, seed=0)
+
+
+def test_the_threshold_accepts_at_least_95_percent_of_validation() -> None:
+    scores = np.arange(100) / 100
+    threshold = pick_threshold(scores)
+    assert (scores >= threshold).mean() >= 0.95
+    assert (scores > threshold).mean() < 0.96
+    assert pick_threshold(np.array([0.7, 0.2, 0.9])) == 0.2
+
+
+def test_the_epoch_is_the_most_accurate_then_the_surest_then_the_first() -> None:
+    labels = np.array([0, 1])
+    wrong, unsure, sure = (
+        np.array(rows) for rows in ([[0, 9], [0, 9]], [[1, 0], [0, 1]], [[5, 0], [0, 5]])
+    )
+    assert choose_on_validation([wrong, unsure, sure, sure], labels, max_softmax).epoch == 2
+    assert choose_on_validation([unsure, wrong], labels, max_softmax).epoch == 0
+
+
+def test_the_oracle_looks_at_all_epochs_and_keeps_the_first_of_equals() -> None:
+    labels = np.array([0, 1, UNKNOWN])
+    good = np.array([[9.0, 0.0], [0.0, 9.0], [0.0, 0.0]])
+    bad = good[[1, 0, 2]]
+    choice = choose_on_test([bad, good, good], labels, max_softmax)
+    assert choice.epoch == 1
+    assert 0.5 < choice.threshold < 1.0
+
+
+def test_the_oracle_without_unknown_samples_still_answers() -> None:
+    choice = choose_on_test([np.eye(2)], np.array([0, 1]), max_softmax)
+    assert (choice.epoch, math.isfinite(choice.threshold)) == (0, True)
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+def test_every_score_is_higher_for_the_surer_sample(name: str) -> None:
+    scores = SCORES[name](np.array([[6.0, 0.0, 0.0], [1.0, 0.9, 0.8]]))
+    assert scores.shape == (2,)
+    assert scores[0] > scores[1]
+    assert np.isfinite(SCORES[name](np.array([[1e4, 0.0]]))).all()
+
+
+def test_the_scores_are_a_checked_list() -> None:
+    assert list(SCORES) == ["msp", "max_logit", "energy", "entropy"]
+    with pytest.raises(RegistryError, match="did you mean 'entropy'"):
+        SCORES["entrop"]
+
+
+@pytest.mark.parametrize("classes", [2, 6, 14])
+def test_chance_is_the_best_any_rate_of_rejection_gives(classes: int) -> None:
+    best = 0.0
+    for rate in np.linspace(0.001, 0.999, 999):
+        right = (1 - rate) / classes
+        best = max(best, 2 * right * rate / (right + rate))
+    found = chance(classes)
+    assert found["hos"] == pytest.approx(best, abs=1e-5)
+    assert found["hos"] == pytest.approx(2 / (1 + math.sqrt(classes)) ** 2)

@@ -1,0 +1,161 @@
+"""Results files, tables and the page."""
+
+import math
+import re
+import threading
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from micu.errors import ConfigError
+from micu.evaluate.report import (
+    BarChart,
+    Row,
+    Section,
+    Table,
+    read_rows,
+    render_html,
+    render_table,
+    write_rows,
+)
+
+ROW = Row(
+    task="oscmg",
+    method="checkpoint",
+    train_modality="video",
+    test_modality="audio",
+    preset="micu with data.steps=4",
+    seed=1,
+    threshold_source="source-val",
+    metric="hos",
+    value=0.1 + 0.2,
+    n_clips=20,
+    checkpoint_sha256="aa",
+    manifest_sha256="bb",
+    note='says "why", in words',
+)
+
+
+def test_rows_come_back_bit_by_bit(tmp_path: Path) -> None:
+    rows = [ROW, replace(ROW, metric="unk", value=1 / 3)]
+    write_rows(rows, tmp_path / "new" / "results.csv")
+    assert read_rows(tmp_path / "new" / "results.csv") == rows
+
+
+def test_an_undefined_number_comes_back_as_nan(tmp_path: Path) -> None:
+    write_rows([replace(ROW, value=math.nan)], tmp_path / "r.csv")
+    assert math.isnan(read_rows(tmp_path / "r.csv")[0].value)
+
+
+def test_rows_are_added_and_a_repeated_evaluation_replaces_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    write_rows([ROW, replace(ROW, seed=2)], path)
+    write_rows([replace(ROW, value=0.9, note="again"), replace(ROW, method="untrained")], path)
+    found = {(row.method, row.seed): row.value for row in read_rows(path)}
+    assert found == {
+        ("checkpoint", 1): 0.9,
+        ("checkpoint", 2): ROW.value,
+        ("untrained", 1): ROW.value,
+    }
+
+
+def test_two_evaluations_at_once_lose_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    writers = [
+        threading.Thread(target=write_rows, args=([replace(ROW, seed=seed)], path))
+        for seed in range(8)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(row.seed for row in read_rows(path)) == list(range(8))
+
+
+def test_a_file_that_holds_no_results_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.csv"
+    path.write_text("mine\n1\n")
+    with pytest.raises(ConfigError, match="not a results file"):
+        write_rows([ROW], path)
+    assert path.read_text() == "mine\n1\n"
+
+
+def test_a_damaged_number_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    write_rows([ROW], path)
+    path.write_text(path.read_text().replace(repr(ROW.value), "many"))
+    with pytest.raises(ConfigError, match=r"line 2.*many"):
+        read_rows(path)
+
+
+def test_a_table_shows_rates_in_percent_and_other_numbers_as_they_are() -> None:
+    table = render_table(
+        [replace(ROW, value=0.5), replace(ROW, metric="perplexity", value=12.5)],
+        ("hos", "perplexity"),
+    )
+    header, line, row = table.splitlines()
+    assert "HOS" in header
+    assert set(line) <= set("|-")
+    assert "| 50.00" in row
+    assert "| 12.50" in row
+    assert "video → audio" in row
+    assert "source-val" in row
+    assert "micu*" in row
+
+
+def test_seeds_become_mean_and_sample_deviation() -> None:
+    rows = [replace(ROW, seed=seed, value=value) for seed, value in ((1, 0.2), (2, 0.4))]
+    assert "30.00 ± 14.14" in render_table(rows)
+
+
+def test_protocols_and_methods_are_never_averaged_together() -> None:
+    rows = [ROW, replace(ROW, threshold_source="oracle"), replace(ROW, method="untrained")]
+    assert len(render_table(rows).splitlines()) == 2 + 3
+
+
+def test_an_undefined_number_is_a_dash_and_does_not_vanish_into_a_mean() -> None:
+    table = render_table([ROW, replace(ROW, seed=2, value=math.nan)])
+    assert "–" in table
+    assert "nan" not in table
+
+
+class Reader(HTMLParser):
+    """Collects tags, and whether each is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.seen.append(tag)
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_but_itself() -> None:
+    chart = BarChart("HOS", ("a → b", "c"), {"one": [0.5, math.nan], "two": [1.0, 0.0]})
+    page = render_html(
+        "Title & <more>",
+        [
+            Section(
+                "Part", ("<script>alert(1)</script>",), (Table((("h",), ("v",))),), (chart,), "$ x"
+            )
+        ],
+    )
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert not {"script", "link", "img", "iframe"} & set(reader.seen)
+    assert not re.search(r"https?://|url\(|@import|src=", page)
+    assert "Title &amp; &lt;more&gt;" in page
+    assert page.count("%</text>") == 3
+    assert "prefers-color-scheme: dark" in page
