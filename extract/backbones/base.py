@@ -1,0 +1,196 @@
+"""What a backbone is: what it wants, what it gives, and how its weights are had.
+
+A backbone declares the media it wants (`InputSpec`), from which the pipeline derives the decoding,
+and what it gives (`Gives`), from which the shard header is made. Its two verbs work on *units* (a
+frame, a ten second window, a flow clip, a sentence): `encode` runs the network over units of any
+clips, `to_steps` turns the outputs of one clip's units into its T steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from micu.registry import Registry
+from micu.store import FeatureSpec, Steps
+
+MIN_STEP_S = 0.1
+"""A last step that would hold less than this is not made: a 10.02 s clip has ten steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameInput:
+    """Frames sampled by time, resized and cropped while decoding.
+
+    Within each second, `fps` frames: those on screen at (i + 1/2) / fps.
+    """
+
+    kind: Literal["frames"] = "frames"
+    fps: int
+    """Frames per second that are sampled."""
+    resize: int | tuple[int, int]
+    """Short side, px, with the aspect kept; or (height, width), px, without."""
+    crop: int
+    """Side of the centre crop, px."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowInput:
+    """Clips of TV-L1 optical flow, one centred on each second, quantised to 8 bits.
+
+    Only the frame pairs that a clip holds are computed. The frame `interval` counts frames of the
+    file's own rate, and a displacement is that of one frame to the next.
+    """
+
+    kind: Literal["flow"] = "flow"
+    clip_len: int = 8
+    """Flow fields per clip."""
+    interval: int = 8
+    """Frames from one field to the next."""
+    resize: int = 256
+    """Short side of the frames, px, before flow is computed; larger frames only are resized."""
+    crop: int = 256
+    """Side of the centre crop of the flow, px."""
+    bound: float = 20.0
+    """Displacement, px, that maps to 0 and 255."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaveformInput:
+    """Mono sound, cut into windows of fixed length; the last one may be shorter."""
+
+    kind: Literal["waveform"] = "waveform"
+    sample_rate: int
+    """Hz."""
+    window_s: float
+    """Length of a window, s, a whole number of seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextInput:
+    """One sentence."""
+
+    kind: Literal["text"] = "text"
+
+
+InputSpec = FrameInput | FlowInput | WaveformInput | TextInput
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One clip, decoded to the units that a backbone wants.
+
+    Units by kind: frames (U, H, W, 3) uint8 RGB; flow (U, L, H, W, 2) uint8, x then y, 128 = still;
+    waveform a list of U arrays (S,) float32 in [-1, 1]; text a list of one string.
+    """
+
+    units: NDArray[np.uint8] | Sequence[NDArray[np.float32]] | Sequence[str]
+    times_s: NDArray[np.float64]
+    """(U,), where each unit lies in the clip (frames: its instant; else its centre), s; empty for
+    text"""
+    duration_s: float
+    """How much of the clip the media cover, from the clip's start, s; 0 for text"""
+    steps: int
+    """T, the steps the clip is asked for: from the manifest's window, else the media's length"""
+    notes: Mapping[str, float | int | str] = field(default_factory=dict)
+    """What decoding met: source fps, corrupt frames, …"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gives:
+    """What a backbone gives, known without loading it."""
+
+    modality: str
+    shape: tuple[int, ...]
+    """Of one step, without T, channel last."""
+    hop_s: float | None = 1.0
+    weights: str
+    """Where the published weights are, and under which licence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One setting of a backbone, from which the command line makes an option of the same name."""
+
+    type: type[int] | type[str]
+    default: int | str
+    help: str
+
+
+BATCH_SIZE = "units in one forward pass; changes speed and memory, not what is computed"
+
+
+class Backbone(Protocol):
+    """A pretrained network that turns units of media into features.
+
+    Constructed as `cls(weights, device, **options)`, which `extract.backbones.build_backbone` does;
+    see `extract.backbones.weights` for `weights`. Heavy imports go inside the constructor, so that
+    listing backbones stays quick.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, Option]]
+    """By name as the constructor takes it; `_` is `-` on the command line."""
+    gives: Gives
+    """Set on the class; an option may replace it on the instance."""
+    wants: InputSpec
+    """Set on the class; an option or the weights' own configuration may replace it."""
+    spec: FeatureSpec
+    """Set by the constructor."""
+
+    def __init__(self, weights: str, device: str) -> None: ...  # noqa: D107
+
+    def encode(self, units: Any) -> Sequence[NDArray[np.float32]]:
+        """Run the network over units, of one clip or of many; one output array per unit."""
+        ...
+
+    def to_steps(self, outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
+        """Turn the outputs of one clip's units into its steps."""
+        ...
+
+
+BACKBONES: Registry[type[Backbone]] = Registry("backbone")
+
+
+def count_steps(duration_s: float) -> int:
+    """T of a clip of `duration_s` seconds; the only place where seconds become steps.
+
+    At least 1. A last part shorter than 0.1 s makes no step of its own.
+    """
+    return max(1, int(np.ceil(duration_s - MIN_STEP_S)))
+
+
+def step_centres(steps: int, hop_s: float = 1.0) -> NDArray[np.float64]:
+    """Centre of each step, (T,), s."""
+    return (np.arange(steps, dtype=np.float64) + 0.5) * np.float64(hop_s)
+
+
+def mean_by_step(outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
+    """Mean of the units that lie in each second; a second without units is not real."""
+    values = np.stack(outputs)
+    step = np.minimum(media.times_s.astype(np.int64), media.steps - 1)
+    sums = np.zeros((media.steps, *values.shape[1:]), np.float64)
+    np.add.at(sums, step, values)
+    counts = np.bincount(step, minlength=media.steps)
+    shape = (-1,) + (1,) * (values.ndim - 1)
+    means = sums / np.maximum(counts, 1).reshape(shape)
+    return Steps(means.astype(np.float32), counts > 0, step_centres(media.steps))
+
+
+def describe_input(wants: InputSpec) -> dict[str, Any]:
+    """JSON form of an input spec, for the shard header."""
+    return asdict(wants)
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Installed version of each package that made features; missing ones are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,313 @@
+"""Swin Transformer V2, and any image model of timm, on RGB frames: one vector per second.
+
+Source: Liu et al., Swin Transformer V2, CVPR 2022; weights and transforms are timm's. A second's
+feature is the mean over its frames of timm's pooled output. How the published MICU features were
+pooled is not known: this policy is ours.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extract.backbones.base import (
+    BACKBONES,
+    BATCH_SIZE,
+    FrameInput,
+    Gives,
+    InputSpec,
+    Media,
+    Option,
+    describe_input,
+    mean_by_step,
+    versions_of,
+)
+from extract.backbones.inference import PRECISION, encode_batches, pick_device
+from extract.backbones.weights import (
+    USUAL_NAMES,
+    Request,
+    Weights,
+    hub_state,
+    load_strictly,
+    parse_demo_request,
+    parse_request,
+    read_state,
+    seeded,
+    tensors_sha256,
+    url_state,
+    without,
+)
+from micu.errors import ConfigError, RegistryError
+from micu.registry import suggest
+from micu.store import FeatureSpec, Steps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TIMM_PREFIX = "timm:"
+
+
+class TimmImage:
+    """Any image model of timm, as `--backbone timm:NAME`; NAME may carry a weights tag.
+
+    The input size, resize, mean and std are those of the model's own pretrained configuration.
+
+    Args:
+        weights: `pretrained`, a path, `random` or `random:SEED`.
+        device: `auto`, or what `torch.device` takes.
+        model: Name in timm.
+        frames_per_second: Frames averaged in each second.
+        batch_size: Frames per forward pass.
+
+    Raises:
+        RegistryError: timm has no such model.
+        ConfigError: Its transform is not a square centre crop.
+        WeightsError: The weights cannot be had or do not fit.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "frames_per_second": Option(
+            type=int, default=16, help="frames that are averaged in each second"
+        ),
+        "batch_size": Option(type=int, default=8, help=BATCH_SIZE),
+    }
+    wants: InputSpec = FrameInput(fps=16, resize=256, crop=224)
+    gives: Gives = Gives(
+        modality="video",
+        shape=(),
+        weights="the hub's, as timm names them; licence: see each model's card",
+    )
+
+    def __init__(  # noqa: D107
+        self,
+        weights: str,
+        device: str,
+        *,
+        model: str,
+        frames_per_second: int = 16,
+        batch_size: int = 8,
+    ) -> None:
+        name = TIMM_PREFIX + model
+        self._build_from_timm(name, model, parse_request(weights, name), device)
+        self._finish(name, frames_per_second, batch_size)
+
+    def _build_from_timm(self, name: str, model: str, request: Request, device: str) -> None:
+        import timm
+
+        if not timm.is_model(model):
+            raise RegistryError(f"unknown timm model {model!r}; {_suggest_timm(model)}")
+        config = timm.get_pretrained_cfg(model, allow_unregistered=False)
+        if config is None:
+            raise RegistryError(f"timm model {model!r} has no weights under that tag")
+
+        def build() -> Any:
+            return timm.create_model(model, pretrained=False, num_classes=0)
+
+        if request.kind == "random":
+            network, source = seeded(build, request.seed), request.source
+        else:
+            network = build()
+            if request.kind == "local":
+                state, source = read_state(request.path), request.source
+            elif config.hf_hub_id:
+                names = (config.hf_hub_filename,) if config.hf_hub_filename else USUAL_NAMES
+                state, source = hub_state(config.hf_hub_id, names), f"hf:{config.hf_hub_id}"
+            else:
+                state, source = url_state(str(config.url)), str(config.url)
+            load_strictly(network, _as_timm(network, state, config.classifier), f"{name} {source}")
+        self._network = network.to(pick_device(device)).eval()
+        self._weights = Weights(source, tensors_sha256(self._network))
+        self.gives = replace(self.gives, shape=(_width(network),))
+        self._transform = timm.data.resolve_model_data_config(network)
+
+    def _finish(self, name: str, frames_per_second: int, batch_size: int) -> None:
+        import torch
+
+        self.wants = frame_input(name, self._transform, frames_per_second)
+        self._batch_size = batch_size
+        mean, std = self._transform["mean"], self._transform["std"]
+        self._device = next(self._network.parameters()).device
+        self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=self._device).view(1, 3, 1, 1)
+        self.spec = FeatureSpec(
+            backbone=name,
+            modality=self.gives.modality,
+            shape=self.gives.shape,
+            hop_s=self.gives.hop_s,
+            weights=self._weights.source,
+            weights_sha256=self._weights.sha256,
+            preprocessing={
+                "input": describe_input(self.wants),
+                "scale": "x / 255, then (x - mean) / std",
+                "mean": list(mean),
+                "std": list(std),
+                "step": "mean of the second's frames",
+                "precision": PRECISION,
+            },
+            versions=versions_of("torch", "timm", "av", "pillow"),
+        )
+
+    def encode(
+        self, units: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+    ) -> list[NDArray[np.float32]]:
+        """Pooled output per frame.
+
+        Args:
+            units: Frames, U of (H, W, 3), RGB in [0, 255].
+
+        Returns:
+            U of (D,).
+        """
+        return encode_batches(units, self._batch_size, self._forward)
+
+    def _forward(self, frames: Sequence[NDArray[np.uint8]]) -> "Tensor":
+        x = self._normalize(frames)
+        return self._network(x)  # type: ignore[no-any-return]
+
+    def _normalize(self, frames: Sequence[NDArray[np.uint8]]) -> "Tensor":
+        import torch
+
+        x = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)
+        x = x.permute(0, 3, 1, 2).float().div(255)  # (B, 3, H, W)
+        return (x - self._mean) / self._std
+
+    def to_steps(self, outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
+        """Mean of each second's frames, (T, D)."""
+        return mean_by_step(outputs, media)
+
+
+@BACKBONES.register("swinv2")
+class SwinV2(TimmImage):
+    """Swin-V2-L, 256 px, pretrained on ImageNet-22k and finetuned on ImageNet-1k, (T, 1536)."""
+
+    MODEL = "swinv2_large_window12to16_192to256.ms_in22k_ft_in1k"
+    wants: InputSpec = FrameInput(fps=16, resize=284, crop=256)
+    gives = Gives(
+        modality="video",
+        shape=(1536,),
+        weights="hf:timm/swinv2_large_window12to16_192to256.ms_in22k_ft_in1k, MIT",
+    )
+
+    def __init__(  # noqa: D107
+        self, weights: str, device: str, *, frames_per_second: int = 16, batch_size: int = 8
+    ) -> None:
+        self._build_from_timm("swinv2", self.MODEL, parse_request(weights, "swinv2"), device)
+        self._finish("swinv2", frames_per_second, batch_size)
+
+
+@BACKBONES.register("swinv2-demo")
+class SwinV2Demo(TimmImage):
+    """A tiny Swin V2 at 64 px with random weights, for the demo and the tests, (T, 96).
+
+    Differs: the gains of the norms that close each block are drawn as 1, where timm draws 0. A
+    zero gain makes a block the identity until it is trained, which this one never is.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "frames_per_second": Option(
+            type=int, default=2, help="frames that are averaged in each second"
+        ),
+        "batch_size": Option(type=int, default=8, help=BATCH_SIZE),
+    }
+    wants: InputSpec = FrameInput(fps=2, resize=64, crop=64)
+    gives = Gives(modality="video", shape=(96,), weights="none; --weights random only")
+
+    def __init__(  # noqa: D107
+        self, weights: str, device: str, *, frames_per_second: int = 2, batch_size: int = 8
+    ) -> None:
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+        request = parse_demo_request(weights, "swinv2-demo", "swinv2")
+        network: Any = seeded(_build_demo, request.seed)
+        self._network = network.to(pick_device(device)).eval()
+        self._weights = Weights(request.source, tensors_sha256(network))
+        self._transform = {
+            "input_size": (3, 64, 64),
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+        }
+        self._finish("swinv2-demo", frames_per_second, batch_size)
+
+
+def _build_demo() -> Any:
+    import torch
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+    network = SwinTransformerV2(
+        img_size=64,
+        patch_size=4,
+        embed_dim=48,
+        depths=(1, 1),
+        num_heads=(2, 4),
+        window_size=8,
+        mlp_ratio=2.0,
+        num_classes=0,
+    )
+    for stage in network.layers:
+        for block in stage.blocks:
+            torch.nn.init.ones_(block.norm1.weight)
+            torch.nn.init.ones_(block.norm2.weight)
+    return network
+
+
+def frame_input(name: str, transform: Mapping[str, Any], frames_per_second: int) -> FrameInput:
+    """The frames that a timm data configuration asks for.
+
+    Args:
+        name: Of the backbone, for the error.
+        transform: As `timm.data.resolve_model_data_config` returns it.
+        frames_per_second: Frames averaged in each second.
+
+    Raises:
+        ConfigError: The transform cannot be done while decoding.
+    """
+    _, height, width = transform["input_size"]
+    mode, interpolation = transform["crop_mode"] or "center", transform["interpolation"]
+    if height != width or mode not in ("center", "squash"):
+        raise ConfigError(f"{name}: expected a square centre crop, got {height}x{width}, {mode}")
+    if interpolation not in ("bicubic", "bilinear"):
+        raise ConfigError(f"{name}: expected bicubic or bilinear, got {interpolation}")
+    size = math.floor(height / transform["crop_pct"])
+    return FrameInput(
+        fps=frames_per_second,
+        resize=(size, size) if mode == "squash" else size,
+        crop=height,
+        interpolation=interpolation,
+    )
+
+
+def _as_timm(
+    network: Any,
+    state: "Mapping[str, Tensor]",
+    classifier: str | Sequence[str] | None,
+) -> "dict[str, Tensor]":
+    """A published state in timm's present names, without the classifier.
+
+    timm renames what older files hold with a function beside the model, which it does not reach
+    through any public call.
+    """
+    convert = getattr(import_module(type(network).__module__), "checkpoint_filter_fn", None)
+    if convert is not None:
+        state = convert(dict(state), network)
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    return without(state, tuple(f"{head}." for head in heads))
+
+
+def _width(network: Any) -> int:
+    return int(getattr(network, "head_hidden_size", None) or network.num_features)
+
+
+def _suggest_timm(model: str) -> str:
+    import timm
+
+    near = timm.list_models(f"*{model.split('_')[0].split('.')[0]}*") or timm.list_models(
+        "*swinv2*"
+    )
+    return suggest(model, near[:20])

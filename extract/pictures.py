@@ -1,0 +1,242 @@
+"""Pictures of a clip in order of time, upright, and the resizing and cropping that networks expect.
+
+Two decoders give the same pictures: PyAV, which exposes damage and needs nothing else, and decord.
+Non-square pixels are not stretched: the networks' own training pipelines did not either.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from extract.media import MAX_PIXELS, Damage, Source, Window, decode_from
+from micu.errors import DecodeError, ExtraError
+from micu.manifest import Clip
+from micu.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture of a clip and when it is on screen."""
+
+    start: Fraction
+    """From the start of the clip, s; negative if it was already on screen then."""
+    end: Fraction
+    """When the next one replaces it, s."""
+    load: Callable[[], NDArray[np.uint8]]
+    """Gives the picture, (H, W, 3) RGB, upright."""
+
+
+PictureReader = Callable[[Source, Window, Damage], Iterator[Picture]]
+PICTURE_READERS: Registry[PictureReader] = Registry("decoder")
+
+
+@PICTURE_READERS.register("pyav")
+def read_pictures(source: Source, window: Window, damage: Damage) -> Iterator[Picture]:
+    """Pictures that are on screen within a window, decoded by PyAV and not past its end.
+
+    The last picture of a file lasts as long as the file says, else 1 / average rate. A time stamp
+    that runs backwards counts as damage and is taken for the latest one before it.
+    """
+    shown: tuple[Fraction, Any] | None = None
+    for stamped, frame in decode_from(source, window.start, damage):
+        time = stamped
+        if shown is None:
+            expected = time if damage.first_packet is None else damage.first_packet
+            damage.missing_s = max(Fraction(0), time - max(expected, window.start))
+        elif time < shown[0]:
+            damage.bad += 1
+            time = shown[0]
+        elif time > max(shown[0], window.start):
+            damage.bad += bool(shown[1].is_corrupt)
+            damage.good += not shown[1].is_corrupt
+            yield _picture(source, shown, time, window)
+        shown = time, frame
+        if window.end is not None and time >= window.end:
+            return
+    if shown is not None:
+        end = shown[0] + _duration(source, shown[1])
+        if end > window.start:
+            damage.bad += bool(shown[1].is_corrupt)
+            damage.good += not shown[1].is_corrupt
+            yield _picture(source, shown, end, window)
+
+
+@PICTURE_READERS.register("decord")
+def read_pictures_with_decord(source: Source, window: Window, damage: Damage) -> Iterator[Picture]:
+    """Pictures that are on screen within a window, decoded by decord; only those that are loaded.
+
+    The file was opened by PyAV before, so that a format or size that is refused never gets here.
+    decord applies rotation itself and does not tell damaged pictures from good ones.
+
+    Raises:
+        ExtraError: decord is not installed.
+        DecodeError: `corrupt`, when decord gives up.
+    """
+    try:
+        import decord
+    except ImportError as error:
+        raise ExtraError("decord", "decord") from error
+    tick = Fraction(source.stream.time_base)
+    offset = source.time_of(source.stream.start_time or 0) or Fraction(0)
+    try:
+        # With more threads, VP9 fails and a reader that outlives its thread can hang.
+        reader = decord.VideoReader(str(source.path), num_threads=1)
+        stamps = reader.get_frame_timestamp(range(len(reader)))
+    except (RuntimeError, decord.DECORDError) as error:
+        raise _decord_failed(source, error) from error
+    # decord tells times in single precision; the file counts in ticks.
+    times = [round(Fraction(float(stamp)) / tick) * tick + offset for stamp in stamps[:, 0]]
+    ends = [*times[1:], round(Fraction(float(stamps[-1, 1])) / tick) * tick + offset]
+
+    def load(index: int) -> NDArray[np.uint8]:
+        try:
+            picture: NDArray[np.uint8] = reader[index].asnumpy()
+        except (RuntimeError, decord.DECORDError) as error:
+            raise _decord_failed(source, error) from error
+        if picture.shape[2] == 3:
+            return picture
+        # decord takes rows that FFmpeg padded to 4 bytes per pixel for a fourth channel.
+        height, width = picture.shape[:2]
+        packed = picture.reshape(height, -1)[:, : 3 * width]
+        return packed.reshape(height, width, 3)
+
+    for index, (time, end) in enumerate(zip(times, ends, strict=True)):
+        if window.end is not None and time >= window.end and index > 0:
+            return
+        damage.packets += 1
+        if end > max(time, window.start):
+            damage.good += 1
+            yield Picture(time - window.start, end - window.start, partial(load, index))
+
+
+def resize(
+    picture: NDArray[np.uint8],
+    size: int | tuple[int, int],
+    interpolation: Literal["bicubic", "bilinear"],
+    name: str,
+) -> NDArray[np.uint8]:
+    """Resize as torchvision's `Resize` does to a PIL picture, antialiased.
+
+    Args:
+        picture: (H, W, 3) RGB.
+        size: Short side, px, with the aspect kept and the long side truncated; or (height, width).
+        interpolation: Kernel.
+        name: The file, for the error.
+
+    Returns:
+        (H', W', 3).
+
+    Raises:
+        DecodeError: `too_large`: a sliver of a picture would become wider than the cap.
+    """
+    height, width = fit_short_side(picture.shape, size) if isinstance(size, int) else size
+    if height * width > MAX_PIXELS:
+        raise DecodeError(
+            "too_large", f"{name}: pictures would be resized to {width} x {height} px"
+        )
+    if (height, width) == picture.shape[:2]:
+        return picture
+    kernel = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    resized = Image.fromarray(picture).resize((width, height), kernel[interpolation])
+    return np.asarray(resized, np.uint8)
+
+
+def fit_short_side(shape: tuple[int, ...], short: int) -> tuple[int, int]:
+    """Height and width, px, of a picture (H, W, ...) whose short side becomes `short`."""
+    height, width = shape[:2]
+    if height <= width:
+        return short, int(short * width / height)
+    return int(short * height / width), short
+
+
+def center_crop(picture: NDArray[np.uint8], side: int, fill: int = 0) -> NDArray[np.uint8]:
+    """Cut out the middle as torchvision's `CenterCrop` does, padding what is smaller.
+
+    Args:
+        picture: (H, W, ...).
+        side: Side of the square, px.
+        fill: Level of the padding.
+
+    Returns:
+        (side, side, ...).
+    """
+    height, width = picture.shape[:2]
+    pads = [max(side - height, 0), max(side - width, 0)]
+    if any(pads):
+        margins = [(pad // 2, (pad + 1) // 2) for pad in pads]
+        rest = [(0, 0)] * (picture.ndim - 2)
+        picture = np.pad(picture, [*margins, *rest], constant_values=fill)
+        height, width = picture.shape[:2]
+    top, left = round((height - side) / 2.0), round((width - side) / 2.0)
+    return picture[top : top + side, left : left + side]
+
+
+def _picture(source: Source, shown: tuple[Fraction, Any], end: Fraction, window: Window) -> Picture:
+    time, frame = shown
+    load = partial(_to_rgb, frame, source.name)
+    return Picture(time - window.start, end - window.start, load)
+
+
+def _duration(source: Source, frame: Any) -> Fraction:
+    ticks = getattr(frame, "duration", 0) or 0
+    return ticks * Fraction(source.stream.time_base) if ticks > 0 else 1 / source.rate
+
+
+def _to_rgb(frame: Any, name: str) -> NDArray[np.uint8]:
+    try:
+        picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    except ValueError as error:  # FFmpeg's errors are ValueErrors too
+        raise DecodeError("corrupt", f"{name}: a picture cannot be converted: {error}") from error
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    return turn_upright(picture, np.frombuffer(bytes(matrix), np.int32))
+
+
+def turn_upright(picture: NDArray[np.uint8], matrix: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Turn and mirror a picture as its display matrix says, in quarter turns.
+
+    Args:
+        picture: (H, W, 3).
+        matrix: (9,) fixed point; a pixel (x, y) is shown at (m0 x + m3 y, m1 x + m4 y).
+
+    Returns:
+        (H', W', 3).
+
+    Reference: the track header's matrix of ISO/IEC 14496-12.
+    """
+    across, down = matrix[0], matrix[4]
+    if abs(int(matrix[1])) > abs(int(matrix[0])):
+        picture = picture.transpose(1, 0, 2)
+        across, down = matrix[3], matrix[1]
+    if across < 0:
+        picture = picture[:, ::-1]
+    if down < 0:
+        picture = picture[::-1]
+    return np.ascontiguousarray(picture)
+
+
+def _decord_failed(source: Source, error: Exception) -> DecodeError:
+    first_line = str(error).partition("\n")[0]
+    return DecodeError("corrupt", f"{source.name}: decord gives up: {first_line}")
+
+
+def open_pictures(
+    clip: Clip, media_root: Path, decoder: str, damage: Damage
+) -> tuple[Source, Iterator[Picture]]:
+    """Open a clip's pictures; the caller closes the source.
+
+    Raises:
+        DecodeError: The file cannot be opened, or has no moving pictures.
+        RegistryError: No such decoder.
+    """
+    reader = PICTURE_READERS[decoder]
+    source = Source(clip, media_root, "video")
+    return source, reader(source, Window.of(clip), damage)

@@ -1,0 +1,96 @@
+"""Small media files, written with PyAV."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def level_of(frame: int) -> int:
+    """Gray level of the n-th picture, so that a decoded picture tells its number."""
+    return 16 + 4 * (frame % 56)
+
+
+def frame_of(picture: Array) -> int:
+    """Number of a picture, from its middle."""
+    height, width = picture.shape[:2]
+    middle = picture[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4]
+    return round((float(middle.mean()) - 16) / 4)
+
+
+def flat_picture(frame: int, size: tuple[int, int] = (32, 48)) -> Array:
+    return np.full((*size, 3), level_of(frame), np.uint8)
+
+
+def write_media(
+    path: Path,
+    *,
+    frames: int = 0,
+    fps: int = 10,
+    picture: Callable[[int], Array] = flat_picture,
+    pts: Sequence[int] | None = None,
+    codec: str = "libx264",
+    gop: int = 10,
+    sound: Array | None = None,
+    rate: int = 8000,
+    layout: str = "mono",
+    sound_codec: str = "aac",
+    sound_pts: int = 0,
+    rotation: int = 0,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """A file with `frames` pictures at `pts` / fps seconds, and sound (channels, S) float."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        if frames:
+            video = container.add_stream(codec, rate=fps)
+            video.height, video.width = picture(0).shape[:2]
+            video.pix_fmt = {"libx264": "yuv420p", "mpeg4": "yuv420p"}.get(codec, "yuvj420p")
+            video.bit_rate = 4_000_000
+            video.options = {"g": str(gop)} if codec != "mjpeg" else {}
+            if rotation:
+                video.set_display_rotation(rotation)
+        if sound is not None:
+            audio = container.add_stream(sound_codec, rate=rate, layout=layout)
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
+            frame.pts, frame.time_base = (pts[i] if pts else i), Fraction(1, fps)
+            container.mux(video.encode(frame))
+        if frames:
+            container.mux(video.encode(None))
+        if sound is not None:
+            packed = sound.astype(np.float32).T.reshape(1, -1)
+            block = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
+            block.sample_rate, block.pts, block.time_base = rate, 0, Fraction(1, rate)
+            convert = av.AudioResampler(format=audio.format, layout=layout, rate=rate)
+            fifo = av.AudioFifo()
+            for part in convert.resample(block):
+                fifo.write(part)
+            size = audio.codec_context.frame_size or 1024
+            while part := fifo.read(size) or fifo.read(size, partial=True):
+                part.pts += sound_pts
+                container.mux(audio.encode(part))
+            container.mux(audio.encode(None))
+    return path
+
+
+def write_wav(path: Path, sound: Array, rate: int) -> Path:
+    """A WAV file of 32-bit floats from (channels, S), written byte by byte, NaN and all."""
+    channels = sound.shape[0]
+    data = sound.astype("<f4").T.tobytes()
+    header = np.array([3 | channels << 16, rate, rate * channels * 4], "<u4").tobytes()
+    header += np.array([channels * 4, 32], "<u2").tobytes()
+    riff = b"WAVE" + b"fmt " + np.array(16, "<u4").tobytes() + header
+    riff += b"data" + np.array(len(data), "<u4").tobytes() + data
+    path.write_bytes(b"RIFF" + np.array(len(riff), "<u4").tobytes() + riff)
+    return path
+
+
+def tone(seconds: float, rate: int, hz: float = 220.0) -> Array:
+    """A sine, (1, S)."""
+    return 0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)[None]
