@@ -25,15 +25,7 @@ from extract.backbones.base import (
     count_steps,
 )
 from extract.flow import STILL, quantize_flow, tvl1_flow
-from extract.media import (
-    DECODE_ERRORS,
-    Damage,
-    Source,
-    Window,
-    check_damage,
-    check_unit_bytes,
-    nothing_decoded,
-)
+from extract.media import DECODE_ERRORS, Source, Window
 from extract.pictures import (
     PICTURE_READERS,
     Picture,
@@ -43,6 +35,7 @@ from extract.pictures import (
     resize,
 )
 from extract.sound import cut_windows, read_mono
+from extract.streams import Damage, check_damage, check_unit_bytes, nothing_decoded
 from micu.errors import ConfigError, DecodeError
 from micu.manifest import Clip
 from micu.registry import Registry

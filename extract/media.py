@@ -1,4 +1,4 @@
-"""Finding and opening a clip's media file, and decoding one stream of it within a window of time.
+"""Finding and opening a clip's media file.
 
 Files are hostile until shown otherwise: only regular files below the media root are opened, only by
 a list of container formats that never open other files, and no picture larger than a cap is ever
@@ -7,7 +7,6 @@ pictures, whatever the file itself counts from.
 """
 
 import stat
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -39,10 +38,6 @@ DECODE_ERRORS = {
 
 MAX_PIXELS = 8192 * 4352
 """Largest picture that is decoded, px: 8K in either orientation of the cinema format."""
-MAX_UNIT_BYTES = 2 * 2**30
-"""Largest clip that is held in memory, bytes of decoded units."""
-MAX_DAMAGE = 0.2
-"""Part of a clip that may be damaged or missing before it counts as corrupt."""
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,gif,mxf,dv,"
@@ -55,8 +50,6 @@ _OPTIONS = {
     "format_whitelist": FORMATS,
     "max_pixels": str(MAX_PIXELS),
 }
-_SEEK_FROM_S = 2
-_PREROLL_S = 1
 
 Kind = Literal["video", "audio"]
 
@@ -79,23 +72,6 @@ class Window:
     def length(self) -> Fraction | None:
         """Length, s; None if it depends on the media."""
         return None if self.end is None else self.end - self.start
-
-
-@dataclass(slots=True)
-class Damage:
-    """What decoding met within the window, counted while it goes on."""
-
-    good: int = 0
-    bad: int = 0
-    """Frames marked corrupt, packets that would not decode, times that run backwards."""
-    cut_off: bool = False
-    """A packet was incomplete or reading stopped with an error, as at the end of a cut-off file."""
-    packets: int = 0
-    """Packets read, inside the window or not."""
-    first_packet: Fraction | None = None
-    """Time of the first packet, s."""
-    missing_s: Fraction = Fraction(0)
-    """How much of the window should have had frames and had none, s."""
 
 
 def find_media(path: str, media_root: Path) -> Path:
@@ -199,9 +175,7 @@ class Source:
         """Where the file says that the stream ends, s; only formats whose table says so."""
         if "mp4" not in self.container.format.name or self.stream.duration is None:
             return None
-        start = self.stream.start_time or 0
-        tick: Fraction = self.stream.time_base
-        return (start + self.stream.duration) * tick - self.origin
+        return self.time_of((self.stream.start_time or 0) + self.stream.duration)
 
     def time_of(self, stamp: int | None) -> Fraction | None:
         """Seconds from the start of the file of a time stamp of the stream."""
@@ -238,167 +212,6 @@ class Source:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def decode(
-    source: Source, start: Fraction, damage: Damage
-) -> Generator[tuple[Fraction | None, Any], None, None]:
-    """Decode a stream from where it stands.
-
-    Args:
-        source: What to decode.
-        start: Packets that would not decode count as damage from here on, s.
-        damage: Counts what goes wrong.
-
-    Yields:
-        Time from the start of the file, s, or None; and the frame.
-    """
-    for packet in _read_packets(source, damage):
-        time = None if packet is None else source.time_of(packet.pts)
-        if packet is not None and packet.size:
-            damage.packets += 1
-            damage.cut_off |= bool(packet.is_corrupt)
-            if damage.first_packet is None:
-                damage.first_packet = time
-        try:
-            frames = source.stream.codec_context.decode(packet)
-        except av.error.FFmpegError:
-            if time is None or time >= start:
-                damage.bad += 1
-                damage.cut_off = True
-            continue
-        for frame in frames:
-            yield source.time_of(frame.pts), frame
-
-
-def decode_from(source: Source, start: Fraction, damage: Damage) -> Iterator[tuple[Fraction, Any]]:
-    """Decode pictures, seeking to the last key frame before `start` where the file allows it.
-
-    A seek that lands late or on no key frame is not trusted: the file is decoded from its start.
-    Pictures without a time stamp follow the one before at the average rate.
-    """
-    if start > _SEEK_FROM_S and source.seek(start):
-        frames = decode(source, start, damage)
-        for time, frame in frames:
-            if time is None or time > start or frame.is_corrupt or not frame.key_frame:
-                break
-            yield time, frame
-            yield from _fill_times(source, frames, time)
-            return
-        frames.close()
-    if start > _SEEK_FROM_S:
-        source.restart()
-        damage.first_packet, damage.good, damage.bad, damage.packets = None, 0, 0, 0
-        damage.cut_off = False
-    yield from _fill_times(source, decode(source, start, damage), None)
-
-
-def decode_sound(
-    source: Source, start: Fraction, damage: Damage
-) -> Iterator[tuple[Fraction | None, Any]]:
-    """Decode sound, seeking only where time stamps are exact to the sample after a seek."""
-    exact = source.stream.time_base == Fraction(1, source.stream.codec_context.sample_rate or 1)
-    seekable = exact and "mp4" in source.container.format.name
-    # Transform codecs overlap neighbouring frames, so that the first ones after a seek are off.
-    if seekable and start > _SEEK_FROM_S and not source.seek(start - _PREROLL_S):
-        source.restart()
-    yield from decode(source, start, damage)
-
-
-def check_damage(source: Source, window: Window, covered_end: Fraction, damage: Damage) -> None:
-    """Refuse a clip of which too much is damaged or missing.
-
-    What is missing is added to what was counted: the time up to the first frame is set by the
-    caller; the time after the last one counts if the file says it goes on and is known to be cut.
-
-    Args:
-        source: What was decoded.
-        window: The clip.
-        covered_end: Where the last frame ends, s from the start of the file.
-        damage: What was counted.
-
-    Raises:
-        DecodeError: `corrupt`.
-    """
-    missing_s = damage.missing_s
-    declared = source.declared_end
-    if damage.cut_off and declared is not None:
-        expected_end = declared if window.end is None else min(declared, window.end)
-        missing_s += max(Fraction(0), expected_end - covered_end)
-    decoded = damage.good + damage.bad
-    covered_s = covered_end - window.start
-    missing = float(missing_s / covered_s * decoded) if covered_s > 0 else 0.0
-    share = (damage.bad + missing) / max(decoded + missing, 1)
-    if share > MAX_DAMAGE:
-        raise DecodeError(
-            "corrupt",
-            f"{source.name}: {share:.0%} of the clip is damaged or missing, expected at most "
-            f"{MAX_DAMAGE:.0%}; {float(covered_end):.2f} s of the file can be decoded. Set start_s "
-            "and end_s in the manifest to use a good part of it",
-        )
-
-
-def check_unit_bytes(source: Source, count: int) -> None:
-    """Refuse a clip whose decoded form would not fit in memory.
-
-    Raises:
-        DecodeError: `too_large`.
-    """
-    if count > MAX_UNIT_BYTES:
-        raise DecodeError(
-            "too_large",
-            f"{source.name}: the clip needs more than {MAX_UNIT_BYTES} bytes of memory; set "
-            "start_s and end_s in the manifest to cut it into shorter clips",
-        )
-
-
-def nothing_decoded(
-    source: Source, window: Window, damage: Damage, *, anything: bool
-) -> DecodeError:
-    """Why a window gave nothing.
-
-    Args:
-        source: What was decoded.
-        window: The clip.
-        damage: What was counted.
-        anything: Whether something was decoded outside the window.
-    """
-    if anything:
-        return DecodeError(
-            "outside_media",
-            f"{source.name}: the clip, from {float(window.start)} s on, lies outside its "
-            f"{source.kind}",
-        )
-    if damage.packets == 0 and not damage.cut_off:
-        return DecodeError(f"no_{source.kind}", f"{source.name}: its {source.kind} stream is empty")
-    return DecodeError("corrupt", f"{source.name}: nothing of its {source.kind} can be decoded")
-
-
-def _read_packets(source: Source, damage: Damage) -> Iterator[Any]:
-    """Packets of the stream; None flushes the decoder after an error that ends the file."""
-    packets = source.container.demux(source.stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError:
-            damage.cut_off = True
-            yield None
-            return
-        if packet is None:
-            return
-        yield packet
-
-
-def _fill_times(
-    source: Source, frames: Iterator[tuple[Fraction | None, Any]], last: Fraction | None
-) -> Iterator[tuple[Fraction, Any]]:
-    for stamped, frame in frames:
-        time = stamped
-        if time is None:
-            start = source.time_of(source.stream.start_time) or Fraction(0)
-            time = start if last is None else last + 1 / source.rate
-        last = time
-        yield time, frame
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from extract.media import MAX_PIXELS, Damage, Source, Window, decode_from
+from extract.media import MAX_PIXELS, Source, Window
+from extract.streams import Damage, decode_from
 from micu.errors import DecodeError, ExtraError
 from micu.manifest import Clip
 from micu.registry import Registry
@@ -89,7 +90,7 @@ def read_pictures_with_decord(source: Source, window: Window, damage: Damage) ->
         # With more threads, VP9 fails and a reader that outlives its thread can hang.
         reader = decord.VideoReader(str(source.path), num_threads=1)
         stamps = reader.get_frame_timestamp(range(len(reader)))
-    except (RuntimeError, decord.DECORDError) as error:
+    except (RuntimeError, UnicodeError, decord.DECORDError) as error:
         raise _decord_failed(source, error) from error
     # decord tells times in single precision; the file counts in ticks.
     times = [round(Fraction(float(stamp)) / tick) * tick + offset for stamp in stamps[:, 0]]

@@ -9,7 +9,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.media import Damage, Source, Window, check_unit_bytes, decode_sound, nothing_decoded
+from extract.media import Source, Window
+from extract.streams import Damage, check_unit_bytes, decode_sound, nothing_decoded
 from micu.errors import DecodeError
 
 _JUMP_S = 0.1

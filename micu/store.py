@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import h5py
 import numpy as np
@@ -223,6 +223,16 @@ def read_index(folder: Path) -> dict[str, ShardEntry]:
     return entries
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenShard:
+    """A shard that is open; what is small is in memory."""
+
+    file: h5py.File
+    features: h5py.Dataset
+    mask: NDArray[np.bool_]
+    times_s: NDArray[np.float64]
+
+
 class FeatureStore:
     """Random access to the features of one set, by clip id.
 
@@ -242,7 +252,7 @@ class FeatureStore:
             for name, entry in self.shards.items()
             for row, clip_id in enumerate(entry.clip_ids)
         }
-        self._open: OrderedDict[str, h5py.File] = OrderedDict()
+        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
         self._pid = os.getpid()
 
     @property
@@ -270,20 +280,17 @@ class FeatureStore:
         if clip_id not in self._where:
             raise StoreError(f"{self.folder}: no features of clip {clip_id!r}")
         name, row = self._where[clip_id]
-        file = self._shard(name)
-        return FeatureRow(
-            clip_id,
-            cast(NDArray[np.float32], file["features"][row]),
-            cast(NDArray[np.bool_], file["mask"][row]),
-            cast(NDArray[np.float64], file["times_s"][row]),
-        )
+        shard = self._shard(name)
+        values = np.empty(shard.features.shape[1:], np.float32)
+        shard.features.read_direct(values, np.s_[row])
+        return FeatureRow(clip_id, values, shard.mask[row], shard.times_s[row])
 
     def close(self) -> None:
         """Close every open shard; reading opens them again."""
         while self._open:
-            self._open.popitem()[1].close()
+            self._open.popitem()[1].file.close()
 
-    def _shard(self, name: str) -> h5py.File:
+    def _shard(self, name: str) -> _OpenShard:
         if self._pid != os.getpid():  # forked: these handles are the parent's
             self._open, self._pid = OrderedDict(), os.getpid()
         if name in self._open:
@@ -296,9 +303,10 @@ class FeatureStore:
             file.close()
             raise StoreError(f"{path}: {describe_difference(self.header, found)}")
         while len(self._open) >= OPEN_SHARDS:
-            self._open.popitem(last=False)[1].close()
-        self._open[name] = file
-        return file
+            self._open.popitem(last=False)[1].file.close()
+        shard = _OpenShard(file, file["features"], file["mask"][:], file["times_s"][:])
+        self._open[name] = shard
+        return shard
 
     def __getstate__(self) -> dict[str, Any]:  # noqa: D105
         return {**self.__dict__, "_open": OrderedDict(), "_pid": -1}

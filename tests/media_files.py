@@ -42,10 +42,14 @@ def write_media(
     layout: str = "mono",
     sound_codec: str = "aac",
     sound_pts: int = 0,
+    sound_gap: int = 0,
     rotation: int = 0,
     options: dict[str, str] | None = None,
 ) -> Path:
-    """A file with `frames` pictures at `pts` / fps seconds, and sound (channels, S) float."""
+    """A file with `frames` pictures at `pts` / fps seconds, and sound (channels, S) float.
+
+    The second half of the sound comes `sound_gap` samples late.
+    """
     with av.open(str(path), "w", options=options or {}) as container:
         if frames:
             video = container.add_stream(codec, rate=fps)
@@ -73,7 +77,8 @@ def write_media(
                 fifo.write(part)
             size = audio.codec_context.frame_size or 1024
             while part := fifo.read(size) or fifo.read(size, partial=True):
-                part.pts += sound_pts
+                late = part.pts >= sound.shape[1] // 2
+                part.pts += sound_pts + sound_gap * late
                 container.mux(audio.encode(part))
             container.mux(audio.encode(None))
     return path

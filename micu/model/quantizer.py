@@ -152,9 +152,7 @@ class UnifiedQuantizer(nn.Module):
     def _commitment(self, z: Tensor, embedded: Tensor, real: Tensor) -> Tensor:
         """Commitment loss of every modality, (M,)."""
         n, dim = len(z), z.shape[-1]
-        errors = (
-            (z[:, None] - embedded[None]).square().sum(-1)
-        )  # (M of z, M of codes, B, T)
+        errors = (z[:, None] - embedded[None]).square().sum(-1)  # (M of z, M of codes, B, T)
         mse = (errors * real).sum((2, 3)) / (real.sum().clamp(min=1) * dim)
         share = self.config.commitment_cross / (n - 1) if n > 1 else 0.0
         weights = torch.full_like(mse, share).fill_diagonal_(self.config.commitment_own)

@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 
 import extract.decode
-import extract.media
+import extract.streams
 from extract.backbones.base import FlowInput, FrameInput, TextInput, WaveformInput
 from extract.decode import DECODE_ERRORS, DECODERS, read
-from extract.media import Damage, Source, Window
+from extract.media import Source, Window
 from extract.pictures import center_crop, read_pictures, resize, turn_upright
 from extract.sound import mix_weights
+from extract.streams import Damage, in_order_of_showing
 from micu.errors import ConfigError, DecodeError, ExtraError, RegistryError
 from micu.manifest import Clip
 from tests.media_files import flat_picture, frame_of, tone, write_media, write_wav
@@ -79,7 +80,16 @@ def test_a_last_part_too_short_for_a_step_gives_no_unit(tmp_path):
 )
 def test_a_window_late_in_a_file_gives_the_frames_of_that_window(tmp_path, name, codec):
     path = write_media(tmp_path / name, frames=50, codec=codec, gop=7)
-    assert frames_of(path, start_s=3.3, end_s=4.3) == ([34, 36, 39, 41], [0.125, 0.375, 0.625, 0.875])
+    assert frames_of(path, start_s=3.3, end_s=4.3) == (
+        [34, 36, 39, 41],
+        [0.125, 0.375, 0.625, 0.875],
+    )
+
+
+def test_times_that_were_guessed_in_another_order_are_put_in_order():
+    guessed = [1, 2, 4, 3, 5, 8, 6, 7, 9]
+    ordered = in_order_of_showing((Fraction(time), place) for place, time in enumerate(guessed))
+    assert list(ordered) == [(Fraction(place + 1), place) for place in range(9)]
 
 
 def test_a_window_of_a_stream_without_index_is_found_all_the_same(tmp_path):
@@ -184,7 +194,7 @@ def test_a_sliver_that_would_be_resized_beyond_the_cap_is_refused():
 
 def test_a_clip_that_would_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
     path = write_media(tmp_path / "a.mp4", frames=30, sound=tone(3, 8000))
-    monkeypatch.setattr(extract.media, "MAX_UNIT_BYTES", 4000)
+    monkeypatch.setattr(extract.streams, "MAX_UNIT_BYTES", 4000)
     assert code_of(path) == "too_large"
     assert code_of(path, WaveformInput(sample_rate=8000, window_s=10)) == "too_large"
 
@@ -194,8 +204,8 @@ def test_decord_gives_the_same_frames(tmp_path):
     path = write_media(tmp_path / "a.mp4", frames=50, gop=7, sound=tone(5, 8000))
     for window in ({}, {"start_s": 3.3, "end_s": 4.3}):
         assert frames_of(path, decoder="decord", **window) == frames_of(path, **window)
-    offset = write_media(tmp_path / "b.mkv", frames=20, pts=range(100, 120))
-    assert frames_of(offset, decoder="decord") == frames_of(offset)
+    late = write_media(tmp_path / "b.mkv", frames=15, pts=range(10, 25), sound=tone(2.5, 8000))
+    assert frames_of(late, decoder="decord") == frames_of(late)
 
 
 def test_a_missing_decord_is_named_with_what_to_type(tmp_path, monkeypatch):
@@ -239,9 +249,7 @@ def test_flow_fields_start_where_the_published_sampler_puts_them(tmp_path, monke
     path = write_media(tmp_path / "a.mp4", frames=33, gop=5)
     wants = FlowInput(clip_len=5, interval=4, resize=32, crop=32)
     media = read(clip_of(path), wants, tmp_path)
-    expected = [
-        [min(max(centre + (k - 2) * 4, 0), 31) for k in range(5)] for centre in (5, 15, 25)
-    ]
+    expected = [[min(max(centre + (k - 2) * 4, 0), 31) for k in range(5)] for centre in (5, 15, 25)]
     assert media.units.shape == (3, 5, 32, 32, 2)
     assert media.units[:, :, 0, 0, 0].tolist() == expected
     assert media.times_s.tolist() == [0.5, 1.5, 2.5]
@@ -341,7 +349,9 @@ def test_channels_are_mixed_without_growing_louder(tmp_path):
 
 def test_surround_is_mixed_in_the_proportions_of_ffmpeg():
     weights = mix_weights("5.1", 6)  # left, right, centre, low, back left, back right
-    np.testing.assert_allclose(weights / weights[2], [0.5**0.5, 0.5**0.5, 1, 0, 0.5, 0.5], atol=1e-6)
+    np.testing.assert_allclose(
+        weights / weights[2], [0.5**0.5, 0.5**0.5, 1, 0, 0.5, 0.5], atol=1e-6
+    )
     assert weights.sum() == pytest.approx(1)
     assert mix_weights("7.1", 8).sum() == pytest.approx(1)
     assert mix_weights("no such layout", 4).tolist() == [0.25] * 4
@@ -357,6 +367,18 @@ def test_sound_that_starts_late_is_preceded_by_silence(tmp_path):
     np.testing.assert_allclose(wave[4000:12000], sound[0], atol=1e-4)
 
 
+def test_a_gap_in_the_sound_is_silent_and_jitter_is_not_a_gap(tmp_path):
+    sound = tone(1.792, 8000)
+    half = sound.shape[1] // 2
+    for gap, silence in ((4000, 4000), (400, 0)):
+        path = write_media(tmp_path / "a.mkv", sound=sound, sound_codec="pcm_s16le", sound_gap=gap)
+        wave = waves_of(path)
+        assert len(wave) == sound.shape[1] + silence
+        assert not wave[half : half + silence].any()
+        np.testing.assert_allclose(wave[:half], sound[0, :half], atol=1e-4)
+        np.testing.assert_allclose(wave[half + silence :], sound[0, half:], atol=1e-4)
+
+
 def test_silence_and_integer_samples_are_ordinary_sound(tmp_path):
     silent = write_wav(tmp_path / "a.wav", np.zeros((2, 8000)), 8000)
     assert not waves_of(silent).any()
@@ -367,7 +389,9 @@ def test_silence_and_integer_samples_are_ordinary_sound(tmp_path):
 
 def test_sound_after_its_end_says_so(tmp_path):
     path = write_wav(tmp_path / "a.wav", tone(1, 8000), 8000)
-    assert code_of(path, WaveformInput(sample_rate=8000, window_s=1), start_s=1.0) == "outside_media"
+    assert (
+        code_of(path, WaveformInput(sample_rate=8000, window_s=1), start_s=1.0) == "outside_media"
+    )
 
 
 # --- text ------------------------------------------------------------------------------------

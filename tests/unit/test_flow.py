@@ -76,6 +76,10 @@ def test_an_opencv_without_tvl1_is_named_with_its_repair(monkeypatch):
 
 
 def test_importing_the_readers_does_not_import_opencv_or_torch():
-    code = "import sys, extract.decode; print(sorted({'cv2', 'torch', 'decord'} & set(sys.modules)))"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    code = (
+        "import sys, extract.decode; print(sorted({'cv2', 'torch', 'decord'} & set(sys.modules)))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+    )
     assert output.stdout.strip() == "[]"
