@@ -267,13 +267,14 @@ def _extract_clip(
         logger.warning("clip %r: unexpected error while decoding", clip.clip_id, exc_info=True)
         return Failure(clip.clip_id, "decode", "unexpected", " ".join(repr(error).split()))
     started = time.monotonic()
-    steps = backbone.to_steps(backbone.encode(decoded.units), decoded)
-    row = FeatureRow.of(clip.clip_id, steps)
-    summary.infer_s += time.monotonic() - started
     try:
+        steps = backbone.to_steps(backbone.encode(decoded.units), decoded)
+        row = FeatureRow.of(clip.clip_id, steps)
         check_row(row, backbone.spec)
     except ClipError as error:
-        return Failure(clip.clip_id, "encode", error.code, str(error))
+        return Failure(clip.clip_id, "encode", error.code, " ".join(str(error).split()))
+    finally:
+        summary.infer_s += time.monotonic() - started
     return row
 
 

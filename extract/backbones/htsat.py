@@ -132,18 +132,25 @@ class HTSAT:
         return parse_request(weights, self.NAME)
 
     def _load(self, request: Request) -> tuple[Any, str]:
-        from transformers import ClapAudioConfig, ClapAudioModel
+        from transformers import ClapAudioModel
 
+        network: Any
         if request.kind == "pretrained":
-            return load_transformer(ClapAudioModel, HUB, OTHER_TOWER), f"hf:{HUB}"
+            return load_transformer(ClapAudioModel, HUB, OTHER_TOWER, TOWER), f"hf:{HUB}"
         if request.kind == "local" and request.path.is_dir():
-            return load_transformer(ClapAudioModel, request.path, OTHER_TOWER), request.source
-        network: Any = seeded(lambda: ClapAudioModel(ClapAudioConfig(**self.CONFIG)), request.seed)
+            network = load_transformer(ClapAudioModel, request.path, OTHER_TOWER, TOWER)
+            return network, request.source
+        network = seeded(self._draw, request.seed)
         if request.kind == "local":
             state = without(read_state(request.path), OTHER_TOWER)
             body = {name.removeprefix(TOWER): tensor for name, tensor in state.items()}
             load_strictly(network, body, f"{self.NAME} {request.path}")
         return network, request.source
+
+    def _draw(self) -> Any:
+        from transformers import ClapAudioConfig, ClapAudioModel
+
+        return ClapAudioModel(ClapAudioConfig(**self.CONFIG))
 
     def _check(self, config: Any, source: str) -> None:
         if config.enable_fusion or config.num_mel_bins != self.LOG_MEL.mels:
@@ -199,6 +206,13 @@ class HTSATDemo(HTSAT):
 
     def _parse(self, weights: str) -> Request:
         return parse_demo_request(weights, self.NAME, HTSAT.NAME)
+
+    def _draw(self) -> Any:
+        network = super()._draw()
+        # What the first norm learns from sound: without it the level's offset drowns the rest.
+        network.audio_encoder.batch_norm.running_mean.fill_(-20.0)  # dB
+        network.audio_encoder.batch_norm.running_var.fill_(20.0**2)
+        return network
 
 
 def build_front_end(log_mel: LogMel) -> Any:

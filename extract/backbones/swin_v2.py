@@ -5,6 +5,7 @@ feature is the mean over its frames of timm's pooled output. How the published M
 pooled is not known: this policy is ours.
 """
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -42,7 +43,6 @@ from extract.backbones.weights import (
     without,
 )
 from micu.errors import ConfigError, RegistryError
-from micu.registry import suggest
 from micu.store import FeatureSpec, Steps
 
 if TYPE_CHECKING:
@@ -110,14 +110,8 @@ class TimmImage:
         if request.kind == "random":
             network, source = seeded(build, request.seed), request.source
         else:
+            state, source = _published_state(config, request)
             network = build()
-            if request.kind == "local":
-                state, source = read_state(request.path), request.source
-            elif config.hf_hub_id:
-                names = (config.hf_hub_filename,) if config.hf_hub_filename else USUAL_NAMES
-                state, source = hub_state(config.hf_hub_id, names), f"hf:{config.hf_hub_id}"
-            else:
-                state, source = url_state(str(config.url)), str(config.url)
             load_strictly(network, _as_timm(network, state, config.classifier), f"{name} {source}")
         self._network = network.to(pick_device(device)).eval()
         self._weights = Weights(source, tensors_sha256(self._network))
@@ -201,11 +195,7 @@ class SwinV2(TimmImage):
 
 @BACKBONES.register("swinv2-demo")
 class SwinV2Demo(TimmImage):
-    """A tiny Swin V2 at 64 px with random weights, for the demo and the tests, (T, 96).
-
-    Differs: the gains of the norms that close each block are drawn as 1, where timm draws 0. A
-    zero gain makes a block the identity until it is trained, which this one never is.
-    """
+    """A tiny Swin V2 at 64 px with random weights, for the demo and the tests, (T, 64)."""
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "frames_per_second": Option(
@@ -214,7 +204,7 @@ class SwinV2Demo(TimmImage):
         "batch_size": Option(type=int, default=8, help=BATCH_SIZE),
     }
     wants: InputSpec = FrameInput(fps=2, resize=64, crop=64)
-    gives = Gives(modality="video", shape=(96,), weights="none; --weights random only")
+    gives = Gives(modality="video", shape=(64,), weights="none; --weights random only")
 
     def __init__(  # noqa: D107
         self, weights: str, device: str, *, frames_per_second: int = 2, batch_size: int = 8
@@ -237,24 +227,53 @@ class SwinV2Demo(TimmImage):
 
 
 def _build_demo() -> Any:
-    import torch
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
     network = SwinTransformerV2(
         img_size=64,
         patch_size=4,
-        embed_dim=48,
-        depths=(1, 1),
-        num_heads=(2, 4),
+        embed_dim=64,
+        depths=(1,),
+        num_heads=(4,),
         window_size=8,
-        mlp_ratio=2.0,
+        mlp_ratio=4.0,
         num_classes=0,
-    )
-    for stage in network.layers:
-        for block in stage.blocks:
-            torch.nn.init.ones_(block.norm1.weight)
-            torch.nn.init.ones_(block.norm2.weight)
+    ).eval()
+    _draw_demo_weights(network)
     return network
+
+
+def _draw_demo_weights(network: Any) -> None:
+    """Draw weights that let an untrained Swin V2 tell shapes apart.
+
+    As timm draws them, blocks are the identity, layers are nearly linear, and each norm blows up
+    the noise of flat patches until it drowns the rest. Here patch filters are band-pass, as trained
+    ones are, and too small for noise to outweigh the norm's epsilon; the norm after them gives flat
+    patches a common direction; and the last norm puts the uniform picture at the origin.
+    """
+    import torch
+    from torch.nn import init
+
+    with torch.no_grad():
+        filters = network.patch_embed.proj
+        gray = torch.randn(filters.out_channels, 1, *filters.kernel_size)
+        gray -= gray.mean(dim=(2, 3), keepdim=True)
+        filters.weight.copy_(
+            gray.expand_as(filters.weight) * 0.01 / filters.weight[0].numel() ** 0.5
+        )
+        filters.bias.zero_()
+        init.normal_(network.patch_embed.norm.bias)
+        for module in network.layers.modules():
+            if isinstance(module, torch.nn.Linear):
+                init.normal_(module.weight, std=2.0 / module.in_features**0.5)
+        for block in (block for stage in network.layers for block in stage.blocks):
+            init.ones_(block.norm1.weight)
+            init.constant_(block.norm2.weight, 2.0)
+            init.normal_(block.mlp.fc1.bias)
+        gain = 16.0
+        origin = network(torch.zeros(1, 3, *network.patch_embed.img_size))[0]
+        network.norm.weight.fill_(gain)
+        network.norm.bias.copy_(-gain * origin)
 
 
 def frame_input(name: str, transform: Mapping[str, Any], frames_per_second: int) -> FrameInput:
@@ -283,6 +302,16 @@ def frame_input(name: str, transform: Mapping[str, Any], frames_per_second: int)
     )
 
 
+def _published_state(config: Any, request: Request) -> "tuple[dict[str, Tensor], str]":
+    """The tensors that were asked for, and their source, from a timm weights configuration."""
+    if request.kind == "local":
+        return read_state(request.path), request.source
+    if config.hf_hub_id:
+        names = (config.hf_hub_filename,) if config.hf_hub_filename else USUAL_NAMES
+        return hub_state(config.hf_hub_id, names), f"hf:{config.hf_hub_id}"
+    return url_state(str(config.url)), str(config.url)
+
+
 def _as_timm(
     network: Any,
     state: "Mapping[str, Tensor]",
@@ -307,7 +336,5 @@ def _width(network: Any) -> int:
 def _suggest_timm(model: str) -> str:
     import timm
 
-    near = timm.list_models(f"*{model.split('_')[0].split('.')[0]}*") or timm.list_models(
-        "*swinv2*"
-    )
-    return suggest(model, near[:20])
+    near = difflib.get_close_matches(model, timm.list_models(), n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else "see timm.list_models()"

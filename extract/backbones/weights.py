@@ -12,6 +12,7 @@ precision (networks are float32) or on heads that are not used.
 
 import hashlib
 import pickle
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -336,6 +337,7 @@ def load_transformer(
     loader: Any,
     name: str | Path,
     unused: tuple[str, ...],
+    prefix: str = "",
 ) -> Any:
     """Load a network of transformers in float32, with every tensor accounted for.
 
@@ -343,13 +345,26 @@ def load_transformer(
         loader: Class of the network.
         name: Hub name or directory.
         unused: Starts of the names of tensors that may be missing or left over.
+        prefix: What the names of the network's tensors may start with in a larger checkpoint.
 
     Raises:
         WeightsError: It cannot be had, or does not fit.
     """
     import torch
+    from transformers.utils import logging
 
-    network, report = from_transformers(loader, name, dtype=torch.float32, output_loading_info=True)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report lists every tensor of the towers left out
+    try:
+        network, report = from_transformers(
+            loader,
+            name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            key_mapping={f"^{re.escape(prefix)}": ""} if prefix else None,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
     refuse_misfits(
         str(name),
         [key for key in report["missing_keys"] if not key.startswith(unused)],
