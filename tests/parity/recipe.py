@@ -94,6 +94,12 @@ def sine_state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Array]:
     return state
 
 
+def emptied(shapes: Mapping[str, Sequence[int]], kept: Iterable[str]) -> Shapes:
+    """The same keys, so that positions and seeds stay, but nothing to fill except for `kept`."""
+    keep = set(kept)
+    return {key: tuple(shape) if key in keep else (0,) for key, shape in shapes.items()}
+
+
 def read_shapes(path: Path, section: str) -> Shapes:
     """Shapes of a section of the checkpoint listing, by key."""
     listing = json.loads(path.read_text(encoding="utf-8"))[section]
@@ -109,7 +115,7 @@ def with_grid_width(shapes: Mapping[str, Sequence[int]], width: int) -> Shapes:
     out: Shapes = {}
     for key, shape in shapes.items():
         if key.startswith(heads):
-            out[key] = tuple(width if n == official else n for n in shape)
+            out[key] = tuple(changed.get(n, n) for n in shape)
         elif key.startswith(prefix):
             # The first convolution reads the feature, whose width is not the branch's.
             kept = 1 if key == f"{prefix}conv_stack.0.weight" else len(shape)

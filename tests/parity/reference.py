@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from micu.config import TrainConfig
+from micu.config import ReconstructionConfig, TrainConfig
 from micu.model.micu import MICU
+from micu.model.networks import SpecificEncoder
 from micu.presets import PRESETS
 from micu.released import (
     ENCODER_SECTION,
@@ -20,6 +22,8 @@ from micu.released import (
 from tests.parity import recipe
 
 CODE = "Cross_quantizer.embedding"
+USUAL_GRID_WIDTH = 64
+GRID_WIDTHS: tuple[int, ...] = (USUAL_GRID_WIDTH, *range(4, 257, 2), 512, 1024, 2048)
 
 
 def reference_config(shapes: Mapping[str, tuple[int, ...]], grid_width: int) -> TrainConfig:
@@ -121,6 +125,34 @@ def build_reference(
     model = model.to_empty(device="cpu").to(dtype)
     model.load_state_dict(state, strict=True)
     return model
+
+
+@torch.no_grad()
+def find_grid_width(listing: Path, base: int, head: recipe.Array) -> int:
+    """The grid width whose video encoder gives some expected values.
+
+    Args:
+        listing: `reference_checkpoint_keys.json`.
+        base: First part of every seed.
+        head: First channels of the first step, (1, 1, H, W, channels).
+
+    Returns:
+        The usual width if none fits, so that every test says for itself what differs.
+    """
+    ours, prefix = "specific_encoders.video.", "Video_encoder.conv_stack."
+    keys = {old: new for old, new in encoder_keys().items() if old.startswith(prefix)}
+    video = standard_inputs(listing, base, 1, 1)["video"]
+    for width in GRID_WIDTHS:
+        shapes = recipe.emptied(encoder_shapes(listing, width), keys)
+        values = recipe.fill_state(shapes, recipe.ENCODER, base)
+        encoder = SpecificEncoder(video.shape[2:], ReconstructionConfig(grid_width=width)).double()
+        encoder.load_state_dict(
+            {new.removeprefix(ours): torch.from_numpy(values[old]) for old, new in keys.items()}
+        )
+        got = encoder.encode(video)[..., : head.shape[-1]].numpy()
+        if got.shape == head.shape and np.allclose(got, head, rtol=0, atol=1e-6):
+            return width
+    return USUAL_GRID_WIDTH
 
 
 def standard_inputs(

@@ -53,7 +53,8 @@ def codes(base: int, shape: tuple[int, ...]) -> Tensor:
 @pytest.fixture
 def shape(golden: Golden) -> tuple[int, int, int]:
     """(B, T, D) of the codes, as in the other files."""
-    return golden("semantic")["sem_audio"].shape
+    batch_size, steps, dim = golden("semantic")["sem_audio"].shape
+    return batch_size, steps, dim
 
 
 def test_the_jigsaw_has_the_published_loss_answers_and_gradients(

@@ -68,10 +68,12 @@ def test_training_the_probe_takes_the_published_steps(
 ) -> None:
     losses, norms = [], []
     real_loss, real_clip = functional.cross_entropy, clip_grad_norm_
-    monkeypatch.setattr(
-        "micu.evaluate.probe.functional.cross_entropy",
-        lambda *given: losses.append(real_loss(*given)) or losses[-1],
-    )
+
+    def recorded_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        losses.append(real_loss(logits, target))
+        return losses[-1]
+
+    monkeypatch.setattr("micu.evaluate.probe.functional.cross_entropy", recorded_loss)
     monkeypatch.setattr(
         "micu.evaluate.probe.clip_grad_norm_",
         lambda *given: norms.append(real_clip(*given)),
@@ -91,7 +93,8 @@ def test_training_the_probe_takes_the_published_steps(
     )
     steps = len(arrays["train_losses"])
     labels = torch.from_numpy(arrays["labels"])
-    *_, probe = fit_probe(features, labels, int(arrays["C"]), ProbeConfig(epochs=steps), seed=0)
+    config = ProbeConfig(epochs=steps, batch_size=len(codes), milestones=())
+    *_, probe = fit_probe(features, labels, int(arrays["C"]), config, seed=0)
     assert_close([loss.detach() for loss in losses], arrays["train_losses"])
     assert_close(norms, arrays["train_gradnorm"], 1e-6)
     final = [checksum(probe.get_parameter(PUBLISHED[name]).detach()) for name in sorted(PUBLISHED)]
@@ -118,7 +121,7 @@ def test_the_localisation_probe_trains_as_published(
         )
         history.append([binary.item(), weighted.item()])
         optimizer.zero_grad()
-        (binary + weighted).backward()
+        torch.autograd.backward(binary + weighted)
         clip_grad_norm_([*probe.project.parameters(), *probe.classify.parameters()], 0.5)
         optimizer.step()
     expected = arrays["loc_losses"]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from micu.config import QuantizerConfig
-from micu.model.quantizer import Quantized, UnifiedQuantizer
+from micu.model.quantizer import UnifiedQuantizer
 from tests.parity import recipe
 from tests.parity.conftest import Golden
+from tests.parity.omitted import matching_loss, most_frequent_agree
 from tests.parity.recipe import assert_close, checksum
 
 MODALITIES = ("audio", "video", "text")
@@ -54,35 +55,28 @@ def inputs(base: int, update: int, shape: tuple[int, ...]) -> dict[str, Tensor]:
     }
 
 
-def input_shape(expected: Mapping[str, Any], golden: Golden) -> tuple[int, int, int]:
-    """(B, T, D); the file's own arrays do not show B and T, the other golden files do."""
-    batch_size, steps = golden("semantic")["sem_audio"].shape[:2]
-    return batch_size, steps, int(expected["D"])
+def rows_counted(before: recipe.Array, after: recipe.Array) -> int:
+    """B * T of an update's inputs: smoothing moves the codes' counts and keeps their sum."""
+    decay = QuantizerConfig().ema_decay
+    added = after.sum() - before.sum() * decay ** len(MODALITIES)
+    return round(float(added) / ((1 - decay) * sum(decay**i for i in range(len(MODALITIES)))))
 
 
-def matching_loss(semantic: Mapping[str, Tensor], codebook: Tensor) -> Tensor:
-    """The published code-matching loss, which MICU computes and does not use.
+def input_shape(expected: Mapping[str, Any], base: int) -> tuple[int, int, int]:
+    """(B, T, D). No array has the axes B and T: they are the cut of B * T rows that gives `cmcm`.
 
-    It depends on the codebook on entry only, and so guards it at every update.
+    Only `cmcm` and `equal` depend on the cut, and are checked on the other updates.
     """
-    use = {
-        name: torch.softmax(-(z[:, :, None] - codebook).norm(dim=-1), -1).mean(1)
-        for name, z in semantic.items()
-    }
-    pairs = (("audio", "video"), ("audio", "text"), ("video", "text"))
-    losses = []
-    for one, other in pairs:
-        p, q = use[one], use[other]
-        score = p @ (q + 1e-10).log().T + q @ (p + 1e-10).log().T
-        e = torch.exp(score + (-score).max())
-        losses.append(-(e.diagonal() / (e.sum(1) + 1e-5)).log().mean())
-    return torch.stack(losses).sum() / 2
-
-
-def most_frequent_agree(quantized: Mapping[str, Quantized]) -> int:
-    """Samples whose most frequent code is the same in every modality."""
-    rows = zip(*(entry.codes for entry in quantized.values()), strict=True)
-    return sum(len({int(codes.mode().values) for codes in row}) == 1 for row in rows)
+    size, dim = int(expected["M"]), int(expected["D"])
+    codebook = start("A", base, size, dim).codebook
+    rows = rows_counted(np.zeros(size), expected["A1_ema_count"])
+    for steps in range(1, rows + 1):
+        shape = (rows // steps, steps, dim)
+        if rows % steps == 0:
+            got = matching_loss(inputs(base, 1, shape), codebook)
+            if np.isclose(got, expected["A1_cmcm"], rtol=0, atol=recipe.FLOAT64_TOLERANCE):
+                return shape
+    raise AssertionError(f"A1_cmcm: no cut of {rows} rows into samples gives it")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -93,7 +87,7 @@ def test_three_updates_give_the_published_values(
     expected = golden("quantizer")
     size, dim = int(expected["M"]), int(expected["D"])
     quantizer = start(case, base, size, dim).to(DTYPES[dtype])
-    shape = input_shape(expected, golden)
+    shape = input_shape(expected, base)
     for update in UPDATES:
         key = f"{case}{update}"
         semantic = {
@@ -123,9 +117,10 @@ def test_three_updates_give_the_published_values(
             assert_close(quantizer.codebook, expected[f"{key}_embedding"], tolerance)
 
 
-def dead_code_inputs(base: int, dim: int) -> dict[str, Tensor]:
+def dead_code_inputs(base: int, rows: int, dim: int) -> dict[str, Tensor]:
+    """One sample of all rows: nothing that is checked depends on how they are cut."""
     return {
-        name: torch.from_numpy(recipe.tensor((2, 3, dim), 100 * base + 70 + i))
+        name: torch.from_numpy(recipe.tensor((1, rows, dim), 100 * base + 70 + i))
         for i, name in enumerate(MODALITIES, 1)
     }
 
@@ -138,7 +133,8 @@ def test_dead_codes_restart_as_published(golden: Golden, base: int) -> None:
     count = recipe.tensor((size,), 100 * base + 62, 0.5, 1.5)
     quantizer = quantizer_of(embedding, count, embedding * count[:, None], before)
     picks = torch.from_numpy(expected["C_picks"])
-    quantizer.update_(dead_code_inputs(base, dim), picks=picks[:, 0])
+    rows = rows_counted(count, expected["C_ema_count"])
+    quantizer.update_(dead_code_inputs(base, rows, dim), picks=picks[:, 0])
 
     dead = torch.from_numpy(expected["C_dead"])
     source = torch.from_numpy(expected["C_source_rows"])

@@ -21,7 +21,12 @@ from micu.released import (
 from tests.parity import recipe
 from tests.parity.conftest import Golden
 from tests.parity.recipe import assert_close
-from tests.parity.reference import encoder_shapes, standard_inputs, text_lstm_shapes
+from tests.parity.reference import (
+    encoder_shapes,
+    standard_inputs,
+    step_shapes,
+    text_lstm_shapes,
+)
 
 Checkpoint = dict[str, object]
 
@@ -70,9 +75,8 @@ def test_a_published_checkpoint_gives_the_published_embeddings(
     torch.save(checkpoint, path)
     model = load_released(path)
     expected = golden("semantic")
-    inputs = standard_inputs(
-        checkpoint_listing, base, *expected["sem_audio"].shape[:2], dtype=dtype
-    )
+    batch_size, steps = expected["sem_audio"].shape[:2]
+    inputs = standard_inputs(checkpoint_listing, base, batch_size, steps, dtype)
     with torch.no_grad():
         output = model.encode(inputs)
     path.unlink()
@@ -94,10 +98,12 @@ def test_every_published_key_is_mapped_or_known_to_be_dead(checkpoint_listing: P
     assert {entry["key"] for entry in listing[TEXT_LSTM_SECTION]} == set(text_lstm_keys())
 
 
-def test_sizes_come_from_the_file(hollow: Checkpoint, tmp_path: Path) -> None:
+def test_sizes_come_from_the_file(
+    hollow: Checkpoint, tmp_path: Path, checkpoint_listing: Path
+) -> None:
     torch.save(hollow, tmp_path / "MICU.pt")
     model = load_released(tmp_path / "MICU.pt")
-    assert model.shapes == {"audio": (128,), "video": (7, 7, 512), "text": (768,)}
+    assert model.shapes == step_shapes(checkpoint_listing)
     assert model.config.reconstruction.grid_width == 4
     assert model.config.optimizer.dtype == "float32"
 

@@ -13,8 +13,14 @@ from micu.model.micu import MICU
 from micu.model.networks import SemanticEncoder, SpecificEncoder, WordReader
 from tests.parity import recipe
 from tests.parity.conftest import Golden
+from tests.parity.omitted import best_two_gap, club_head
 from tests.parity.recipe import assert_close, checksum
-from tests.parity.reference import build_reference, standard_inputs, step_shapes
+from tests.parity.reference import (
+    build_reference,
+    encoder_shapes,
+    standard_inputs,
+    step_shapes,
+)
 
 MODALITIES = ("audio", "video", "text")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -78,13 +84,6 @@ def test_semantic_embeddings_have_the_published_values(run: Run, modality: str) 
     assert_close(quantized.semantic, expected[f"sem_{modality}"], tolerance)
 
 
-def best_two_gap(semantic: Tensor, codebook: Tensor) -> Tensor:
-    """Distance of the second nearest code minus that of the nearest."""
-    distances = torch.cdist(semantic, codebook, compute_mode="donot_use_mm_for_euclid_dist")
-    best = distances.topk(2, dim=-1, largest=False).values
-    return best[..., 1] - best[..., 0]
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("modality", MODALITIES)
 @pytest.mark.parametrize("path", ["plain", "eval"])
@@ -133,6 +132,17 @@ def test_specific_encodings_have_the_published_values(run: Run, modality: str) -
     head = expected[f"{modality}_enc_head"]
     assert_close(specific[..., : head.shape[-1]], head, TOLERANCE[name])
     assert_checksum(specific, expected[f"{modality}_enc_chk"], name)
+
+
+@torch.no_grad()
+def test_the_unused_video_head_on_our_encoding_has_the_published_values(
+    run: Run, base: int, grid_width: int, checkpoint_listing: Path
+) -> None:
+    name, model, inputs, expected = run
+    specific = cast(SpecificEncoder, model.specific_encoders["video"]).encode(inputs["video"])
+    got = club_head(specific, encoder_shapes(checkpoint_listing, grid_width), base)
+    head = expected["video_club_head"]
+    assert_close(got[..., : head.shape[-1]], head, TOLERANCE[name])
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,18 +13,22 @@ from micu.config import TrainConfig
 from micu.data import Batch
 from micu.losses import Draws, Losses, compute_losses
 from micu.losses.autoencoder import masked_mse
+from micu.losses.jigsaw import JigsawLoss, permutation_rank
 from micu.losses.terms import LOSSES
-from micu.model.micu import MICU, MICUOutput
+from micu.model.micu import MICUOutput
 from micu.step import StepReport, TrainState, build_optimizer, train_step
 from tests.parity import recipe
 from tests.parity.conftest import Golden
+from tests.parity.omitted import best_two_gap, matching_loss, most_frequent_agree
 from tests.parity.recipe import assert_close, checksum
 from tests.parity.reference import (
     build_reference,
+    decoder_shapes,
     encoder_shapes,
     parameter_names,
     reference_config,
     standard_inputs,
+    text_lstm_shapes,
 )
 
 ORDER = ("audio", "video", "text")
@@ -38,6 +42,11 @@ MADE_IN_FLOAT32 = 1e-6
 NO_CLIP = 1e30
 
 Expected = Mapping[str, Any]
+
+
+def jigsaw_of(losses: Losses) -> JigsawLoss:
+    """The jigsaw's loss, which owns the classifier and the permutations."""
+    return cast(JigsawLoss, losses.jigsaw)
 
 
 class Step:
@@ -59,13 +68,25 @@ class Step:
     def state(self, config: TrainConfig) -> TrainState:
         model = build_reference(self.listing, self.base, self.grid_width)
         losses = Losses(config).double()
-        parameters = dict(losses.jigsaw.named_parameters())
+        jigsaw = jigsaw_of(losses)
+        parameters = dict(jigsaw.named_parameters())
         shapes = {old: tuple(parameters[new].shape) for old, new in JIGSAW_KEYS.items()}
         values = recipe.fill_state(shapes, recipe.JIGSAW, self.base)
         filled = {new: torch.from_numpy(values[old]) for old, new in JIGSAW_KEYS.items()}
         filled["permutations"] = torch.from_numpy(self.expected["perms"])
-        losses.jigsaw.load_state_dict(filled, strict=True)
+        jigsaw.load_state_dict(filled, strict=True)
         return TrainState(model, losses, build_optimizer(model, losses, config), config)
+
+    def published_parameters(self) -> set[str]:
+        """Every parameter of the published modules, dead ones included."""
+        encoder = encoder_shapes(self.listing, self.grid_width)
+        parts = {
+            "encoder": [key for key in encoder if not key.startswith("Cross_quantizer.")],
+            "text_lstm": text_lstm_shapes(self.listing),
+            "decoder": decoder_shapes(self.listing, self.grid_width),
+            "jigsaw": JIGSAW_KEYS,
+        }
+        return {f"{part}.{key}" for part, keys in parts.items() for key in keys}
 
     def batch(self) -> Batch:
         shape = self.expected["mask"].shape
@@ -124,14 +145,16 @@ def test_each_modality_is_rebuilt_and_committed_as_published_in_the_second_pass(
 ) -> None:
     state, batch = step.state(step.config()), step.batch()
     state.model.quantizer.update_(state.model(batch).semantic(), batch.mask)
-    recon, commit = per_modality(state.model, batch)
+    output = state.model(batch)
+    recon, commit = per_modality(output, batch)
     assert_close(recon, by_modality(published, "recon_loss"))
     assert_close(commit, by_modality(published, "embed_loss"))
+    matching = matching_loss(output.semantic(), state.model.quantizer.codebook)
+    assert_close(matching, published["cmcm_loss"])
 
 
-def per_modality(model: MICU, batch: Batch) -> tuple[list[float], list[float]]:
+def per_modality(output: MICUOutput, batch: Batch) -> tuple[list[float], list[float]]:
     """Reconstruction and commitment losses in the golden files' order."""
-    output: MICUOutput = model(batch)
     recon = [
         masked_mse(output.reconstruction[name], output.target[name], batch.mask).item()
         for name in ORDER
@@ -145,7 +168,7 @@ def test_gradient_norms_of_all_parameters_are_the_published_ones(step: Step) -> 
     ours = dict(state.model.named_parameters())
     names = {old: new for old, new in parameter_names().items() if new in ours}
     got = {old: ours[new].grad for old, new in names.items()}
-    jigsaw = dict(state.losses.jigsaw.named_parameters())
+    jigsaw = dict(jigsaw_of(state.losses).named_parameters())
     got |= {f"jigsaw.{old}": jigsaw[new].grad for old, new in JIGSAW_KEYS.items()}
     assert len(names) == len(ours), "every parameter of ours is one of theirs"
     assert all(gradient is not None for gradient in got.values())
@@ -153,14 +176,17 @@ def test_gradient_norms_of_all_parameters_are_the_published_ones(step: Step) -> 
     assert_close(norms, [expected[name] for name in got], MADE_IN_FLOAT32)
     absent = [norm for name, norm in expected.items() if name not in got]
     assert not np.any(absent), "what we leave out has no gradient there"
-    assert not set(got) & set(step.expected["no_grad_names"])
+    others = step.published_parameters() - set(expected)
+    assert set(step.expected["no_grad_names"]) == others
+    assert not others & set(got)
 
 
 def test_total_norms_before_clipping_are_the_published_ones(
     taken: tuple[TrainState, StepReport], step: Step
 ) -> None:
     norms = taken[1].grad_norms
-    _, encoder, lstm, *_, decoder = step.expected["clip_totals"]
+    contrastive, encoder, lstm, *club, decoder = step.expected["clip_totals"]
+    assert not np.any([contrastive, *club]), "what we leave out has no gradient there"
     assert list(norms) == ["encoder", "text_lstm", "reconstruction", "loss_jigsaw"]
     got = [norms["encoder"], norms["text_lstm"], norms["reconstruction"]]
     assert_close(got, [encoder, lstm, decoder], MADE_IN_FLOAT32)
@@ -184,7 +210,7 @@ def test_the_codebook_and_the_weights_after_the_step_are_the_published_ones(
 
 
 def test_a_step_of_one_forward_pass_has_the_published_losses_and_codebook(step: Step) -> None:
-    expected, batch = step.expected, step.batch()
+    expected = step.expected
     state, report = step.take(double_forward=False)
     assert_close(report.terms["fine"], expected["fine_float64"])
     assert_close(report.terms["coarse"], expected["coarse_float64"])
@@ -193,14 +219,27 @@ def test_a_step_of_one_forward_pass_has_the_published_losses_and_codebook(step: 
     assert_close(state.model.quantizer.ema_count, expected["sf_ema_count"])
     assert_close(checksum(state.model.quantizer.codebook), expected["sf_embedding_chk"])
 
-    fresh = step.state(state.config)
-    with torch.no_grad():
-        recon, commit = per_modality(fresh.model, batch)
-        output = fresh.model(batch)
+
+@torch.no_grad()
+def test_one_forward_pass_gives_each_modality_the_published_losses_and_codes(step: Step) -> None:
+    expected, batch = step.expected, step.batch()
+    model = step.state(step.config(double_forward=False)).model
+    output = model(batch)
+    recon, commit = per_modality(output, batch)
     assert_close(recon, expected["sf_recon"])
     assert_close(commit, expected["sf_commit"])
     codes = np.stack([output.quantized[name].codes.numpy() for name in ORDER])
     assert np.array_equal(codes, expected["sf_idx"])
+    assert most_frequent_agree(output.quantized) == expected["sf_equal"]
+    semantic, codebook = output.semantic(), model.quantizer.codebook
+    assert_close(matching_loss(semantic, codebook), expected["sf_cmcm"])
+    gaps = [best_two_gap(x, codebook).min() for x in semantic.values()]
+    assert_close(min(gaps), expected["sf_margin_min"])
+
+
+def test_the_permutations_are_those_of_the_published_ranks(step: Step) -> None:
+    ranks = [permutation_rank(row) for row in step.expected["perms"].tolist()]
+    assert ranks == step.expected["perm_index"].tolist()
 
 
 def test_compute_losses_gives_what_the_single_pass_step_reports(step: Step) -> None:
