@@ -1,7 +1,7 @@
 """VGGSound: 10 s clips of YouTube videos, one label each.
 
-Source: Chen et al., ICASSP 2020; the official `vggsound.csv`, without a header: YouTube id, start in
-seconds, label, split.
+Source: Chen et al., ICASSP 2020; the official `vggsound.csv`, without a header: YouTube id, start
+in seconds, label, split.
 """
 
 import csv
@@ -18,8 +18,8 @@ CLIP_S = 10.0
 def read_vggsound(annotations: Path) -> list[Clip]:
     """Rows of the official list, for media named `<id>_<start, six digits>.mp4`.
 
-    The media are taken to be cut already, as every downloader of VGGSound leaves them: a clip is its
-    whole file, ten seconds long. The label is also the text.
+    The media are taken to be cut already, as the usual downloaders leave them: a clip is its whole
+    file, ten seconds long. The label is also the text.
 
     Raises:
         ManifestError: Lines that are not of the official format, all named.
