@@ -7,17 +7,17 @@ resumable, 130 Ctrl-C.
 
 import json
 import logging
+import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from extract.backbones import BACKBONES, TIMM_PREFIX, build_backbone
-from extract.backbones.base import Backbone
+from extract.backbones import BACKBONES, TIMM_PREFIX, build_backbone, find_backbone
 from extract.datasets import DATASETS
-from extract.decode import DECODERS, read
+from extract.decode import DECODERS, describe_reading, read
 from extract.options import extraction_options
 from extract.pipeline import Job, Plan, Summary, extract_manifest, plan_extraction
 from extract.progress import Progress
@@ -26,9 +26,9 @@ from micu.commands import (
     EXIT_FAILURES,
     Source,
     StopFlag,
-    exit_codes,
     find_source,
     record_source,
+    run_command,
 )
 from micu.devices import resolve_device
 from micu.manifest import NEEDED_COLUMN, read_manifest, write_manifest
@@ -44,8 +44,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point: errors that a user can act on become one message and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    with exit_codes():
-        cli()
+    run_command(cli, hint="nothing half-made was left; type the same command to go on")
 
 
 # --- extraction ------------------------------------------------------------------------------
@@ -109,18 +108,20 @@ def _extract(
         out=out,
         limit=limit,
         shard_rows=shard_rows,
-        overwrite=overwrite and not dry_run,
+        overwrite=overwrite,
         retry_failed=retry_failed,
     )
-    given = {name: value for name, value in options.items() if value is not None}
-    network = build_backbone(backbone, weights, resolve_device(device), **given)
-    if network.gives.modality != modality:
+    found = find_backbone(backbone).gives.modality
+    if found != modality:
         raise click.UsageError(
-            f"--backbone {backbone} makes {network.gives.modality} features; "
-            f"type: micu-extract {network.gives.modality} --backbone {backbone}"
+            f"--backbone {backbone} makes {found} features; "
+            f"type: micu-extract {found} --backbone {backbone}"
         )
-    plan = plan_extraction(job, network.spec)
-    _announce(plan, network)
+    network = build_backbone(backbone, weights, resolve_device(device), **options)
+    reading = describe_reading(network.wants, decoder)
+    spec = replace(network.spec, preprocessing={**network.spec.preprocessing, **reading})
+    plan = plan_extraction(job, spec)
+    _announce(plan, job.media_root)
     if dry_run:
         click.echo(json.dumps(_plan_json(plan), indent=1))
         return
@@ -136,18 +137,22 @@ def _extract(
     progress.close()
     _report(summary, plan, as_json)
     if summary.stopped_by:
-        sys.exit(StopFlag(summary.stopped_by).exit_code)
+        # Decoders still at work are left behind: they would hold the process up for minutes.
+        sys.stdout.flush()
+        os._exit(StopFlag(summary.stopped_by).exit_code)
     sys.exit(EXIT_FAILURES if summary.failed or summary.failed_before else 0)
 
 
-def _announce(plan: Plan, network: Backbone) -> None:
-    spec = network.spec
+def _announce(plan: Plan, media_root: Path) -> None:
+    spec = plan.header.spec
     click.echo(
         f"{spec.backbone}: {spec.modality} features of shape (T, {', '.join(map(str, spec.shape))})"
         f" from weights {spec.weights} (sha256 {spec.weights_sha256[:12]})",
         err=True,
     )
     click.echo(f"wants {json.dumps(dict(spec.preprocessing))}", err=True)
+    if spec.modality != "text":
+        click.echo(f"media root {media_root}", err=True)
     click.echo(
         f"{plan.folder}: {plan.todo} clips to extract, {plan.done} done, "
         f"{plan.failed} failed earlier",
@@ -171,8 +176,9 @@ def _report(summary: Summary, plan: Plan, as_json: bool) -> None:
     codes = ", ".join(f"{count} {code}" for code, count in sorted(summary.codes.items()))
     click.echo(
         f"extracted {summary.extracted}, failed {summary.failed}{f' ({codes})' if codes else ''}, "
-        f"left {summary.left}; read {summary.read_s:.1f} s, infer {summary.infer_s:.1f} s, "
-        f"write {summary.write_s:.1f} s, wall {summary.wall_s:.1f} s",
+        f"left {summary.left}, damaged {summary.damaged}; read {summary.read_s:.1f} s, "
+        f"infer {summary.infer_s:.1f} s, write {summary.write_s:.1f} s, "
+        f"wall {summary.wall_s:.1f} s",
         err=True,
     )
     if summary.failed or plan.failed:
@@ -240,11 +246,16 @@ def list_backbones(*, as_json: bool) -> None:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     default=Path("features"),
 )
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Where the manifest is now, if the features were moved.",
+)
 @click.option("--data", is_flag=True, help="Also hash every shard and look for NaN (reads it all).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(*, features: Path, data: bool, as_json: bool) -> None:
+def verify(*, features: Path, manifest: Path | None, data: bool, as_json: bool) -> None:
     """Prove that every manifest row is in a shard or in the ledger, never both, never neither."""
-    reports = [verify_set(folder, data=data) for folder in find_sets(features)]
+    reports = [verify_set(folder, manifest, data=data) for folder in find_sets(features)]
     if not reports:
         raise click.UsageError(f"{features}: no feature set here")
     if as_json:

@@ -24,7 +24,7 @@ from extract.backbones.base import (
     WaveformInput,
     count_steps,
 )
-from extract.flow import STILL, quantize_flow, tvl1_flow
+from extract.flow import STILL, TVL1_PARAMETERS, quantize_flow, tvl1_flow
 from extract.media import DECODE_ERRORS, Source, Window
 from extract.pictures import (
     PICTURE_READERS,
@@ -40,7 +40,7 @@ from micu.errors import ConfigError, DecodeError
 from micu.manifest import Clip
 from micu.registry import Registry
 
-__all__ = ["DECODERS", "DECODE_ERRORS", "READERS", "read"]
+__all__ = ["DECODERS", "DECODE_ERRORS", "READERS", "describe_reading", "read"]
 
 Reader = Callable[[Clip, Any, Path, str], Media]
 READERS: Registry[Reader] = Registry("reader")
@@ -79,6 +79,14 @@ def read(clip: Clip, wants: InputSpec, media_root: Path, decoder: str = "pyav") 
         raise DecodeError("unreadable", f"{clip.path!r}: {error}") from error
     except MemoryError as error:
         raise DecodeError("too_large", f"{clip.path!r}: does not fit in memory") from error
+
+
+def describe_reading(wants: InputSpec, decoder: str) -> dict[str, Any]:
+    """JSON form of how media are read, for the shard header."""
+    if isinstance(wants, TextInput):
+        return {}
+    flow = {"tvl1": dict(TVL1_PARAMETERS)} if isinstance(wants, FlowInput) else {}
+    return {"decoder": decoder, **flow}
 
 
 @READERS.register("frames")

@@ -85,6 +85,7 @@ def _create_solver() -> Any:
     create = getattr(getattr(cv2, "optflow", None), "DualTVL1OpticalFlow_create", None)
     if create is None:
         raise MicuError(f"the installed OpenCV {cv2.__version__} has no TV-L1; {_REPAIR}")
+    cv2.setNumThreads(1)  # clips are computed side by side
     return create()
 
 

@@ -36,7 +36,8 @@ def extraction_options(modality: str) -> Callable[[Command], Command]:
         click.option(
             "--media-root",
             type=click.Path(path_type=Path, file_okay=False, exists=True),
-            help="Folder that the manifest's paths start from [default: the manifest's folder].",
+            help="Folder that the manifest's paths start from [default: the manifest's folder, or "
+            "the one used last where MANIFEST is left out].",
         ),
         click.option(
             "--out",
@@ -63,7 +64,7 @@ def extraction_options(modality: str) -> Callable[[Command], Command]:
         ),
         click.option("--retry-failed", is_flag=True, help="Try the clips in the ledger again."),
         click.option(
-            "--overwrite", is_flag=True, help="Replace features made with other settings."
+            "--overwrite", is_flag=True, help="Replace features that were made with other settings."
         ),
         click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop."),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),

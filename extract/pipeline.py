@@ -1,4 +1,4 @@
-"""From a manifest to feature shards: plan, decode ahead, run the backbone, publish; and the proof.
+"""From a manifest to feature shards: plan, decode ahead, run the backbone, publish.
 
 Shard k holds rows k*R to (k+1)*R of the manifest, whatever happened on the way: a run that was
 stopped, or typed again to retry failures, reads the rows that a shard already has and adds the
@@ -10,25 +10,29 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from extract.backbones.base import Backbone, Media, count_steps
 from micu.commands import StopFlag, stop_signals
-from micu.errors import ClipError, StoreError
+from micu.errors import ClipError, MicuError, StoreError
 from micu.files import remove_stale_temporaries
 from micu.manifest import Clip, Manifest
+from micu.shard import Shard
 from micu.store import (
     Failure,
     FeatureRow,
     FeatureSpec,
-    FeatureStore,
     Header,
     RunRecord,
+    ShardEntry,
+    append_index,
+    append_ledger,
     check_row,
     describe_difference,
+    indexed_shards,
     publish_shard,
     read_index,
     read_ledger,
@@ -44,8 +48,8 @@ logger = logging.getLogger(__name__)
 
 FLUSH_S = 120.0
 """How often an unfinished shard is published with the rows it has, s: what a kill can cost."""
-DEFAULT_STEPS = 10
-"""Steps that shards are sized for where the manifest does not say how long clips are."""
+STOP_POLL_S = 0.2
+"""How often a wait for a decoder looks whether the run was asked to stop, s."""
 
 Reader = Callable[[Clip], Media]
 
@@ -61,9 +65,8 @@ class Job:
     """Extract the first rows of the manifest only."""
     shard_rows: int | None = None
     """Rows per shard; None sizes shards to about 64 MiB."""
-    workers: int = 1
-    """Clips that are decoded at the same time."""
     overwrite: bool = False
+    """Replace features that were made with other settings."""
     retry_failed: bool = False
 
 
@@ -83,8 +86,12 @@ class Plan:
     folder: Path
     header: Header
     run: RunRecord
+    replaces: bool
+    """Features of another making are in the folder, and go before the first shard is written."""
     shards: tuple[ShardPlan, ...]
     """Only those with rows to extract."""
+    unlisted: dict[str, ShardEntry]
+    """Shards that a killed run published without noting them in the index."""
     failures: dict[str, Failure]
     """The ledger as it stands."""
     done: int
@@ -109,6 +116,8 @@ class Summary:
     extracted: int = 0
     failed: int = 0
     left: int = 0
+    damaged: int = 0
+    """Clips that were extracted though some of their frames were corrupt."""
     read_s: float = 0.0
     """Seconds that decoding took, summed over workers."""
     infer_s: float = 0.0
@@ -128,6 +137,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     folder = set_folder(job.out, job.manifest.name, spec.modality, spec.backbone)
     clips = job.manifest.clips
     shard_rows = job.shard_rows or rows_per_shard(spec.shape, _longest_clip(clips))
+    replaces = False
     header = Header(
         spec=spec,
         manifest=job.manifest.name,
@@ -136,20 +146,22 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     )
     wanted = min(job.limit or len(clips), len(clips))
     rows_before = 0
-    if job.overwrite:
-        _remove_set(folder)
-    elif (folder / "set.json").is_file():
+    if (folder / "set.json").is_file():
         before, run_before = read_set(folder)
-        rows_before = run_before.rows
-        if before.fingerprint != header.fingerprint:
+        replaces = before.fingerprint != header.fingerprint
+        rows_before = 0 if replaces else run_before.rows
+        if replaces and not job.overwrite:
             raise StoreError(
                 f"{folder}: {describe_difference(header, before)}\n"
                 "mixing them would blend two kinds of features; extract to another --out, or "
                 "replace these with --overwrite"
             )
-    index = read_index(folder) if folder.is_dir() else {}
+    keeps = folder.is_dir() and not replaces
+    index = read_index(folder) if keeps else {}
+    noted = indexed_shards(folder) if keeps else {}
     stored = {clip_id for entry in index.values() for clip_id in entry.clip_ids}
-    ledger = {key: row for key, row in read_ledger(folder).items() if key not in stored}
+    failures = read_ledger(folder) if keeps else {}
+    ledger = {key: row for key, row in failures.items() if key not in stored}
     ids = {clip.clip_id for clip in clips[:wanted]}
     if job.retry_failed:
         ledger = {key: row for key, row in ledger.items() if key not in ids}
@@ -171,7 +183,9 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
             media_root=str(job.media_root.resolve()),
             rows=max(rows_before, wanted),
         ),
+        replaces=replaces,
         shards=tuple(shards),
+        unlisted={name: entry for name, entry in index.items() if noted.get(name) != entry},
         failures=ledger,
         done=len(ids & stored),
         failed=len(ids & ledger.keys()),
@@ -208,11 +222,15 @@ def extract_manifest(
         failed_before=plan.failed,
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
+    if plan.replaces:
+        _remove_set(plan.folder)
     remove_stale_temporaries(plan.folder)
     write_set(plan.folder, plan.header, plan.run)
     write_ledger(plan.folder, plan.failures.values())
+    if plan.unlisted:
+        append_index(plan.folder, plan.unlisted)
     todo = [clip for shard in plan.shards for clip in shard.todo]
-    with stop_signals() as stop, _decode_ahead(todo, read, workers, summary) as decoded:
+    with stop_signals() as stop, _decode_ahead(todo, read, workers, summary, stop) as decoded:
         for shard in plan.shards:
             _extract_shard(plan, shard, backbone, decoded, summary, stop, on_clip)
             if stop.name:
@@ -234,25 +252,37 @@ def _extract_shard(
 ) -> None:
     """Extract the missing rows of one shard and publish it with the rows it had."""
     rows = {row.clip_id: row for row in _rows_on_disk(plan, shard)}
-    before, flushed = len(rows), time.monotonic()
-    ledger_before = len(plan.failures)
-    for clip, media in itertools.islice(decoded, len(shard.todo)):
-        outcome = _extract_clip(clip, media, backbone, summary)
-        if isinstance(outcome, Failure):
-            plan.failures[clip.clip_id] = outcome
-            summary.failed += 1
-            summary.codes[outcome.code] = summary.codes.get(outcome.code, 0) + 1
-        else:
-            rows[clip.clip_id] = outcome
-            summary.extracted += 1
-        on_clip(summary)
-        if stop.name:
-            break
-        if time.monotonic() - flushed > FLUSH_S:
-            _publish(plan, shard, rows, summary)
-            flushed = time.monotonic()
-    if len(rows) > before or len(plan.failures) > ledger_before:
-        _publish(plan, shard, rows, summary)
+    fresh: list[Failure] = []
+    unpublished, flushed = 0, time.monotonic()
+    try:
+        for clip, media in itertools.islice(decoded, len(shard.todo)):
+            if not _wait(media, stop):
+                break
+            outcome = _extract_clip(clip, media, backbone, summary)
+            if isinstance(outcome, Failure):
+                fresh.append(outcome)
+                summary.failed += 1
+                summary.codes[outcome.code] = summary.codes.get(outcome.code, 0) + 1
+            else:
+                rows[clip.clip_id] = outcome
+                unpublished += 1
+                summary.extracted += 1
+            on_clip(summary)
+            if stop.name:
+                break
+            if time.monotonic() - flushed > FLUSH_S:
+                _publish(plan, shard, rows, fresh, summary)
+                fresh, unpublished, flushed = [], 0, time.monotonic()
+    finally:  # an error on the way must not cost what is whole
+        if fresh or unpublished:
+            _publish(plan, shard, rows, fresh, summary)
+
+
+def _wait(media: "Future[Media]", stop: StopFlag) -> bool:
+    """Wait for a decoder; whether it finished before the run was asked to stop."""
+    while not stop.name and not wait([media], STOP_POLL_S).done:
+        pass
+    return media.done()
 
 
 def _extract_clip(
@@ -263,9 +293,14 @@ def _extract_clip(
         decoded = media.result()
     except ClipError as error:
         return Failure(clip.clip_id, "decode", error.code, " ".join(str(error).split()))
+    except MicuError:  # a mistake of the whole run, not of the clip
+        raise
     except Exception as error:  # one clip's media must not end a run of days
         logger.warning("clip %r: unexpected error while decoding", clip.clip_id, exc_info=True)
         return Failure(clip.clip_id, "decode", "unexpected", " ".join(repr(error).split()))
+    if decoded.notes.get("corrupt_frames"):
+        summary.damaged += 1
+        logger.warning("clip %r: %s corrupt frames", clip.clip_id, decoded.notes["corrupt_frames"])
     started = time.monotonic()
     try:
         steps = backbone.to_steps(backbone.encode(decoded.units), decoded)
@@ -278,10 +313,16 @@ def _extract_clip(
     return row
 
 
-def _publish(plan: Plan, shard: ShardPlan, rows: dict[str, FeatureRow], summary: Summary) -> None:
+def _publish(
+    plan: Plan,
+    shard: ShardPlan,
+    rows: dict[str, FeatureRow],
+    fresh: Sequence[Failure],
+    summary: Summary,
+) -> None:
     """Write the ledger, then the shard; a clip in both counts as stored when planning."""
     started = time.monotonic()
-    write_ledger(plan.folder, plan.failures.values())
+    append_ledger(plan.folder, fresh)
     ordered = [rows[clip.clip_id] for clip in shard.rows if clip.clip_id in rows]
     if ordered:
         publish_shard(plan.folder, shard.number, plan.header, ordered)
@@ -290,26 +331,31 @@ def _publish(plan: Plan, shard: ShardPlan, rows: dict[str, FeatureRow], summary:
 
 def _rows_on_disk(plan: Plan, shard: ShardPlan) -> list[FeatureRow]:
     """The rows that a shard already holds."""
-    if not (plan.folder / shard_name(shard.number)).is_file():
+    path = plan.folder / shard_name(shard.number)
+    if not path.is_file():
         return []
-    store = FeatureStore(plan.folder)
-    rows = [store.read(clip.clip_id) for clip in shard.rows if clip.clip_id in store]
-    store.close()
-    return rows
+    with Shard.open(path) as file:
+        if file.header.fingerprint != plan.header.fingerprint:
+            raise StoreError(f"{path}: {describe_difference(plan.header, file.header)}")
+        return [file.read(row) for row in range(len(file.clip_ids))]
 
 
 @contextmanager
 def _decode_ahead(
-    clips: Sequence[Clip], read: Reader, workers: int, summary: Summary
+    clips: Sequence[Clip], read: Reader, workers: int, summary: Summary, stop: StopFlag
 ) -> "Iterator[Iterator[tuple[Clip, Future[Media]]]]":
-    """Decode clips in order, at most two per worker ahead of the caller: memory stays bounded."""
+    """Decode clips in order, at most two per worker ahead of the caller: memory stays bounded.
+
+    A run that was asked to stop does not wait for decoders that are still at work.
+    """
+    seconds: list[float] = []
 
     def timed_read(clip: Clip) -> Media:
         started = time.monotonic()
         try:
             return read(clip)
         finally:
-            summary.read_s += time.monotonic() - started
+            seconds.append(time.monotonic() - started)
 
     def ahead() -> "Iterator[tuple[Clip, Future[Media]]]":
         pending: deque[tuple[Clip, Future[Media]]] = deque()
@@ -324,12 +370,14 @@ def _decode_ahead(
     try:
         yield ahead()
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=not stop.name, cancel_futures=True)
+        summary.read_s = sum(seconds)
 
 
-def _longest_clip(clips: Sequence[Clip]) -> int:
+def _longest_clip(clips: Sequence[Clip]) -> int | None:
+    """Steps of the longest clip; None where the manifest does not say how long every clip is."""
     lengths = [clip.end_s - (clip.start_s or 0.0) for clip in clips if clip.end_s is not None]
-    return count_steps(max(lengths)) if lengths else DEFAULT_STEPS
+    return count_steps(max(lengths)) if len(lengths) == len(clips) else None
 
 
 def _remove_set(folder: Path) -> None:

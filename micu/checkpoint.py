@@ -14,7 +14,7 @@ import random
 import secrets
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,20 @@ import torch
 
 from micu import __version__
 from micu.config import TrainConfig
-from micu.errors import CheckpointError, ConfigError
+from micu.errors import CheckpointError, MicuError
 from micu.files import TEMPORARY_SUFFIX, write_atomically
 from micu.model.micu import MICU
 from micu.overrides import from_json, to_json
 from micu.step import TrainState
 from micu.store import FeatureSpec
+from micu.tensors import RELEASED_SECTIONS, check_fits, check_tensors
 
 FORMAT = 1
 LAST = "last.pt"
+_UNFIT = (
+    MicuError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+)  # fmt: skip
+"""What reading the content of a damaged or hostile file may end in."""
 
 Record = Mapping[str, str | int | float]
 """What a run notes beside its state: the manifest's hash, the preset's name, …"""
@@ -143,16 +148,54 @@ def load_checkpoint(path: Path, device: str = "cpu") -> LoadedModel:
     content, sha256 = _read(path)
     try:
         config = from_json(content["config"], f"{path}: config")
-        shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
-        dtype = getattr(torch, config.optimizer.dtype)
-        model = MICU(config, shapes).to(device, dtype)
-        model.load_state_dict(content["model"])
-        specs, record = json.loads(content["specs"]), json.loads(content["record"])
-        return LoadedModel(model.eval(), config, content["step"], specs, sha256, record)
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        model = _build_model(config, content["shapes"], content["model"])
+        specs = _read_specs(content["specs"], config.modalities)
+        record, step = _read_object(content["record"], "record"), _read_int(content["step"])
+    except _UNFIT as error:
         raise CheckpointError(
             f"{path}: not a checkpoint that fits this version: {error}"
         ) from error
+    return LoadedModel(model.to(device).eval(), config, step, specs, sha256, record)
+
+
+def _build_model(config: TrainConfig, shapes: Mapping[str, Any], state: Mapping[str, Any]) -> MICU:
+    """The model that a configuration and a state make, in no more memory than the state has."""
+    if config.encoder.layers > len(state):
+        raise CheckpointError(f"has not the {config.encoder.layers} layers of its configuration")
+    with torch.device("meta"):
+        model = MICU(config, {name: tuple(shape) for name, shape in shapes.items()})
+    model.to(getattr(torch, config.optimizer.dtype))
+    check_fits(model, state)
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _read_specs(text: str, modalities: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What each modality's features were, each the dictionary of a `FeatureSpec`."""
+    specs = _read_object(text, "specs")
+    if set(specs) != set(modalities):
+        raise CheckpointError(
+            f"specs: expected {', '.join(modalities)}, got {', '.join(specs) or 'none'}"
+        )
+    for name, spec in specs.items():
+        parsed = FeatureSpec.from_json(spec)
+        if not isinstance(parsed.preprocessing, Mapping) or parsed.modality != name:
+            raise CheckpointError(f"specs: {name}: not a description of {name} features")
+    return specs
+
+
+def _read_object(text: str, what: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _read_int(value: object) -> int:
+    """A count: no step, epoch or batch is negative."""
+    if type(value) is not int or value < 0:
+        raise CheckpointError(f"expected a count, got {value!r}")
+    return value
 
 
 def restore_(state: TrainState, path: Path) -> tuple[Position, dict[str, Any]]:
@@ -170,16 +213,18 @@ def restore_(state: TrainState, path: Path) -> tuple[Position, dict[str, Any]]:
     """
     content, _ = _read(path)
     try:
+        record = _read_object(content["record"], "record")
+        position = Position(_read_int(content["epoch"]), _read_int(content["batch"]))
         state.model.load_state_dict(content["model"])
         state.losses.load_state_dict(content["losses"])
         state.optimizer.load_state_dict(content["optimizer"])
-        state.step, state.nonfinite = content["step"], content["nonfinite"]
+        state.step, state.nonfinite = _read_int(content["step"]), _read_int(content["nonfinite"])
         torch.set_rng_state(content["torch_rng"])
         version, internal, gauss = json.loads(content["python_rng"])
         random.setstate((version, tuple(internal), gauss))
-        return Position(content["epoch"], content["batch"]), json.loads(content["record"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except _UNFIT as error:
         raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+    return position, record
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
@@ -198,8 +243,17 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}{_others(path)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if isinstance(content, dict) and all(key in content for key in RELEASED_SECTIONS):
+            raise CheckpointError(
+                f"{path}: the authors' released checkpoint, not that of a run here; micu-eval "
+                "evaluates it, and micu.released.load_released reads it"
+            )
         got = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {got!r}")
+    try:
+        check_tensors(content, len(data))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return content, hashlib.sha256(data).hexdigest()
 
 

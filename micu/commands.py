@@ -26,11 +26,14 @@ MANIFEST_VARIABLE = "MICU_MANIFEST"
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn errors that a user can act on into a message and an exit code.
+def exit_codes(hint: str = "type the same command again") -> Iterator[None]:
+    """Turn errors that a user can act on, and Ctrl-C, into a message and an exit code.
 
-    2 for a `MicuError`, 74 for a disk or file system that refuses. Anything else is a bug and keeps
-    its traceback.
+    2 for a `MicuError`, 74 for a disk or file system that refuses, 130 for Ctrl-C. Anything else is
+    a bug and keeps its traceback.
+
+    Args:
+        hint: How to go on after Ctrl-C or a disk that refused, for the message.
     """
     try:
         yield
@@ -38,10 +41,27 @@ def exit_codes() -> Iterator[None]:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_USAGE)
     except OSError as error:
-        click.echo(
-            f"error: {error}\nnothing half-made was left; type the same command to go on", err=True
-        )
+        click.echo(f"error: {error}\n{hint}", err=True)
         sys.exit(EXIT_IO)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(f"interrupted; {hint}", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def run_command(command: click.Command, hint: str) -> None:
+    """Run a tool with the exit codes above; click's own would make Ctrl-C a 1.
+
+    Args:
+        command: The tool; its arguments are the process's.
+        hint: As in `exit_codes`.
+    """
+    with exit_codes(hint):
+        try:
+            code = command.main(standalone_mode=False)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 @dataclass(slots=True)
@@ -97,24 +117,23 @@ def record_source(features: Path, source: Source) -> None:
 def find_source(features: Path, typed: Path | None) -> Source:
     """The manifest to use: what was typed, else `$MICU_MANIFEST`, else the last extraction's.
 
-    The media root is the manifest's folder, unless the feature folder was last extracted from this
-    very manifest with another one.
+    The media root is the manifest's folder, or the one that was recorded with the manifest.
 
     Raises:
         ManifestError: None of the three says, or the record cannot be read.
     """
-    recorded = _read_source(features / "last.json")
     variable = os.environ.get(MANIFEST_VARIABLE)
     named = typed or (Path(variable) if variable else None)
-    if recorded and (named is None or named.resolve() == recorded.manifest):
-        return Source(named or recorded.manifest, recorded.media_root)
-    if named is None:
+    if named is not None:
+        return Source(named, named.parent)
+    recorded = _read_source(features / "last.json")
+    if recorded is None:
         raise ManifestError(
             f"no manifest: none was typed, ${MANIFEST_VARIABLE} is not set, and {features} records "
             "no extraction. Type the manifest, for example: "
             "micu-extract flow --tvl1 manifests/vggsound.csv"
         )
-    return Source(named, named.parent)
+    return recorded
 
 
 def _read_source(path: Path) -> Source | None:

@@ -5,7 +5,8 @@ paper or from us, what the code does. Values are checked when a configuration is
 are reported at once.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from micu.errors import ConfigError
@@ -78,7 +79,7 @@ class QuantizerConfig:
     reset: Literal["revive", "reference", "off"] = "revive"
     """Dead codes. `revive` restarts code, count and sum beside an active code, in training only.
     `reference` moves the code alone, by a constant, so that the next update undoes it, does not
-    count text, and also runs in evaluation."""
+    count text; in training only, where the published code does it in evaluation as well."""
     dead_after: int = 300
     """Updates without use after which a code is dead."""
     active_within: int = 100
@@ -101,6 +102,9 @@ class QuantizerConfig:
                 ),
                 f"commitment_cross: expected >= 0, got {self.commitment_cross}": (
                     self.commitment_cross < 0
+                ),
+                f"active_within: expected at least 1, got {self.active_within}": (
+                    self.active_within < 1
                 ),
                 f"dead_after: expected at least active_within={self.active_within}, "
                 f"got {self.dead_after}": self.dead_after < self.active_within,
@@ -189,7 +193,10 @@ class JigsawConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossWeights:
-    """Lambda of equation 8. Weight 0 computes a term without gradient and logs it."""
+    """Lambda of equation 8. Weight 0 computes a term without gradient and logs it.
+
+    One field per registered loss, of the same name.
+    """
 
     fine: float = 1.0
     coarse: float = 1.0
@@ -197,6 +204,15 @@ class LossWeights:
     """The published code reads its argument and then uses 1."""
     reconstruction: float = 1.0
     commitment: float = 1.0
+
+    def __post_init__(self) -> None:  # noqa: D105
+        weights = asdict(self)
+        problems = {
+            f"{name}: expected >= 0, got {weight}": not 0 <= weight < math.inf
+            for name, weight in weights.items()
+        }
+        nothing = f"{', '.join(weights)}: expected at least one above 0, got none"
+        _check("weights", {**problems, nothing: not any(weights.values())})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,6 +245,9 @@ class OptimizerConfig:
                 f"epochs: expected at least 1, got {self.epochs}": self.epochs < 1,
                 f"max_steps: expected at least 0, got {self.max_steps}": self.max_steps < 0,
                 f"grad_clip: expected > 0, got {self.grad_clip}": self.grad_clip <= 0,
+                f"skip_nonfinite: expected at least 0, got {self.skip_nonfinite}": (
+                    self.skip_nonfinite < 0
+                ),
             },
         )
 
@@ -244,7 +263,9 @@ class DataConfig:
     all of VGGSound-AVEL40k, test rows included. A manifest that names no split is used whole."""
     padding: Literal["repeat", "mask"] = "repeat"
     """`repeat` repeats the last real step, and takes it for a real one, as the published code does.
-    `mask` pads with zeros that nothing looks at. Words are always padded with zeros."""
+    `mask` pads with zeros that nothing looks at, for modalities whose steps are seconds: one mask
+    stands for all of a clip, and words are not seconds, so it is refused together with text. Words
+    are always padded with zeros."""
     exclude_ids: str = ""
     """A CSV file with the column `clip_id`: clips that must not be trained on."""
 
@@ -283,5 +304,9 @@ class TrainConfig:
                 f"seed: expected at least 0, got {self.seed}": self.seed < 0,
                 f"jigsaw.splits: expected a divisor of encoder.embed_dim={self.encoder.embed_dim}, "
                 f"got {self.jigsaw.splits}": self.encoder.embed_dim % self.jigsaw.splits != 0,
+                "data.padding: expected repeat with the modality text, got mask: the seconds that "
+                "it hides would hide words too": (
+                    self.data.padding == "mask" and "text" in self.modalities
+                ),
             },
         )

@@ -76,18 +76,20 @@ def select_clips(clips: Sequence[Clip], config: DataConfig) -> tuple[Clip, ...]:
         The clips that remain, in the same order.
 
     Raises:
+        ConfigError: No clip is of one of the splits.
         ManifestError: None remains, or the list of excluded clips cannot be read.
     """
     splits = {clip.split for clip in clips}
     chosen = tuple(clips)
     if config.splits and splits != {""}:
-        chosen = tuple(clip for clip in clips if clip.split in config.splits)
-        if not chosen:
-            raise ManifestError(
-                f"no clip is of the splits {', '.join(config.splits)}; the manifest has "
+        unknown = [name for name in config.splits if name not in splits]
+        if unknown:
+            raise ConfigError(
+                f"data.splits: no clip is of {', '.join(unknown)}; the manifest has "
                 f"{', '.join(sorted(splits - {''}))}; choose some with --set data.splits=NAME,NAME "
                 "or all with --set data.splits="
             )
+        chosen = tuple(clip for clip in clips if clip.split in config.splits)
     if config.exclude_ids:
         excluded = read_excluded_ids(Path(config.exclude_ids))
         kept = tuple(clip for clip in chosen if clip.clip_id not in excluded)

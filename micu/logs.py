@@ -64,7 +64,9 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
     """
 
     def __init__(self, out: Path, step: int, tensorboard: bool = False) -> None:  # noqa: D107
-        self._board = _open_tensorboard(out, step) if tensorboard else None
+        self._board = None
+        if tensorboard:
+            self._board = import_tensorboard()(out / "tensorboard", purge_step=step + 1)
         self._paths = [out / name for name in METRICS]
         rows = [row for row in read_metrics(self._paths[0]) if row["step"] <= step]
         self._columns: Sequence[str] = list(rows[0]) if rows else []
@@ -127,12 +129,17 @@ def _csv_line(values: Sequence[object]) -> str:
     return line.getvalue()
 
 
-def _open_tensorboard(out: Path, step: int) -> Any:  # SummaryWriter is not always installed
+def import_tensorboard() -> Any:  # SummaryWriter is not always installed
+    """The class that writes TensorBoard's files.
+
+    Raises:
+        ExtraError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ExtraError("tensorboard", "tensorboard") from error
-    return SummaryWriter(out / "tensorboard", purge_step=step + 1)
+    return SummaryWriter
 
 
 class Progress:

@@ -220,17 +220,7 @@ def _read_rows(
     """Parse every row of a CSV file, and raise once for all rows that `parse` refuses."""
     text = data.decode("utf-8-sig", "surrogateescape")
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
-    header = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = header
-    missing = [name for name in required if name not in header]
-    if missing:
-        raise ManifestError(
-            f"{path}: expected the columns {', '.join(required)}, got "
-            f"{', '.join(header) or 'an empty file'}; add {', '.join(missing)}"
-        )
-    unknown = [name for name in header if name not in known]
-    if unknown:
-        logger.warning("%s: columns that mean nothing here: %s", path, ", ".join(unknown))
+    header = _read_header(path, reader, required, known)
     rows: list[Row] = []
     bad: list[str] = []
     while True:
@@ -240,13 +230,57 @@ def _read_rows(
                 break
             if "" in values or None in values.values():
                 raise ValueError(f"expected {len(header)} fields")
+            _refuse_other_encodings(values)
             rows.append(parse(values, reader.line_num))
         except (ValueError, csv.Error) as error:
             bad.append(f"  line {reader.line_num}: {error}")
     if bad:
-        shown = "\n".join(bad[:50]) + (f"\n  and {len(bad) - 50} more" if len(bad) > 50 else "")
-        raise ManifestError(f"{path}: {len(bad)} bad row{'s' * (len(bad) > 1)}\n{shown}")
+        lines = "\n".join(bad)
+        raise ManifestError(f"{path}: {len(bad)} bad row{'s' * (len(bad) > 1)}\n{lines}")
     return rows
+
+
+def _read_header(
+    path: Path, reader: "csv.DictReader[str]", required: Sequence[str], known: Sequence[str]
+) -> list[str]:
+    """Take the first line as the names of the columns."""
+    try:
+        header = [name.strip() for name in reader.fieldnames or ()]
+    except csv.Error as error:
+        raise ManifestError(f"{path}: line 1 cannot be read as column names: {error}") from error
+    if not _is_utf8("".join(header)):
+        raise ManifestError(f"{path}: line 1 is not UTF-8; save the file as UTF-8")
+    reader.fieldnames = header
+    missing = [name for name in required if name not in header]
+    if missing:
+        raise ManifestError(
+            f"{path}: expected the columns {', '.join(required)}, got "
+            f"{', '.join(header) or 'an empty file'}; add {', '.join(missing)}"
+        )
+    if "" in header:
+        raise ManifestError(
+            f"{path}: column {header.index('') + 1} has no name; write the CSV without the index"
+        )
+    twice = sorted({name for name in known if header.count(name) > 1})
+    if twice:
+        raise ManifestError(f"{path}: columns that are there more than once: {', '.join(twice)}")
+    unknown = [name for name in header if name not in known]
+    if unknown:
+        logger.warning("%s: columns that mean nothing here: %s", path, ", ".join(unknown))
+    return header
+
+
+def _refuse_other_encodings(values: dict[str, str]) -> None:
+    """Only `path` may hold bytes that are not UTF-8: names of files are bytes."""
+    for column, value in values.items():
+        if column != "path" and not _is_utf8(value):
+            shown = value.encode("utf-8", "surrogateescape")
+            raise ValueError(f"{column} is not UTF-8: {shown!r}; save the file as UTF-8")
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether decoding met no byte that it had to escape."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def _clip_id(row: dict[str, str]) -> str:
@@ -254,10 +288,7 @@ def _clip_id(row: dict[str, str]) -> str:
     if not clip_id.strip():
         raise ValueError("clip_id is empty")
     if not clip_id.isprintable():
-        raise ValueError(
-            f"clip_id {clip_id!r} holds control characters or bytes that are not UTF-8; "
-            "ids are printable text"
-        )
+        raise ValueError(f"clip_id {clip_id!r} holds control characters; ids are printable text")
     return clip_id
 
 

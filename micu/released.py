@@ -17,9 +17,9 @@ from micu.errors import CheckpointError, MicuError
 from micu.model.micu import MICU
 from micu.presets import PRESETS
 from micu.registry import suggest
+from micu.tensors import RELEASED_SECTIONS, check_fits, check_tensors
 
-ENCODER_SECTION = "Encoder_parameters"
-TEXT_LSTM_SECTION = "Text_ar_lstm_parameters"
+ENCODER_SECTION, TEXT_LSTM_SECTION = RELEASED_SECTIONS
 MODALITIES = ("audio", "video", "text")
 GRID = (7, 7)
 """H, W of the published video feature, VGG-19 pool5; the file does not hold it."""
@@ -149,6 +149,10 @@ def _read(path: Path) -> Mapping[str, object]:
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error}") from error
     if not isinstance(contents, Mapping):
         raise CheckpointError(f"{path}: expected a dictionary, got {type(contents).__name__}")
+    try:
+        check_tensors(contents, path.stat().st_size)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return contents
 
 
@@ -161,9 +165,12 @@ def _build(path: Path, state: dict[str, Tensor]) -> MICU:
     state["quantizer.unused"] = state["quantizer.unused"].to(torch.int64)
     try:
         config, shapes = _sizes(state)
+        with torch.device("meta"):  # a file of a few bytes may speak of gigabytes
+            outline = MICU(config, shapes)
+        check_fits(outline.to(dtype), state, partial=True)
         model = MICU(config, shapes).to(dtype)
         missing, unexpected = model.load_state_dict(state, strict=False)
-    except (MicuError, RuntimeError, IndexError, ValueError) as error:
+    except (MicuError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: shapes do not fit together: {error}") from error
     assert not unexpected, "a key of the map is none of the model's"
     assert all(key.startswith("reconstructors.") for key in missing), "the key map has holes"

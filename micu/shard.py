@@ -3,7 +3,8 @@
 The only file that knows the HDF5 layout. A shard holds `features` (n, T, ...) float32, `mask` (n,
 T) bool (True = the step is real), `times_s` (n, T) float64 (centre of each step; NaN where steps
 are not seconds), `clip_id` (n,) UTF-8, and the header as a JSON attribute. Chunks are exactly one
-clip and nothing is compressed, because training reads random clips.
+clip and nothing is compressed, because training reads random clips. Strings have a fixed length:
+libhdf5 may walk a damaged heap of strings for ever.
 
 Shards are data from others: opening one refuses links, external and virtual storage, filters, and
 shapes that its bytes cannot fill.
@@ -12,16 +13,18 @@ shapes that its bytes cannot fill.
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import FeatureError, StoreError, check_shape
+from micu.errors import FeatureError, ShapeError, StoreError, check_shape
 
 FORMAT = 1
 _DATASETS = ("clip_id", "features", "mask", "times_s")
@@ -158,32 +161,110 @@ def encode_shard(header: Header, rows: Sequence[FeatureRow]) -> bytes:
     clip_id = np.array(ids, h5py.string_dtype("utf-8", max(map(len, ids))))
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        file.attrs["header"] = json.dumps(header.to_json(), sort_keys=True)
+        file.attrs["header"] = np.bytes_(json.dumps(header.to_json(), sort_keys=True))
         for name, data in zip(_DATASETS, (clip_id, features, mask, times_s), strict=True):
             chunks = (1, *data.shape[1:]) if name == "features" else None
             file.create_dataset(name, data=data, chunks=chunks)
     return buffer.getvalue()
 
 
-def open_shard(path: Path) -> h5py.File:
-    """Open a shard for reading after checking that it is what our writer makes.
+class Shard:
+    """A shard that is open for reading, after checking that it is what our writer makes.
 
-    Raises:
-        StoreError: It is cut off, or holds links, external or virtual storage, filters, unknown
-            data sets, or shapes that its bytes cannot fill.
+    Built by `open`. What is small is in memory, features are read row by row.
+
+    Attributes:
+        path: The file.
+        header: What made it.
+        clip_ids: Ids of its clips, by row.
     """
+
+    def __init__(self, path: Path, file: h5py.File) -> None:  # noqa: D107
+        self.path = path
+        self.header = _read_header(file, path)
+        self.clip_ids = _read_clip_ids(file)
+        self._file = file
+        self._features = file["features"]
+        self._row_shape: tuple[int, ...] = self._features.shape[1:]
+        self._mask: NDArray[np.bool_] = file["mask"][:].view(np.uint8) != 0
+        self._times_s: NDArray[np.float64] = file["times_s"][:]
+        if self._row_shape[1:] != self.header.spec.shape:
+            raise ShapeError(
+                f"{path}: features: the header says steps of shape {self.header.spec.shape}, "
+                f"got {self._row_shape[1:]}"
+            )
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a shard.
+
+        Raises:
+            StoreError: It is not a file, is cut off or damaged, or holds links, external or virtual
+                storage, filters, unknown data sets, or shapes that its bytes cannot fill.
+            ShapeError: Its data sets do not fit one another, or its header.
+        """
+        file = _open_file(path)
+        try:
+            with _damage_named(path):
+                return cls(path, file)
+        except BaseException:
+            file.close()
+            raise
+
+    def read(self, row: int) -> FeatureRow:
+        """Features of the clip in a row.
+
+        Raises:
+            StoreError: Its bytes cannot be read.
+        """
+        values = np.empty(self._row_shape, np.float32)
+        with _damage_named(self.path):
+            self._features.read_direct(values, np.s_[row])
+        return FeatureRow(self.clip_ids[row], values, self._mask[row], self._times_s[row])
+
+    def nonfinite_rows(self) -> list[int]:
+        """Rows that hold NaN or infinity; reads the whole shard.
+
+        Raises:
+            StoreError: Its bytes cannot be read.
+        """
+        rows = range(len(self.clip_ids))
+        return [row for row in rows if not np.isfinite(self.read(row).values).all()]
+
+    def close(self) -> None:
+        """Close the file; closing twice is closing once."""
+        self._file.close()
+
+    def __enter__(self) -> Self:  # noqa: D105
+        return self
+
+    def __exit__(self, *_: object) -> None:  # noqa: D105
+        self.close()
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Whatever h5py raises about a damaged file becomes one `StoreError` about `path`."""
     try:
+        yield
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        # The operating system's own refusals, which have a number, say nothing about the file.
+        refused = isinstance(error, OSError) and error.errno
+        advice = "" if refused else "; delete it and type the extraction command again"
+        raise StoreError(f"{path}: cannot be read as HDF5 ({error}){advice}") from error
+
+
+def _open_file(path: Path) -> h5py.File:
+    """Open the HDF5 file of a shard after checking everything but its header; see `Shard.open`."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        raise StoreError(f"{path}: not a file; delete it and type the extraction command again")
+    with _damage_named(path):
         file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
-    except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be opened as HDF5 ({error}); delete it and type the extraction "
-            "command again"
-        ) from error
-    try:
-        _refuse_hostile(file, path)
-    except BaseException:
-        file.close()
-        raise
+        try:
+            _refuse_hostile(file, path)
+        except BaseException:
+            file.close()
+            raise
     return file
 
 
@@ -200,35 +281,41 @@ def _refuse_hostile(file: h5py.File, path: Path) -> None:
             raise StoreError(f"{path}: {name} does not hold its own data")
         if data.id.get_create_plist().get_nfilters():
             raise StoreError(f"{path}: {name} is filtered; shards are stored plain")
-        declared += data.size * data.dtype.itemsize
+        declared += math.prod(data.shape or ()) * data.dtype.itemsize
     if declared > path.stat().st_size:
         raise StoreError(
             f"{path}: declares {declared} bytes of data in a file of {path.stat().st_size}"
         )
-    features, mask = file["features"], file["mask"]
     kinds = {"features": np.dtype("f4"), "mask": np.dtype("?"), "times_s": np.dtype("f8")}
     for name, kind in kinds.items():
         if file[name].dtype != kind:
             raise StoreError(f"{path}: {name} is {file[name].dtype}, expected {kind}")
-    n, steps = features.shape[:2] if features.ndim >= 2 else (-1, -1)
-    check_shape(mask.shape, "n T", f"{path}: mask", n=n, T=steps)
-    check_shape(file["times_s"].shape, "n T", f"{path}: times_s", n=n, T=steps)
-    check_shape(file["clip_id"].shape, "n", f"{path}: clip_id", n=n)
+    if file["clip_id"].dtype.kind != "S":
+        raise StoreError(
+            f"{path}: clip_id is {file['clip_id'].dtype}, expected strings of a fixed length"
+        )
+    shapes: dict[str, tuple[int, ...]] = {name: file[name].shape or () for name in _DATASETS}
+    n, steps = shapes["features"][:2] if len(shapes["features"]) >= 2 else (-1, -1)
+    check_shape(shapes["mask"], "n T", f"{path}: mask", n=n, T=steps)
+    check_shape(shapes["times_s"], "n T", f"{path}: times_s", n=n, T=steps)
+    check_shape(shapes["clip_id"], "n", f"{path}: clip_id", n=n)
 
 
-def shard_header(file: h5py.File, path: Path) -> Header:
+def _read_header(file: h5py.File, path: Path) -> Header:
     """The header of an open shard.
 
     Raises:
         StoreError: It is missing or damaged.
     """
     try:
+        if (kind := file.attrs.get_id("header").dtype.kind) != "S":
+            raise TypeError(f"expected a string of fixed length, got kind {kind}")
         return Header.from_json(json.loads(file.attrs["header"]), path)
-    except (KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise StoreError(f"{path}: no readable header: {error!r}") from error
 
 
-def shard_clip_ids(file: h5py.File) -> tuple[str, ...]:
+def _read_clip_ids(file: h5py.File) -> tuple[str, ...]:
     """Ids of the clips in an open shard, by row."""
     return tuple(raw.decode() for raw in file["clip_id"][:])
 

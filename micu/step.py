@@ -204,10 +204,14 @@ def _two_passes(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
 
 
 def _update_codebook_(state: TrainState, output: MICUOutput, batch: Batch, number: int) -> None:
-    """Move the codebook towards the features of the step's pass `number`, from 0."""
+    """Move the codebook towards the features of the step's pass `number`, from 0.
+
+    Its codes are those of the pass: nothing has moved the codebook in between.
+    """
     seed = derive_seed(state.config.seed, state.step, f"codebook {number}")
     generator = torch.Generator("cpu").manual_seed(seed)
-    state.model.quantizer.update_(output.semantic(), batch.mask, generator=generator)
+    codes = {name: entry.codes for name, entry in output.quantized.items()}
+    state.model.quantizer.update_(output.semantic(), batch.mask, generator=generator, codes=codes)
 
 
 def _gradient_norms(state: TrainState) -> dict[str, Tensor]:

@@ -19,13 +19,11 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from micu.errors import StoreError
 from micu.files import file_sha256, flush_folder, write_atomically
@@ -33,13 +31,11 @@ from micu.shard import (
     FeatureRow,
     FeatureSpec,
     Header,
+    Shard,
     Steps,
     check_row,
     describe_difference,
     encode_shard,
-    open_shard,
-    shard_clip_ids,
-    shard_header,
 )
 
 __all__ = [
@@ -52,9 +48,11 @@ __all__ = [
     "ShardEntry",
     "Steps",
     "append_index",
+    "append_ledger",
     "check_row",
     "describe_difference",
     "find_sets",
+    "indexed_shards",
     "publish_shard",
     "read_index",
     "read_ledger",
@@ -112,8 +110,13 @@ def find_sets(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.rglob("set.json"))
 
 
-def rows_per_shard(shape: Sequence[int], steps: int) -> int:
-    """Rows that make a shard of about 64 MiB, for clips of `steps` steps."""
+def rows_per_shard(shape: Sequence[int], steps: int | None) -> int:
+    """Rows that make a shard of about 64 MiB, for clips of at most `steps` steps.
+
+    Where that is not known the fewest: a shard is as long as its longest clip.
+    """
+    if steps is None:
+        return SHARD_ROWS[0]
     row_bytes = 4 * max(1, steps) * int(np.prod(shape))
     return int(np.clip(SHARD_BYTES // row_bytes, *SHARD_ROWS))
 
@@ -152,23 +155,41 @@ def append_index(folder: Path, entries: Mapping[str, ShardEntry]) -> None:
 
 def write_ledger(folder: Path, failures: Iterable[Failure]) -> None:
     """Replace the failure ledger."""
+    write_atomically(folder / "failures.csv", _csv([LEDGER_COLUMNS, *map(astuple, failures)]))
+
+
+def append_ledger(folder: Path, failures: Sequence[Failure]) -> None:
+    """Add rows to the failure ledger, which `write_ledger` has begun."""
+    if not failures:
+        return
+    with (folder / "failures.csv").open("ab") as file:
+        file.write(_csv(map(astuple, failures)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> bytes:
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(LEDGER_COLUMNS)
-    writer.writerows((f.clip_id, f.stage, f.code, f.message) for f in failures)
-    write_atomically(folder / "failures.csv", table.getvalue().encode("utf-8", "backslashreplace"))
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    return table.getvalue().encode("utf-8", "backslashreplace")
 
 
 def read_ledger(folder: Path) -> dict[str, Failure]:
-    """The failure ledger by clip id; empty where there is none."""
+    """The failure ledger by clip id; empty where there is none.
+
+    Raises:
+        StoreError: It is not a ledger.
+    """
     path = folder / "failures.csv"
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != LEDGER_COLUMNS:
-            raise StoreError(f"{path}: expected the columns {', '.join(LEDGER_COLUMNS)}")
-        return {row["clip_id"]: Failure(**row) for row in reader}
+    text = path.read_text(encoding="utf-8")
+    # What follows the last line end is a row that a killed writer cut off.
+    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+    header, *rows = list(csv.reader(whole)) or [[]]
+    if tuple(header) != LEDGER_COLUMNS or any(len(row) != len(header) for row in rows):
+        raise StoreError(f"{path}: expected rows of {', '.join(LEDGER_COLUMNS)}")
+    return {row[0]: Failure(*row) for row in rows}
 
 
 def write_set(folder: Path, header: Header, run: RunRecord) -> None:
@@ -197,12 +218,8 @@ def read_set(folder: Path) -> tuple[Header, RunRecord]:
     return Header.from_json(record["header"], path), run
 
 
-def read_index(folder: Path) -> dict[str, ShardEntry]:
-    """What every shard on disk holds, by shard name, sorted.
-
-    A shard that the index misses, or knows with another size, is opened and hashed; one whose index
-    line stands is not touched, so that a set of any size is planned without opening it.
-    """
+def indexed_shards(folder: Path) -> dict[str, ShardEntry]:
+    """What the index says, by shard name; lines that a kill cut off are passed over."""
     path = folder / "index.jsonl"
     noted: dict[str, ShardEntry] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else ():
@@ -211,26 +228,26 @@ def read_index(folder: Path) -> dict[str, ShardEntry]:
             entry = ShardEntry(value["sha256"], value["size"], tuple(value["clip_ids"]))
             noted[value["shard"]] = entry
         except (ValueError, KeyError, TypeError):
-            continue  # cut off by a kill, or blank
+            continue
+    return noted
+
+
+def read_index(folder: Path) -> dict[str, ShardEntry]:
+    """What every shard on disk holds, by shard name, sorted.
+
+    A shard that the index misses, or knows with another size, is opened and hashed; one whose index
+    line stands is not touched, so that a set of any size is planned without opening it.
+    """
+    noted = indexed_shards(folder)
     entries: dict[str, ShardEntry] = {}
     for shard in sorted(folder.glob("shard-*.h5")):
-        size = shard.stat().st_size
+        size = shard.stat().st_size if shard.is_file() else -1
         known = noted.get(shard.name)
         if known is None or known.size != size:
-            with open_shard(shard) as file:
-                known = ShardEntry(file_sha256(shard), size, shard_clip_ids(file))
+            with Shard.open(shard) as opened:
+                known = ShardEntry(file_sha256(shard), size, opened.clip_ids)
         entries[shard.name] = known
     return entries
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenShard:
-    """A shard that is open; what is small is in memory."""
-
-    file: h5py.File
-    features: h5py.Dataset
-    mask: NDArray[np.bool_]
-    times_s: NDArray[np.float64]
 
 
 class FeatureStore:
@@ -252,7 +269,7 @@ class FeatureStore:
             for name, entry in self.shards.items()
             for row, clip_id in enumerate(entry.clip_ids)
         }
-        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._open: OrderedDict[str, Shard] = OrderedDict()
         self._pid = os.getpid()
 
     @property
@@ -275,38 +292,46 @@ class FeatureStore:
         """Features of one clip, padded to the longest clip of its shard.
 
         Raises:
-            StoreError: The clip is in no shard, or its shard is not of this set.
+            StoreError: The clip is in no shard, or its shard is damaged, not of this set, or was
+                replaced by one with other clips since this set was opened.
         """
         if clip_id not in self._where:
             raise StoreError(f"{self.folder}: no features of clip {clip_id!r}")
         name, row = self._where[clip_id]
-        shard = self._shard(name)
-        values = np.empty(shard.features.shape[1:], np.float32)
-        shard.features.read_direct(values, np.s_[row])
-        return FeatureRow(clip_id, values, shard.mask[row], shard.times_s[row])
+        return self._shard(name).read(row)
 
     def close(self) -> None:
         """Close every open shard; reading opens them again."""
         while self._open:
-            self._open.popitem()[1].file.close()
+            self._open.popitem()[1].close()
 
-    def _shard(self, name: str) -> _OpenShard:
+    def _shard(self, name: str) -> Shard:
         if self._pid != os.getpid():  # forked: these handles are the parent's
             self._open, self._pid = OrderedDict(), os.getpid()
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
-        path = self.folder / name
-        file = open_shard(path)
-        found = shard_header(file, path)
-        if found.fingerprint != self.header.fingerprint:
-            file.close()
-            raise StoreError(f"{path}: {describe_difference(self.header, found)}")
+        shard = Shard.open(self.folder / name)
+        try:
+            self._refuse_other(shard)
+        except StoreError:
+            shard.close()
+            raise
         while len(self._open) >= OPEN_SHARDS:
-            self._open.popitem(last=False)[1].file.close()
-        shard = _OpenShard(file, file["features"], file["mask"][:], file["times_s"][:])
+            self._open.popitem(last=False)[1].close()
         self._open[name] = shard
         return shard
+
+    def _refuse_other(self, shard: Shard) -> None:
+        """Refuse a shard of another set, and one that was replaced since this set was opened."""
+        if shard.header.fingerprint != self.header.fingerprint:
+            raise StoreError(f"{shard.path}: {describe_difference(self.header, shard.header)}")
+        if shard.clip_ids != self.shards[shard.path.name].clip_ids:
+            raise StoreError(
+                f"{shard.path}: its clips are not those that the index listed: the set was "
+                "extended since it was opened; open it again (type the same command again). If "
+                f"that does not help, delete {self.folder / 'index.jsonl'}, which is made again"
+            )
 
     def __getstate__(self) -> dict[str, Any]:  # noqa: D105
         return {**self.__dict__, "_open": OrderedDict(), "_pid": -1}

@@ -4,6 +4,7 @@ A run's folder holds `config.json`, `metrics.jsonl` and `metrics.csv` (one row p
 `step-NNNNNN.pt` (checkpoints) and `last.pt` (the newest of them).
 """
 
+import logging
 import resource
 import sys
 import time
@@ -24,6 +25,8 @@ from micu.logs import METRICS, MetricsLog, Progress, Row, metrics_row
 from micu.overrides import config_differences, from_json, to_json
 from micu.step import TrainState, train_step
 from micu.store import FeatureSpec
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 MAY_CHANGE = ("optimizer.epochs", "optimizer.max_steps", "optimizer.skip_nonfinite")
@@ -69,7 +72,6 @@ def fit(
     out: Path,
     plan: Plan,
     position: Position | None = None,
-    on_eval: Callable[[TrainState], None] | None = None,
 ) -> FitSummary:
     """Train until the configured end, or until a signal asks to stop.
 
@@ -81,7 +83,6 @@ def fit(
         out: The run's folder.
         plan: Checkpoints and logs.
         position: The batch to go on with; None is the first.
-        on_eval: Called after every epoch.
 
     Returns:
         What was done, and where the last checkpoint is.
@@ -113,8 +114,6 @@ def fit(
                     saved_at = state.step
                 if stop.name or _is_finished(state):
                     break
-            if position.batch == 0 and on_eval is not None:
-                on_eval(state)
         if saved_at != state.step:
             _save(state, out, plan, position)
     return FitSummary(state.step, position, out / LAST, time.perf_counter() - began, stop, row)
@@ -130,7 +129,8 @@ def _save(state: TrainState, out: Path, plan: Plan, position: Position) -> None:
     mark_last(path)
     if plan.keep:
         # A run that went back to an earlier checkpoint has later ones still: they are not newer.
-        known = sorted(other for other in out.glob("step-*.pt") if other.name <= path.name)
+        numbered = sorted(out.glob("step-*.pt"), key=_step_of)
+        known = [other for other in numbered if 0 <= _step_of(other) <= state.step]
         for old in known[: -plan.keep]:
             old.unlink()
 
@@ -154,8 +154,16 @@ def find_resumable(out: Path, config: TrainConfig, *, resume: bool, overwrite: b
         ConfigError: Another run is there, or one that was not to be touched.
     """
     path = out / CONFIG
-    if overwrite or not path.is_file():
+    if overwrite:
         return None
+    newest = _newest_checkpoint(out)
+    if not path.is_file():
+        if newest is None:
+            return None
+        raise ConfigError(
+            f"{out}: holds {newest.name} but no {CONFIG}, so it cannot be told of which run it is; "
+            "name another --out, or replace it with --overwrite"
+        )
     differences = {
         key: values
         for key, values in config_differences(
@@ -176,7 +184,22 @@ def find_resumable(out: Path, config: TrainConfig, *, resume: bool, overwrite: b
             f"{out}: holds a run already; go on with it by --resume, replace it by --overwrite, or "
             "name another --out"
         )
-    return out / LAST if (out / LAST).is_file() else None
+    if newest is not None and newest.name != LAST:
+        logger.warning("%s: no %s; going on from %s", out, LAST, newest.name)
+    return newest
+
+
+def _newest_checkpoint(out: Path) -> Path | None:
+    """The checkpoint to go on from: the marked one, else the one of the latest step."""
+    if (out / LAST).is_file():
+        return out / LAST
+    return max(out.glob("step-*.pt"), key=_step_of, default=None)
+
+
+def _step_of(path: Path) -> int:
+    """The step in a checkpoint's name; -1 if the name has none."""
+    digits = path.stem.removeprefix("step-")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def clear_run(out: Path) -> None:

@@ -26,7 +26,7 @@ def build_backbone(name: str, weights: str, device: str, **options: int | str | 
     Args:
         name: As in `micu-extract list`, or `timm:NAME` for any image model of timm.
         weights: `pretrained`, a path, `random` or `random:SEED`.
-        device: `auto`, or what `torch.device` takes.
+        device: As `micu.devices.resolve_device` takes it.
         **options: See the class's `OPTIONS`; None stands for the default.
 
     Raises:

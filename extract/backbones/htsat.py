@@ -30,7 +30,7 @@ from extract.backbones.base import (
     step_centres,
     versions_of,
 )
-from extract.backbones.inference import PRECISION, encode_batches, pick_device
+from extract.backbones.inference import PRECISION, encode_batches
 from extract.backbones.weights import (
     Request,
     Weights,
@@ -43,6 +43,7 @@ from extract.backbones.weights import (
     tensors_sha256,
     without,
 )
+from micu.devices import resolve_device
 from micu.errors import WeightsError
 from micu.store import FeatureSpec, Steps
 
@@ -102,7 +103,7 @@ class HTSAT:
         self._window_s = self.wants.window_s
         network, source = self._load(self._parse(weights))
         self._check(network.config, source)
-        self._device = pick_device(device)
+        self._device = resolve_device(device)
         self._network = network.to(self._device).eval()
         self._front_end = build_front_end(self.LOG_MEL).to(self._device)
         self._batch_size = batch_size

@@ -7,32 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import ConfigError
-
 if TYPE_CHECKING:
     import torch
 
 PRECISION = "float32"
 """TF32 is off, deterministic kernels are chosen; half precision is slower on a CPU."""
-
-
-def pick_device(device: str) -> "torch.device":
-    """The device that a name stands for; `auto` is the GPU where there is one.
-
-    Raises:
-        ConfigError: There is no such device here.
-    """
-    import torch
-
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device: expected auto, cpu or cuda[:N], got {device!r}") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device: {device!r} asked for, but torch sees no GPU; type --device cpu")
-    return chosen
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from extract.backbones.base import (
     mean_by_step,
     versions_of,
 )
-from extract.backbones.inference import PRECISION, encode_batches, pick_device
+from extract.backbones.inference import PRECISION, encode_batches
 from extract.backbones.weights import (
     Request,
     Weights,
@@ -36,6 +36,7 @@ from extract.backbones.weights import (
     url_state,
     without,
 )
+from micu.devices import resolve_device
 from micu.store import FeatureSpec, Steps
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class SlowOnly:
 
         request = self._parse(weights)
         network, source = self._load(request)
-        self._device = pick_device(device)
+        self._device = resolve_device(device)
         # Channels last is 1.3 times as fast on a CPU.
         self._network = network.to(self._device).to(memory_format=torch.channels_last_3d).eval()
         self._batch_size = batch_size

@@ -27,7 +27,7 @@ from extract.backbones.base import (
     mean_by_step,
     versions_of,
 )
-from extract.backbones.inference import PRECISION, encode_batches, pick_device
+from extract.backbones.inference import PRECISION, encode_batches
 from extract.backbones.weights import (
     USUAL_NAMES,
     Request,
@@ -42,6 +42,7 @@ from extract.backbones.weights import (
     url_state,
     without,
 )
+from micu.devices import resolve_device
 from micu.errors import ConfigError, RegistryError
 from micu.store import FeatureSpec, Steps
 
@@ -113,7 +114,7 @@ class TimmImage:
             state, source = _published_state(config, request)
             network = build()
             load_strictly(network, _as_timm(network, state, config.classifier), f"{name} {source}")
-        self._network = network.to(pick_device(device)).eval()
+        self._network = network.to(resolve_device(device)).eval()
         self._weights = Weights(source, tensors_sha256(self._network))
         self.gives = replace(self.gives, shape=(_width(network),))
         self._transform = timm.data.resolve_model_data_config(network)
@@ -213,7 +214,7 @@ class SwinV2Demo(TimmImage):
 
         request = parse_demo_request(weights, "swinv2-demo", "swinv2")
         network: Any = seeded(_build_demo, request.seed)
-        self._network = network.to(pick_device(device)).eval()
+        self._network = network.to(resolve_device(device)).eval()
         self._weights = Weights(request.source, tensors_sha256(network))
         self._transform = {
             "input_size": (3, 64, 64),

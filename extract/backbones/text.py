@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import (
     BACKBONES,
-    BATCH_SIZE,
     Gives,
     InputSpec,
     Media,
@@ -25,7 +24,7 @@ from extract.backbones.base import (
     describe_input,
     versions_of,
 )
-from extract.backbones.inference import PRECISION, encode_batches, pick_device
+from extract.backbones.inference import PRECISION, encode_batches
 from extract.backbones.weights import (
     Request,
     Weights,
@@ -39,6 +38,7 @@ from extract.backbones.weights import (
     tensors_sha256,
     without,
 )
+from micu.devices import resolve_device
 from micu.errors import ConfigError, DecodeError
 from micu.store import FeatureSpec, Steps
 
@@ -50,6 +50,8 @@ MAX_TOKENS = 25
 """Special tokens included, as published."""
 MAX_CHARACTERS = 128
 """The same limit where every character is a token of its own."""
+SENTENCES = 32
+"""In one forward pass at most; no option, since a clip has one."""
 UNUSED = ("pooler.", "cls.", "lm_head.")
 """Heads that no word passes through."""
 
@@ -62,10 +64,10 @@ class Bert:
         weights: `pretrained`, a path (a directory of transformers, or a file with the tensors of
             `model`), `random` or `random:SEED`. Random weights of the default model come with a
             tokenizer whose pieces are single characters, since its vocabulary is on the hub.
-        device: `auto`, or what `torch.device` takes.
-        model: Hub name or directory of the encoder; a directory given as `weights` goes first.
+        device: As `micu.devices.resolve_device` takes it.
+        model: Hub name or directory of the encoder, which any but the default adds to the name of
+            the features; a directory given as `weights` goes first.
         max_words: Words kept.
-        batch_size: Sentences per forward pass.
 
     Raises:
         WeightsError: Weights or tokenizer cannot be had or do not fit.
@@ -78,7 +80,6 @@ class Bert:
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "model": Option(type=str, default=HUB, help="text encoder: a hub name or a directory"),
         "max_words": Option(type=int, default=10, help="words kept of each sentence"),
-        "batch_size": Option(type=int, default=32, help=BATCH_SIZE),
     }
     wants: InputSpec = TextInput()
     gives: Gives = Gives(modality="text", shape=(768,), hop_s=None, weights=f"hf:{HUB}, Apache-2.0")
@@ -90,22 +91,20 @@ class Bert:
         *,
         model: str = HUB,
         max_words: int = 10,
-        batch_size: int = 32,
     ) -> None:
         network, self._tokenizer, source = self._load(self._parse(weights), model)
         if not self._tokenizer.is_fast:
             raise ConfigError(f"{self.NAME}: the tokenizer of {source} does not number its words")
         if getattr(network, "pooler", None) is not None:
             network.pooler = None
-        self._device = pick_device(device)
+        self._device = resolve_device(device)
         self._network = network.to(self._device).eval()
-        self._batch_size = batch_size
         self._max_words = max_words
         self._max_tokens = MAX_CHARACTERS if self._spells else MAX_TOKENS
         self.gives = replace(self.gives, shape=(int(network.config.hidden_size),))
         loaded = Weights(source, tensors_sha256(network))
         self.spec = FeatureSpec(
-            backbone=self.NAME,
+            backbone=name_features(self.NAME, model),
             modality=self.gives.modality,
             shape=self.gives.shape,
             hop_s=self.gives.hop_s,
@@ -170,7 +169,7 @@ class Bert:
             hidden: Tensor = self._network(**inputs).last_hidden_state
             return _pad_tokens(hidden, self._max_tokens)
 
-        hidden = encode_batches(units, self._batch_size, forward)
+        hidden = encode_batches(units, SENTENCES, forward)
         return [average_pieces(h, s) for h, s in zip(hidden, spans, strict=True)]
 
     def _tokenize(
@@ -222,6 +221,16 @@ class BertDemo(Bert):
 
     def _parse(self, weights: str) -> Request:
         return parse_demo_request(weights, self.NAME, Bert.NAME)
+
+
+def name_features(backbone: str, model: str) -> str:
+    """Name of the features of an encoder: `bert`, or `bert:MODEL` where it is not the default.
+
+    A directory goes by its own name, without where it lies.
+    """
+    if model == HUB:
+        return backbone
+    return f"{backbone}:{Path(model).resolve().name if Path(model).is_dir() else model}"
 
 
 def spelling_tokenizer() -> Any:

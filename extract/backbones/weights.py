@@ -8,6 +8,9 @@ Whatever way they came, every tensor that the network has must be there and none
 Weights are identified by the SHA-256 over the network's loaded tensors: for each, by sorted name,
 the name, dtype, shape and little-endian bytes. It does not depend on the file format, on the file's
 precision (networks are float32) or on heads that are not used.
+
+A hub name stands for the newest revision that the cache has, or else the hub: a revision cannot be
+looked up without network. What pins a run is the SHA-256 in its shards.
 """
 
 import hashlib
@@ -237,18 +240,27 @@ def from_hub(what: str, url: str, fetch: Callable[[bool], T], remedy: str) -> T:
         remedy: What to type to have it by hand.
 
     Raises:
-        WeightsError: It is in neither.
+        WeightsError: It is in neither, or the cached copy is broken, or a package is missing.
     """
     try:
         return fetch(True)
-    except Exception:  # noqa: BLE001 each client has its own errors for an empty cache
-        pass
+    except FileNotFoundError:
+        cache = "not in the cache"
+    except OSError as error:  # transformers says the same of files that are absent and unreadable
+        cache = f"no usable copy in the cache ({_first_line(error)})"
+    except ImportError as error:
+        raise WeightsError(f"{what}: a package is missing: {_first_line(error)}") from error
+    except Exception as error:
+        raise WeightsError(
+            f"{what}: the copy in the cache is broken ({type(error).__name__}: "
+            f"{_first_line(error)}); delete it from the cache and type the same command again"
+        ) from error
     try:
         _probe(url)
         return fetch(False)
     except Exception as error:
         raise WeightsError(
-            f"{what}: not in the cache, and {url} did not give it ({_first_line(error)}). On a "
+            f"{what}: {cache}, and {url} did not give it ({_first_line(error)}). On a "
             f"machine with network type: {remedy}; copy it here and type --weights PATH. To try "
             "things out without it type --weights random"
         ) from error
@@ -319,9 +331,13 @@ def from_transformers(loader: Any, name: str | Path, **settings: Any) -> Any:
     from huggingface_hub import constants
 
     def fetch(local_files_only: bool) -> Any:
-        return loader.from_pretrained(
+        loaded = loader.from_pretrained(
             name, local_files_only=local_files_only, trust_remote_code=False, **settings
         )
+        # Where only the configuration is there, a tokenizer is made that knows no word.
+        if hasattr(loaded, "all_special_ids") and len(loaded) <= len(loaded.all_special_ids):
+            raise FileNotFoundError(f"{name} has no vocabulary")
+        return loaded
 
     if Path(name).is_dir():
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modality
 from micu.commands import exit_codes
@@ -21,18 +22,15 @@ from micu.devices import resolve_device
 from micu.errors import ConfigError
 from micu.evaluate.report import (
     CHANGES,
-    BarChart,
     Row,
-    Section,
+    codebook_metrics,
+    describe_task,
     render_html,
     render_table,
-    tabulate,
     write_rows,
 )
 from micu.files import file_sha256, write_atomically
 from micu.manifest import MODALITIES, read_class_list
-from micu.overrides import to_json
-from micu.presets import PRESETS
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.checkpoint import LoadedModel
@@ -41,7 +39,15 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
 
 EXIT_INTERRUPTED = 130
 
-CODEBOOK_METRICS = ("perplexity", "active_codes", "used_by_all", "agreement")
+PROBE_OPTIONS = ("--probe-epochs", "--probe-batch-size", "--probe-learning-rate")
+TASK_OPTIONS = {
+    "oscmg": (
+        *("--source", "--target", "--pairs", "--known", "--ceiling", "--chance", "--score"),
+        *PROBE_OPTIONS,
+    ),
+    "codebook": ("--codebook-out",),
+}
+"""Options that one task alone reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +77,8 @@ class Arguments:
     html: Path | None
     device: str
     as_json: bool
+    options: frozenset[str]
+    """Options that were typed, whatever their value."""
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -182,14 +190,19 @@ def _output_options() -> list[Callable[..., Any]]:
 @click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
 @_options
 def main(source: str | None, target: str | None, pairs: str | None, **arguments: Any) -> None:
-    """Evaluate CHECKPOINT, the last.pt of a micu-train run.
+    """Evaluate CHECKPOINT: the last.pt of a micu-train run, or the authors' MICU.pt.
 
     Task oscmg prints two protocols side by side: `source-val` chooses epoch and threshold on
     held-out source clips; `oracle` chooses them on the test set, as the paper's figures do.
     """
     with exit_codes():
         chosen = {name: arguments.pop(f"{name}_features") or "" for name in MODALITIES}
-        typed = Arguments(chosen=chosen, pairs=parse_pairs(source, target, pairs), **arguments)
+        typed = Arguments(
+            chosen=chosen,
+            pairs=parse_pairs(source, target, pairs),
+            options=_typed_options(click.get_current_context()),
+            **arguments,
+        )
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         try:
             rows = run(typed)
@@ -197,6 +210,15 @@ def main(source: str | None, target: str | None, pairs: str | None, **arguments:
             click.echo("stopped; nothing was written for the task that was running", err=True)
             sys.exit(EXIT_INTERRUPTED)
         _print(rows, typed)
+
+
+def _typed_options(context: click.Context) -> frozenset[str]:
+    return frozenset(
+        option
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        for option in parameter.opts
+    )
 
 
 def parse_pairs(
@@ -222,18 +244,19 @@ def parse_pairs(
 
 def run(typed: Arguments) -> list[Row]:
     """Evaluate as asked, and add the rows of each seed to the results file."""
-    from micu.checkpoint import load_checkpoint
-    from micu.evaluate.encoders import check_specs
+    from micu.evaluate.models import check_features, load_model
     from micu.evaluate.open_set import SCORES
     from micu.evaluate.tasks import TASKS
 
     task, _ = TASKS[typed.task], SCORES[typed.score]
+    _refuse_foreign_options(typed)
     device = resolve_device(typed.device)
-    loaded = load_checkpoint(typed.checkpoint, device)
+    loaded = load_model(typed.checkpoint, device)
     asked = dict.fromkeys(name for pair in typed.pairs for name in pair)
     modalities = tuple(asked) if typed.task == "oscmg" else loaded.config.modalities
+    _refuse_idle_features(typed, modalities)
     sets = find_feature_sets(typed.features, modalities, typed.manifest, typed.chosen)
-    check_specs(sets.stores, loaded.specs)
+    check_features(sets.stores, loaded)
     first = loaded.config.seed if typed.seed is None else typed.seed
     rows: list[Row] = []
     made: dict[str, ClipEncoder] = {}
@@ -242,6 +265,42 @@ def run(typed: Arguments) -> list[Row]:
         write_rows(found, typed.out)
         rows += found
     return rows
+
+
+def _refuse_foreign_options(typed: Arguments) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        ConfigError: They are another task's, or no probe reads them; all of them are named.
+    """
+    problems = [
+        f"{option}: only --task {owner} reads it"
+        for owner, options in TASK_OPTIONS.items()
+        for option in options
+        if owner != typed.task and option in typed.options
+    ]
+    if typed.task == "oscmg" and set(typed.encoders) == {"input"}:
+        problems += [
+            f"{option}: --encoder input has a logistic regression, which does not read it"
+            for option in PROBE_OPTIONS
+            if option in typed.options
+        ]
+    if problems:
+        raise ConfigError("\n".join(problems) + "\nleave out what does nothing")
+
+
+def _refuse_idle_features(typed: Arguments, modalities: Sequence[str]) -> None:
+    """Refuse a choice of features for a modality that is not evaluated.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for name, backbone in typed.chosen.items():
+        if backbone and modalities and name not in modalities:
+            raise ConfigError(
+                f"--{name}-features {backbone}: {name} is not evaluated, only "
+                f"{', '.join(modalities)}; leave it out"
+            )
 
 
 def _evaluation(
@@ -253,23 +312,25 @@ def _evaluation(
     made: "dict[str, ClipEncoder]",
 ) -> "Evaluation":
     """What a task is told about one seed; encoders that no seed changes are kept in `made`."""
-    from micu.evaluate.encoders import CodeEncoder, InputEncoder, untrained_model
+    from micu.evaluate.encoders import ClipCache, CodeEncoder, InputEncoder, pool_inputs
+    from micu.evaluate.models import describe_preset, untrained_model
     from micu.evaluate.probe import ProbeConfig
     from micu.evaluate.tasks import Evaluation
 
     labelled = [clip for clip in sets.manifest.clips if clip.label or typed.task == "codebook"]
-    inputs = InputEncoder("input", sets.stores, labelled, loaded.config.data)
-    made.setdefault("input", inputs)
-    made.setdefault("checkpoint", CodeEncoder("checkpoint", loaded.model, sets.stores, labelled))
+    if not made:
+        inputs = ClipCache(sets.stores, labelled, loaded.config.data, pool_inputs)
+        made["input"] = InputEncoder("input", inputs, device)
+        made["ceiling"] = InputEncoder("ceiling", inputs, device)
+        made["checkpoint"] = CodeEncoder("checkpoint", loaded.model, sets.stores, labelled)
     if "untrained" in typed.encoders:
         model = untrained_model(loaded.config, loaded.model.shapes, seed).to(device)
         made["untrained"] = CodeEncoder("untrained", model, sets.stores, labelled)
-    ceiling = InputEncoder("ceiling", sets.stores, labelled, loaded.config.data)
     return Evaluation(
         manifest=sets.manifest,
         stores=sets.stores,
         encoders=[made[name] for name in dict.fromkeys(typed.encoders)],
-        ceiling=ceiling if typed.ceiling else None,
+        ceiling=made["ceiling"] if typed.ceiling else None,
         with_chance=typed.chance,
         seed=seed,
         pairs=typed.pairs,
@@ -288,31 +349,6 @@ def _evaluation(
     )
 
 
-def describe_preset(loaded: "LoadedModel") -> str:
-    """The preset that a checkpoint was trained from, and every setting that was changed.
-
-    Modalities and seed are left out: rows name them elsewhere.
-    """
-    name = str(loaded.record.get("preset", ""))
-    if name not in PRESETS:
-        return name or "unknown"
-    before, after = (_flatten(json.loads(to_json(c))) for c in (PRESETS[name](), loaded.config))
-    changes = [
-        f"{key}={after[key]}"
-        for key in after
-        if key not in ("modalities", "seed") and after[key] != before[key]
-    ]
-    return name + (CHANGES + " ".join(changes) if changes else "")
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-        flat |= {f"{prefix}{key}": value} if inner is None else inner
-    return flat
-
-
 def _print(rows: Sequence[Row], typed: Arguments) -> None:
     if typed.as_json:
         values = [asdict(row) for row in rows]
@@ -321,7 +357,7 @@ def _print(rows: Sequence[Row], typed: Arguments) -> None:
                 value["value"] = None
         click.echo(json.dumps(values, indent=1))
     elif typed.task == "codebook":
-        click.echo(render_table(rows, _metrics(rows)))
+        click.echo(render_table(rows, codebook_metrics(rows)))
     else:
         click.echo(render_table(rows))
     changed = sorted({row.preset for row in rows if CHANGES in row.preset})
@@ -329,44 +365,9 @@ def _print(rows: Sequence[Row], typed: Arguments) -> None:
         click.echo(f"* {preset}", err=True)
     click.echo(f"{len(rows)} rows in {typed.out}", err=True)
     if typed.html is not None:
-        page = render_html(f"micu-eval: {typed.task}", _sections(rows, typed))
+        page = render_html(f"micu-eval: {typed.task}", describe_task(rows, typed.task))
         write_atomically(typed.html, page.encode())
         click.echo(f"page in {typed.html}", err=True)
-
-
-def _metrics(rows: Sequence[Row]) -> tuple[str, ...]:
-    shared = tuple(sorted({row.metric for row in rows if row.metric.startswith("shared_by")}))
-    return (*CODEBOOK_METRICS, *shared)
-
-
-def _sections(rows: Sequence[Row], typed: Arguments) -> list[Section]:
-    notes = dict.fromkeys(f"{row.threshold_source}: {row.note}" for row in rows if row.note)
-    if typed.task == "codebook":
-        return [Section("Codebook", tables=(tabulate(rows, _metrics(rows)),))]
-    table = tabulate(rows, ("os_star", "unk", "hos", "acc", "auroc", "oscr"))
-    hos = [row for row in rows if row.metric == "hos"]
-    labels = tuple(dict.fromkeys(f"{r.method} {r.train_modality} → {r.test_modality}" for r in hos))
-    series: dict[str, list[float]] = {}
-    for name in dict.fromkeys(row.threshold_source for row in hos):
-        series[name] = [math.nan] * len(labels)
-        for place, label in enumerate(labels):
-            values = [
-                row.value
-                for row in hos
-                if row.threshold_source == name
-                and label == f"{row.method} {row.train_modality} → {row.test_modality}"
-            ]
-            if values:
-                series[name][place] = sum(values) / len(values)
-    return [
-        Section(
-            "Open-set cross-modal generalisation",
-            ("oracle looks at the test set; source-val does not.",),
-            (table,),
-            (BarChart("HOS, mean over seeds", labels, series),),
-        ),
-        Section("How each threshold was chosen", tuple(notes)),
-    ]
 
 
 if __name__ == "__main__":

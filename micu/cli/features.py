@@ -57,10 +57,17 @@ def find_feature_sets(
         The manifest and the open stores.
 
     Raises:
+        ConfigError: A backbone is chosen for a modality that is not asked for.
         ManifestError: No manifest is known, or it has bad rows.
         StoreError: A modality has no feature set, or several and none is chosen, or the manifest
             was changed after the extraction; all of them in one message.
     """
+    for modality, backbone in chosen.items():
+        if backbone and modality not in modalities:
+            raise ConfigError(
+                f"--{modality}-features {backbone}: {modality} is not used; expected only "
+                f"{', '.join(f'--{name}-features' for name in modalities)}"
+            )
     known = read_manifest(find_source(root, manifest).manifest)
     folder = root / known.name
     found: dict[str, list[tuple[str, Path]]] = {}

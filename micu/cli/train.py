@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from micu.commands import exit_codes
 from micu.config import TrainConfig
 from micu.devices import resolve_device
 from micu.errors import ConfigError
+from micu.files import lock_folder
 from micu.manifest import MODALITIES
 from micu.overrides import to_json, with_overrides
 from micu.presets import PRESETS
@@ -30,7 +31,12 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.checkpoint import Position, Record
     from micu.data import FeatureDataset, Sample
     from micu.step import TrainState
+    from micu.store import FeatureSpec
     from micu.train import FitSummary, LoaderFactory
+
+HINT = (
+    "a run that has begun keeps its last checkpoint; the same command with --resume goes on from it"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +154,7 @@ def main(
     **arguments: Any,
 ) -> None:
     """Train MICU on extracted features."""
-    with exit_codes():
+    with exit_codes(HINT):
         config = build_config(preset, modalities, seed, assignments)
         if print_config:
             click.echo(to_json(config))
@@ -186,15 +192,15 @@ def build_config(
 def run(config: TrainConfig, typed: Arguments) -> int:
     """Train as asked, tell about it, and return the exit code."""
     from micu.data import FeatureDataset, make_loader, select_clips
+    from micu.logs import import_tensorboard
     from micu.step import build_state
-    from micu.train import Plan, clear_run, find_resumable, fit
+    from micu.train import find_resumable
 
     device = resolve_device(typed.device)
-    resumable = None
     if not typed.dry_run:
-        resumable = find_resumable(
-            typed.out, config, resume=typed.resume, overwrite=typed.overwrite
-        )
+        find_resumable(typed.out, config, resume=typed.resume, overwrite=typed.overwrite)
+    if typed.tensorboard:
+        import_tensorboard()
     sets = find_feature_sets(typed.features, config.modalities, typed.manifest, typed.chosen)
     clips = select_clips(sets.manifest.clips, config.data)
     dataset = FeatureDataset(sets.stores, clips, config.data)
@@ -214,21 +220,34 @@ def run(config: TrainConfig, typed: Arguments) -> int:
         _tell_cost(typed, state, dataset, load)
         return 0
     record = describe_run(typed.preset, sets, dataset)
+    specs = {name: store.spec for name, store in sets.stores.items()}
+    with lock_folder(typed.out):
+        summary = _fit(state, load, specs, record, typed)
+    _report(summary, typed, len(dataset))
+    return summary.stopped.exit_code if summary.stopped.name else 0
+
+
+def _fit(
+    state: "TrainState",
+    load: "LoaderFactory",
+    specs: "Mapping[str, FeatureSpec]",
+    record: "Record",
+    typed: Arguments,
+) -> "FitSummary":
+    """Train in a folder that no other process is at work in."""
+    from micu.train import Plan, clear_run, find_resumable, fit
+
+    # Looked at before the features were read too: another run may have ended here meanwhile.
+    resumable = find_resumable(
+        typed.out, state.config, resume=typed.resume, overwrite=typed.overwrite
+    )
     position = None
     if resumable is not None:
         position = resume_(state, resumable, record)
     elif typed.overwrite:
         clear_run(typed.out)
-    plan = Plan(
-        {name: store.spec for name, store in sets.stores.items()},
-        record,
-        typed.save_every,
-        typed.keep,
-        typed.tensorboard,
-    )
-    summary = fit(state, load, typed.out, plan, position)
-    _report(summary, typed, len(dataset))
-    return summary.stopped.exit_code if summary.stopped.name else 0
+    plan = Plan(specs, record, typed.save_every, typed.keep, typed.tensorboard)
+    return fit(state, load, typed.out, plan, position)
 
 
 def describe_run(

@@ -1,27 +1,29 @@
 """What a probe is trained on: a model's codes, an untrained model's, or the features themselves."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from micu.config import DataConfig, TrainConfig
-from micu.data import FeatureDataset, iterate, make_loader
-from micu.errors import ConfigError, StoreError
+from micu.config import DataConfig
+from micu.data import Batch, FeatureDataset, iterate, make_loader
+from micu.errors import ConfigError
 from micu.evaluate.probe import (
+    RIDGE,
     ClipFeatures,
     Probe,
     ProbeConfig,
     encode_clips,
     fit_linear,
     fit_probe,
+    join_clips,
 )
 from micu.manifest import Clip
 from micu.model.micu import MICU
-from micu.store import FeatureSpec, FeatureStore
+from micu.store import FeatureStore
 
 BATCH_SIZE = 80
 """Clips that are encoded at once."""
@@ -32,6 +34,8 @@ class ClipEncoder(Protocol):
 
     name: str
     """Value of the results' column `method`."""
+    device: torch.device
+    """Where its probes are trained."""
 
     def encode(self, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
         """Features of the clips in one modality."""
@@ -51,9 +55,50 @@ class ClipEncoder(Protocol):
         """Candidates, one after the other; use each before asking for the next."""
         ...
 
+    def describe_probe(self, config: ProbeConfig) -> str:
+        """Value of the results' column `probe`: everything that its probes depend on."""
+        ...
+
+
+class ClipCache:
+    """Encoded clips by modality: each is read when it is first asked for, and only then.
+
+    Args:
+        stores: By modality.
+        clips: Every clip that may be asked for.
+        data: Number of steps and padding.
+        encode: Batches of some clips, and which modality to encode → their features.
+    """
+
+    def __init__(  # noqa: D107
+        self,
+        stores: Mapping[str, FeatureStore],
+        clips: Sequence[Clip],
+        data: DataConfig,
+        encode: Callable[[Iterable[Batch], str], ClipFeatures],
+    ) -> None:
+        self.stores = stores
+        self._clips = {clip.clip_id: clip for clip in clips}
+        self._data = replace(data, splits=(), exclude_ids="")
+        self._encode = encode
+        self._kept: dict[str, ClipFeatures] = {}
+
+    def get(self, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
+        """Features of the clips in one modality, in the order asked for, on the CPU."""
+        kept = self._kept.get(modality)
+        known = frozenset(kept.clip_ids if kept else ())
+        missing = [self._clips[name] for name in dict.fromkeys(clip_ids) if name not in known]
+        if missing or kept is None:
+            dataset = FeatureDataset({modality: self.stores[modality]}, missing, self._data)
+            loader = make_loader(dataset, BATCH_SIZE, seed=0, epoch=0, shuffle=False)
+            read = self._encode(iterate(loader), modality)
+            kept = read if kept is None else join_clips([kept, read])
+            self._kept[modality] = kept
+        return kept.select(clip_ids)
+
 
 class CodeEncoder:
-    """The codes of a frozen model. Each modality is encoded once, when it is first asked for.
+    """The codes of a frozen model. Each clip and modality is encoded once.
 
     Args:
         name: For the results.
@@ -67,17 +112,13 @@ class CodeEncoder:
     ) -> None:
         self.name = name
         self.model = model
+        self.device = next(model.parameters()).device
         self.codebook_size = model.config.quantizer.codebook_size
-        self._stores, self._clips = stores, clips
-        self._encoded: dict[str, ClipFeatures] = {}
+        self._cache = ClipCache(stores, clips, model.config.data, partial(encode_clips, model))
 
     def encode(self, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
         """Codes of the clips in one modality."""
-        if modality not in self._encoded:
-            dataset = _dataset(self._stores, self._clips, modality, self.model.config.data)
-            loader = make_loader(dataset, BATCH_SIZE, seed=0, epoch=0, shuffle=False)
-            self._encoded[modality] = encode_clips(self.model, iterate(loader), modality)
-        return self._encoded[modality].select(clip_ids)
+        return self._cache.get(modality, clip_ids)
 
     def check_same_space(self, source: str, target: str) -> None:
         """Nothing to refuse: all modalities share one codebook."""
@@ -88,44 +129,40 @@ class CodeEncoder:
         """The paper's probe after each epoch."""
         return fit_probe(features, labels, classes, config, seed)
 
+    def describe_probe(self, config: ProbeConfig) -> str:
+        """The settings of the paper's probe."""
+        return config.describe()
+
+
+def pool_inputs(batches: Iterable[Batch], modality: str) -> ClipFeatures:
+    """The features as they were extracted, (n, T, D); grids are averaged over their cells."""
+    ids: list[str] = []
+    values, masks = [], []
+    for batch in batches:
+        steps = batch.features[modality]
+        values.append(steps if steps.ndim == 3 else steps.flatten(2, -2).mean(2))
+        masks.append(batch.mask)
+        ids.extend(batch.clip_ids)
+    return ClipFeatures(modality, tuple(ids), torch.cat(values), torch.cat(masks))
+
 
 class InputEncoder:
     """The features as they were extracted; grids are averaged over their cells.
 
     Args:
         name: For the results.
-        stores: By modality.
-        clips: Every clip that may be asked for.
-        data: Number of steps and padding.
+        cache: Encodes with `pool_inputs`; several encoders may share it.
+        device: Where the probe is trained.
     """
 
-    def __init__(  # noqa: D107
-        self,
-        name: str,
-        stores: Mapping[str, FeatureStore],
-        clips: Sequence[Clip],
-        data: DataConfig,
-    ) -> None:
+    def __init__(self, name: str, cache: ClipCache, device: torch.device | str) -> None:  # noqa: D107
         self.name = name
-        self._stores, self._clips, self._data = stores, clips, data
-        self._read: dict[str, ClipFeatures] = {}
+        self.device = torch.device(device)
+        self._cache = cache
 
     def encode(self, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
         """Features of the clips in one modality, (n, T, D)."""
-        if modality not in self._read:
-            dataset = _dataset(self._stores, self._clips, modality, self._data)
-            loader = make_loader(dataset, BATCH_SIZE, seed=0, epoch=0, shuffle=False)
-            ids: list[str] = []
-            values, masks = [], []
-            for batch in iterate(loader):
-                steps = batch.features[modality]
-                values.append(steps if steps.ndim == 3 else steps.flatten(2, -2).mean(2))
-                masks.append(batch.mask)
-                ids.extend(batch.clip_ids)
-            self._read[modality] = ClipFeatures(
-                modality, tuple(ids), torch.cat(values), torch.cat(masks)
-            )
-        return self._read[modality].select(clip_ids)
+        return self._cache.get(modality, clip_ids)
 
     def check_same_space(self, source: str, target: str) -> None:
         """Refuse modalities of different width.
@@ -133,7 +170,7 @@ class InputEncoder:
         Raises:
             ConfigError: Their features have not the same width.
         """
-        widths = {name: self._stores[name].spec.shape[-1] for name in (source, target)}
+        widths = {name: self._cache.stores[name].spec.shape[-1] for name in (source, target)}
         if widths[source] != widths[target]:
             raise ConfigError(
                 f"--encoder input: {source} features have {widths[source]} numbers per step and "
@@ -147,61 +184,6 @@ class InputEncoder:
         """Logistic regression, one candidate per penalty; neither `config` nor `seed` matters."""
         return fit_linear(features, labels, classes)
 
-
-def untrained_model(config: TrainConfig, shapes: Mapping[str, tuple[int, ...]], seed: int) -> MICU:
-    """The same architecture with the weights that `seed` gives, in evaluation mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MICU(config, shapes)
-    return model.to(getattr(torch, config.optimizer.dtype)).eval()
-
-
-def check_specs(
-    stores: Mapping[str, FeatureStore], trained_on: Mapping[str, Mapping[str, object]]
-) -> None:
-    """Refuse feature sets that are not of the kind that the checkpoint was trained on.
-
-    Where the weights were read from and which versions were installed may differ.
-
-    Raises:
-        StoreError: Backbone, weights, shape or preprocessing differ; all differences are named.
-    """
-    problems: list[str] = []
-    for modality, store in stores.items():
-        if modality not in trained_on:
-            known = ", ".join(trained_on)
-            raise StoreError(f"the checkpoint was not trained on {modality}, only on {known}")
-        expected, got = _traits(FeatureSpec.from_json(trained_on[modality])), _traits(store.spec)
-        problems.extend(
-            f"  {modality}: {name}: the checkpoint expects {expected.get(name)}, "
-            f"{store.folder} has {got.get(name)}"
-            for name in sorted({*expected, *got})
-            if expected.get(name) != got.get(name)
-        )
-    if problems:
-        raise StoreError(
-            "the features are not of the kind that the checkpoint was trained on\n"
-            + "\n".join(problems)
-            + "\nchoose another set (--video-features NAME and so on), or extract again"
-        )
-
-
-def _traits(spec: FeatureSpec) -> dict[str, str]:
-    """What must be equal, by name, as text."""
-    same = {
-        "backbone": spec.backbone,
-        "weights_sha256": spec.weights_sha256,
-        "shape": list(spec.shape),
-        "hop_s": spec.hop_s,
-        **{f"preprocessing.{name}": value for name, value in spec.preprocessing.items()},
-    }
-    return {name: json.dumps(value, sort_keys=True) for name, value in same.items()}
-
-
-def _dataset(
-    stores: Mapping[str, FeatureStore], clips: Sequence[Clip], modality: str, data: DataConfig
-) -> FeatureDataset:
-    held = [clip for clip in clips if clip.clip_id in stores[modality]]
-    return FeatureDataset(
-        {modality: stores[modality]}, held, replace(data, splits=(), exclude_ids="")
-    )
+    def describe_probe(self, config: ProbeConfig) -> str:
+        """The penalties that are tried; `config` does not matter."""
+        return f"logistic regression ridge={','.join(map(str, RIDGE))}"

@@ -13,7 +13,7 @@ Differs: the paper does not say where its threshold is from, and reports what `o
 
 import logging
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,7 @@ from micu.evaluate.metrics import (
 )
 from micu.evaluate.probe import ProbeConfig, predict_logits
 from micu.manifest import Clip
-from micu.registry import Registry
+from micu.registry import Registry, suggest
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +62,16 @@ def max_softmax(logits: Floats) -> Floats:
 @SCORES.register("max_logit")
 def max_logit(logits: Floats) -> Floats:
     """The largest logit. Source: Vaze et al., ICLR 2022."""
-    result: Floats = logits.max(-1)
+    result: Floats = logits.max(-1).astype(np.float64)
     return result
 
 
 @SCORES.register("energy")
 def energy(logits: Floats) -> Floats:
     """Log-sum-exp of the logits, at temperature 1. Source: Liu et al., NeurIPS 2020."""
-    peak = logits.max(-1)
-    result: Floats = peak + np.log(np.exp(logits - peak[:, None]).sum(-1))
+    exact = logits.astype(np.float64)
+    peak = exact.max(-1)
+    result: Floats = peak + np.log(np.exp(exact - peak[:, None]).sum(-1))
     return result
 
 
@@ -94,8 +95,8 @@ class OpenSetSplit:
     """All classes, target modality."""
     known: tuple[str, ...]
     """Names of the C known classes; their order is the order of the logits."""
-    validation_from: str
-    """Where `validation` is from, in words."""
+    held_out: bool
+    """Whether `validation` was cut from the training clips, for want of a `val` split."""
 
     def labels(self, clips: Sequence[Clip]) -> NDArray[np.int64]:
         """Class of each clip, or `UNKNOWN`, (n,)."""
@@ -149,17 +150,17 @@ def split_clips(
         seed: For what is held out.
 
     Raises:
-        ManifestError: One of the sets would be empty.
+        ManifestError: One of the sets would be empty, or no clip is of a known class.
     """
     labelled = [clip for clip in clips if clip.label]
     wanted = set(known)
+    _check_known(known, {clip.label for clip in labelled})
     sources = [clip for clip in labelled if clip.label in wanted and clip.clip_id in source_ids]
     train = tuple(clip for clip in sources if clip.split == TRAIN)
     validation = tuple(clip for clip in sources if clip.split == VALIDATION)
-    validation_from = f"split {VALIDATION!r} of the manifest"
-    if not validation:
+    held_out = not validation
+    if held_out:
         train, validation = hold_out(train, seed)
-        validation_from = f"{HELD_OUT:.0%} of the training clips, held out"
     test = tuple(clip for clip in labelled if clip.split == TEST and clip.clip_id in target_ids)
     for name, chosen in (("training", train), ("validation", validation), ("test", test)):
         if not chosen:
@@ -177,8 +178,22 @@ def split_clips(
         validation=validation,
         test=test,
         known=tuple(known),
-        validation_from=validation_from,
+        held_out=held_out,
     )
+
+
+def _check_known(known: Sequence[str], labels: Collection[str]) -> None:
+    """Refuse known classes that the manifest does not have: a name that was mistyped.
+
+    Raises:
+        ManifestError: There is one; all of them are named.
+    """
+    foreign = [name for name in known if name not in labels]
+    if foreign:
+        raise ManifestError(
+            "--known: no clip of the manifest is of class\n"
+            + "\n".join(f"  {name!r}; {suggest(name, labels)}" for name in foreign)
+        )
 
 
 def hold_out(
@@ -189,9 +204,12 @@ def hold_out(
     Of every class with two clips or more, at least one is held out and at least one stays.
     """
     random = np.random.default_rng(seed)
+    members: dict[str, list[str]] = {}
+    for clip in clips:
+        members.setdefault(clip.label, []).append(clip.clip_id)
     held: set[str] = set()
-    for label in sorted({clip.label for clip in clips}):
-        ids = sorted(clip.clip_id for clip in clips if clip.label == label)
+    for _, unsorted in sorted(members.items()):
+        ids = sorted(unsorted)
         count = min(max(1, round(share * len(ids))), len(ids) - 1)
         held.update(ids[i] for i in random.permutation(len(ids))[:count])
     stays = tuple(clip for clip in clips if clip.clip_id not in held)
@@ -274,7 +292,7 @@ def run_oscmg(
     """
     encoder.check_same_space(source, target)
     features = {
-        part: encoder.encode(modality, [clip.clip_id for clip in clips])
+        part: encoder.encode(modality, [clip.clip_id for clip in clips]).to(encoder.device)
         for part, modality, clips in (
             ("train", source, split.train),
             ("validation", source, split.validation),
@@ -290,13 +308,7 @@ def run_oscmg(
     test_labels, known_score = split.labels(split.test), SCORES[score]
     chosen = choose_on_validation(on_validation, split.labels(split.validation), known_score)
     oracle = choose_on_test(on_test, test_labels, known_score)
-    told = {
-        "source-val": f"accepts {1 - REJECTED:.0%} or more of {len(split.validation)} known source "
-        f"clips ({split.validation_from}); "
-        f"probe {chosen.epoch + 1} of {len(on_test)} by their accuracy",
-        "oracle": f"best HOS on the test set over 10 thresholds and {len(on_test)} probes; "
-        f"probe {oracle.epoch + 1}",
-    }
+    told = _tell_choices(split, chosen, oracle, len(on_test))
     return [
         Outcome(
             name,
@@ -312,6 +324,26 @@ def run_oscmg(
         )
         for name, choice in (("source-val", chosen), ("oracle", oracle))
     ]
+
+
+def _tell_choices(
+    split: OpenSetSplit, chosen: Choice, oracle: Choice, probes: int
+) -> dict[str, str]:
+    """How each protocol chose, in words, by `threshold_source`."""
+    if split.held_out:
+        origin = f"{HELD_OUT:.0%} of the training clips, held out"
+        differs = (
+            f"; not the paper's protocol: its probe learns from all training clips, this one "
+            f"without the {HELD_OUT:.0%} held out for source-val"
+        )
+    else:
+        origin, differs = f"split {VALIDATION!r} of the manifest", ""
+    return {
+        "source-val": f"accepts {1 - REJECTED:.0%} or more of {len(split.validation)} known source "
+        f"clips ({origin}); probe {chosen.epoch + 1} of {probes} by their accuracy",
+        "oracle": f"best HOS on the test set over 10 thresholds and {probes} probes; "
+        f"probe {oracle.epoch + 1}{differs}",
+    }
 
 
 def chance(classes: int) -> Mapping[str, float]:

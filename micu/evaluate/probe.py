@@ -8,7 +8,7 @@ epoch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,9 @@ from torch.nn.utils import clip_grad_norm_
 from micu.data import Batch
 from micu.errors import ConfigError, check_shape
 from micu.model.micu import MICU
+
+PREDICTED_AT_ONCE = 1024
+"""Clips whose logits are computed at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,13 @@ class ProbeConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"probe.{name}: expected at least 1, got {getattr(self, name)}")
+
+    def describe(self) -> str:
+        """Every setting, as one line; probes trained differently are described differently."""
+        return " ".join(
+            f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+            for name, value in asdict(self).items()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,23 @@ class ClipFeatures:
         return ClipFeatures(
             self.modality, tuple(clip_ids), self.values[rows], self.mask[rows], codes
         )
+
+    def to(self, device: torch.device | str) -> "ClipFeatures":
+        """The same elsewhere."""
+        codes = None if self.codes is None else self.codes.to(device)
+        return replace(self, values=self.values.to(device), mask=self.mask.to(device), codes=codes)
+
+
+def join_clips(parts: Sequence[ClipFeatures]) -> ClipFeatures:
+    """Features of several sets of clips, of one modality and from one encoder, as one."""
+    codes = [part.codes for part in parts if part.codes is not None]
+    return ClipFeatures(
+        parts[0].modality,
+        tuple(clip_id for part in parts for clip_id in part.clip_ids),
+        torch.cat([part.values for part in parts]),
+        torch.cat([part.mask for part in parts]),
+        torch.cat(codes) if codes else None,
+    )
 
 
 def encode_clips(model: MICU, batches: Iterable[Batch], modality: str) -> ClipFeatures:
@@ -180,7 +207,7 @@ def localization_losses(logits: Tensor, labels: Tensor, alpha: Tensor) -> tuple[
 def fit_probe(
     features: ClipFeatures, labels: Tensor, classes: int, config: ProbeConfig, seed: int
 ) -> Iterator[ClassificationProbe]:
-    """Train a classification probe, and yield it after every epoch.
+    """Train a classification probe where the features are, and yield it after every epoch.
 
     The yielded module is one and the same, in training: use it before asking for the next epoch.
     Its first weights and the order of the clips are a pure function of `seed`.
@@ -194,6 +221,7 @@ def fit_probe(
     """
     check_shape(labels.shape, "n", "probe labels", n=len(features.clip_ids))
     values, mask = features.values, features.mask
+    labels = labels.to(values.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         probe = ClassificationProbe(values.shape[-1], classes)
@@ -215,11 +243,18 @@ def fit_probe(
         yield probe
 
 
-def predict_logits(probe: Probe, features: ClipFeatures) -> NDArray[np.float64]:
-    """Logits of every clip, (n, C)."""
+def predict_logits(
+    probe: Probe, features: ClipFeatures, batch_size: int = PREDICTED_AT_ONCE
+) -> NDArray[np.floating]:
+    """Logits of every clip, (n, C), in the dtype of the features."""
     with torch.inference_mode():
-        logits = probe.logits(features.values, features.mask)
-    result: NDArray[np.float64] = logits.double().cpu().numpy()
+        parts = [
+            probe.logits(values, mask).cpu()
+            for values, mask in zip(
+                *(torch.split(x, batch_size) for x in (features.values, features.mask)), strict=True
+            )
+        ]
+    result: NDArray[np.floating] = torch.cat(parts).numpy()
     return result
 
 
@@ -237,7 +272,7 @@ class LinearClassifier(nn.Module):
         super().__init__()
         pooled = _mean_and_max(features.values, features.mask)
         self.shift, self.scale = pooled.mean(0), pooled.std(0, correction=0).clamp_min(1e-6)
-        self.classify = nn.Linear(pooled.shape[-1], classes).to(pooled.dtype)
+        self.classify = nn.Linear(pooled.shape[-1], classes).to(pooled.device, pooled.dtype)
         nn.init.zeros_(self.classify.weight)
         nn.init.zeros_(self.classify.bias)
 
@@ -250,6 +285,7 @@ class LinearClassifier(nn.Module):
 
 def fit_linear(features: ClipFeatures, labels: Tensor, classes: int) -> Iterator[LinearClassifier]:
     """Fit `LinearClassifier` to convergence (L-BFGS), and yield it for every penalty of `RIDGE`."""
+    labels = labels.to(features.values.device)
     for penalty in RIDGE:
         yield _fit_ridge(LinearClassifier(features, classes), features, labels, penalty)
 

@@ -65,6 +65,10 @@ class Row:
     """Of the list of known classes."""
     score: str = ""
     """Known score, where a threshold is laid on one."""
+    probe: str = ""
+    """How the probe was trained, where there is one."""
+    features: str = ""
+    """`modality:backbone@fingerprint` of the feature sets, the probe's own first."""
     note: str = ""
 
     def key(self) -> tuple[object, ...]:
@@ -147,20 +151,22 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
     """One line per method, pair of modalities and protocol; one column per metric.
 
     Rates are in percent, here and nowhere else. Several seeds become mean ± standard deviation
-    (of the sample, n - 1).
+    (of the sample, n - 1). Rows of different probes, features or classes stand on lines of their
+    own, though no column shows these.
     """
     groups: dict[tuple[str, ...], dict[str, list[float]]] = {}
     runs: dict[tuple[str, ...], set[tuple[int, str]]] = {}
     for row in rows:
         pair = " → ".join(filter(None, (row.train_modality, row.test_modality)))
-        key = (row.task, pair, row.method, row.preset, row.threshold_source, row.score)
+        shown = (row.task, pair, row.method, row.preset, row.threshold_source, row.score)
+        key = (*shown, row.probe, row.features, row.classes_sha256)
         groups.setdefault(key, {}).setdefault(row.metric, []).append(row.value)
         runs.setdefault(key, set()).add((row.seed, row.checkpoint_sha256))
     columns = [metric for metric in metrics if any(metric in group for group in groups.values())]
     header = ("task", "modalities", "method", "preset", "threshold", "score", "runs")
     lines = [
         (
-            *map(_short, key),
+            *map(_short, key[: len(header) - 1]),
             str(len(runs[key])),
             *(_cell(group.get(name, []), name) for name in columns),
         )
@@ -264,6 +270,38 @@ def render_html(title: str, sections: Sequence[Section]) -> str:
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body><h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n"
     )
+
+
+def codebook_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Columns of the table of task `codebook`."""
+    shared = {row.metric for row in rows if row.metric.startswith("shared_by")}
+    return ("perplexity", "active_codes", "used_by_all", "agreement", *sorted(shared))
+
+
+def describe_task(rows: Sequence[Row], task: str) -> list[Section]:
+    """What the page of one evaluation shows."""
+    if task == "codebook":
+        return [Section("Codebook", tables=(tabulate(rows, codebook_metrics(rows)),))]
+    table = tabulate(rows, ("os_star", "unk", "hos", "acc", "auroc", "oscr"))
+    values: dict[str, dict[str, list[float]]] = {}
+    for row in (row for row in rows if row.metric == "hos"):
+        label = f"{row.method} {row.train_modality} → {row.test_modality}"
+        values.setdefault(label, {}).setdefault(row.threshold_source, []).append(row.value)
+    protocols = dict.fromkeys(name for found in values.values() for name in found)
+    series = {
+        name: [statistics.fmean(found.get(name, [math.nan])) for found in values.values()]
+        for name in protocols
+    }
+    notes = dict.fromkeys(f"{row.threshold_source}: {row.note}" for row in rows if row.note)
+    return [
+        Section(
+            "Open-set cross-modal generalisation",
+            ("oracle looks at the test set; source-val does not.",),
+            (table,),
+            (BarChart("HOS, mean over seeds", tuple(values), series),),
+        ),
+        Section("How each threshold was chosen", tuple(notes)),
+    ]
 
 
 def _render_section(section: Section) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from micu.errors import ConfigError
 from micu.evaluate.codebook import agreement, count_codes, write_codebook
-from micu.evaluate.encoders import ClipEncoder, CodeEncoder, InputEncoder
+from micu.evaluate.encoders import ClipEncoder, CodeEncoder
 from micu.evaluate.open_set import OpenSetSplit, Outcome, chance, run_oscmg, split_clips
 from micu.evaluate.probe import ProbeConfig
 from micu.evaluate.report import Row
@@ -27,7 +27,7 @@ class Evaluation:
     stores: Mapping[str, FeatureStore]
     """By modality; at least those of `pairs`."""
     encoders: Sequence[ClipEncoder]
-    ceiling: InputEncoder | None
+    ceiling: ClipEncoder | None
     """Trains the probe on the target modality, where asked for."""
     with_chance: bool
     seed: int
@@ -68,8 +68,11 @@ def evaluate_open_set(evaluation: Evaluation) -> list[Row]:
     if evaluation.ceiling is not None:
         targets = dict.fromkeys(target for _, target in evaluation.pairs)
         jobs += [(evaluation.ceiling, target, target) for target in targets]
+    splits: dict[tuple[str, str], OpenSetSplit] = {}
     for encoder, source, target in jobs:
-        split = _split(evaluation, source, target)
+        if (source, target) not in splits:
+            splits[source, target] = _split(evaluation, source, target)
+        split = splits[source, target]
         evaluation.tell(
             f"seed {evaluation.seed}: {encoder.name} {source} → {target}: {len(split.train)} "
             f"training, {len(split.validation)} validation, {len(split.test)} test clips"
@@ -84,10 +87,10 @@ def evaluate_open_set(evaluation: Evaluation) -> list[Row]:
             score=evaluation.score,
         )
         for outcome in outcomes:
-            rows += _outcome_rows(evaluation, encoder.name, source, target, outcome)
+            rows += _outcome_rows(evaluation, encoder, source, target, outcome)
     if evaluation.with_chance:
         for source, target in evaluation.pairs:
-            rows += _chance_rows(evaluation, source, target)
+            rows += _chance_rows(evaluation, source, target, len(splits[source, target].test))
     return rows
 
 
@@ -102,14 +105,14 @@ def _split(evaluation: Evaluation, source: str, target: str) -> OpenSetSplit:
 
 
 def _outcome_rows(
-    evaluation: Evaluation, method: str, source: str, target: str, outcome: Outcome
+    evaluation: Evaluation, encoder: ClipEncoder, source: str, target: str, outcome: Outcome
 ) -> list[Row]:
     values = {**outcome.metrics.values(), "probe": outcome.epoch + 1.0}
     return [
         _row(
             evaluation,
             task="oscmg",
-            method=method,
+            method=encoder.name,
             train=source,
             test=target,
             threshold_source=outcome.threshold_source,
@@ -117,6 +120,8 @@ def _outcome_rows(
             value=value,
             n_clips=outcome.n_clips,
             score=evaluation.score,
+            probe=encoder.describe_probe(evaluation.probe),
+            features=(source, target),
             classes_sha256=evaluation.classes_sha256,
             note=outcome.metrics.undefined.get(metric, outcome.note),
         )
@@ -124,8 +129,7 @@ def _outcome_rows(
     ]
 
 
-def _chance_rows(evaluation: Evaluation, source: str, target: str) -> list[Row]:
-    tested = len(_split(evaluation, source, target).test)
+def _chance_rows(evaluation: Evaluation, source: str, target: str, tested: int) -> list[Row]:
     return [
         _row(
             evaluation,
@@ -137,6 +141,7 @@ def _chance_rows(evaluation: Evaluation, source: str, target: str) -> list[Row]:
             metric=metric,
             value=value,
             n_clips=tested,
+            features=(source, target),
             classes_sha256=evaluation.classes_sha256,
             note="expected for uniform guesses at the rate of rejection with the best HOS",
         )
@@ -183,6 +188,7 @@ def evaluate_codebook(evaluation: Evaluation) -> list[Row]:
                 metric=metric,
                 value=value,
                 n_clips=len(clips),
+                features=tuple(evaluation.stores),
             )
             for (first, second, metric), value in values.items()
         ]
@@ -200,13 +206,16 @@ def _row(
     metric: str,
     value: float,
     n_clips: int,
+    features: Sequence[str],
     score: str = "",
+    probe: str = "",
     classes_sha256: str = "",
     note: str = "",
 ) -> Row:
     """A row with the provenance that all rows of an evaluation share.
 
-    The checkpoint's hash and preset stay empty for methods that do not use them.
+    `features` are the modalities whose feature sets the number depends on. The checkpoint's hash
+    and preset stay empty for methods that do not use them.
     """
     from_checkpoint = method == "checkpoint"
     has_model = from_checkpoint or method == "untrained"
@@ -225,5 +234,10 @@ def _row(
         manifest_sha256=evaluation.manifest.sha256,
         classes_sha256=classes_sha256,
         score=score,
+        probe=probe,
+        features=" ".join(
+            f"{name}:{store.spec.backbone}@{store.header.fingerprint[:12]}"
+            for name, store in ((name, evaluation.stores[name]) for name in dict.fromkeys(features))
+        ),
         note=note,
     )

@@ -172,6 +172,7 @@ class UnifiedQuantizer(nn.Module):
         *,
         generator: torch.Generator | None = None,
         picks: Tensor | None = None,
+        codes: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Move the codebook towards the features and restart dead codes: the only codebook write.
 
@@ -183,6 +184,8 @@ class UnifiedQuantizer(nn.Module):
             generator: Source of the draws for dead codes; None is torch's global one.
             picks: Instead of a draw, each dead code's position among the active codes, both in
                 ascending order, int64.
+            codes: The codes that `quantize` gave these features, if the codebook was not moved
+                since: (B, T) int64 by modality. Looked up if None.
 
         Raises:
             ShapeError: Modalities differ in shape, or the width is not the codebook's.
@@ -190,8 +193,13 @@ class UnifiedQuantizer(nn.Module):
         stacked = self._stack(semantic, mask)
         if mask is not None and not bool(mask.any()):
             return
-        codes = nearest_code(stacked, self.codebook)
-        found = self.assign(stacked, codes, mask)
+        if codes is None:
+            chosen = nearest_code(stacked, self.codebook)
+        else:
+            chosen = torch.stack([codes[name] for name in semantic])
+            modalities, batch, steps, _ = stacked.shape
+            check_shape(chosen.shape, "M B T", "codes", M=modalities, B=batch, T=steps)
+        found = self.assign(stacked, chosen, mask)
         self._average_(found)
         # The published bookkeeping does not look at what text uses.
         counted = [

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ from click.testing import CliRunner, Result
 from micu.checkpoint import Position, load_checkpoint, save_checkpoint
 from micu.cli.evaluate import main, parse_pairs
 from micu.errors import ConfigError
-from micu.evaluate.encoders import untrained_model
+from micu.evaluate.models import untrained_model
+from micu.evaluate.open_set import split_clips
 from micu.evaluate.report import read_rows
+from micu.files import file_sha256
 from micu.overrides import with_overrides
 from micu.presets import PRESETS
+from micu.released import ENCODER_SECTION, TEXT_LSTM_SECTION, encoder_keys, text_lstm_keys
 from micu.step import build_state
-from micu.store import FeatureSpec, find_sets, read_set
+from micu.store import FeatureSpec, FeatureStore, find_sets, read_set
 from tests.feature_sets import SHAPES, make_clips, write_features
 
 SMALL = [
@@ -60,7 +64,9 @@ def write_checkpoint(path: Path, specs: dict[str, FeatureSpec]) -> None:
 
 
 def evaluate(run: Path, *options: str, out: Path) -> Result:
-    given = ["--features", run / "features", "--known", run / "known.csv", "--out", out]
+    given = ["--features", run / "features", "--out", out]
+    if "codebook" not in options and "--known" not in options:
+        given += ["--known", run / "known.csv"]
     arguments = [run / "last.pt", *given, "--device", "cpu", *options]
     return CliRunner().invoke(main, [str(item) for item in arguments], catch_exceptions=False)
 
@@ -94,6 +100,19 @@ def test_one_command_gives_both_protocols_and_all_baselines(run: Path, tmp_path:
     assert {row.checkpoint_sha256 for row in rows if row.method != "checkpoint"} == {""}
     assert trained[0].preset.startswith("micu with ")
     assert "data.steps=4" in trained[0].preset
+    assert "data.padding" not in trained[0].preset
+    probes = {row.method: row.probe for row in rows}
+    assert probes["checkpoint"] == probes["untrained"]
+    assert "epochs=2" in probes["checkpoint"].split()
+    assert probes["ceiling"].startswith("logistic regression")
+    assert probes["chance"] == ""
+    prints = {
+        store.spec.modality: f"{store.spec.backbone}@{store.header.fingerprint[:12]}"
+        for store in map(FeatureStore, find_sets(run / "features"))
+    }
+    for row in rows:
+        used = dict.fromkeys((row.train_modality, row.test_modality))
+        assert row.features == " ".join(f"{name}:{prints[name]}" for name in used)
     assert "HOS" in result.stdout
     assert "oracle" in result.stdout
     assert "seed 43" in result.stderr
@@ -133,6 +152,65 @@ def test_seeds_are_counted_on_and_kept_apart(run: Path, tmp_path: Path) -> None:
     assert "NaN" not in result.stdout
 
 
+def test_results_of_another_probe_stand_beside_the_first(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.csv"
+    for epochs in ("1", "2", "2"):
+        evaluate(run, "--pairs", "v:a", "--probe-epochs", epochs, out=out)
+    found = [row.probe for row in read_rows(out) if row.metric == "hos"]
+    assert sorted(probe.split()[0] for probe in found) == ["epochs=1"] * 2 + ["epochs=2"] * 2
+
+
+def test_the_score_asked_for_is_the_one_that_is_used(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.csv"
+    for score in ("msp", "entropy"):
+        evaluate(run, "--pairs", "v:a", "--probe-epochs", "1", "--score", score, out=out)
+    thresholds = {row.score: row.value for row in read_rows(out) if row.metric == "threshold"}
+    assert 0 < thresholds["msp"] <= 1
+    assert thresholds["entropy"] < 0
+
+
+def test_the_untrained_encoder_is_not_the_checkpoint_s_model(run: Path, tmp_path: Path) -> None:
+    both = ("--encoder", "checkpoint", "--encoder", "untrained")
+    evaluate(run, "--task", "codebook", *both, "--seed", "7", out=tmp_path / "r.csv")
+    values = {(row.method, row.metric): row.value for row in read_rows(tmp_path / "r.csv")}
+    assert values["checkpoint", "perplexity"] != values["untrained", "perplexity"]
+
+
+def test_clips_are_split_once_for_each_pair_and_seed(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def note(*given: Any, seed: int, **named: Any) -> Any:
+        drawn.append(seed)
+        return split_clips(*given, seed=seed, **named)
+
+    monkeypatch.setattr("micu.evaluate.tasks.split_clips", note)
+    encoders = ("--encoder", "checkpoint", "--encoder", "untrained", "--chance", "--seeds", "2")
+    evaluate(run, "--pairs", "v:a", *encoders, "--probe-epochs", "1", out=tmp_path / "r.csv")
+    assert drawn == [43, 44]
+
+
+def test_no_feature_is_read_again_for_another_seed_or_for_the_ceiling(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = FeatureStore.read
+
+    def note(self: FeatureStore, clip_id: str) -> object:
+        read.append(f"{self.spec.modality} {clip_id}")
+        return real(self, clip_id)
+
+    monkeypatch.setattr(FeatureStore, "read", note)
+    result = evaluate(
+        run,
+        *("--pairs", "a:a", "--encoder", "input", "--ceiling", "--seeds", "2"),
+        out=tmp_path / "r.csv",
+    )
+    assert result.exit_code == 0, result.output
+    assert len(read) == len(set(read)) == 16 + 8 + 12  # known training and validation, all test
+
+
 def test_the_untrained_encoder_is_the_seed_s_own(run: Path) -> None:
     loaded = load_checkpoint(run / "last.pt")
     torch.manual_seed(0)
@@ -158,6 +236,51 @@ def test_codebook_use_is_counted_over_the_clips_of_all_modalities(
         counts = list(csv.DictReader(file))
     assert len(counts) == 2 * 24
     assert sum(int(row["count"]) for row in counts) == 2 * 48 * 4
+
+
+def write_released(path: Path) -> None:
+    """A checkpoint of the authors' layout, of random weights and small sizes."""
+    changes = [item for item in SMALL if item.split(".")[0] in ("reconstruction",)]
+    changes += ["modalities=audio,video,text", "encoder.embed_dim=16", "encoder.text_hidden_dim=8"]
+    changes += ["quantizer.codebook_size=24", "encoder.feedforward_dim=16"]
+    config = with_overrides(PRESETS["reference"](), changes)
+    shapes = {"audio": (6,), "video": (7, 7, 4), "text": (7,)}
+    state = {k: v.double() for k, v in untrained_model(config, shapes, 0).state_dict().items()}
+    torch.save(
+        {
+            ENCODER_SECTION: {old: state[ours] for old, ours in encoder_keys().items()},
+            TEXT_LSTM_SECTION: {old: state[ours] for old, ours in text_lstm_keys().items()},
+            "epoch": 4,
+        },
+        path,
+    )
+
+
+def test_the_authors_checkpoint_is_evaluated_and_its_rows_say_what_is_not_known(
+    tmp_path: Path,
+) -> None:
+    shapes = {"audio": (6,), "video": (7, 7, 4)}
+    write_features(tmp_path / "features", make_clips(24, ("train", "test")), shapes)
+    (tmp_path / "known.csv").write_text("label\ndrum\nengine\n")
+    write_released(tmp_path / "last.pt")
+    out = tmp_path / "r.csv"
+    result = evaluate(tmp_path, "--pairs", "v:a", "--probe-epochs", "1", out=out)
+    assert result.exit_code == 0, result.output
+    rows = read_rows(out)
+    assert {row.preset for row in rows} == {"released (features unchecked)"}
+    assert {row.checkpoint_sha256 for row in rows} == {file_sha256(tmp_path / "last.pt")}
+
+
+def test_features_whose_shape_the_authors_checkpoint_cannot_take_are_refused(
+    run: Path, tmp_path: Path
+) -> None:
+    for name in ("features", "known.csv"):
+        (tmp_path / name).symlink_to(run / name)
+    write_released(tmp_path / "last.pt")
+    result = evaluate(tmp_path, "--pairs", "v:a", out=tmp_path / "r.csv")
+    assert result.exit_code == 2
+    assert "video: shape: the checkpoint expects [7, 7, 4]" in result.stderr
+    assert "audio: " not in result.stderr
 
 
 def test_features_of_other_weights_are_refused_by_name(run: Path, tmp_path: Path) -> None:
@@ -190,6 +313,16 @@ def test_features_of_other_weights_are_refused_by_name(run: Path, tmp_path: Path
         (["--score", "mps", "--pairs", "v:a"], "did you mean 'msp'"),
         (["--encoder", "input", "--pairs", "v:a"], "--ceiling trains one"),
         (["--task", "codebook", "--encoder", "input"], "has no codebook"),
+        (["--pairs", "v:a", "--codebook-out", "c.csv"], "--codebook-out: only --task codebook"),
+        (["--task", "codebook", "--ceiling"], "--ceiling: only --task oscmg reads it"),
+        (["--task", "codebook", "--chance"], "--chance: only --task oscmg"),
+        (["--task", "codebook", "--score", "msp"], "--score: only --task oscmg"),
+        (["--task", "codebook", "--pairs", "v:a"], "--pairs: only --task oscmg"),
+        (["--task", "codebook", "--source", "v", "--target", "a"], "--target: only --task oscmg"),
+        (["--task", "codebook", "--known", "k.csv"], "--known: only --task oscmg"),
+        (["--task", "codebook", "--probe-epochs", "25"], "--probe-epochs: only --task oscmg"),
+        (["--encoder", "input", "--pairs", "a:a", "--probe-batch-size", "8"], "does not read it"),
+        (["--pairs", "v:a", "--text-features", "bert"], "text is not evaluated, only video, audio"),
         (["--device", "gpu", "--pairs", "v:a"], "--device"),
         (["--manifest", "nowhere.csv", "--pairs", "v:a"], "nowhere.csv: no such manifest"),
     ],

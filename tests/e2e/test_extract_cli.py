@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from extract.cli import cli
 from micu.errors import ManifestError
 from micu.manifest import Clip, write_manifest
-from micu.store import FeatureStore
+from micu.store import FeatureStore, read_ledger
 from tests.conftest import PROJECT
 from tests.media_files import tone, write_media
 from tests.toy import toy_clips
@@ -160,3 +160,38 @@ def test_a_command_that_is_terminated_ends_with_75_and_goes_on(tmp_path: Path) -
         codes.append(done.returncode)
     assert codes == [75, 0, 0], done.stderr
     assert len(FeatureStore(tmp_path / "features" / "toys" / "text-toy")) == 40
+
+
+def test_a_missing_decoder_is_one_sentence_and_fills_no_ledger(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "decord", None)
+    done = invoke(
+        *("video", "--backbone", "swinv2-demo", "--weights", "random", "--decoder", "decord"),
+        "manifests/vggsound.csv",
+    )
+    assert str(done.exception) == "decord is not installed; type: pip install 'micu[decord]'"
+    folder = project / "features" / "vggsound" / "video-swinv2-demo"
+    assert [row.code for row in read_ledger(folder).values()] in ([], ["empty"])
+
+
+def test_how_media_are_read_stands_in_the_header(project: Path) -> None:
+    words = ("--weights", "random", "--dry-run", "manifests/vggsound.csv")
+    flow = invoke("flow", "--tvl1", "--backbone", "slowonly-demo", *words)
+    assert '"decoder": "pyav"' in flow.output
+    assert '"tvl1": {' in flow.output
+
+
+def test_a_media_root_that_was_typed_once_is_used_only_with_its_manifest(project: Path) -> None:
+    (project / "empty").mkdir()
+    words = ("audio", "--backbone", "htsat-demo", "--weights", "random")
+    wrong = invoke(*words, "--media-root", "empty", "manifests/vggsound.csv")
+    assert "media root empty" in wrong.output
+    again = invoke(*words, "--retry-failed", "manifests/vggsound.csv")
+    assert "extracted 1, failed 1" in again.output
+
+
+def test_what_is_wrong_is_said_before_weights_are_looked_for(project: Path) -> None:
+    done = invoke("audio", "--backbone", "swinv2", "manifests/vggsound.csv")
+    assert done.exit_code == 2
+    assert "micu-extract video --backbone swinv2" in done.output

@@ -1,6 +1,5 @@
 """`micu-train` from feature sets to checkpoints: stopping, going on, and refusing."""
 
-import csv
 import json
 import os
 import signal
@@ -21,12 +20,13 @@ from micu.commands import stop_signals
 from micu.config import TrainConfig
 from micu.data import FeatureDataset, iterate, make_loader
 from micu.errors import ConfigError, ManifestError, StoreError
+from micu.files import file_sha256
 from micu.manifest import MODALITIES
 from micu.overrides import with_overrides
 from micu.step import build_state, train_step
 from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
+from tests.training import arguments, assert_same_run, metrics, train
 
-SETTINGS = [word for assignment in SMALL for word in ("--set", assignment)]
 SUBSETS = [subset for size in (2, 3, 4) for subset in combinations(MODALITIES, size)]
 STEPS_PER_EPOCH = 3  # 24 clips in batches of 8
 
@@ -41,54 +41,6 @@ def features(tmp_path_factory):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "run"
-
-
-def arguments(features, out, *more, modalities="v,a"):
-    where = ["--features", str(features), "--out", str(out), "--device", "cpu"]
-    return [*where, "--modalities", modalities, *SETTINGS, *more]
-
-
-def train(features, out, *more, modalities="v,a"):
-    return CliRunner().invoke(main, arguments(features, out, *more, modalities=modalities))
-
-
-def contents(path):
-    return torch.load(path, weights_only=True)
-
-
-def is_equal(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(is_equal(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(is_equal, one, other))
-    return one == other
-
-
-def metrics(out):
-    """Both logs without the column that depends on the clock, after checking that they agree."""
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    with (out / "metrics.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    assert [{key: str(value) for key, value in row.items()} for row in rows] == table
-    return [{key: value for key, value in row.items() if key != "clips_per_s"} for row in rows]
-
-
-def assert_same_run(one, other):
-    first, second = contents(one / "last.pt"), contents(other / "last.pt")
-    for key in (
-        "model",
-        "losses",
-        "optimizer",
-        "step",
-        "epoch",
-        "batch",
-        "torch_rng",
-        "python_rng",
-    ):
-        assert is_equal(first[key], second[key]), key
-    assert metrics(one) == metrics(other)
 
 
 @pytest.mark.parametrize("modalities", SUBSETS, ids=["-".join(subset) for subset in SUBSETS])
@@ -126,6 +78,7 @@ def test_a_run_leaves_its_configuration_its_metrics_and_a_model(features, out, c
     assert json.loads((out / "config.json").read_text())["modalities"] == ["audio", "video"]
     assert loaded.record["preset"] == "micu"
     assert loaded.record["clips"] == 24
+    assert loaded.record["manifest_sha256"] == file_sha256(features.parent / "toy.csv")
     assert loaded.specs["video"]["backbone"] == "toy_grid"
     assert sorted(path.name for path in out.glob("*.pt")) == [
         "last.pt",
@@ -172,24 +125,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_across_processes(features, tm
     assert_same_run(whole, parts)
 
 
-def test_going_back_to_an_earlier_checkpoint_repeats_its_steps_without_double_rows(
-    features, tmp_path
-):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for out in (whole, parts):
-        result = train(features, out, "--set", "optimizer.epochs=2", "--save-every", "2")
-        assert result.exit_code == 0, result.output
-    (parts / "last.pt").unlink()
-    (parts / "step-000004.pt").rename(parts / "last.pt")
-    with (parts / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "tot')  # a kill in the middle of a line
-
-    result = train(features, parts, "--set", "optimizer.epochs=2", "--resume")
-
-    assert result.exit_code == 0, result.output
-    assert_same_run(whole, parts)
-
-
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
 def test_a_signal_ends_the_step_saves_and_can_be_gone_on_from(
     features, tmp_path, monkeypatch, name, code
@@ -225,78 +160,51 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step():
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_folder_with_a_run_is_not_touched_without_being_told(features, out):
-    first = train(features, out, "--set", "optimizer.max_steps=1")
-    before = {path: path.read_bytes() for path in out.iterdir()}
+@pytest.mark.parametrize("option", ["--dry-run", "--tensorboard", "--json"])
+def test_ctrl_c_is_130_wherever_it_comes(features, out, monkeypatch, option):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
 
-    again = train(features, out, "--set", "optimizer.max_steps=1")
-    other = train(features, out, "--seed", "5", "--resume")
-    both = train(features, out, "--overwrite", "--resume")
+    monkeypatch.setattr("micu.logs.import_tensorboard", lambda: None)
+    monkeypatch.setattr("micu.cli.train.find_feature_sets", interrupted)
 
-    assert (first.exit_code, again.exit_code, other.exit_code, both.exit_code) == (0, 2, 2, 2)
-    assert "holds a run already; go on with it by --resume" in again.stderr
-    assert "another configuration" in other.stderr
-    assert "seed: there 43, here 5" in other.stderr
-    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    result = train(features, out, option)
 
-
-def test_overwriting_starts_at_the_first_step(features, out):
-    train(features, out, "--set", "optimizer.max_steps=2")
-
-    result = train(features, out, "--set", "optimizer.max_steps=1", "--overwrite")
-
-    assert result.exit_code == 0, result.output
-    assert len(metrics(out)) == 1
-    assert [path.name for path in out.glob("step-*")] == ["step-000001.pt"]
+    assert result.exit_code == 130
+    assert "interrupted; " in result.stderr
+    assert "--resume" in result.stderr
 
 
-def test_an_evaluation_is_called_once_per_finished_epoch(features, tmp_path):
-    config = with_overrides(TrainConfig(), [*SMALL, "modalities=audio,flow", "optimizer.epochs=2"])
-    sets = find_feature_sets(features, config.modalities, None, {})
-    dataset = FeatureDataset(sets.stores, sets.manifest.clips, config.data)
-    steps = []
+def test_a_second_ctrl_c_is_130_too(features, out, monkeypatch):
+    def interrupted(state, batch):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
-    micu.train.fit(
-        build_state(config, dataset.shapes, "cpu"),
-        lambda epoch, start: make_loader(dataset, 8, seed=0, epoch=epoch, start=start),
-        tmp_path / "run",
-        micu.train.Plan({name: store.spec for name, store in sets.stores.items()}, {}),
-        on_eval=lambda state: steps.append(state.step),
-    )
+    monkeypatch.setattr(micu.train, "train_step", interrupted)
 
-    assert steps == [3, 6]
+    assert train(features, out).exit_code == 130
 
 
-def test_resuming_where_there_is_no_run_starts_one(features, out):
-    result = train(features, out, "--set", "optimizer.max_steps=1", "--resume")
+def test_features_are_read_by_as_many_processes_as_were_asked_for(features, out, monkeypatch):
+    asked = []
+
+    def note(*arguments, workers, **settings):
+        asked.append(workers)
+        return make_loader(*arguments, **settings)
+
+    monkeypatch.setattr("micu.data.make_loader", note)
+    result = train(features, out, "--workers", "3", "--set", "optimizer.max_steps=1")
 
     assert result.exit_code == 0, result.output
-    assert load_checkpoint(out / "last.pt").step == 1
+    assert asked == [3]
 
 
-def test_resuming_a_finished_run_changes_nothing(features, out):
-    train(features, out, "--set", "optimizer.max_steps=2")
-    before = contents(out / "last.pt")
-
-    result = train(features, out, "--set", "optimizer.max_steps=2", "--resume")
-
-    assert result.exit_code == 0, result.output
-    assert is_equal(contents(out / "last.pt"), before)
-    assert len(metrics(out)) == 2
-
-
-def test_a_run_does_not_go_on_with_other_features(tmp_path, out):
-    root = tmp_path / "a" / "features"
-    write_features(root, make_clips())
-    train(root, out, "--set", "optimizer.max_steps=1")
-    fewer = tmp_path / "b" / "features"
-    write_features(fewer, make_clips(18))
-
-    result = train(fewer, out, "--set", "optimizer.max_steps=2", "--resume")
+def test_a_backbone_of_a_modality_that_is_not_trained_is_refused(features, out):
+    result = train(features, out, "--text-features", "nosuch")
 
     assert result.exit_code == 2
-    assert "trained on 24 clips" in result.stderr
-    assert "here are 18" in result.stderr
+    assert "--text-features nosuch: text is not used" in result.stderr
+    assert not out.exists()
 
 
 def test_a_full_disk_is_an_input_output_error(features, out, monkeypatch):
@@ -309,6 +217,7 @@ def test_a_full_disk_is_an_input_output_error(features, out, monkeypatch):
 
     assert result.exit_code == 74
     assert "No space left on device" in result.stderr
+    assert "--resume" in result.stderr
 
 
 def test_a_dry_run_measures_and_writes_nothing(features, out):

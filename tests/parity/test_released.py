@@ -32,14 +32,14 @@ Checkpoint = dict[str, object]
 
 
 @pytest.fixture
-def hollow(checkpoint_listing: Path) -> Checkpoint:
-    """A checkpoint of zeros that takes no room: every tensor is one number, expanded."""
+def blank(checkpoint_listing: Path) -> Checkpoint:
+    """A checkpoint of zeros, its grid branch narrow."""
     sections = {
         ENCODER_SECTION: encoder_shapes(checkpoint_listing, 4),
         TEXT_LSTM_SECTION: text_lstm_shapes(checkpoint_listing),
     }
     zeros = {
-        name: {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
+        name: {key: torch.zeros(shape) for key, shape in shapes.items()}
         for name, shapes in sections.items()
     }
     return {**zeros, "epoch": 3, "total_step": 1533}
@@ -99,18 +99,18 @@ def test_every_published_key_is_mapped_or_known_to_be_dead(checkpoint_listing: P
 
 
 def test_sizes_come_from_the_file(
-    hollow: Checkpoint, tmp_path: Path, checkpoint_listing: Path
+    blank: Checkpoint, tmp_path: Path, checkpoint_listing: Path
 ) -> None:
-    torch.save(hollow, tmp_path / "MICU.pt")
+    torch.save(blank, tmp_path / "MICU.pt")
     model = load_released(tmp_path / "MICU.pt")
     assert model.shapes == step_shapes(checkpoint_listing)
     assert model.config.reconstruction.grid_width == 4
     assert model.config.optimizer.dtype == "float32"
 
 
-def test_older_checkpoints_with_more_sections_are_read(hollow: Checkpoint, tmp_path: Path) -> None:
-    hollow["Decoder_parameters"] = {"anything": torch.zeros(1)}
-    torch.save(hollow, tmp_path / "DCID.pt")
+def test_older_checkpoints_with_more_sections_are_read(blank: Checkpoint, tmp_path: Path) -> None:
+    blank["Decoder_parameters"] = {"anything": torch.zeros(1)}
+    torch.save(blank, tmp_path / "DCID.pt")
     assert load_released(tmp_path / "DCID.pt").modalities == ("audio", "video", "text")
 
 
@@ -135,6 +135,15 @@ def change_dtype(checkpoint: Checkpoint) -> None:
     section(checkpoint)[key] = section(checkpoint)[key].double()
 
 
+def expand(checkpoint: Checkpoint) -> None:
+    key = "Text_encoder.text_linear.bias"
+    section(checkpoint)[key] = torch.zeros(()).expand(10**12)
+
+
+def overstate_codebook(checkpoint: Checkpoint) -> None:
+    section(checkpoint)["Cross_quantizer.ema_count"] = torch.zeros(7)
+
+
 def change_kind(checkpoint: Checkpoint) -> None:
     section(checkpoint, TEXT_LSTM_SECTION)["bias_hh_l0"] = [0.0]  # type: ignore[assignment]
 
@@ -150,17 +159,19 @@ def flatten_codebook(checkpoint: Checkpoint) -> None:
         (add_key, "unknown 'audio_self_att.affine_matrix.bais'; did you mean"),
         (drop_section, "no 'Text_ar_lstm_parameters'"),
         (change_shape, "shapes do not fit together"),
+        (expand, "claim more than is there"),
+        (overstate_codebook, r"'quantizer.ema_count': expected \(400,\) .* got \(7,\)"),
         (change_dtype, "expected all float32 or all float64"),
         (change_kind, "'bias_hh_l0' is no tensor"),
         (flatten_codebook, "shapes do not fit together"),
     ],
 )
 def test_a_checkpoint_of_another_layout_is_refused(
-    hollow: Checkpoint, tmp_path: Path, damage: object, message: str
+    blank: Checkpoint, tmp_path: Path, damage: object, message: str
 ) -> None:
     assert callable(damage)
-    damage(hollow)
-    torch.save(hollow, tmp_path / "MICU.pt")
+    damage(blank)
+    torch.save(blank, tmp_path / "MICU.pt")
     with pytest.raises(CheckpointError, match=message):
         load_released(tmp_path / "MICU.pt")
 
@@ -169,11 +180,11 @@ class Code:
     """Not data."""
 
 
-def test_files_that_are_no_checkpoint_are_refused(hollow: Checkpoint, tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoint_are_refused(blank: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "MICU.pt"
     with pytest.raises(CheckpointError, match="no such file"):
         load_released(path)
-    torch.save(hollow, path)
+    torch.save(blank, path)
     whole = path.read_bytes()
     torch.save([1, 2], path)
     with pytest.raises(CheckpointError, match="expected a dictionary, got list"):

@@ -1,7 +1,9 @@
 """Checkpoints: what comes back, and what is refused."""
 
+import json
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -237,6 +239,127 @@ def test_other_content_is_refused(tmp_path, content):
         CheckpointError, match=r"x\.pt: (expected checkpoint format|not a checkpoint)"
     ):
         load_checkpoint(tmp_path / "x.pt")
+
+
+def changed(saved, tmp_path, change):
+    content = torch.load(saved, weights_only=True)
+    change(content)
+    path = tmp_path / "x.pt"
+    torch.save(content, path)
+    return path
+
+
+def with_setting(key, value):
+    def change(content):
+        config = json.loads(content["config"])
+        section, name = key.split(".")
+        config[section][name] = value
+        content["config"] = json.dumps(config)
+
+    return change
+
+
+def with_entry(key, value):
+    return lambda content: content.update({key: value})
+
+
+def with_tensor(key, tensor):
+    return lambda content: content["model"].update({key: tensor})
+
+
+HUGE = 2 * 10**9
+HOSTILE = {
+    "codebook": (with_setting("quantizer.codebook_size", HUGE), r"expected \(2000000000, 16\)"),
+    "width": (with_setting("reconstruction.vector_width", HUGE), r"expected \(2000000000, 6\)"),
+    "layers": (with_setting("encoder.layers", HUGE), "has not the 2000000000 layers"),
+    "overflow": (with_setting("encoder.feedforward_dim", 10**400), "not a checkpoint that fits"),
+    "expanded": (
+        with_tensor("quantizer.codebook", torch.zeros(()).expand(HUGE, 16)),
+        "claim more than is there",
+    ),
+    "type": (
+        with_tensor("quantizer.codebook", torch.zeros(12, 16, dtype=torch.float64)),
+        r"expected \(12, 16\) torch.float32, got \(12, 16\) torch.float64",
+    ),
+    "sparse": (with_tensor("quantizer.codebook", torch.zeros(12, 16).to_sparse()), "plain array"),
+    "bodiless": (
+        with_tensor("quantizer.codebook", torch.empty(12, 16, device="meta")),
+        "plain array",
+    ),
+    "no tensor": (with_tensor("quantizer.codebook", 3), "'quantizer.codebook' is no tensor"),
+    "unknown": (with_tensor("quantizer.more", torch.zeros(1)), "unknown 'quantizer.more'"),
+    "missing": (
+        lambda content: content["model"].pop("quantizer.codebook"),
+        "missing 'quantizer.codebook'",
+    ),
+    "model": (with_entry("model", [1]), "not a checkpoint that fits"),
+    "shapes": (with_entry("shapes", {"audio": [HUGE], "video": [5]}), "expected .*2000000000"),
+    "shape": (with_entry("shapes", {"audio": ["6"], "video": [5]}), "not a checkpoint that fits"),
+    "record": (with_entry("record", "[]"), "record: expected an object, got list"),
+    "record kind": (with_entry("record", 3), "not a checkpoint that fits"),
+    "no specs": (with_entry("specs", "{}"), "specs: expected audio, video, got none"),
+    "specs": (with_entry("specs", '{"audio": {"x": 1}, "video": {"x": 1}}'), "not a checkpoint"),
+    "specs kind": (with_entry("specs", '{"audio": 1, "video": []}'), "not a checkpoint"),
+    "step": (with_entry("step", "1"), "expected a count, got '1'"),
+    "negative step": (with_entry("step", -1), "expected a count, got -1"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch, of its own load
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_checkpoint_that_states_what_it_has_not_is_refused_without_making_it(
+    saved, tmp_path, name
+):
+    change, message = HOSTILE[name]
+    path = changed(saved, tmp_path, change)
+
+    with pytest.raises(CheckpointError, match=rf"(?s)x\.pt: .*{message}"):
+        load_checkpoint(path)
+
+
+def test_storage_shared_by_many_tensors_does_not_multiply(saved, tmp_path):
+    shared = torch.zeros(10**5)
+    path = changed(saved, tmp_path, with_entry("more", [shared[:] for _ in range(100)]))
+
+    with pytest.raises(CheckpointError, match="claim more than is there"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["expanded", "record", "step", "negative step"])
+def test_a_run_does_not_go_on_from_a_hostile_checkpoint(saved, tmp_path, name):
+    change, message = HOSTILE[name]
+    path = changed(saved, tmp_path, change)
+
+    with pytest.raises(CheckpointError, match=rf"(?s)x\.pt: .*{message}"):
+        restore_(build_state(CONFIG, SHAPES, "cpu"), path)
+
+
+def test_a_loaded_model_of_words_and_grids_encodes_rebuilds_and_trains(tmp_path):
+    config = with_overrides(CONFIG, ["modalities=video,text", "encoder.spatial=softmax"])
+    shapes = {"video": (5, 5, 4), "text": (7,)}
+    state = build_state(config, shapes, "cpu")
+    specs = {name: replace(SPECS["video"], modality=name, shape=shapes[name]) for name in shapes}
+    path = tmp_path / "a.pt"
+    save_checkpoint(state, path, specs=specs, position=Position(), extra={})
+
+    model = load_checkpoint(path).model
+
+    features = {name: torch.randn(4, 3, *shape) for name, shape in shapes.items()}
+    batch = Batch(features, torch.ones(4, 3, dtype=torch.bool), ("a",) * 4, ("",) * 4)
+    want, got = state.model.eval()(batch), model(batch)
+    for name in shapes:
+        assert torch.equal(want.reconstruction[name], got.reconstruction[name])
+    assert {p.device.type for p in model.state_dict().values()} == {"cpu"}
+    assert all(p.requires_grad for p in model.parameters())
+    assert equal(model.state_dict(), state.model.state_dict())
+
+
+def test_the_authors_checkpoint_is_recognised(tmp_path):
+    content = {"Encoder_parameters": {}, "Text_ar_lstm_parameters": {}, "epoch": 3}
+    torch.save(content, tmp_path / "MICU.pt")
+
+    with pytest.raises(CheckpointError, match=r"authors' released checkpoint.*load_released"):
+        load_checkpoint(tmp_path / "MICU.pt")
 
 
 def test_a_checkpoint_of_other_shapes_does_not_restore_a_run(saved):

@@ -1,11 +1,12 @@
 """Configurations: their checks, their text form, and the presets."""
 
 import json
+import math
 from dataclasses import asdict, replace
 
 import pytest
 
-from micu.config import DataConfig, JigsawConfig, OptimizerConfig, TrainConfig
+from micu.config import DataConfig, JigsawConfig, LossWeights, OptimizerConfig, TrainConfig
 from micu.errors import ConfigError
 from micu.overrides import config_differences, from_json, to_json, with_overrides
 from micu.presets import PRESETS
@@ -136,6 +137,95 @@ def test_differences_are_named_by_their_full_key():
 
     assert config_differences(one, other) == {"seed": (43, 1), "data.steps": (10, 5)}
     assert config_differences(one, one) == {}
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["weights.fine=-1"], "weights.fine: expected >= 0, got -1.0"),
+        (
+            [f"weights.{name}=0" for name in asdict(LossWeights())],
+            "weights.fine, coarse, jigsaw, reconstruction, commitment: expected at least one above",
+        ),
+        (["quantizer.active_within=0"], "quantizer.active_within: expected at least 1, got 0"),
+        (["optimizer.skip_nonfinite=-3"], "optimizer.skip_nonfinite: expected at least 0, got -3"),
+        (["data.padding=mask"], "train.data.padding: expected repeat with the modality text"),
+    ],
+)
+def test_a_setting_that_no_run_could_use_is_refused(assignments, message):
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(TrainConfig(), assignments)
+
+    assert message in str(caught.value)
+
+
+def test_a_weight_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="coarse: expected >= 0, got nan"):
+        LossWeights(coarse=math.nan)
+
+
+def test_one_loss_is_enough_and_without_text_steps_may_be_masked():
+    alone = [f"weights.{name}=0" for name in asdict(LossWeights()) if name != "jigsaw"]
+    config = with_overrides(TrainConfig(), [*alone, "data.padding=mask", "modalities=audio,flow"])
+
+    assert config.weights.jigsaw == 2
+    assert config.data.padding == "mask"
+
+
+MICU = {
+    "modalities": ["audio", "video", "text"],
+    "seed": 43,
+    "encoder": {
+        "embed_dim": 256,
+        "heads": 4,
+        "layers": 2,
+        "feedforward_dim": 1024,
+        "dropout": 0.1,
+        "text_hidden_dim": 128,
+        "spatial": "sum",
+        "clone_init": False,
+    },
+    "quantizer": {
+        "codebook_size": 400,
+        "ema_decay": 0.99,
+        "ema_epsilon": 1e-5,
+        "ema_own": 0.5,
+        "ema_init": "one",
+        "commitment_own": 0.5,
+        "commitment_cross": 0.25,
+        "reset": "revive",
+        "dead_after": 300,
+        "active_within": 100,
+        "null_code": False,
+    },
+    "reconstruction": {"grid_width": 2048, "vector_width": 256, "text_target_grad": False},
+    "contrastive": {
+        "tau": 0.1,
+        "normalize": True,
+        "mask_ratio": 0.3,
+        "mask_axis": "time",
+        "pair_reduction": "sum",
+    },
+    "jigsaw": {"splits": 8, "permutations": 256, "hidden_dim": 512, "block_draw": "batch"},
+    "weights": {"fine": 1, "coarse": 1, "jigsaw": 2, "reconstruction": 1, "commitment": 1},
+    "optimizer": {
+        "learning_rate": 4e-4,
+        "batch_size": 80,
+        "epochs": 5,
+        "max_steps": 0,
+        "grad_clip": 0.5,
+        "clip_jigsaw": True,
+        "double_forward": False,
+        "dtype": "float32",
+        "skip_nonfinite": 0,
+    },
+    "data": {"steps": 10, "splits": ["train"], "padding": "repeat", "exclude_ids": ""},
+}
+"""What the paper and the published code state, and our choices where they disagree."""
+
+
+def test_the_recommended_run_has_the_sizes_of_the_paper():
+    assert json.loads(to_json(PRESETS["micu"]())) == MICU
 
 
 def test_a_negative_seed_is_refused():

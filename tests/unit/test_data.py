@@ -167,8 +167,10 @@ def test_a_manifest_that_names_no_split_is_used_whole():
 
 
 def test_a_split_that_no_clip_is_of_is_an_error_that_lists_the_splits():
-    with pytest.raises(ManifestError, match=r"no clip is of the splits trian.*has test, train"):
-        select_clips(make_clips(12, splits=("train", "test")), DataConfig(splits=("trian",)))
+    clips = make_clips(12, splits=("train", "test"))
+    for splits, unknown in ((("trian",), "trian"), (("train", "vall"), "vall")):
+        with pytest.raises(ConfigError, match=rf"no clip is of {unknown}; .*has test, train"):
+            select_clips(clips, DataConfig(splits=splits))
 
 
 def test_excluded_ids_are_left_out(tmp_path):

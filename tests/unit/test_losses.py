@@ -149,6 +149,31 @@ def test_the_pair_reduction_sums_or_averages_over_the_ordered_pairs() -> None:
         assert summed.item() == pytest.approx(9 * averaged.item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ["fine", "coarse"])
+def test_both_contrastive_losses_follow_every_setting(name: str) -> None:
+    drawn = the_draws(CONFIG)
+
+    def value(**changes: object) -> float:
+        settings = replace(CONFIG.contrastive, **changes)  # type: ignore[arg-type]
+        loss = getattr(losses_of(replace(CONFIG, contrastive=settings)), name)
+        return loss.compute(output(*inputs()), batch(), drawn).item()
+
+    values = [value(), value(normalize=False), value(tau=0.1), value(tau=0.1, normalize=False)]
+    assert len(set(values)) == 4
+    assert name == "fine" or values[1] == pytest.approx(expected_coarse(drawn), rel=1e-12)
+
+
+def expected_coarse(drawn: Draws) -> float:
+    """The coarse loss of a dot product, sum over the ordered pairs, by the formula."""
+    semantic = inputs()[0].detach()
+    masked = (semantic * drawn.keep[None, ..., None]).mean(2)
+    total = 0.0
+    for queries, keys in itertools.product(masked, semantic.mean(2)):
+        logits = queries @ keys.T / CONFIG.contrastive.tau
+        total += torch.nn.functional.cross_entropy(logits, torch.arange(B)).item()
+    return total
+
+
 def test_masked_error_is_the_mean_over_the_elements_of_real_steps() -> None:
     x, target, mask = numbers(B, T, 2, 2, 3), numbers(B, T, 2, 2, 3, seed=1), batch((4, 1, 0)).mask
     expected = torch.nn.functional.mse_loss(x[mask], target[mask])

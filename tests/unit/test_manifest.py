@@ -103,6 +103,56 @@ def test_file_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "m.csv").clips == (clip,)
 
 
+@pytest.mark.parametrize("column", ["clip_id", "label", "split", "text", "note"])
+def test_only_file_names_may_be_other_than_utf8(tmp_path: Path, column: str) -> None:
+    values = {"clip_id": "a", "path": "p.mp4", "label": "l", "split": "train", "text": "t"}
+    values = {**values, "note": "n", column: "caf\u00e9"}
+    lines = [",".join(values), ",".join(values.values())]
+    (tmp_path / "m.csv").write_bytes("\n".join(lines).encode("cp1252"))
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(tmp_path / "m.csv")
+    assert f"line 2: {column} is not UTF-8: b'caf\\xe9'; save the file as UTF-8" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(("encoding", "unit"), [("cp1252", "gr\u00f6\u00dfe"), ("utf-16", "size")])
+def test_column_names_that_are_not_utf8_are_refused(
+    tmp_path: Path, encoding: str, unit: str
+) -> None:
+    (tmp_path / "m.csv").write_bytes(f"clip_id,{unit}\na,1\n".encode(encoding))
+    with pytest.raises(ManifestError, match="line 1 is not UTF-8; save the file as UTF-8"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_a_column_without_a_name_is_said_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.csv", ",clip_id,path\n0,a,a.mp4\n1,b,b.mp4\n")
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    assert str(caught.value) == (f"{path}: column 1 has no name; write the CSV without the index")
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.csv", "clip_id,path,path\na,a.mp4,b.mp4\n")
+    with pytest.raises(ManifestError, match="more than once: path"):
+        read_manifest(path)
+
+
+def test_a_quote_that_is_left_open_is_named_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="line 1 cannot be read as column names"):
+        read_manifest(write(tmp_path / "m.csv", 'clip_id,"path\na,a.mp4\n'))
+    with pytest.raises(ManifestError, match=r"1 bad row\n  line \d: unexpected end of data"):
+        read_manifest(write(tmp_path / "m.csv", 'clip_id,path\na,"a.mp4\n'))
+
+
+def test_every_bad_row_is_named_however_many_there_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.csv", "clip_id,path\n" + "".join(f"c{i},\n" for i in range(80)))
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path, need=("path",))
+    expected = [f"  line {line}: path is empty" for line in range(2, 82)]
+    assert str(caught.value).splitlines()[1:] == expected
+
+
 def test_events_lie_beside_their_manifest(tmp_path: Path) -> None:
     path = events_path(tmp_path / "ave.csv")
     assert path.name == "ave.events.csv"

@@ -136,6 +136,13 @@ def test_a_score_at_the_threshold_is_accepted() -> None:
     assert (metrics.os_star, metrics.unk, metrics.hos) == (1.0, 1.0, 1.0)
 
 
+def test_the_score_that_is_given_replaces_the_softmax() -> None:
+    logits, labels = np.array([[9.0, 0.0], [0.0, 9.0], [0.1, 0.0]]), np.array([0, 1, UNKNOWN])
+    told = open_set_metrics(logits, labels, 0.5, np.array([0.0, 0.0, 1.0]))
+    assert (told.os_star, told.unk, told.auroc, told.oscr) == (0.0, 0.0, 0.0, 0.0)
+    assert (told.acc, told.fpr_unk_at_95tpr_known) == (1.0, 1.0)
+
+
 def test_a_perfect_classifier_scores_one_and_a_reversed_one_zero() -> None:
     logits, labels = np.eye(3), np.array([0, 1, UNKNOWN])
     best = open_set_metrics(logits, labels, 1.5, np.array([3.0, 2.0, 1.0]))

@@ -233,6 +233,7 @@ def changes_of(name: str) -> dict[str, object]:
 def test_presets_change_what_they_say() -> None:
     assert changes_of("micu") == {}
     assert changes_of("paper") == {
+        "encoder.spatial": "softmax",
         "contrastive.tau": 1.0,
         "contrastive.normalize": False,
         "contrastive.mask_axis": "feature",

@@ -1,6 +1,7 @@
 """The open-set protocols: what they choose, and what they must not look at."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -36,8 +37,13 @@ class PatternEncoder:
     """Every class has a direction; both modalities share it."""
 
     name = "pattern"
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
 
     def encode(self, modality: str, clip_ids: list[str]) -> ClipFeatures:
+        self.asked.append((modality, tuple(clip_ids)))
         values = torch.zeros(len(clip_ids), 3, 6)
         for row, clip_id in enumerate(clip_ids):
             _, label, number = clip_id.split("/")
@@ -50,6 +56,9 @@ class PatternEncoder:
 
     def check_same_space(self, source: str, target: str) -> None:
         assert (source, target) == ("video", "audio")
+
+    def describe_probe(self, config: ProbeConfig) -> str:
+        return config.describe()
 
     train_probe = staticmethod(fit_probe)
 
@@ -73,6 +82,77 @@ def test_both_protocols_come_from_one_training_and_are_named(split: OpenSetSplit
     assert "95% or more of 6 known source clips" in headline.note
     assert "split 'val' of the manifest" in headline.note
     assert "on the test set" in oracle.note
+    assert "not the paper's protocol" not in oracle.note
+
+
+def test_the_probe_learns_from_the_source_modality_and_is_tested_on_the_target(
+    split: OpenSetSplit,
+) -> None:
+    encoder = PatternEncoder()
+    run_oscmg(encoder, split, "video", "audio", config=QUICK, seed=0)
+    train, validation, test = (
+        tuple(clip.clip_id for clip in clips)
+        for clips in (split.train, split.validation, split.test)
+    )
+    assert encoder.asked == [("video", train), ("video", validation), ("audio", test)]
+    assert not set(train) & {*validation, *test}
+
+
+def test_choices_and_metrics_use_the_score_asked_for(
+    split: OpenSetSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCORES._entries, "flat", lambda logits: np.full(len(logits), 7.0))
+    for outcome in run_oscmg(
+        PatternEncoder(), split, "video", "audio", config=QUICK, seed=0, score="flat"
+    ):
+        assert outcome.metrics.threshold == 7.0
+        assert (outcome.metrics.auroc, outcome.metrics.unk) == (0.5, 0.0)
+
+
+def test_the_probe_is_trained_where_the_encoder_runs(split: OpenSetSplit) -> None:
+    class Seen(Exception):
+        pass
+
+    class ElsewhereEncoder(PatternEncoder):
+        device = torch.device("meta")
+
+        def train_probe(self, features: ClipFeatures, *given: object) -> None:  # type: ignore[override]
+            raise Seen(features.values.device.type, features.mask.device.type)
+
+    with pytest.raises(Seen) as seen:
+        run_oscmg(ElsewhereEncoder(), split, "video", "audio", config=QUICK, seed=0)
+    assert seen.value.args == ("meta", "meta")
+
+
+def test_the_oracle_says_that_clips_were_held_out_of_its_probe_too() -> None:
+    clips = make_clips(8, "train") + make_clips(2, "test")
+    ids = {clip.clip_id for clip in clips}
+    split = split_clips(clips, ("a", "b"), source_ids=ids, target_ids=ids, seed=0)
+    headline, oracle = run_oscmg(PatternEncoder(), split, "video", "audio", config=QUICK, seed=0)
+    assert "15% of the training clips, held out" in headline.note
+    assert "not the paper's protocol" in oracle.note
+    assert "15% held out" in oracle.note
+
+
+def test_a_known_class_that_the_manifest_lacks_is_refused_with_the_closest_name() -> None:
+    clips = [
+        Clip(clip_id=f"{split}/{label}", label=label, split=split)
+        for label in ("dog bark", "siren")
+        for split in ("train", "val", "test")
+    ]
+    ids = {clip.clip_id for clip in clips}
+    with pytest.raises(ManifestError, match=r"'dog barks'; did you mean 'dog bark'"):
+        split_clips(clips, ("dog barks", "siren"), source_ids=ids, target_ids=ids, seed=0)
+
+
+def test_a_known_class_without_training_clips_is_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clips = make_clips(4, "train", "ab") + make_clips(2, "test", "abc")
+    ids = {clip.clip_id for clip in clips}
+    split = split_clips(clips, ("a", "c"), source_ids=ids, target_ids=ids, seed=0)
+    assert "without a training clip: c" in caplog.text
+    assert split.known == ("a", "c")
 
 
 def test_source_val_does_not_move_with_the_test_labels(split: OpenSetSplit) -> None:
@@ -85,7 +165,7 @@ def test_source_val_does_not_move_with_the_test_labels(split: OpenSetSplit) -> N
         validation=split.validation,
         test=relabelled,
         known=split.known,
-        validation_from=split.validation_from,
+        held_out=split.held_out,
     )
     (one, one_oracle), (two, two_oracle) = (
         run_oscmg(PatternEncoder(), each, "video", "audio", config=QUICK, seed=0)
@@ -102,7 +182,7 @@ def test_source_val_does_not_move_with_the_test_clips(split: OpenSetSplit) -> No
         validation=split.validation,
         test=split.test[:7],
         known=split.known,
-        validation_from=split.validation_from,
+        held_out=split.held_out,
     )
     one, two = (
         run_oscmg(PatternEncoder(), each, "video", "audio", config=QUICK, seed=0)[0]
@@ -124,7 +204,7 @@ def test_without_a_validation_split_a_part_of_each_class_is_held_out() -> None:
     assert [sum(c.label == label for c in split.validation) for label in "ab"] == [3, 3]
     assert not set(split.train) & set(split.validation)
     assert len(split.train) + len(split.validation) == 40
-    assert "held out" in split.validation_from
+    assert split.held_out
 
 
 def test_what_is_held_out_depends_on_the_seed_and_not_on_the_order() -> None:
@@ -194,6 +274,18 @@ def test_the_oracle_looks_at_all_epochs_and_keeps_the_first_of_equals() -> None:
 def test_the_oracle_without_unknown_samples_still_answers() -> None:
     choice = choose_on_test([np.eye(2)], np.array([0, 1]), max_softmax)
     assert (choice.epoch, math.isfinite(choice.threshold)) == (0, True)
+
+
+def test_holding_out_ten_thousand_classes_is_one_pass() -> None:
+    clips = [
+        Clip(clip_id=f"{label}/{number}", label=str(label), split="train")
+        for label in range(10_000)
+        for number in range(2)
+    ]
+    begun = time.perf_counter()
+    stays, held = hold_out(clips, seed=0)
+    assert (len(stays), len(held)) == (10_000, 10_000)
+    assert time.perf_counter() - begun < 5  # a pass per class would be 2 × 10⁸ comparisons
 
 
 @pytest.mark.parametrize("name", list(SCORES))

@@ -1,15 +1,26 @@
+import json
 import os
 import signal
+import threading
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import extract.pipeline as pipeline
 from extract.pipeline import extract_manifest
 from extract.verify import verify_set
-from micu.errors import StoreError
+from micu.errors import DecodeError, ExtraError, StoreError
 from micu.manifest import Clip, write_manifest
-from micu.store import FeatureStore, read_ledger
+from micu.store import (
+    FeatureRow,
+    FeatureStore,
+    publish_shard,
+    read_ledger,
+    read_set,
+    write_set,
+)
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 
@@ -117,15 +128,88 @@ def test_an_unexpected_error_in_one_clip_does_not_end_the_run(
     assert "Traceback" in caplog.text
 
 
+def test_a_clip_that_its_backbone_refuses_ends_in_the_ledger(tmp_path: Path) -> None:
+    class Picky(Toy):
+        def to_steps(self, outputs, media):  # type: ignore[no-untyped-def]
+            if media.units[0].startswith("w0"):
+                raise DecodeError("no_text", "no word is left")
+            return super().to_steps(outputs, media)
+
+    summary = extract_manifest(toy_plan(tmp_path), Picky(), toy_read)
+    failure = read_ledger(Path(summary.folder))["../c/0"]
+    assert (failure.stage, failure.code) == ("encode", "no_text")
+    assert summary.extracted == 22
+
+
+def test_a_mistake_of_the_whole_run_is_no_failure_of_a_clip(tmp_path: Path) -> None:
+    def read(clip: Clip):  # type: ignore[no-untyped-def]
+        if clip.clip_id == "../c/10":
+            raise ExtraError("decord", "decord")
+        return toy_read(clip)
+
+    plan = toy_plan(tmp_path)
+    with pytest.raises(ExtraError, match=r"pip install 'micu\[decord\]'"):
+        extract_manifest(plan, Toy(), read)
+    assert set(read_ledger(plan.folder)) == {"../c/9"}
+    assert len(FeatureStore(plan.folder)) == 9  # what was whole, of the second shard too
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_a_decoder(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def read(clip: Clip):  # type: ignore[no-untyped-def]
+        if clip.clip_id == "../c/3":
+            os.kill(os.getpid(), signal.SIGTERM)
+            release.wait(60)
+        return toy_read(clip)
+
+    summary = extract_manifest(toy_plan(tmp_path), Toy(), read)
+    assert not release.is_set()
+    release.set()
+    assert summary.stopped_by == "SIGTERM"
+    assert summary.extracted <= 3
+    assert run(tmp_path).left == 0
+
+
+def test_damage_is_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def read(clip: Clip):  # type: ignore[no-untyped-def]
+        return replace(toy_read(clip), notes={"corrupt_frames": int(clip.clip_id == "../c/2")})
+
+    summary = extract_manifest(toy_plan(tmp_path), Toy(), read)
+    assert summary.damaged == 1
+    assert "clip '../c/2': 1 corrupt frames" in caplog.text
+
+
+def test_a_ledger_row_that_was_cut_off_is_tried_again(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    ledger = Path(whole.folder) / "failures.csv"
+    before = shard_bytes(Path(whole.folder))
+    ledger.write_bytes(ledger.read_bytes()[:-5])
+    again = run(tmp_path)
+    assert (again.failed, again.failed_before, again.extracted) == (1, 1, 0)
+    assert shard_bytes(Path(whole.folder)) == before
+
+
+def test_a_shard_whose_index_line_was_lost_to_a_kill_is_noted_again(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path).folder)
+    whole = shard_bytes(folder)
+    index = folder / "index.jsonl"
+    lines = [json.loads(line) for line in index.read_text().splitlines() if line]
+    for line in lines[:2]:  # as before the last publication
+        line["clip_ids"] = line["clip_ids"][:-1]
+    lines[1]["size"] -= 1
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(tmp_path)
+    assert verify_set(folder, data=True).problems == ()
+    assert shard_bytes(folder) == whole
+
+
 def test_retrying_failures_fills_the_gaps(tmp_path: Path) -> None:
     first = run(tmp_path)
 
     def mended(clip: Clip):  # type: ignore[no-untyped-def]
-        return pipeline.Media([clip.text], pipeline_zeros, 0.0, 1)
+        return pipeline.Media([clip.text], np.zeros(0), 0.0, 1)
 
-    import numpy as np
-
-    pipeline_zeros = np.zeros(0)
     plan = toy_plan(tmp_path, retry_failed=True)
     assert plan.todo == 2
     summary = extract_manifest(plan, Toy(), mended)
@@ -140,7 +224,21 @@ def test_features_of_another_making_are_not_mixed_in(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(StoreError, match=r"(?s)shard_rows: expected 16, got 8.*--overwrite"):
         toy_plan(tmp_path, shard_rows=16)
-    assert toy_plan(tmp_path, shard_rows=16, overwrite=True).todo == 25
+    replacing = toy_plan(tmp_path, shard_rows=16, overwrite=True)
+    assert (replacing.todo, replacing.done) == (25, 0)
+    assert toy_plan(tmp_path).todo == 0  # planning removed nothing
+    summary = extract_manifest(replacing, Toy(), toy_read)
+    assert len(list(Path(summary.folder).glob("shard-*.h5"))) == 2
+    assert verify_set(Path(summary.folder), data=True).problems == ()
+
+
+def test_overwriting_with_equal_settings_goes_on(tmp_path: Path) -> None:
+    run(tmp_path, limit=11)
+    assert toy_plan(tmp_path, overwrite=True).done == 10
+
+
+def test_shards_are_small_where_lengths_are_unknown(tmp_path: Path) -> None:
+    assert toy_plan(tmp_path, shard_rows=None).header.shard_rows == 64
 
 
 def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
@@ -168,7 +266,39 @@ def test_verify_finds_what_is_missing_doubled_or_damaged(tmp_path: Path) -> None
     shard.write_bytes(data)
     assert any("sha256 differs" in p for p in verify_set(folder, data=True).problems)
     shard.write_bytes(data[:-8])
-    assert any("cannot be opened" in p for p in verify_set(folder).problems)
+    report = verify_set(folder)
+    assert any("cannot be read as HDF5" in p for p in report.problems)
+    assert report.stored == 23 - 7  # the other shards are judged all the same
+    assert not any("'../c/0'" in p for p in report.problems)
+
+
+def test_verify_finds_strangers(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path).folder)
+    header, record = read_set(folder)
+    stranger = FeatureRow("x", np.ones((1, 3), np.float32), np.ones(1, bool), np.zeros(1))
+    publish_shard(folder, 9, header, [stranger])
+    assert "clip 'x' is not in the manifest" in verify_set(folder).problems
+    (folder / "shard-00009.h5").unlink()
+    write_set(folder, replace(header, shard_rows=99), record)
+    assert sum("shard_rows: expected 99, got 8" in p for p in verify_set(folder).problems) == 4
+
+
+def test_verify_finds_values_that_are_not_finite_and_a_wrong_index(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path).folder)
+    header, _ = read_set(folder)
+    bad = FeatureRow("../c/24", np.full((5, 3), np.nan, np.float32), np.ones(5, bool), np.zeros(5))
+    publish_shard(folder, 3, header, [bad])
+    assert any("rows [0] are not finite" in p for p in verify_set(folder, data=True).problems)
+    index = folder / "index.jsonl"
+    index.write_text(index.read_text().replace("../c/24", "../c/23"))
+    assert any("not those that the index lists" in p for p in verify_set(folder).problems)
+
+
+def test_features_that_were_moved_are_verified_against_a_named_manifest(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path).folder)
+    (tmp_path / "toys.csv").rename(tmp_path / "moved.csv")
+    assert "--manifest" in verify_set(folder).problems[0]
+    assert verify_set(folder, tmp_path / "moved.csv").problems == ()
 
 
 def test_no_more_clips_are_decoded_ahead_than_stated(tmp_path: Path) -> None:

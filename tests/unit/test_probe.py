@@ -1,19 +1,33 @@
 """Probes, and the features that they are trained on."""
 
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from micu.config import DataConfig
+from micu.data import Batch
 from micu.errors import ConfigError, ShapeError
+from micu.evaluate.encoders import ClipCache, CodeEncoder, InputEncoder, pool_inputs
+from micu.evaluate.models import untrained_model
 from micu.evaluate.probe import (
     RIDGE,
     ClassificationProbe,
     ClipFeatures,
     ProbeConfig,
+    encode_clips,
     fit_linear,
     fit_probe,
     predict_logits,
 )
+from micu.model.micu import MICU
+from micu.overrides import with_overrides
+from micu.presets import PRESETS
+from micu.store import FeatureStore, find_sets
+from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
 
 LABELS = torch.arange(24) % 3
 
@@ -126,3 +140,119 @@ def test_features_of_another_width_are_refused() -> None:
 def test_a_probe_needs_an_epoch() -> None:
     with pytest.raises(ConfigError, match=r"probe.epochs: expected at least 1, got 0"):
         ProbeConfig(epochs=0)
+
+
+def test_logits_do_not_depend_on_how_many_clips_are_predicted_at_once(
+    features: ClipFeatures,
+) -> None:
+    class Counting(ClassificationProbe):
+        def logits(self, values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+            assert len(values) <= 7
+            return super().logits(values, mask)
+
+    probe = Counting(5, 3)
+    at_once = ClassificationProbe.logits(probe, features.values, features.mask)
+    assert np.allclose(predict_logits(probe, features, 7), at_once.detach(), atol=1e-5)
+
+
+def test_probes_are_trained_where_their_features_are(features: ClipFeatures) -> None:
+    elsewhere = features.to("meta")
+    (probe,) = fit_probe(elsewhere, LABELS, 3, ProbeConfig(epochs=1), 0)
+    assert {parameter.device.type for parameter in probe.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ProbeConfig)])
+def test_probes_trained_differently_are_described_differently(name: str) -> None:
+    other = (1, 2) if name == "milestones" else 3
+    assert replace(ProbeConfig(), **{name: other}).describe() != ProbeConfig().describe()
+
+
+# --- encoders --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> dict[str, FeatureStore]:
+    write_features(tmp_path / "features", make_clips(20))
+    opened = (FeatureStore(folder) for folder in find_sets(tmp_path / "features"))
+    return {store.spec.modality: store for store in opened}
+
+
+@pytest.fixture
+def model() -> MICU:
+    config = with_overrides(PRESETS["micu"](), [*SMALL, "modalities=audio,video"])
+    return untrained_model(config, {name: SHAPES[name] for name in config.modalities}, seed=0)
+
+
+class Reading:
+    """`pool_inputs`, with a note of what was read."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[str, tuple[str, ...]]] = []
+
+    def __call__(self, batches: Iterable[Batch], modality: str) -> ClipFeatures:
+        found = pool_inputs(batches, modality)
+        self.read.append((modality, found.clip_ids))
+        return found
+
+
+def test_padded_steps_are_kept_from_the_encoder_and_from_the_probe(model: MICU) -> None:
+    values = torch.randn(2, 10, *SHAPES["audio"], generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 10, dtype=torch.bool)
+    mask[:, 6:] = False
+    other = values.clone()
+    other[:, 6:] = 50.0
+    one, two = (
+        encode_clips(model, [Batch({"audio": each}, mask, ("a", "b"), ("", ""))], "audio")
+        for each in (values, other)
+    )
+    assert torch.equal(one.mask, mask)
+    assert torch.equal(one.codes[:, :6], two.codes[:, :6])
+    seen = model.encode({"audio": values})["audio"].semantic[:, :6]
+    hidden = model.encode({"audio": values}, mask)["audio"].semantic[:, :6]
+    assert not torch.allclose(seen, hidden), "this model would not notice a mask that is dropped"
+
+
+def test_the_model_is_told_the_mask(model: MICU, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[torch.Tensor | None] = []
+    real = model.encode
+
+    def encode(features: dict[str, torch.Tensor], mask: torch.Tensor | None = None) -> object:
+        told.append(mask)
+        return real(features, mask)
+
+    monkeypatch.setattr(model, "encode", encode)
+    mask = torch.arange(10)[None] < 6
+    batch = Batch({"audio": torch.zeros(1, 10, *SHAPES["audio"])}, mask, ("a",), ("",))
+    encode_clips(model, [batch], "audio")
+    assert told[0] is not None
+    assert torch.equal(told[0], mask)
+
+
+def test_raw_grids_are_averaged_over_their_cells(stores: dict[str, FeatureStore]) -> None:
+    cache = ClipCache(stores, make_clips(20), DataConfig(), pool_inputs)
+    found = InputEncoder("input", cache, "cpu").encode("video", ["clip/3", "clip/1"])
+    grid = torch.from_numpy(stores["video"].read("clip/3").values)
+    assert torch.allclose(found.values[0], grid.mean((1, 2)), atol=1e-6)
+
+
+def test_only_the_clips_asked_for_are_read_and_each_once(stores: dict[str, FeatureStore]) -> None:
+    reading = Reading()
+    cache = ClipCache(stores, make_clips(20), DataConfig(), reading)
+    one, two = (InputEncoder(name, cache, "cpu") for name in ("input", "ceiling"))
+    one.encode("audio", ["clip/3", "clip/1"])
+    found = two.encode("audio", ["clip/1", "clip/7", "clip/3"])
+    one.encode("audio", ["clip/7"])
+    assert reading.read == [("audio", ("clip/3", "clip/1")), ("audio", ("clip/7",))]
+    assert found.clip_ids == ("clip/1", "clip/7", "clip/3")
+    fresh = ClipCache(stores, make_clips(20), DataConfig(), pool_inputs)
+    assert torch.equal(found.values, fresh.get("audio", found.clip_ids).values)
+
+
+def test_codes_of_clips_asked_for_later_are_those_of_all_at_once(
+    stores: dict[str, FeatureStore], model: MICU
+) -> None:
+    ids = [f"clip/{number}" for number in range(6)]
+    at_once, bit_by_bit = (CodeEncoder("code", model, stores, make_clips(20)) for _ in range(2))
+    bit_by_bit.encode("audio", ids[3:])
+    assert at_once.device == torch.device("cpu")
+    assert torch.equal(at_once.encode("audio", ids).codes, bit_by_bit.encode("audio", ids).codes)

@@ -287,7 +287,33 @@ def test_what_text_uses_is_alive_unless_as_published(
 
 
 def test_no_active_code_is_no_error() -> None:
-    quantizer = build("reference", dead_after=1, active_within=0)
-    quantizer.unused.fill_(5)
-    quantizer.update_({"text": randn(1, 1, D), "audio": randn(1, 1, D)})
+    quantizer = build("reference", dead_after=3, active_within=1)
+    quantizer.unused.fill_(2)
+    codes = {"text": torch.zeros(1, 1, dtype=torch.int64)}  # as published, text uses no code
+    quantizer.update_({"text": randn(1, 1, D)}, codes=codes)
+    assert quantizer.unused.tolist() == [3] * K
+    quantizer.update_({"text": randn(1, 1, D)}, codes=codes)
     assert quantizer.codebook.isfinite().all()
+    assert quantizer.unused.tolist() == [4] * K
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_codes_that_were_looked_up_before_are_not_looked_up_again(masked: bool) -> None:
+    one, two, z = build("revive"), build("revive"), features(3)
+    two.load_state_dict(one.state_dict())
+    mask = some_mask() if masked else None
+    codes = {name: entry.codes for name, entry in one.quantize(z, mask).items()}
+    one.update_(z, mask)
+    two.update_(z, mask, codes=codes)
+    assert same(one.state_dict(), two.state_dict())
+    other = build("revive")
+    other.load_state_dict(one.state_dict())
+    one.update_(z, mask, codes={name: torch.zeros_like(x) for name, x in codes.items()})
+    other.update_(z, mask)
+    assert not same(one.state_dict(), other.state_dict())
+
+
+def test_codes_of_another_shape_are_refused() -> None:
+    codes = {name: torch.zeros(B, T + 1, dtype=torch.int64) for name in MODALITIES[:2]}
+    with pytest.raises(ShapeError, match="codes: expected"):
+        build().update_(features(2), codes=codes)

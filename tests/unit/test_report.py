@@ -61,6 +61,18 @@ def test_rows_are_added_and_a_repeated_evaluation_replaces_its_own(tmp_path: Pat
     }
 
 
+@pytest.mark.parametrize("column", ["probe", "features"])
+def test_another_probe_or_other_features_do_not_replace_a_number(
+    tmp_path: Path, column: str
+) -> None:
+    path = tmp_path / "r.csv"
+    rows = [ROW, replace(ROW, value=0.9, **{column: "another"})]
+    for row in rows:
+        write_rows([row], path)
+    assert read_rows(path) == rows
+    assert len(render_table(rows).splitlines()) == 2 + 2
+
+
 def test_two_evaluations_at_once_lose_no_row(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     writers = [

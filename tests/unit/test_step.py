@@ -1,6 +1,7 @@
 """One optimisation step: what it moves, in which order, and what it refuses to move."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from micu.config import (
 from micu.data import Batch
 from micu.errors import TrainError
 from micu.losses import draw
+from micu.model.quantizer import UnifiedQuantizer, nearest_code
 from micu.step import StepReport, TrainState, build_state, learning_rate, train_step
 
 B, T = 4, 5
@@ -126,6 +128,37 @@ def test_the_codebook_follows_the_features_of_before_the_step() -> None:
     other = fresh(frozen)
     train_step(other, batch())
     assert torch.equal(state.model.quantizer.codebook, other.model.quantizer.codebook)
+
+
+@pytest.mark.parametrize(("config", "passes"), [(CONFIG, 1), (TWICE, 2)])
+def test_every_pass_looks_its_codes_up_once(
+    config: TrainConfig, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, calls = fresh(config), []
+
+    def counted(x: Tensor, codebook: Tensor) -> Tensor:
+        calls.append(len(x))
+        return nearest_code(x, codebook)
+
+    monkeypatch.setattr("micu.model.quantizer.nearest_code", counted)
+    train_step(state, batch())
+    assert len(calls) == passes
+
+
+@BOTH
+def test_codes_of_the_pass_move_the_codebook_as_those_looked_up_again(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, other = fresh(config), fresh(config)
+    update = UnifiedQuantizer.update_
+    train_step(state, batch(lengths=(T, 2) + (T,) * (B - 2)))
+
+    def afresh(self: UnifiedQuantizer, *features: Any, **rest: Any) -> None:
+        update(self, *features, **{**rest, "codes": None})
+
+    monkeypatch.setattr(UnifiedQuantizer, "update_", afresh)
+    train_step(other, batch(lengths=(T, 2) + (T,) * (B - 2)))
+    assert_same(snapshot(state), snapshot(other))
 
 
 def test_two_passes_update_the_codebook_twice() -> None:

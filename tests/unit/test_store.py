@@ -1,7 +1,9 @@
 import io
 import json
 import multiprocessing
+import os
 import pickle
+import random
 from pathlib import Path
 
 import h5py
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from micu import store as store_module
 from micu.errors import FeatureError, ShapeError, StoreError
-from micu.shard import FeatureRow, FeatureSpec, Header, check_row, encode_shard, open_shard
+from micu.shard import FeatureRow, FeatureSpec, Header, Shard, check_row, encode_shard
 from micu.store import (
     FeatureStore,
     RunRecord,
@@ -113,7 +115,7 @@ def test_an_indexed_set_is_planned_without_opening_a_shard(
     def refuse(path: Path) -> None:
         raise AssertionError(path)
 
-    monkeypatch.setattr(store_module, "open_shard", refuse)
+    monkeypatch.setattr(Shard, "open", refuse)
     assert len(read_index(tmp_path)) == 2
 
 
@@ -194,7 +196,7 @@ def test_a_header_that_was_edited_is_refused(tmp_path: Path) -> None:
 def _hostile(kind: str, path: Path, secret: Path) -> None:
     data = np.zeros((2, 2, 2, 3), np.float32)
     with h5py.File(path, "w") as file:
-        file.attrs["header"] = json.dumps(HEADER.to_json())
+        file.attrs["header"] = np.bytes_(json.dumps(HEADER.to_json()))
         file["clip_id"] = np.array([b"a", b"b"])
         file["mask"] = np.ones((2, 2), bool)
         file["times_s"] = np.zeros((2, 2))
@@ -218,6 +220,18 @@ def _hostile(kind: str, path: Path, secret: Path) -> None:
             file["features"] = np.zeros((3, 2, 2, 3), np.float32)
         elif kind == "other type":
             file["features"] = data.astype("f8")
+        elif kind == "steps unlike the header's":
+            file["features"] = np.zeros((2, 2, 3, 2), np.float32)
+        elif kind == "ids of another type":
+            del file["clip_id"]
+            file["clip_id"] = ["a", "b"]
+            file["features"] = data
+        elif kind == "header in a heap":  # which libhdf5 may walk for ever
+            file.attrs["header"] = json.dumps(HEADER.to_json())
+            file["features"] = data
+        elif kind == "no header":
+            del file.attrs["header"]
+            file["features"] = data
         elif kind == "group":
             file.create_group("features")
         else:
@@ -236,6 +250,10 @@ def _hostile(kind: str, path: Path, secret: Path) -> None:
         "filter bomb",
         "other shape",
         "other type",
+        "steps unlike the header's",
+        "ids of another type",
+        "header in a heap",
+        "no header",
         "group",
         "unknown data set",
     ],
@@ -247,18 +265,82 @@ def test_hostile_shards_are_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "shard-00000.h5"
     _hostile(kind, path, secret)
     with pytest.raises((StoreError, ShapeError), match=r"shard-00000\.h5"):
-        open_shard(path)
+        Shard.open(path)
 
 
 def test_a_good_shard_of_the_same_making_opens(tmp_path: Path) -> None:
     path = tmp_path / "shard-00000.h5"
     path.write_bytes(encode_shard(HEADER, [row("a"), row("b")]))
-    open_shard(path).close()
+    with Shard.open(path) as shard:
+        assert shard.clip_ids == ("a", "b")
+        np.testing.assert_array_equal(shard.read(1).values, row("b").values)
 
 
 @pytest.mark.parametrize("size", [0, 100, -8])
 def test_a_shard_that_was_cut_off_is_refused(tmp_path: Path, size: int) -> None:
     path = tmp_path / "shard-00000.h5"
     path.write_bytes(encode_shard(HEADER, [row("a")])[:size])
-    with pytest.raises(StoreError, match="cannot be opened as HDF5"):
-        open_shard(path)
+    with pytest.raises(StoreError, match="cannot be read as HDF5"):
+        Shard.open(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link"])
+def test_what_is_not_a_file_is_refused_without_opening_it(tmp_path: Path, kind: str) -> None:
+    write_two_shards(tmp_path)
+    path = tmp_path / "shard-00009.h5"
+    if kind == "pipe":
+        os.mkfifo(path)
+        handle = os.open(path, os.O_RDWR)  # so that a broken check fails here and does not hang
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match=r"shard-00009\.h5: not a file"):
+        read_index(tmp_path)
+    if kind == "pipe":
+        os.close(handle)
+
+
+def _damaged(data: bytes, seed: int) -> bytes:
+    """`data` with one to three bits flipped."""
+    draw, damaged = random.Random(seed), bytearray(data)
+    for _ in range(draw.randint(1, 3)):
+        damaged[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    return bytes(damaged)
+
+
+def test_flipped_bits_give_an_error_about_the_shard_or_rows_of_its_shape(tmp_path: Path) -> None:
+    good = encode_shard(HEADER, [row("a", 2), row("b", 3)])
+    path = tmp_path / "shard-00000.h5"
+    messages = []
+    for seed in range(150):
+        path.write_bytes(_damaged(good, seed))
+        try:
+            with Shard.open(path) as shard:
+                rows = [shard.read(number) for number in range(2)]
+                shard.nonfinite_rows()
+        except (StoreError, ShapeError) as error:
+            messages.append(str(error))
+            continue
+        assert shard.header == HEADER
+        shapes = {(r.values.shape, r.mask.shape, r.times_s.shape) for r in rows}
+        assert shapes == {((3, 2, 3), (3,), (3,))}
+    assert len(messages) > 20
+    assert all("shard-00000.h5" in message for message in messages)
+
+
+def test_rows_that_are_not_finite_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "shard-00000.h5"
+    path.write_bytes(encode_shard(HEADER, [row("a"), row("b", value=np.nan), row("c")]))
+    with Shard.open(path) as shard:
+        assert shard.nonfinite_rows() == [1]
+
+
+def test_a_shard_that_was_replaced_since_the_set_was_opened_is_refused(tmp_path: Path) -> None:
+    write_two_shards(tmp_path)
+    before = FeatureStore(tmp_path)
+    publish_shard(tmp_path, 0, HEADER, [row("new", 2, 9.0), row("a/b", 2, 1.0), row("../x", 4)])
+    with pytest.raises(StoreError, match="extended since it was opened; open it again"):
+        before.read("a/b")
+    assert before.read("é").values[0, 0, 0] == 3.0
+    assert FeatureStore(tmp_path).read("a/b").values[0, 0, 0] == 1.0

@@ -184,6 +184,36 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_says_what_to_type() -> Non
     assert "http://localhost:9" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ImportError("needs sentencepiece"), "a/b: a package is missing: needs sentencepiece"),
+        (
+            ValueError("not JSON"),
+            r"the copy in the cache is broken \(ValueError: not JSON\); delete",
+        ),
+    ],
+)
+def test_a_cached_copy_that_cannot_be_loaded_is_not_called_missing(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights_module, "_probe", lambda url: pytest.fail("asked the hub"))
+
+    def fetch(local_files_only: bool) -> None:
+        raise error
+
+    with pytest.raises(WeightsError, match=message):
+        from_hub("a/b", "https://hub", fetch, "")
+
+
+def test_what_is_wrong_with_the_cache_is_said_where_the_hub_has_no_answer_either() -> None:
+    def fetch(local_files_only: bool) -> None:
+        raise OSError("config.json is not valid")
+
+    with pytest.raises(WeightsError, match=r"no usable copy in the cache \(config\.json is not"):
+        from_hub("a/b", "http://localhost:9", fetch, "")
+
+
 @pytest.mark.parametrize("name", ["swinv2", "timm:test_vit", "htsat", "slowonly", "bert"])
 def test_published_weights_that_cannot_be_had_are_named(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

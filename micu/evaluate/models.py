@@ -1,0 +1,129 @@
+"""Which model is evaluated: read from a file, or untrained; and whether features suit it."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from micu.checkpoint import LoadedModel, load_checkpoint
+from micu.config import TrainConfig
+from micu.errors import CheckpointError, StoreError
+from micu.evaluate.report import CHANGES
+from micu.files import file_sha256
+from micu.model.micu import MICU
+from micu.overrides import config_differences
+from micu.presets import PRESETS
+from micu.released import ENCODER_SECTION, load_released
+from micu.store import FeatureSpec, FeatureStore
+
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError),
+    pickle.UnpicklingError,
+)
+"""What `torch.load` raises for a file that is not one of its own."""
+
+RELEASED = "released (features unchecked)"
+"""Stands for the preset of the authors' checkpoint, which does not name its training features."""
+
+
+def load_model(path: Path, device: str) -> LoadedModel:
+    """Read a checkpoint of `micu-train`, or the authors' one.
+
+    Raises:
+        CheckpointError: The file is missing, cut off, hostile or neither.
+    """
+    try:
+        return load_checkpoint(path, device)
+    except CheckpointError:
+        if not _is_released(path):
+            raise
+    model = load_released(path, device)
+    return LoadedModel(
+        model=model,
+        config=model.config,
+        step=0,
+        specs={},
+        sha256=file_sha256(path),
+        record={"preset": RELEASED},
+    )
+
+
+def _is_released(path: Path) -> bool:
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except UNREADABLE:
+        return False
+    return isinstance(content, Mapping) and ENCODER_SECTION in content
+
+
+def untrained_model(config: TrainConfig, shapes: Mapping[str, tuple[int, ...]], seed: int) -> MICU:
+    """The same architecture with the weights that `seed` gives, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MICU(config, shapes)
+    return model.to(getattr(torch, config.optimizer.dtype)).eval()
+
+
+def describe_preset(loaded: LoadedModel) -> str:
+    """The preset that a checkpoint was trained from, and every setting that was changed.
+
+    Modalities and seed are left out: rows name them elsewhere.
+    """
+    name = str(loaded.record.get("preset", ""))
+    if name not in PRESETS:
+        return name or "unknown"
+    differences = config_differences(PRESETS[name](), loaded.config)
+    changes = [
+        f"{key}={','.join(value) if isinstance(value, tuple) else value}"
+        for key, (_, value) in differences.items()
+        if key not in ("modalities", "seed")
+    ]
+    return name + (CHANGES + " ".join(changes) if changes else "")
+
+
+def check_features(stores: Mapping[str, FeatureStore], loaded: LoadedModel) -> None:
+    """Refuse feature sets that are not of the kind that the model was trained on.
+
+    Where the weights were read from and which versions were installed may differ. Of a checkpoint
+    that does not say what its features were, only the shapes can be compared.
+
+    Raises:
+        StoreError: Backbone, weights, shape or preprocessing differ; all differences are named.
+    """
+    problems: list[str] = []
+    for modality, store in stores.items():
+        if modality not in loaded.model.shapes:
+            known = ", ".join(loaded.model.shapes)
+            raise StoreError(f"the checkpoint was not trained on {modality}, only on {known}")
+        if loaded.specs:
+            expected = _traits(FeatureSpec.from_json(loaded.specs[modality]))
+        else:
+            expected = {"shape": json.dumps(list(loaded.model.shapes[modality]))}
+        got = _traits(store.spec)
+        compared = sorted({*expected, *got} if loaded.specs else expected)
+        problems.extend(
+            f"  {modality}: {name}: the checkpoint expects {expected.get(name)}, "
+            f"{store.folder} has {got.get(name)}"
+            for name in compared
+            if expected.get(name) != got.get(name)
+        )
+    if problems:
+        raise StoreError(
+            "the features are not of the kind that the checkpoint was trained on\n"
+            + "\n".join(problems)
+            + "\nchoose another set (--video-features NAME and so on), or extract again"
+        )
+
+
+def _traits(spec: FeatureSpec) -> dict[str, str]:
+    """What must be equal, by name, as text."""
+    same = {
+        "backbone": spec.backbone,
+        "weights_sha256": spec.weights_sha256,
+        "shape": list(spec.shape),
+        "hop_s": spec.hop_s,
+        **{f"preprocessing.{name}": value for name, value in spec.preprocessing.items()},
+    }
+    return {name: json.dumps(value, sort_keys=True) for name, value in same.items()}

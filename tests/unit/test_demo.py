@@ -1,0 +1,100 @@
+"""The demo's shell and its folder: it stops at surprises and removes only what is its own."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from extract import demo
+from extract.demo import MARKER, DemoError, Shell, prepare_folder
+from micu.errors import ConfigError
+
+TOOL = """
+import pathlib, sys, time
+
+def main():
+    print("said", *sys.argv[1:])
+    if sys.argv[1] == "wait":
+        pathlib.Path("sign").touch()
+        time.sleep(60)
+        pathlib.Path("end").touch()
+    sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    (tmp_path / "toy_tool.py").write_text(TOOL)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(demo, "TOOLS", {"toy": "toy_tool:main"})
+    (tmp_path / "work").mkdir()
+    return Shell(tmp_path / "work", [])
+
+
+def test_a_command_is_shown_as_a_user_would_type_it(
+    shell: Shell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run("toy", "two words", "0")
+
+    shown = capsys.readouterr().out
+    assert "$ toy 'two words' 0" in shown
+    assert "said two words 0" in shown
+    assert sys.executable not in shown
+    assert [(line.line, line.exit_code) for line in shell.typed] == [("toy 'two words' 0", 0)]
+
+
+def test_an_exit_code_that_was_not_expected_stops_the_demo(shell: Shell) -> None:
+    shell.run("toy", "fine", "3", expect=(0, 3))
+    with pytest.raises(DemoError, match="expected exit code 0, got 3"):
+        shell.run("toy", "bad", "3")
+
+
+def test_a_command_is_killed_once_its_sign_is_there(shell: Shell) -> None:
+    started = time.monotonic()
+    shell.kill_once("toy", "wait", "0", sign="sign")
+
+    assert time.monotonic() - started < 30
+    assert shell.typed[0].exit_code == -9
+    assert shell.typed[0].note == "killed on purpose"
+    assert not (shell.folder / "end").exists()
+
+
+def test_a_command_that_ends_before_it_can_be_killed_is_said_to(shell: Shell) -> None:
+    shell.kill_once("toy", "quick", "0", sign="never")
+
+    assert shell.typed[0].note == "had finished before it was killed"
+
+
+def test_a_folder_with_other_content_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media/mine.mp4").write_text("mine")
+
+    with pytest.raises(ConfigError, match="nothing was touched"):
+        prepare_folder(tmp_path, keep=False)
+    assert (tmp_path / "media/mine.mp4").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["media"]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_earlier_demo_is_removed_unless_it_is_kept(tmp_path: Path, *, keep: bool) -> None:
+    prepare_folder(tmp_path, keep=False)
+    for name in ("media/a.mp4", "features/x/set.json", "runs/seed-1/last.pt", "notes/own.txt"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    for name in ("manifest.csv", "known.csv", "results.csv"):
+        (tmp_path / name).touch()
+
+    prepare_folder(tmp_path, keep=keep)
+
+    found = {path.name for path in tmp_path.iterdir()}
+    made = {"media", "features", "runs", "manifest.csv", "known.csv"}
+    assert found == {MARKER, "notes", *(made if keep else ())}
+
+
+def test_every_tool_stands_behind_a_script_of_the_project() -> None:
+    import tomllib
+
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    scripts = tomllib.loads(project.read_text())["project"]["scripts"]
+    assert {name: scripts[name] for name in demo.TOOLS} == demo.TOOLS
