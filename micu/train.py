@@ -92,11 +92,12 @@ def fit(
         OSError: The disk refused.
     """
     began = time.perf_counter()
+    # A finished run that is resumed keeps its checkpoint, and with it the hash that results name.
+    saved_at = state.step if position is not None and (out / LAST).is_file() else -1
     position = position or Position()
     limits = state.config.optimizer
     device, dtype = next(state.model.parameters()).device, getattr(torch, limits.dtype)
     row: Row = {}
-    saved_at = -1
     with stop_signals() as stop, MetricsLog(out, state.step, plan.tensorboard) as log:
         write_atomically(out / CONFIG, to_json(state.config).encode())
         remove_stale_temporaries(out)
