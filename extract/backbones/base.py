@@ -7,7 +7,7 @@ clips, `to_steps` turns the outputs of one clip's units into its T steps.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -178,11 +178,6 @@ def mean_by_step(outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
     shape = (-1,) + (1,) * (values.ndim - 1)
     means = sums / np.maximum(counts, 1).reshape(shape)
     return Steps(means.astype(np.float32), counts > 0, step_centres(media.steps))
-
-
-def describe_input(wants: InputSpec) -> dict[str, Any]:
-    """JSON form of an input spec, for the shard header."""
-    return asdict(wants)
 
 
 def versions_of(*packages: str) -> dict[str, str]:

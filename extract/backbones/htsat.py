@@ -26,11 +26,10 @@ from extract.backbones.base import (
     Media,
     Option,
     WaveformInput,
-    describe_input,
     step_centres,
-    versions_of,
 )
-from extract.backbones.inference import PRECISION, encode_batches
+from extract.backbones.inference import encode_batches
+from extract.backbones.spec import build_spec
 from extract.backbones.weights import (
     Request,
     Weights,
@@ -45,7 +44,7 @@ from extract.backbones.weights import (
 )
 from micu.devices import resolve_device
 from micu.errors import WeightsError
-from micu.store import FeatureSpec, Steps
+from micu.store import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,22 +110,20 @@ class HTSAT:
         self._span_s = self._window_s + self.LOG_MEL.hop / self.LOG_MEL.sample_rate
         self.gives = replace(self.gives, shape=(int(network.audio_encoder.num_features),))
         loaded = Weights(source, tensors_sha256(network))
-        self.spec = FeatureSpec(
-            backbone=self.NAME,
-            modality=self.gives.modality,
-            shape=self.gives.shape,
-            hop_s=self.gives.hop_s,
-            weights=loaded.source,
-            weights_sha256=loaded.sha256,
-            preprocessing={
-                "input": describe_input(self.wants),
+        self.spec = build_spec(
+            self.NAME,
+            self,
+            loaded,
+            {
                 "log_mel": {**asdict(self.LOG_MEL), "norm": "slaney", "scale": "slaney"},
                 "short_window": "whole repeats, then zeros",
                 "int16_round_trip": False,
                 "step": "mean over frequency, then of the second's tokens by overlap",
-                "precision": PRECISION,
             },
-            versions=versions_of("torch", "torchaudio", "transformers", "av"),
+            "torch",
+            "torchaudio",
+            "transformers",
+            "av",
         )
 
     def _parse(self, weights: str) -> Request:

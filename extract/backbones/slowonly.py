@@ -19,11 +19,10 @@ from extract.backbones.base import (
     InputSpec,
     Media,
     Option,
-    describe_input,
     mean_by_step,
-    versions_of,
 )
-from extract.backbones.inference import PRECISION, encode_batches
+from extract.backbones.inference import encode_batches
+from extract.backbones.spec import build_spec
 from extract.backbones.weights import (
     Request,
     Weights,
@@ -37,7 +36,7 @@ from extract.backbones.weights import (
     without,
 )
 from micu.devices import resolve_device
-from micu.store import FeatureSpec, Steps
+from micu.store import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,21 +89,19 @@ class SlowOnly:
         self._network = network.to(self._device).to(memory_format=torch.channels_last_3d).eval()
         self._batch_size = batch_size
         loaded = Weights(source, tensors_sha256(network))
-        self.spec = FeatureSpec(
-            backbone=self.NAME,
-            modality=self.gives.modality,
-            shape=self.gives.shape,
-            hop_s=self.gives.hop_s,
-            weights=loaded.source,
-            weights_sha256=loaded.sha256,
-            preprocessing={
-                "input": describe_input(self.wants),
+        self.spec = build_spec(
+            self.NAME,
+            self,
+            loaded,
+            {
                 "flow": "OpenCV DualTVL1OpticalFlow, its defaults",
                 "scale": f"(x - {STILL:g}) / {STILL:g}",
                 "step": "mean over time and space of the clip centred on the second",
-                "precision": PRECISION,
             },
-            versions=versions_of("torch", "av", "opencv-contrib-python-headless", "pillow"),
+            "torch",
+            "av",
+            "opencv-contrib-python-headless",
+            "pillow",
         )
 
     def _parse(self, weights: str) -> Request:

@@ -23,11 +23,10 @@ from extract.backbones.base import (
     InputSpec,
     Media,
     Option,
-    describe_input,
     mean_by_step,
-    versions_of,
 )
-from extract.backbones.inference import PRECISION, encode_batches
+from extract.backbones.inference import encode_batches
+from extract.backbones.spec import build_spec
 from extract.backbones.weights import (
     USUAL_NAMES,
     Request,
@@ -44,7 +43,7 @@ from extract.backbones.weights import (
 )
 from micu.devices import resolve_device
 from micu.errors import ConfigError, RegistryError
-from micu.store import FeatureSpec, Steps
+from micu.store import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,22 +127,20 @@ class TimmImage:
         self._device = next(self._network.parameters()).device
         self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self._device).view(1, 3, 1, 1)
-        self.spec = FeatureSpec(
-            backbone=name,
-            modality=self.gives.modality,
-            shape=self.gives.shape,
-            hop_s=self.gives.hop_s,
-            weights=self._weights.source,
-            weights_sha256=self._weights.sha256,
-            preprocessing={
-                "input": describe_input(self.wants),
+        self.spec = build_spec(
+            name,
+            self,
+            self._weights,
+            {
                 "scale": "x / 255, then (x - mean) / std",
                 "mean": list(mean),
                 "std": list(std),
                 "step": "mean of the second's frames",
-                "precision": PRECISION,
             },
-            versions=versions_of("torch", "timm", "av", "pillow"),
+            "torch",
+            "timm",
+            "av",
+            "pillow",
         )
 
     def encode(

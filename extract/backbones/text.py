@@ -21,10 +21,9 @@ from extract.backbones.base import (
     Media,
     Option,
     TextInput,
-    describe_input,
-    versions_of,
 )
-from extract.backbones.inference import PRECISION, encode_batches
+from extract.backbones.inference import encode_batches
+from extract.backbones.spec import build_spec
 from extract.backbones.weights import (
     Request,
     Weights,
@@ -40,7 +39,7 @@ from extract.backbones.weights import (
 )
 from micu.devices import resolve_device
 from micu.errors import ConfigError, DecodeError
-from micu.store import FeatureSpec, Steps
+from micu.store import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,22 +102,19 @@ class Bert:
         self._max_tokens = MAX_CHARACTERS if self._spells else MAX_TOKENS
         self.gives = replace(self.gives, shape=(int(network.config.hidden_size),))
         loaded = Weights(source, tensors_sha256(network))
-        self.spec = FeatureSpec(
-            backbone=name_features(self.NAME, model),
-            modality=self.gives.modality,
-            shape=self.gives.shape,
-            hop_s=self.gives.hop_s,
-            weights=loaded.source,
-            weights_sha256=loaded.sha256,
-            preprocessing={
-                "input": describe_input(self.wants),
+        self.spec = build_spec(
+            name_features(self.NAME, model),
+            self,
+            loaded,
+            {
                 "tokenizer": "word pieces of one ASCII character" if self._spells else source,
                 "max_tokens": self._max_tokens,
                 "max_words": max_words,
                 "step": "mean of a word's pieces in the last layer, special tokens dropped",
-                "precision": PRECISION,
             },
-            versions=versions_of("torch", "transformers", "tokenizers"),
+            "torch",
+            "transformers",
+            "tokenizers",
         )
 
     def _parse(self, weights: str) -> Request:

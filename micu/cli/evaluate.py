@@ -37,7 +37,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.evaluate.encoders import ClipEncoder
     from micu.evaluate.tasks import Evaluation
 
-EXIT_INTERRUPTED = 130
 
 PROBE_OPTIONS = ("--probe-epochs", "--probe-batch-size", "--probe-learning-rate")
 TASK_OPTIONS = {
@@ -195,7 +194,7 @@ def main(source: str | None, target: str | None, pairs: str | None, **arguments:
     Task oscmg prints two protocols side by side: `source-val` chooses epoch and threshold on
     held-out source clips; `oracle` chooses them on the test set, as the paper's figures do.
     """
-    with exit_codes():
+    with exit_codes("nothing was written for the task that was running; type it again"):
         chosen = {name: arguments.pop(f"{name}_features") or "" for name in MODALITIES}
         typed = Arguments(
             chosen=chosen,
@@ -204,12 +203,7 @@ def main(source: str | None, target: str | None, pairs: str | None, **arguments:
             **arguments,
         )
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        try:
-            rows = run(typed)
-        except KeyboardInterrupt:
-            click.echo("stopped; nothing was written for the task that was running", err=True)
-            sys.exit(EXIT_INTERRUPTED)
-        _print(rows, typed)
+        _print(run(typed), typed)
 
 
 def _typed_options(context: click.Context) -> frozenset[str]:
