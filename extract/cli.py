@@ -5,21 +5,31 @@ Every command is safe to interrupt and to type again: what is done is not done t
 resumable, 130 Ctrl-C.
 """
 
+import functools
 import json
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
 
-from extract.backbones import BACKBONES, TIMM_PREFIX, build_backbone, find_backbone
+from extract.backbones import build_backbone, find_backbone
+from extract.backbones.base import Precision, Run
 from extract.datasets import DATASETS
 from extract.decode import DECODERS, describe_reading, read
+from extract.flow.methods import FlowSettings
+from extract.flow.options import FLOW_OPTIONS, flow_settings
+from extract.listing import backbone_rows, backbone_table
+from extract.media import Reading
 from extract.options import extraction_options
-from extract.pipeline import Job, Plan, Summary, extract_manifest, plan_extraction
+from extract.pictures import check_decoder
+from extract.pipeline import Summary, extract_manifest
+from extract.plan import Job, Plan, plan_extraction
 from extract.progress import Progress
 from extract.verify import verify_set
 from micu.commands import (
@@ -65,13 +75,19 @@ def audio(**arguments: Any) -> None:
 
 
 @cli.command()
-@click.option("--tvl1", is_flag=True, help="Compute TV-L1 optical flow (the only method so far).")
 @extraction_options("flow")
-def flow(*, tvl1: bool, **arguments: Any) -> None:
+def flow(*, device: str, flow_cache: Path | None, **arguments: Any) -> None:
     """Features of the optical flow of every clip in MANIFEST."""
-    if not tvl1:
-        raise click.UsageError("choose how optical flow is computed: type --tvl1")
-    _extract("flow", **arguments)
+    typed = {name: arguments.pop(name) for name in FLOW_OPTIONS}
+    settings, conventions = flow_settings(device=resolve_device(device), **typed)
+    _extract(
+        "flow",
+        device=device,
+        flow=settings,
+        flow_cache=flow_cache,
+        conventions=conventions,
+        **arguments,
+    )
 
 
 @cli.command()
@@ -90,6 +106,9 @@ def _extract(
     media_root: Path | None,
     out: Path,
     device: str,
+    batch_size: int | None,
+    precision: Precision,
+    compiled: bool,
     limit: int | None,
     workers: int,
     shard_rows: int | None,
@@ -98,6 +117,10 @@ def _extract(
     dry_run: bool,
     as_json: bool,
     decoder: str = DECODERS[0],
+    clip_timeout_s: float | None = None,
+    flow: FlowSettings | None = None,
+    flow_cache: Path | None = None,
+    conventions: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> None:
     """One extraction, from what was typed to the exit code."""
@@ -111,15 +134,29 @@ def _extract(
         overwrite=overwrite,
         retry_failed=retry_failed,
     )
+    check_decoder(decoder)
     found = find_backbone(backbone).gives.modality
     if found != modality:
         raise click.UsageError(
             f"--backbone {backbone} makes {found} features; "
             f"type: micu-extract {found} --backbone {backbone}"
         )
-    network = build_backbone(backbone, weights, resolve_device(device), **options)
-    reading = describe_reading(network.wants, decoder)
-    spec = replace(network.spec, preprocessing={**network.spec.preprocessing, **reading})
+    run = Run(device=device, batch_size=batch_size, precision=precision, compile=compiled)
+    network = build_backbone(backbone, weights, run, **options)
+    wants = replace(network.wants, **conventions)
+    reading = Reading(
+        media_root=job.media_root,
+        decoder=decoder,
+        flow=flow or FlowSettings(),
+        flow_cache=flow_cache,
+    )
+    spec = replace(
+        network.spec,
+        preprocessing={
+            **network.spec.preprocessing,
+            **describe_reading(wants, reading),
+        },
+    )
     plan = plan_extraction(job, spec)
     _announce(plan, job.media_root)
     if dry_run:
@@ -130,9 +167,10 @@ def _extract(
     summary = extract_manifest(
         plan,
         network,
-        lambda clip: read(clip, network.wants, job.media_root, decoder),
+        functools.partial(read, wants=wants, reading=reading),
         workers,
         progress.show,
+        clip_timeout_s,
     )
     progress.close()
     _report(summary, plan, as_json)
@@ -222,22 +260,7 @@ def make_manifest(*, dataset: str, annotations: Path, out: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_backbones(*, as_json: bool) -> None:
     """Show the backbones: what each wants, gives, and where its weights are."""
-    if as_json:
-        rows = [
-            {"name": name, **asdict(kind.gives), "wants": asdict(kind.wants)}
-            for name, kind in BACKBONES.items()
-        ]
-        click.echo(json.dumps(rows, indent=1))
-        return
-    for name, kind in BACKBONES.items():
-        gives = kind.gives
-        wants = {key: value for key, value in asdict(kind.wants).items() if key != "kind"}
-        shape = ", ".join(map(str, gives.shape))
-        click.echo(f"{name:<14} {gives.modality:<6} (T, {shape})  {gives.weights}")
-        click.echo(f"{'':<22}wants {', '.join(f'{k}={v}' for k, v in wants.items()) or 'text'}")
-    click.echo(
-        f"{TIMM_PREFIX + 'NAME':<14} video  (T, D)  any image model of timm, with its own transform"
-    )
+    click.echo(json.dumps(backbone_rows(), indent=1) if as_json else backbone_table())
 
 
 @cli.command()

@@ -7,7 +7,7 @@ pictures, whatever the file itself counts from.
 """
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import av
 
+from extract.flow.methods import FlowSettings
 from micu.errors import DecodeError
 from micu.manifest import Clip
 
@@ -52,6 +53,20 @@ _OPTIONS = {
 }
 
 Kind = Literal["video", "audio"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Where media lie, and with what they are read; the same for every clip of a run."""
+
+    media_root: Path
+    """Folder that the manifest's paths start from."""
+    decoder: str = "pyav"
+    """What decodes pictures; sound and text know `pyav` only."""
+    flow: FlowSettings = field(default_factory=FlowSettings)
+    """How optical flow is computed, where it is."""
+    flow_cache: Path | None = None
+    """Folder that keeps computed flow; changes speed alone, so that no header tells of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +179,7 @@ class Source:
         context.thread_count = 1  # clips are decoded side by side
         starts = [s.start_time * s.time_base for s in self._streams() if s.start_time is not None]
         self.origin = min(starts, default=Fraction(0))
+        self._tick = Fraction(self.stream.time_base)
 
     @property
     def rate(self) -> Fraction:
@@ -181,8 +197,12 @@ class Source:
         """Seconds from the start of the file of a time stamp of the stream."""
         if stamp is None:
             return None
-        tick: Fraction = self.stream.time_base
-        return stamp * tick - self.origin
+        tick, origin = self._tick, self.origin
+        # One fraction instead of two: this is done for every frame.
+        return Fraction(
+            stamp * tick.numerator * origin.denominator - origin.numerator * tick.denominator,
+            tick.denominator * origin.denominator,
+        )
 
     def restart(self) -> None:
         """Go back to the start of the file."""

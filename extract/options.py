@@ -2,14 +2,17 @@
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from extract.backbones import BACKBONES
-from extract.backbones.base import Option
+from extract.backbones.base import Option, Precision
 from extract.decode import DECODERS
+from extract.flow.options import flow_options
 
 DEFAULT_BACKBONE = {"video": "swinv2", "audio": "htsat", "flow": "slowonly", "text": "bert"}
 
@@ -47,6 +50,7 @@ def extraction_options(modality: str) -> Callable[[Command], Command]:
             help="Root of the feature sets.",
         ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
+        *_run_options(),
         click.option(
             "--limit", type=click.IntRange(min=1), help="Only the first N rows of the manifest."
         ),
@@ -55,7 +59,7 @@ def extraction_options(modality: str) -> Callable[[Command], Command]:
             type=click.IntRange(min=1),
             default=os.cpu_count() or 1,
             show_default="one per core",
-            help="Clips decoded at the same time.",
+            help="Clips decoded at the same time, in processes of their own.",
         ),
         click.option(
             "--shard-rows",
@@ -68,7 +72,9 @@ def extraction_options(modality: str) -> Callable[[Command], Command]:
         ),
         click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop."),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+        *([_timeout_option()] if modality != "text" else []),
         *([_decoder_option()] if modality in ("video", "flow") else []),
+        *(flow_options() if modality == "flow" else []),
         *_backbone_options(modality),
     ]
 
@@ -76,6 +82,41 @@ def extraction_options(modality: str) -> Callable[[Command], Command]:
         return functools.reduce(lambda made, option: option(made), reversed(options), command)
 
     return decorate
+
+
+def _run_options() -> list[Callable[[Command], Command]]:
+    return [
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            help="Units (frames, windows, flow clips, sentences) in one forward pass; batches go "
+            "across clips [default: the backbone's].",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(get_args(Precision)),
+            default="float32",
+            show_default=True,
+            help="Of the network; bf16 and fp16 change features, and are fast on GPUs.",
+        ),
+        click.option(
+            "--compile",
+            "compiled",
+            is_flag=True,
+            help="Compile the network with torch.compile first, which takes minutes.",
+        ),
+    ]
+
+
+def _timeout_option() -> Callable[[Command], Command]:
+    return click.option(
+        "--clip-timeout",
+        "clip_timeout_s",
+        type=click.FloatRange(min=0, min_open=True),
+        default=600.0,
+        show_default=True,
+        help="Seconds after which the worker that decodes a clip is killed.",
+    )
 
 
 def _decoder_option() -> Callable[[Command], Command]:
@@ -95,13 +136,21 @@ def _backbone_options(modality: str) -> list[Callable[[Command], Command]]:
     for backbone, kind in BACKBONES.items():
         if kind.gives.modality == modality:
             for name, option in kind.OPTIONS.items():
-                options.setdefault(name, option)
+                known = options.setdefault(name, option)
+                choices = dict.fromkeys((*known.choices, *option.choices))
+                options[name] = replace(known, choices=tuple(choices))
                 users.setdefault(name, {})[backbone] = option.default
-    return [
-        click.option(
-            f"--{name.replace('_', '-')}",
-            type=option.type,
-            help=f"{option.help} [{', '.join(f'{b}: {d}' for b, d in users[name].items())}].",
-        )
-        for name, option in options.items()
-    ]
+    return [_backbone_option(name, option, users[name]) for name, option in options.items()]
+
+
+def _backbone_option(
+    name: str, option: Option, users: Mapping[str, object]
+) -> Callable[[Command], Command]:
+    """An option that is None unless it is typed, so that it can be refused where it is unknown."""
+    typed = f"--{name.replace('_', '-')}"
+    if option.type is bool:
+        takers = ", ".join(users)
+        return click.option(typed, is_flag=True, default=None, help=f"{option.help} [{takers}].")
+    defaults = ", ".join(f"{backbone}: {default}" for backbone, default in users.items())
+    kind = click.Choice(option.choices) if option.choices else option.type
+    return click.option(typed, type=kind, help=f"{option.help} [{defaults}].")

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from extract.media import MAX_PIXELS, Source, Window
+from extract.media import MAX_PIXELS, Reading, Source, Window
 from extract.streams import Damage, decode_from
 from micu.errors import DecodeError, ExtraError
 from micu.manifest import Clip
@@ -34,6 +34,7 @@ class Picture:
     """Gives the picture, (H, W, 3) RGB, upright."""
 
 
+Interpolation = Literal["bicubic", "bilinear", "opencv-linear"]
 PictureReader = Callable[[Source, Window, Damage], Iterator[Picture]]
 PICTURE_READERS: Registry[PictureReader] = Registry("decoder")
 
@@ -117,13 +118,23 @@ def read_pictures_with_decord(source: Source, window: Window, damage: Damage) ->
             yield Picture(time - window.start, end - window.start, partial(load, index))
 
 
+def check_decoder(decoder: str) -> None:
+    """Refuse a decoder that is not installed, before anything is begun.
+
+    Raises:
+        ExtraError: It is not.
+    """
+    if decoder == "decord" and find_spec("decord") is None:
+        raise ExtraError("decord", "decord")
+
+
 def resize(
     picture: NDArray[np.uint8],
     size: int | tuple[int, int],
-    interpolation: Literal["bicubic", "bilinear"],
+    interpolation: Interpolation,
     name: str,
 ) -> NDArray[np.uint8]:
-    """Resize as torchvision's `Resize` does to a PIL picture, antialiased.
+    """Resize as torchvision's `Resize` does to a PIL picture, antialiased, or as OpenCV does.
 
     Args:
         picture: (H, W, 3) RGB.
@@ -144,6 +155,11 @@ def resize(
         )
     if (height, width) == picture.shape[:2]:
         return picture
+    if interpolation == "opencv-linear":
+        import cv2
+
+        linear: NDArray[np.uint8] = cv2.resize(picture, (width, height))
+        return linear
     kernel = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     resized = Image.fromarray(picture).resize((width, height), kernel[interpolation])
     return np.asarray(resized, np.uint8)
@@ -229,15 +245,13 @@ def _decord_failed(source: Source, error: Exception) -> DecodeError:
     return DecodeError("corrupt", f"{source.name}: decord gives up: {first_line}")
 
 
-def open_pictures(
-    clip: Clip, media_root: Path, decoder: str, damage: Damage
-) -> tuple[Source, Iterator[Picture]]:
+def open_pictures(clip: Clip, reading: Reading, damage: Damage) -> tuple[Source, Iterator[Picture]]:
     """Open a clip's pictures; the caller closes the source.
 
     Raises:
         DecodeError: The file cannot be opened, or has no moving pictures.
         RegistryError: No such decoder.
     """
-    reader = PICTURE_READERS[decoder]
-    source = Source(clip, media_root, "video")
+    reader = PICTURE_READERS[reading.decoder]
+    source = Source(clip, reading.media_root, "video")
     return source, reader(source, Window.of(clip), damage)

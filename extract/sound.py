@@ -53,23 +53,24 @@ def read_mono(source: Source, window: Window, damage: Damage) -> Mono:
     """
     chunks: list[NDArray[np.float32]] = []
     rate = channels = cursor = taken = 0
-    anything = False
+    anything, length = False, None
+    start_s, length_s = window.start, window.length
     for time, frame in decode_sound(source, window.start, damage):
         samples = _mix_down(frame)
         if not anything:
             rate, channels, anything = frame.sample_rate, frame.layout.nb_channels, True
-            cursor = 0 if time is None else round((time - window.start) * rate)
+            cursor = 0 if time is None else round((time - start_s) * rate)
+            length = None if length_s is None else round(length_s * rate)
         if frame.sample_rate != rate:
             samples = _resample(samples, frame.sample_rate, rate)
-        stamp = cursor if time is None else round((time - window.start) * rate)
-        if stamp - cursor > _JUMP_S * rate:
-            cursor = stamp
-        length = None if window.length is None else round(window.length * rate)
+        if time is not None and float(time) - float(start_s) - cursor / rate > _JUMP_S:
+            cursor = round((time - start_s) * rate)
         end = cursor + len(samples) if length is None else min(cursor + len(samples), length)
         if end > max(cursor, 0):
             silence = max(cursor, 0) - taken
             check_unit_bytes(source, 4 * end)
-            chunks.append(np.zeros(silence, np.float32))
+            if silence:
+                chunks.append(np.zeros(silence, np.float32))
             chunks.append(samples[max(0, -cursor) : end - cursor])
             damage.good += 1
             taken = end
@@ -108,6 +109,9 @@ def _mix_down(frame: Any) -> NDArray[np.float32]:
     """One channel of a decoded frame, (S,), in [-1, 1]."""
     kind = frame.format.name.removesuffix("p")
     channels = frame.layout.nb_channels
+    if kind == "flt" and frame.format.is_planar:  # AAC, MP3, Opus and Vorbis: nothing to convert
+        planes = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
+        return mix_weights(frame.layout.name, channels) @ np.stack(planes)
     raw = frame.to_ndarray()
     planes = raw if frame.format.is_planar else raw.reshape(-1, channels).T
     middle = 128.0 if kind == "u8" else 0.0

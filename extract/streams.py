@@ -57,16 +57,17 @@ def decode(
     Yields:
         Time from the start of the file, s, or None; and the frame.
     """
+    context = source.stream.codec_context
     for packet in _read_packets(source, damage):
-        time = None if packet is None else source.time_of(packet.pts)
         if packet is not None and packet.size:
             damage.packets += 1
             damage.cut_off |= bool(packet.is_corrupt)
             if damage.first_packet is None:
-                damage.first_packet = time
+                damage.first_packet = source.time_of(packet.pts)
         try:
-            frames = source.stream.codec_context.decode(packet)
+            frames = context.decode(packet)
         except av.error.FFmpegError:
+            time = None if packet is None else source.time_of(packet.pts)
             if time is None or time >= start:
                 damage.bad += 1
                 damage.cut_off = True

@@ -9,6 +9,11 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.backbones.base import InputSpec, Media
+from extract.decode import read
+from extract.media import Reading
+from micu.manifest import Clip
+
 Array = NDArray[Any]
 
 
@@ -99,3 +104,8 @@ def write_wav(path: Path, sound: Array, rate: int) -> Path:
 def tone(seconds: float, rate: int, hz: float = 220.0) -> Array:
     """A sine, (1, S)."""
     return 0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)[None]
+
+
+def read_media(clip: Clip, wants: InputSpec, folder: Path, decoder: str = "pyav") -> Media:
+    """Decode a clip whose media lie in `folder`."""
+    return read(clip, wants, Reading(media_root=folder, decoder=decoder))

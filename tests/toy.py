@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.backbones.base import BACKBONES, Gives, Media, TextInput
-from extract.pipeline import Job, Plan, plan_extraction
+from extract.backbones.base import BACKBONES, Gives, Media, Run, TextInput
+from extract.plan import Job, Plan, plan_extraction
 from micu.errors import DecodeError
 from micu.manifest import Clip, read_manifest, write_manifest
 from micu.store import FeatureSpec, Steps
@@ -20,11 +20,14 @@ from micu.store import FeatureSpec, Steps
 class Toy:
     """Three numbers per word of the text, from its hash."""
 
-    gives = Gives(modality="text", shape=(3,), hop_s=1.0, weights="none")
+    gives = Gives(modality="text", shape=(3,), hop_s=1.0, weights="none", licence="none")
     wants = TextInput()
     OPTIONS: ClassVar[dict[str, object]] = {}
+    batch_size = 1
 
-    def __init__(self, weights: str = "random", device: str = "cpu", delay_s: float = 0.0) -> None:
+    def __init__(
+        self, weights: str = "random", run: Run | None = None, delay_s: float = 0.0
+    ) -> None:
         self.delay_s = delay_s
         self.spec = FeatureSpec(
             backbone="toy",

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from extract.backbones import htsat, slowonly, swin_v2, text  # noqa: F401
-from extract.backbones.base import BACKBONES, Backbone, Option
+from extract.backbones import htsat, htsat_clap, slowonly, swin_v2, text, vgg19, vggish  # noqa: F401
+from extract.backbones.base import BACKBONES, Backbone, Option, Run
 from extract.backbones.swin_v2 import TIMM_PREFIX, TimmImage
 from micu.errors import ConfigError
 from micu.registry import suggest
 
-__all__ = ["BACKBONES", "TIMM_PREFIX", "build_backbone", "find_backbone"]
+__all__ = ["BACKBONES", "TIMM_PREFIX", "Run", "build_backbone", "find_backbone"]
 
 
 def find_backbone(name: str) -> type[Backbone]:
@@ -20,13 +20,15 @@ def find_backbone(name: str) -> type[Backbone]:
     return TimmImage if name.startswith(TIMM_PREFIX) else BACKBONES[name]
 
 
-def build_backbone(name: str, weights: str, device: str, **options: int | str | None) -> Backbone:
+def build_backbone(
+    name: str, weights: str, run: Run, **options: int | str | bool | None
+) -> Backbone:
     """Load a backbone.
 
     Args:
         name: As in `micu-extract list`, or `timm:NAME` for any image model of timm.
         weights: `pretrained`, a path, `random` or `random:SEED`.
-        device: As `micu.devices.resolve_device` takes it.
+        run: Where and how the network runs.
         **options: See the class's `OPTIONS`; None stands for the default.
 
     Raises:
@@ -35,30 +37,37 @@ def build_backbone(name: str, weights: str, device: str, **options: int | str | 
         WeightsError: The weights cannot be had or do not fit.
     """
     backbone = find_backbone(name)
-    chosen: dict[str, int | str] = {}
+    chosen: dict[str, int | str | bool] = {}
     if name.startswith(TIMM_PREFIX):
         chosen["model"] = name.removeprefix(TIMM_PREFIX)
     chosen |= _check_options(name, backbone.OPTIONS, options)
-    return backbone(weights, device, **chosen)
+    return backbone(weights, run, **chosen)
 
 
 def _check_options(
-    name: str, known: Mapping[str, Option], options: Mapping[str, int | str | None]
-) -> dict[str, int | str]:
+    name: str, known: Mapping[str, Option], options: Mapping[str, int | str | bool | None]
+) -> dict[str, int | str | bool]:
     problems, chosen = [], {}
     for key, value in options.items():
         if value is None:
             continue
-        if key not in known:
-            problems.append(f"backbone {name!r}: unknown option {key!r}; {suggest(key, known)}")
-        elif type(value) is not known[key].type:
-            problems.append(
-                f"backbone {name!r}: {key}: expected {known[key].type.__name__}, got {value!r}"
-            )
-        elif isinstance(value, int) and value < 1:
-            problems.append(f"backbone {name!r}: {key}: expected at least 1, got {value}")
-        else:
-            chosen[key] = value
+        problem = _find_problem(key, value, known)
+        if problem:
+            problems.append(f"backbone {name!r}: {problem}")
+        chosen[key] = value
     if problems:
         raise ConfigError("\n".join(problems))
     return chosen
+
+
+def _find_problem(key: str, value: int | str | bool, known: Mapping[str, Option]) -> str | None:
+    if key not in known:
+        return f"unknown option {key!r}; {suggest(key, known)}"
+    option = known[key]
+    if type(value) is not option.type:
+        return f"{key}: expected {option.type.__name__}, got {value!r}"
+    if option.choices and value not in option.choices:
+        return f"{key}: expected one of {', '.join(option.choices)}, got {value!r}"
+    if option.type is int and value < 1:  # type: ignore[operator]
+        return f"{key}: expected at least 1, got {value}"
+    return None

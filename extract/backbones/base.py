@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from micu.errors import ConfigError
 from micu.registry import Registry
 from micu.store import FeatureSpec, Steps
 
@@ -23,9 +24,11 @@ MIN_STEP_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameInput:
-    """Frames sampled by time, resized and cropped while decoding.
+    """Frames sampled from each second, resized and cropped while decoding.
 
-    Within each second, `fps` frames: those on screen at (i + 1/2) / fps.
+    `sampling` is `time`: the frames on screen at (i + 1/2) / fps of each second; or `count`, the
+    convention of the AVE data set: with n = frames // T, the frames l n + i n / fps of second l,
+    rounded down, whatever their times.
     """
 
     kind: Literal["frames"] = "frames"
@@ -35,28 +38,58 @@ class FrameInput:
     """Short side, px, with the aspect kept; or (height, width), px, without."""
     crop: int
     """Side of the centre crop, px."""
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "opencv-linear"] = "bicubic"
+    """The first two antialias, as Pillow does; the last is `cv2.resize`, which does not."""
+    sampling: Literal["time", "count"] = "time"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowInput:
-    """Clips of TV-L1 optical flow, one centred on each second, quantised to 8 bits.
+    """Clips of optical flow, one centred on each second, quantised to 8 bits.
 
-    Only the frame pairs that a clip holds are computed. The frame `interval` counts frames of the
-    file's own rate, and a displacement is that of one frame to the next.
+    Only the pairs of frames that a clip holds are computed. Without a time step, `interval` counts
+    frames of the file's own rate, and a displacement is that of one frame to the next; with one,
+    both are in units of it, whatever the rate.
+
+    Raises:
+        ConfigError: A value is out of range; all problems are listed.
     """
 
     kind: Literal["flow"] = "flow"
     clip_len: int = 8
     """Flow fields per clip."""
     interval: int = 8
-    """Frames from one field to the next."""
+    """Frames, or time steps, from one field to the next."""
     resize: int = 256
     """Short side of the frames, px, before flow is computed; larger frames only are resized."""
     crop: int = 256
     """Side of the centre crop of the flow, px."""
     bound: float = 20.0
     """Displacement, px, that maps to 0 and 255."""
+    rounding: Literal["nearest", "truncate"] = "nearest"
+    """To 8 bits: `nearest`, still is 128; or `truncate`, still is 127."""
+    gray: Literal["before", "after"] = "before"
+    """Whether frames become gray before they are resized, or after; says nothing where flow is
+    computed in colour."""
+    dt_s: float | None = None
+    """Time step, s: from the first frame of a field to the second, and the unit of time of the
+    displacement. None is from each frame of the file to the next."""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        counts = {n: getattr(self, n) for n in ("clip_len", "interval", "resize", "crop")}
+        problems = [f"{n}: expected at least 1, got {v}" for n, v in counts.items() if v < 1]
+        spans = {"bound": self.bound, "dt_s": 1.0 if self.dt_s is None else self.dt_s}
+        problems += [
+            f"{n}: expected a finite number > 0, got {v}"
+            for n, v in spans.items()
+            if not 0 < v < np.inf
+        ]
+        for name, known in (("rounding", ("nearest", "truncate")), ("gray", ("before", "after"))):
+            if getattr(self, name) not in known:
+                got = getattr(self, name)
+                problems.append(f"{name}: expected one of {', '.join(known)}, got {got!r}")
+        if problems:
+            raise ConfigError("\n".join(f"flow input {problem}" for problem in problems))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,25 +142,44 @@ class Gives:
     """Of one step, without T, channel last."""
     hop_s: float | None = 1.0
     weights: str
-    """Where the published weights are, and under which licence."""
+    """Where the published weights are."""
+    licence: str
+    """Of the published weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """One setting of a backbone, from which the command line makes an option of the same name."""
 
-    type: type[int] | type[str]
-    default: int | str
+    type: type[int] | type[str] | type[bool]
+    """`bool` is a flag."""
+    default: int | str | bool
     help: str
+    choices: tuple[str, ...] = ()
+    """The only values that a `str` may take; empty for any."""
 
 
-BATCH_SIZE = "units in one forward pass; changes speed and memory, not what is computed"
+Precision = Literal["float32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Where a network runs, and how."""
+
+    device: str = "auto"
+    """As `micu.devices.resolve_device` takes it."""
+    batch_size: int | None = None
+    """Units in one forward pass; None is the backbone's own. Changes speed and memory alone."""
+    precision: Precision = "float32"
+    """Of matrix products and convolutions; half precision pays where the hardware has it."""
+    compile: bool = False
+    """Compile the network with `torch.compile` first, which takes minutes."""
 
 
 class Backbone(Protocol):
     """A pretrained network that turns units of media into features.
 
-    Constructed as `cls(weights, device, **options)`, which `extract.backbones.build_backbone` does;
+    Constructed as `cls(weights, run, **options)`, which `extract.backbones.build_backbone` does;
     see `extract.backbones.weights` for `weights`. Heavy imports go inside the constructor, so that
     listing backbones stays quick.
     """
@@ -141,10 +193,18 @@ class Backbone(Protocol):
     spec: FeatureSpec
     """Set by the constructor."""
 
-    def __init__(self, weights: str, device: str) -> None: ...  # noqa: D107
+    def __init__(self, weights: str, run: Run) -> None: ...  # noqa: D107
+
+    @property
+    def batch_size(self) -> int:
+        """Units that `encode` runs at once; the pipeline fills batches across clips."""
+        ...
 
     def encode(self, units: Any) -> Sequence[NDArray[np.float32]]:
-        """Run the network over units, of one clip or of many; one output array per unit."""
+        """Run the network over units, of one clip or of many; one output array per unit.
+
+        An output must not depend on the other units: neither on how many they are nor on which.
+        """
         ...
 
     def to_steps(self, outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:

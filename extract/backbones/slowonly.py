@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import (
     BACKBONES,
-    BATCH_SIZE,
     FlowInput,
     Gives,
     InputSpec,
     Media,
     Option,
+    Run,
     mean_by_step,
 )
-from extract.backbones.inference import encode_batches
+from extract.backbones.inference import Runner
 from extract.backbones.spec import build_spec
 from extract.backbones.weights import (
     Request,
@@ -35,7 +35,6 @@ from extract.backbones.weights import (
     url_state,
     without,
 )
-from micu.devices import resolve_device
 from micu.store import Steps
 
 if TYPE_CHECKING:
@@ -48,6 +47,9 @@ URL = (
     "slowonly_r50_8x8x1_256e_kinetics400_flow/"
     "slowonly_r50_8x8x1_256e_kinetics400_flow_20200704-6b384243.pth"
 )
+BACKBONE = "backbone."
+"""What the recogniser's file has before the names of the network's tensors."""
+CLASSIFIER = ("cls_head.fc_cls.weight", "cls_head.fc_cls.bias")
 STILL = 128.0
 """Level of no motion; also what the network's input is divided by."""
 
@@ -59,8 +61,7 @@ class SlowOnly:
     Args:
         weights: `pretrained`, a path to a checkpoint in the layout of mmaction2 0.x, `random` or
             `random:SEED`.
-        device: `auto`, or what `torch.device` takes.
-        batch_size: Clips per forward pass.
+        run: Where and how the network runs.
 
     Raises:
         WeightsError: The weights cannot be had or do not fit.
@@ -69,32 +70,31 @@ class SlowOnly:
     NAME: ClassVar[str] = "slowonly"
     WIDTH: ClassVar[int] = 64
     DEPTHS: ClassVar[tuple[int, ...]] = (3, 4, 6, 3)
-    OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "batch_size": Option(type=int, default=2, help=BATCH_SIZE)
-    }
+    OPTIONS: ClassVar[Mapping[str, Option]] = {}
+    BATCH_SIZE: ClassVar[int] = 2
     wants: InputSpec = FlowInput(clip_len=8, interval=8, resize=256, crop=256, bound=20.0)
     gives: Gives = Gives(
         modality="flow",
         shape=(2048,),
-        weights="download.openmmlab.com, slowonly_r50_8x8x1_256e_kinetics400_flow, Apache-2.0",
+        weights="download.openmmlab.com: slowonly_r50_8x8x1_256e_kinetics400_flow",
+        licence="Apache-2.0",
     )
 
-    def __init__(self, weights: str, device: str, *, batch_size: int = 2) -> None:  # noqa: D107
+    def __init__(self, weights: str, run: Run) -> None:  # noqa: D107
         import torch
 
         request = self._parse(weights)
         network, source = self._load(request)
-        self._device = resolve_device(device)
         # Channels last is 1.3 times as fast on a CPU.
-        self._network = network.to(self._device).to(memory_format=torch.channels_last_3d).eval()
-        self._batch_size = batch_size
+        network = network.to(memory_format=torch.channels_last_3d)
+        self._run = Runner(network, run, self.BATCH_SIZE)
         loaded = Weights(source, tensors_sha256(network))
         self.spec = build_spec(
             self.NAME,
             self,
             loaded,
+            run,
             {
-                "flow": "OpenCV DualTVL1OpticalFlow, its defaults",
                 "scale": f"(x - {STILL:g}) / {STILL:g}",
                 "step": "mean over time and space of the clip centred on the second",
             },
@@ -114,15 +114,21 @@ class SlowOnly:
         pretrained = request.kind == "pretrained"
         source = URL.rsplit("/", 1)[-1] if pretrained else request.source
         state = url_state(URL) if pretrained else read_state(request.path)
-        body = without(state, ("cls_head.",))
-        names = {name: name.removeprefix("backbone.") for name in body}
-        load_strictly(network, {names[n]: t for n, t in body.items()}, f"{self.NAME} {source}")
+        body = without(state, CLASSIFIER)
+        if all(name.startswith(BACKBONE) for name in body):
+            body = {name.removeprefix(BACKBONE): tensor for name, tensor in body.items()}
+        load_strictly(network, body, f"{self.NAME} {source}")
         return network, source
 
     def _draw(self) -> "Network":
         from extract.backbones.slowonly_network import SlowOnly as Network
 
         return Network(self.WIDTH, self.DEPTHS)
+
+    @property
+    def batch_size(self) -> int:
+        """Clips of flow per forward pass."""
+        return self._run.batch_size
 
     def encode(
         self, units: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
@@ -135,14 +141,14 @@ class SlowOnly:
         Returns:
             U of (D,).
         """
-        return encode_batches(units, self._batch_size, self._forward)
+        return self._run.encode(units, self._forward)
 
     def _forward(self, clips: Sequence[NDArray[np.uint8]]) -> "Tensor":
         import torch
 
-        x = torch.from_numpy(np.ascontiguousarray(clips)).to(self._device)
+        x = torch.from_numpy(np.stack(clips)).to(self._run.device)
         x = x.permute(0, 4, 1, 2, 3).float()  # (B, 2, L, H, W), and channels last in memory
-        pooled: Tensor = self._network((x - STILL) / STILL)
+        pooled: Tensor = self._run((x - STILL) / STILL)
         return pooled
 
     def to_steps(self, outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
@@ -157,14 +163,11 @@ class SlowOnlyDemo(SlowOnly):
     NAME = "slowonly-demo"
     WIDTH = 8
     DEPTHS = (1, 1, 1)
-    OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "batch_size": Option(type=int, default=16, help=BATCH_SIZE)
-    }
+    BATCH_SIZE = 16
     wants: InputSpec = FlowInput(clip_len=2, interval=3, resize=32, crop=32, bound=2.5)
-    gives = Gives(modality="flow", shape=(128,), weights="none; --weights random only")
-
-    def __init__(self, weights: str, device: str, *, batch_size: int = 16) -> None:  # noqa: D107
-        super().__init__(weights, device, batch_size=batch_size)
+    gives = Gives(
+        modality="flow", shape=(128,), weights="none; --weights random only", licence="none"
+    )
 
     def _parse(self, weights: str) -> Request:
         return parse_demo_request(weights, self.NAME, SlowOnly.NAME)

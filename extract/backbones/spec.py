@@ -3,14 +3,18 @@
 from dataclasses import asdict
 from typing import Any
 
-from extract.backbones.base import Backbone, versions_of
-from extract.backbones.inference import PRECISION
+from extract.backbones.base import Backbone, Run, versions_of
 from extract.backbones.weights import Weights
 from micu.store import FeatureSpec
 
 
 def build_spec(
-    name: str, backbone: Backbone, loaded: Weights, preprocessing: dict[str, Any], *packages: str
+    name: str,
+    backbone: Backbone,
+    loaded: Weights,
+    run: Run,
+    preprocessing: dict[str, Any],
+    *packages: str,
 ) -> FeatureSpec:
     """What a loaded backbone's features are and what makes them, for the shard header.
 
@@ -18,6 +22,7 @@ def build_spec(
         name: Of the features.
         backbone: Its `gives` and `wants` are final.
         loaded: Its weights.
+        run: How it runs.
         preprocessing: What is done beside what the input spec says.
         *packages: Those whose versions can change a number.
     """
@@ -31,7 +36,8 @@ def build_spec(
         preprocessing={
             "input": asdict(backbone.wants),
             **preprocessing,
-            "precision": PRECISION,
+            "precision": run.precision,
+            "compiled": run.compile,
         },
         versions=versions_of(*packages),
     )

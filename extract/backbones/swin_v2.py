@@ -1,8 +1,8 @@
 """Swin Transformer V2, and any image model of timm, on RGB frames: one vector per second.
 
 Source: Liu et al., Swin Transformer V2, CVPR 2022; weights and transforms are timm's. A second's
-feature is the mean over its frames of timm's pooled output. How the published MICU features were
-pooled is not known: this policy is ours.
+feature is the mean over its frames of timm's pooled output, or of the grid that it is pooled from.
+How the published MICU features were pooled is not known: this policy is ours.
 """
 
 import difflib
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import (
     BACKBONES,
-    BATCH_SIZE,
     FrameInput,
     Gives,
     InputSpec,
     Media,
     Option,
+    Run,
     mean_by_step,
 )
-from extract.backbones.inference import encode_batches
+from extract.backbones.inference import Runner, repeatable
 from extract.backbones.spec import build_spec
 from extract.backbones.weights import (
     USUAL_NAMES,
@@ -41,7 +41,6 @@ from extract.backbones.weights import (
     url_state,
     without,
 )
-from micu.devices import resolve_device
 from micu.errors import ConfigError, RegistryError
 from micu.store import Steps
 
@@ -49,6 +48,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TIMM_PREFIX = "timm:"
+GRID = Option(
+    type=bool, default=False, help="do not pool over the picture: rows, columns, channels"
+)
 
 
 class TimmImage:
@@ -58,14 +60,15 @@ class TimmImage:
 
     Args:
         weights: `pretrained`, a path, `random` or `random:SEED`.
-        device: `auto`, or what `torch.device` takes.
+        run: Where and how the network runs.
         model: Name in timm.
         frames_per_second: Frames averaged in each second.
-        batch_size: Frames per forward pass.
+        grid: Give what the model's head would pool, (T, H, W, D) with rows, columns, channels. In
+            some models the last norm is part of the head. Adds `-grid` to the features' name.
 
     Raises:
         RegistryError: timm has no such model.
-        ConfigError: Its transform is not a square centre crop.
+        ConfigError: Its transform is not a square centre crop, or it has no grid to give.
         WeightsError: The weights cannot be had or do not fit.
     """
 
@@ -73,29 +76,30 @@ class TimmImage:
         "frames_per_second": Option(
             type=int, default=16, help="frames that are averaged in each second"
         ),
-        "batch_size": Option(type=int, default=8, help=BATCH_SIZE),
+        "grid": GRID,
     }
     wants: InputSpec = FrameInput(fps=16, resize=256, crop=224)
     gives: Gives = Gives(
         modality="video",
         shape=(),
-        weights="the hub's, as timm names them; licence: see each model's card",
+        weights="the hub's, as timm names them",
+        licence="see the model's card",
     )
 
     def __init__(  # noqa: D107
         self,
         weights: str,
-        device: str,
+        run: Run,
         *,
         model: str,
         frames_per_second: int = 16,
-        batch_size: int = 8,
+        grid: bool = False,
     ) -> None:
         name = TIMM_PREFIX + model
-        self._build_from_timm(name, model, parse_request(weights, name), device)
-        self._finish(name, frames_per_second, batch_size)
+        self._build_from_timm(name, model, parse_request(weights, name))
+        self._finish(name, run, frames_per_second, grid)
 
-    def _build_from_timm(self, name: str, model: str, request: Request, device: str) -> None:
+    def _build_from_timm(self, name: str, model: str, request: Request) -> None:
         import timm
 
         if not timm.is_model(model):
@@ -113,28 +117,30 @@ class TimmImage:
             state, source = _published_state(config, request)
             network = build()
             load_strictly(network, _as_timm(network, state, config.classifier), f"{name} {source}")
-        self._network = network.to(resolve_device(device)).eval()
-        self._weights = Weights(source, tensors_sha256(self._network))
+        self._network = network
+        self._weights = Weights(source, tensors_sha256(network))
         self.gives = replace(self.gives, shape=(_width(network),))
         self._transform = timm.data.resolve_model_data_config(network)
 
-    def _finish(self, name: str, frames_per_second: int, batch_size: int) -> None:
-        import torch
-
+    def _finish(self, name: str, run: Run, frames_per_second: int, grid: bool) -> None:
         self.wants = frame_input(name, self._transform, frames_per_second)
-        self._batch_size = batch_size
+        self._channels_first = False
+        if grid:
+            self._keep_grid(name, run, self.wants.crop)
+        else:
+            self._run = Runner(self._network, run, batch_size=8)
         mean, std = self._transform["mean"], self._transform["std"]
-        self._device = next(self._network.parameters()).device
-        self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1)
-        self._std = torch.tensor(std, device=self._device).view(1, 3, 1, 1)
         self.spec = build_spec(
-            name,
+            f"{name}-grid" if grid else name,
             self,
             self._weights,
+            run,
             {
+                "crop_pct": self._transform["crop_pct"],
                 "scale": "x / 255, then (x - mean) / std",
                 "mean": list(mean),
                 "std": list(std),
+                "output": "before pooling: rows, columns, channels" if grid else "pooled",
                 "step": "mean of the second's frames",
             },
             "torch",
@@ -143,52 +149,76 @@ class TimmImage:
             "pillow",
         )
 
+    def _keep_grid(self, name: str, run: Run, side: int) -> None:
+        """Leave the head out; what a blank picture gives tells the layout."""
+        import torch
+
+        from extract.backbones.feature_maps import FeatureMaps
+
+        network = FeatureMaps(self._network)
+        self._run = Runner(network, run, batch_size=8)
+        with repeatable():
+            maps = network(torch.zeros(1, 3, side, side, device=self._run.device))
+        self._channels_first = network.find_channels(name, maps) == 1
+        shape = (maps.movedim(1, 3) if self._channels_first else maps).shape[1:]
+        self.gives = replace(self.gives, shape=tuple(shape))
+
+    @property
+    def batch_size(self) -> int:
+        """Frames per forward pass."""
+        return self._run.batch_size
+
     def encode(
         self, units: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
     ) -> list[NDArray[np.float32]]:
-        """Pooled output per frame.
+        """The network's output per frame.
 
         Args:
             units: Frames, U of (H, W, 3), RGB in [0, 255].
 
         Returns:
-            U of (D,).
+            U of (D,), or of (rows, columns, D) for grids.
         """
-        return encode_batches(units, self._batch_size, self._forward)
+        return self._run.encode(units, self._forward)
 
     def _forward(self, frames: Sequence[NDArray[np.uint8]]) -> "Tensor":
-        x = self._normalize(frames)
-        return self._network(x)  # type: ignore[no-any-return]
+        output: Tensor = self._run(self._normalize(frames))
+        return output.movedim(1, 3) if self._channels_first else output
 
     def _normalize(self, frames: Sequence[NDArray[np.uint8]]) -> "Tensor":
         import torch
 
-        x = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)
+        x = torch.from_numpy(np.stack(frames)).to(self._run.device)
         x = x.permute(0, 3, 1, 2).float().div(255)  # (B, 3, H, W)
-        return (x - self._mean) / self._std
+        mean, std = (x.new_tensor(self._transform[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+        return (x - mean) / std
 
     def to_steps(self, outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
-        """Mean of each second's frames, (T, D)."""
+        """Mean of each second's frames, (T, D) or (T, rows, columns, D)."""
         return mean_by_step(outputs, media)
 
 
 @BACKBONES.register("swinv2")
 class SwinV2(TimmImage):
-    """Swin-V2-L, 256 px, pretrained on ImageNet-22k and finetuned on ImageNet-1k, (T, 1536)."""
+    """Swin-V2-L, 256 px, pretrained on ImageNet-22k and finetuned on ImageNet-1k, (T, 1536).
+
+    With `grid`, (T, 8, 8, 1536).
+    """
 
     MODEL = "swinv2_large_window12to16_192to256.ms_in22k_ft_in1k"
     wants: InputSpec = FrameInput(fps=16, resize=284, crop=256)
     gives = Gives(
         modality="video",
         shape=(1536,),
-        weights="hf:timm/swinv2_large_window12to16_192to256.ms_in22k_ft_in1k, MIT",
+        weights="hf:timm/swinv2_large_window12to16_192to256.ms_in22k_ft_in1k",
+        licence="MIT",
     )
 
     def __init__(  # noqa: D107
-        self, weights: str, device: str, *, frames_per_second: int = 16, batch_size: int = 8
+        self, weights: str, run: Run, *, frames_per_second: int = 16, grid: bool = False
     ) -> None:
-        self._build_from_timm("swinv2", self.MODEL, parse_request(weights, "swinv2"), device)
-        self._finish("swinv2", frames_per_second, batch_size)
+        self._build_from_timm("swinv2", self.MODEL, parse_request(weights, "swinv2"))
+        self._finish("swinv2", run, frames_per_second, grid)
 
 
 @BACKBONES.register("swinv2-demo")
@@ -199,20 +229,21 @@ class SwinV2Demo(TimmImage):
         "frames_per_second": Option(
             type=int, default=2, help="frames that are averaged in each second"
         ),
-        "batch_size": Option(type=int, default=8, help=BATCH_SIZE),
+        "grid": GRID,
     }
     wants: InputSpec = FrameInput(fps=2, resize=64, crop=64)
-    gives = Gives(modality="video", shape=(64,), weights="none; --weights random only")
+    gives = Gives(
+        modality="video", shape=(64,), weights="none; --weights random only", licence="none"
+    )
 
     def __init__(  # noqa: D107
-        self, weights: str, device: str, *, frames_per_second: int = 2, batch_size: int = 8
+        self, weights: str, run: Run, *, frames_per_second: int = 2, grid: bool = False
     ) -> None:
         from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
         request = parse_demo_request(weights, "swinv2-demo", "swinv2")
-        network: Any = seeded(_build_demo, request.seed)
-        self._network = network.to(resolve_device(device)).eval()
-        self._weights = Weights(request.source, tensors_sha256(network))
+        self._network = seeded(_build_demo, request.seed)
+        self._weights = Weights(request.source, tensors_sha256(self._network))
         self._transform = {
             "input_size": (3, 64, 64),
             "interpolation": "bicubic",
@@ -221,7 +252,7 @@ class SwinV2Demo(TimmImage):
             "mean": IMAGENET_DEFAULT_MEAN,
             "std": IMAGENET_DEFAULT_STD,
         }
-        self._finish("swinv2-demo", frames_per_second, batch_size)
+        self._finish("swinv2-demo", run, frames_per_second, grid)
 
 
 def _build_demo() -> Any:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 N = TypeVar("N", bound="nn.Module")
 
-PICKLES = (".pth", ".pt", ".bin")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 USUAL_NAMES = ("model.safetensors", "pytorch_model.bin")
 PROBE_S = 5.0
 """How long the hub may take to answer at all, s."""

@@ -179,7 +179,10 @@ def test_how_media_are_read_stands_in_the_header(project: Path) -> None:
     words = ("--weights", "random", "--dry-run", "manifests/vggsound.csv")
     flow = invoke("flow", "--tvl1", "--backbone", "slowonly-demo", *words)
     assert '"decoder": "pyav"' in flow.output
-    assert '"tvl1": {' in flow.output
+    assert '"method": "tvl1"' in flow.output
+    assert '"scale_step": 0.8' in flow.output
+    other = invoke("flow", "--tvl1", "--bound", "3", "--backbone", "slowonly-demo", *words)
+    assert '"bound": 3.0' in other.output
 
 
 def test_a_media_root_that_was_typed_once_is_used_only_with_its_manifest(project: Path) -> None:

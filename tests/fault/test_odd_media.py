@@ -10,10 +10,10 @@ import pytest
 import extract.media
 import extract.streams
 from extract.backbones.base import FlowInput, FrameInput, WaveformInput
-from extract.decode import DECODE_ERRORS, read
+from extract.decode import DECODE_ERRORS
 from micu.errors import DecodeError
 from micu.manifest import Clip
-from tests.media_files import frame_of, tone, write_media, write_wav
+from tests.media_files import frame_of, read_media, tone, write_media, write_wav
 
 FRAMES = FrameInput(fps=4, resize=16, crop=16)
 WAVES = WaveformInput(sample_rate=8000, window_s=10)
@@ -23,7 +23,7 @@ def outcome(path: str | Path, wants, root: Path, **window) -> str:
     """`units`, or the code of the failure; anything else is an error of the test."""
     clip = Clip(clip_id="c", path=str(path), **window)
     try:
-        media = read(clip, wants, root)
+        media = read_media(clip, wants, root)
     except DecodeError as error:
         known = error.code in DECODE_ERRORS and str(error).encode()
         return error.code if known else f"unknown code {error.code!r}"
@@ -156,7 +156,7 @@ def test_a_file_cut_off_is_corrupt_except_for_clips_before_the_cut(tmp_path):
 def test_a_file_cut_off_near_its_end_is_used_as_far_as_it_goes(tmp_path):
     faststart = {"movflags": "faststart"}
     cut(write_media(tmp_path / "a.mp4", frames=40, picture=noisy, options=faststart), 0.9)
-    media = read(Clip(clip_id="c", path="a.mp4"), FRAMES, tmp_path)
+    media = read_media(Clip(clip_id="c", path="a.mp4"), FRAMES, tmp_path)
     assert 3.2 < media.duration_s < 3.8
 
 
@@ -167,7 +167,7 @@ def test_a_file_without_its_table_is_unreadable(tmp_path):
 
 def test_a_stream_cut_off_without_a_stated_length_is_a_shorter_file(tmp_path):
     cut(write_media(tmp_path / "a.mkv", frames=40, picture=noisy), 0.6)
-    media = read(Clip(clip_id="c", path="a.mkv", end_s=4.0), FRAMES, tmp_path)
+    media = read_media(Clip(clip_id="c", path="a.mkv", end_s=4.0), FRAMES, tmp_path)
     assert media.steps == 4
     assert media.duration_s < 3
     assert media.times_s.max() < media.duration_s
@@ -186,7 +186,7 @@ def test_a_few_flipped_bits_are_counted_and_many_are_refused(tmp_path):
     options = {"movflags": "faststart"}
     write_media(tmp_path / "few.mp4", frames=60, picture=noisy, gop=2, options=options)
     flip_bits(tmp_path / "few.mp4", 5)
-    media = read(Clip(clip_id="c", path="few.mp4"), FRAMES, tmp_path)
+    media = read_media(Clip(clip_id="c", path="few.mp4"), FRAMES, tmp_path)
     assert 0 < media.notes["corrupt_frames"] < 0.2 * 60
     write_media(tmp_path / "many.mp4", frames=60, picture=noisy, gop=20, options=options)
     flip_bits(tmp_path / "many.mp4", 400)
@@ -214,7 +214,7 @@ def test_sound_that_claims_four_gigabytes_is_as_long_as_it_is(tmp_path):
     data = bytearray(path.read_bytes())
     data[4:8] = data[40:44] = b"\xf0\xff\xff\xff"
     path.write_bytes(data)
-    media = read(Clip(clip_id="c", path="a.wav"), WAVES, tmp_path)
+    media = read_media(Clip(clip_id="c", path="a.wav"), WAVES, tmp_path)
     assert (media.duration_s, len(media.units)) == (1.0, 1)
 
 
@@ -275,7 +275,7 @@ def test_colour_formats_and_odd_sizes_come_out_as_rgb(tmp_path):
         codec="mjpeg",
         picture=lambda i: np.full((33, 47, 3), 96, np.uint8),
     )
-    media = read(Clip(clip_id="c", path=path.name), FRAMES, tmp_path)
+    media = read_media(Clip(clip_id="c", path=path.name), FRAMES, tmp_path)
     assert frame_of(media.units[0]) == 20
 
 
@@ -321,7 +321,7 @@ def test_phone_videos_filmed_at_every_angle_look_alike(shared):
     folder = shared / "media" / "odd"
     wants = FrameInput(fps=5, resize=(64, 64), crop=64)
     for angle, flat in {"0": True, "180": True, "90": False, "270": False}.items():
-        media = read(Clip(clip_id="c", path=f"decord__video_{angle}.mov"), wants, folder)
+        media = read_media(Clip(clip_id="c", path=f"decord__video_{angle}.mov"), wants, folder)
         assert (media.notes["width"] > media.notes["height"]) == flat
 
 
@@ -329,6 +329,6 @@ def test_phone_videos_filmed_at_every_angle_look_alike(shared):
 def test_a_film_that_stores_no_showing_times_is_whole(shared):
     folder = shared / "media" / "real"
     wants = FrameInput(fps=25, resize=16, crop=16)
-    media = read(Clip(clip_id="c", path="mmaction2__test.avi"), wants, folder)
+    media = read_media(Clip(clip_id="c", path="mmaction2__test.avi"), wants, folder)
     assert media.notes["corrupt_frames"] == 0
     assert media.duration_s == 6.6

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import extract.decode
 import extract.streams
-from extract.backbones.base import FlowInput, FrameInput, TextInput, WaveformInput
-from extract.decode import DECODE_ERRORS, DECODERS, read
+from extract.backbones.base import FrameInput, TextInput, WaveformInput
+from extract.decode import DECODE_ERRORS, DECODERS
 from extract.media import Source, Window
 from extract.pictures import center_crop, read_pictures, resize, turn_upright
 from extract.sound import mix_weights
 from extract.streams import Damage, in_order_of_showing
 from micu.errors import ConfigError, DecodeError, ExtraError, RegistryError
 from micu.manifest import Clip
-from tests.media_files import flat_picture, frame_of, tone, write_media, write_wav
+from tests.media_files import frame_of, read_media, tone, write_media, write_wav
 
 SMALL = FrameInput(fps=4, resize=16, crop=16)
 
@@ -26,13 +25,13 @@ def clip_of(path, start_s=None, end_s=None) -> Clip:
 
 
 def frames_of(path, wants=SMALL, decoder="pyav", **window) -> tuple[list[int], list[float]]:
-    media = read(clip_of(path, **window), wants, path.parent, decoder)
+    media = read_media(clip_of(path, **window), wants, path.parent, decoder)
     return [frame_of(unit) for unit in media.units], media.times_s.tolist()
 
 
 def code_of(path, wants=SMALL, **window) -> str:
     with pytest.raises(DecodeError) as caught:
-        read(clip_of(path, **window), wants, path.parent)
+        read_media(clip_of(path, **window), wants, path.parent)
     assert caught.value.code in DECODE_ERRORS
     return caught.value.code
 
@@ -54,7 +53,7 @@ def test_a_frame_that_appears_exactly_at_the_instant_is_the_one_that_counts(tmp_
 
 def test_media_state_length_steps_and_source_rate(tmp_path):
     path = write_media(tmp_path / "a.mp4", frames=13)
-    media = read(clip_of(path), SMALL, tmp_path)
+    media = read_media(clip_of(path), SMALL, tmp_path)
     assert (media.steps, media.duration_s) == (2, 1.3)
     assert media.units.shape == (5, 16, 16, 3)
     assert media.units.dtype == np.uint8
@@ -64,13 +63,13 @@ def test_media_state_length_steps_and_source_rate(tmp_path):
 
 def test_a_file_shorter_than_the_manifest_says_keeps_the_steps_asked_for(tmp_path):
     path = write_media(tmp_path / "a.mp4", frames=13)
-    media = read(clip_of(path, 0.0, 4.0), SMALL, tmp_path)
+    media = read_media(clip_of(path, 0.0, 4.0), SMALL, tmp_path)
     assert (media.steps, media.duration_s, len(media.units)) == (4, 1.3, 5)
 
 
 def test_a_last_part_too_short_for_a_step_gives_no_unit(tmp_path):
     path = write_media(tmp_path / "a.mp4", frames=27, fps=25)
-    media = read(clip_of(path), FrameInput(fps=25, resize=16, crop=16), tmp_path)
+    media = read_media(clip_of(path), FrameInput(fps=25, resize=16, crop=16), tmp_path)
     assert media.steps == 1
     assert media.times_s.max() < 1
 
@@ -151,7 +150,7 @@ def test_rotated_video_comes_out_upright(tmp_path, degrees):
         picture=lambda i: np.ascontiguousarray(np.rot90(upright, -degrees // 90)),
         rotation=degrees,
     )
-    media = read(clip_of(path), FrameInput(fps=5, resize=(32, 48), crop=32), tmp_path)
+    media = read_media(clip_of(path), FrameInput(fps=5, resize=(32, 48), crop=32), tmp_path)
     difference = media.units[0].astype(int) - center_crop(upright, 32)
     assert np.abs(difference).mean() < 4
 
@@ -221,75 +220,20 @@ def test_an_unknown_decoder_is_refused_and_decord_reads_no_sound(tmp_path):
     with pytest.raises(RegistryError, match="did you mean 'decord'"):
         frames_of(path, decoder="decor")
     with pytest.raises(ConfigError, match="pictures only"):
-        read(clip_of(path), WaveformInput(sample_rate=8000, window_s=10), tmp_path, "decord")
+        read_media(clip_of(path), WaveformInput(sample_rate=8000, window_s=10), tmp_path, "decord")
 
 
 def test_clips_read_by_several_threads_at_once_are_those_read_alone(tmp_path):
     path = write_media(tmp_path / "a.mp4", frames=40, sound=tone(4, 8000))
     waves = WaveformInput(sample_rate=16000, window_s=2)
-    alone = [read(clip_of(path), wants, tmp_path) for wants in (SMALL, waves)] * 4
+    alone = [read_media(clip_of(path), wants, tmp_path) for wants in (SMALL, waves)] * 4
     with ThreadPoolExecutor(4) as pool:
-        together = pool.map(lambda wants: read(clip_of(path), wants, tmp_path), [SMALL, waves] * 4)
+        together = pool.map(
+            lambda wants: read_media(clip_of(path), wants, tmp_path), [SMALL, waves] * 4
+        )
     for one, other in zip(alone, together, strict=True):
         for a, b in zip(one.units, other.units, strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-# --- flow ------------------------------------------------------------------------------------
-
-
-def test_flow_fields_start_where_the_published_sampler_puts_them(tmp_path, monkeypatch):
-    def count_only(previous, following):
-        first, second = (round((float(x.mean()) - 16) / 4) for x in (previous, following))
-        assert second == first + 1
-        return np.full((*previous.shape, 2), first, np.float32)
-
-    monkeypatch.setattr(extract.decode, "tvl1_flow", count_only)
-    monkeypatch.setattr(extract.decode, "quantize_flow", lambda flow, bound: flow.astype(np.uint8))
-    path = write_media(tmp_path / "a.mp4", frames=33, gop=5)
-    wants = FlowInput(clip_len=5, interval=4, resize=32, crop=32)
-    media = read(clip_of(path), wants, tmp_path)
-    expected = [[min(max(centre + (k - 2) * 4, 0), 31) for k in range(5)] for centre in (5, 15, 25)]
-    assert media.units.shape == (3, 5, 32, 32, 2)
-    assert media.units[:, :, 0, 0, 0].tolist() == expected
-    assert media.times_s.tolist() == [0.5, 1.5, 2.5]
-    assert media.steps == 4
-    assert media.notes["pairs"] == len({i for clip in expected for i in clip})
-
-
-def test_flow_shows_motion_and_pads_with_stillness(tmp_path):
-    def bar(i: int) -> np.ndarray:
-        picture = np.zeros((32, 64, 3), np.uint8)
-        y, x = np.mgrid[:32, :64]
-        picture[...] = (200 * np.exp(-((x - 24 - 2 * i) ** 2 + (y - 16) ** 2) / 40))[..., None]
-        return picture
-
-    path = write_media(tmp_path / "a.mp4", frames=6, picture=bar)
-    wants = FlowInput(clip_len=2, interval=1, resize=32, crop=40)
-    units = read(clip_of(path), wants, tmp_path).units
-    assert units.shape == (1, 2, 40, 40, 2)
-    assert units[0, 1, 16:24, 16:26, 0].mean() > 135
-    assert (units[0, :, :4] == 128).all()
-    assert (units[0, :, 36:] == 128).all()
-
-
-def test_larger_pictures_are_resized_before_flow_and_smaller_ones_are_not(tmp_path, monkeypatch):
-    sizes = []
-
-    def note_size(previous, following):
-        sizes.append(previous.shape)
-        return np.zeros((*previous.shape, 2), np.float32)
-
-    monkeypatch.setattr(extract.decode, "tvl1_flow", note_size)
-    large = write_media(tmp_path / "a.mp4", frames=3, picture=lambda i: flat_picture(i, (48, 70)))
-    small = write_media(tmp_path / "b.mp4", frames=3)
-    for path in (large, small):
-        read(clip_of(path), FlowInput(clip_len=1, interval=1, resize=40, crop=16), tmp_path)
-    assert sizes == [(40, 58), (32, 48)]
-
-
-def test_one_picture_has_no_flow(tmp_path):
-    assert code_of(write_media(tmp_path / "a.mp4", frames=1), FlowInput()) == "too_short"
 
 
 # --- sound -----------------------------------------------------------------------------------
@@ -297,7 +241,7 @@ def test_one_picture_has_no_flow(tmp_path):
 
 def waves_of(path, rate=8000, window_s=10.0, **window) -> np.ndarray:
     wants = WaveformInput(sample_rate=rate, window_s=window_s)
-    return np.concatenate(read(clip_of(path, **window), wants, path.parent).units)
+    return np.concatenate(read_media(clip_of(path, **window), wants, path.parent).units)
 
 
 def test_a_window_of_sound_is_cut_to_the_sample(tmp_path):
@@ -318,7 +262,7 @@ def test_a_late_window_of_compressed_sound_is_a_slice_of_the_whole(tmp_path, nam
 
 def test_sound_is_cut_into_windows_and_the_last_is_shorter(tmp_path):
     path = write_wav(tmp_path / "a.wav", tone(2.5, 8000), 8000)
-    media = read(clip_of(path), WaveformInput(sample_rate=16000, window_s=1), tmp_path)
+    media = read_media(clip_of(path), WaveformInput(sample_rate=16000, window_s=1), tmp_path)
     assert [len(unit) for unit in media.units] == [16000, 16000, 8000]
     assert media.times_s.tolist() == [0.5, 1.5, 2.25]
     assert (media.steps, media.duration_s) == (3, 2.5)
@@ -327,7 +271,7 @@ def test_sound_is_cut_into_windows_and_the_last_is_shorter(tmp_path):
 
 def test_a_rest_too_short_for_a_step_makes_no_window(tmp_path):
     path = write_wav(tmp_path / "a.wav", tone(2.02, 8000), 8000)
-    media = read(clip_of(path), WaveformInput(sample_rate=8000, window_s=2), tmp_path)
+    media = read_media(clip_of(path), WaveformInput(sample_rate=8000, window_s=2), tmp_path)
     assert [len(unit) for unit in media.units] == [16000]
 
 
@@ -398,12 +342,12 @@ def test_sound_after_its_end_says_so(tmp_path):
 
 
 def test_text_is_one_unit_without_a_place_in_time(tmp_path):
-    media = read(Clip(clip_id="c", text="a dog barks"), TextInput(), tmp_path)
+    media = read_media(Clip(clip_id="c", text="a dog barks"), TextInput(), tmp_path)
     assert list(media.units) == ["a dog barks"]
     assert (len(media.times_s), media.duration_s) == (0, 0.0)
 
 
 def test_a_row_without_text_says_so(tmp_path):
     with pytest.raises(DecodeError) as caught:
-        read(Clip(clip_id="c", text=" "), TextInput(), tmp_path)
+        read_media(Clip(clip_id="c", text=" "), TextInput(), tmp_path)
     assert caught.value.code == "no_text"

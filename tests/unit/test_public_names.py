@@ -87,7 +87,7 @@ def failure_codes(folders: Iterable[Path]) -> set[str]:
     for path in (path for folder in folders for path in folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             is_raised = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-            if is_raised and node.func.id in ("DecodeError", "FeatureError"):
+            if is_raised and node.func.id in ("DecodeError", "FeatureError", "Trouble"):
                 codes.add(spell(node.args[0]))
     return codes
 

@@ -1,0 +1,161 @@
+"""The reader of optical flow: from a manifest row to clips of quantised fields."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extract import streams
+from extract.backbones.base import FlowInput, Media
+from extract.flow.cache import Fields, Film, FlowCache
+from extract.flow.methods import FlowSettings, estimate_flow
+from extract.flow.quantize import quantize_flow, still_level
+from extract.flow.sampling import FlowPlan, Pair, plan_fields
+from extract.media import Reading, Window
+from extract.pictures import Picture, center_crop, fit_short_side, open_pictures
+from extract.sampling import find_covered_s, note_decoding
+from extract.streams import Damage, check_unit_bytes
+from micu.errors import DecodeError
+from micu.manifest import Clip
+
+CALL_BYTES = 512 * 2**20
+"""What the pairs of one call to the estimator may take, pictures and fields together."""
+
+
+def read_flow(clip: Clip, wants: FlowInput, reading: Reading) -> Media:
+    """Clips of quantised optical flow, one centred on each second that the media reach.
+
+    `plan_fields` says which pairs of pictures they hold; those alone are computed, each once, as
+    neighbouring clips overlap. Pictures larger than wanted are resized (bilinear) before a field is
+    computed on the whole of them; it is then scaled to the time step, quantised, and cropped.
+    Pictures smaller than the crop are padded with stillness.
+
+    With a cache, fields are taken from there and added there. Media of which all are there are not
+    opened.
+
+    Raises:
+        DecodeError: The clip's media cannot be used, or hold one picture only.
+        StoreError: The cache cannot be written.
+        MicuError: What computes the flow is not there.
+    """
+    folder, window = reading.flow_cache, Window.of(clip)
+    cache = None if folder is None else FlowCache(folder, clip, wants, reading)
+    known = None if cache is None else cache.load()
+    if known is not None:
+        plan = plan_fields(known.film.starts, known.film.covered_s, window, wants)
+        # What is too large goes the long way, which ends in an error that names the file.
+        if known.fields.keys() >= set(plan.pairs) and _unit_bytes(plan, wants) <= _limit():
+            return _to_media(plan, known.film, known.fields, wants)
+    film, pictures, plan = _decode(clip, wants, reading)
+    held: Fields = known.fields if known is not None and known.film == film else {}
+    missing = [pair for pair in plan.pairs if pair not in held]
+    fields = {**held, **_compute(missing, pictures, film.starts, wants, reading.flow)}
+    if cache is not None:
+        cache.save(film, fields)
+    return _to_media(plan, film, fields, wants)
+
+
+def _decode(
+    clip: Clip, wants: FlowInput, reading: Reading
+) -> tuple[Film, list[NDArray[np.uint8]], FlowPlan]:
+    """Every picture of a clip, prepared for the estimator, and the plan of its fields."""
+    window, damage = Window.of(clip), Damage()
+    pictures: list[NDArray[np.uint8]] = []
+    starts: list[Fraction] = []
+    last: Picture | None = None
+    source, found = open_pictures(clip, reading, damage)
+    with source:
+        for picture in found:
+            last = picture
+            # decord tells times that run backwards as they are.
+            if not starts or picture.start > starts[-1]:
+                shape = pictures[0].shape if pictures else None
+                pictures.append(_prepare(picture.load(), wants, reading.flow, shape))
+                starts.append(picture.start)
+                check_unit_bytes(source, len(pictures) * pictures[0].nbytes)
+        covered_s = find_covered_s(source, window, last, damage)
+        if len(pictures) < 2:
+            raise DecodeError("too_short", f"{source.name}: one picture; flow needs two")
+        plan = plan_fields(starts, covered_s, window, wants)
+        check_unit_bytes(source, _unit_bytes(plan, wants))
+        notes = note_decoding(source, reading.decoder, damage)
+    return Film(tuple(starts), covered_s, notes), pictures, plan
+
+
+def _prepare(
+    picture: NDArray[np.uint8],
+    wants: FlowInput,
+    settings: FlowSettings,
+    shape: tuple[int, ...] | None,
+) -> NDArray[np.uint8]:
+    """A picture as the estimator looks at it, (H, W) gray or (H, W, 3) RGB.
+
+    Its short side becomes at most `wants.resize` px, unless `shape`, that of the clip's first
+    picture, says otherwise.
+    """
+    import cv2
+
+    gray = settings.pictures == "gray"
+    if gray and wants.gray == "before":
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)
+    height, width = picture.shape[:2]
+    if shape is not None:
+        height, width = shape[:2]
+    elif min(height, width) > wants.resize:
+        height, width = fit_short_side(picture.shape, wants.resize)
+    if (height, width) != picture.shape[:2]:
+        resized: Any = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+        picture = resized
+    if gray and picture.ndim == 3:
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)
+    return picture
+
+
+def _compute(
+    pairs: Sequence[Pair],
+    pictures: Sequence[NDArray[np.uint8]],
+    starts: Sequence[Fraction],
+    wants: FlowInput,
+    settings: FlowSettings,
+) -> dict[Pair, NDArray[np.uint8]]:
+    """The quantised field of each pair, (H, W, 2), in as few calls as memory allows."""
+    height, width = pictures[0].shape[:2]
+    pair_bytes = height * width * 2 * 4 + 2 * pictures[0].nbytes
+    per_call = max(1, CALL_BYTES // pair_bytes)
+    fields: dict[Pair, NDArray[np.uint8]] = {}
+    for begin in range(0, len(pairs), per_call):
+        part = pairs[begin : begin + per_call]
+        previous, following = (np.stack([pictures[pair[k]] for pair in part]) for k in (0, 1))
+        for pair, flow in zip(part, estimate_flow(previous, following, settings), strict=True):
+            scale = _time_scale(pair, starts, wants)
+            fields[pair] = quantize_flow(flow * np.float32(scale), wants.bound, wants.rounding)
+    return fields
+
+
+def _time_scale(pair: Pair, starts: Sequence[Fraction], wants: FlowInput) -> float:
+    """What turns a displacement between two pictures into one per time step."""
+    if wants.dt_s is None:
+        return 1.0
+    return float(Fraction(str(wants.dt_s)) / (starts[pair[1]] - starts[pair[0]]))
+
+
+def _to_media(plan: FlowPlan, film: Film, fields: Fields, wants: FlowInput) -> Media:
+    fill = still_level(wants.rounding)
+    cropped = {pair: center_crop(fields[pair], wants.crop, fill) for pair in plan.pairs}
+    return Media(
+        units=np.stack([np.stack([cropped[pair] for pair in pairs]) for pairs in plan.clips]),
+        times_s=np.array([float(centre) for centre in plan.centres]),
+        duration_s=float(film.covered_s),
+        steps=plan.steps,
+        notes={**film.notes, "pairs": len(plan.pairs)},
+    )
+
+
+def _unit_bytes(plan: FlowPlan, wants: FlowInput) -> int:
+    return len(plan.centres) * wants.clip_len * wants.crop**2 * 2
+
+
+def _limit() -> int:
+    return streams.MAX_UNIT_BYTES

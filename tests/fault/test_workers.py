@@ -1,0 +1,196 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import extract.workers as workers
+from extract.pipeline import Summary, extract_manifest
+from extract.plan import Job, plan_extraction
+from extract.workers import decode_in_processes
+from micu.errors import MicuError
+from micu.manifest import Clip, read_manifest, write_manifest
+from micu.store import FeatureStore, read_ledger
+from tests.hostile import array_read, hostile_read
+from tests.toy import Toy, shard_bytes, toy_plan, toy_read
+
+TIMEOUT_S = 60.0
+
+
+def run_texts(folder: Path, *texts: str, timeout_s: float = TIMEOUT_S) -> Summary:
+    """Extract clips whose texts say what befalls them, in two worker processes."""
+    path = folder / "m.csv"
+    write_manifest(path, [Clip(clip_id=str(i), text=text) for i, text in enumerate(texts)])
+    job = Job(manifest=read_manifest(path), media_root=folder, out=folder / "f", shard_rows=8)
+    return extract_manifest(
+        plan_extraction(job, Toy().spec),
+        Toy(),
+        hostile_read,
+        workers=2,
+        clip_timeout_s=timeout_s,
+    )
+
+
+def blocks(process: int) -> list[Path]:
+    return list(workers._blocks_folder().glob(f"micu-block-{process}-*"))
+
+
+def test_a_decoder_that_hangs_in_c_is_killed_and_the_run_goes_on(tmp_path: Path) -> None:
+    summary = run_texts(tmp_path, "a b", "hang", "c", "d e", timeout_s=2.0)
+
+    failure = read_ledger(Path(summary.folder))["1"]
+    assert (failure.stage, failure.code) == ("decode", "timeout")
+    assert "--clip-timeout 2 s" in failure.message
+    assert FeatureStore(Path(summary.folder)).clip_ids == ("0", "2", "3")
+    assert summary.wall_s < 60
+
+
+@pytest.mark.parametrize(
+    ("deed", "how"), [("kill", "SIGKILL"), ("segfault", "SIGSEGV"), ("exit", "exit code 7")]
+)
+def test_a_clip_that_kills_every_worker_is_put_in_the_ledger(
+    tmp_path: Path, deed: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    summary = run_texts(tmp_path, "a", "b", deed, "c", "d", "e")
+
+    failure = read_ledger(Path(summary.folder))["2"]
+    assert (failure.stage, failure.code) == ("decode", "worker_died")
+    assert how in failure.message
+    assert caplog.text.count("ended its worker process") == 3  # it was tried three times
+    assert FeatureStore(Path(summary.folder)).clip_ids == ("0", "1", "3", "4", "5")
+
+
+def test_a_clip_whose_worker_dies_by_chance_is_extracted_all_the_same(tmp_path: Path) -> None:
+    summary = run_texts(tmp_path, "a", f"once {tmp_path / 'marker'}", "c")
+
+    assert (tmp_path / "marker").exists()
+    assert (summary.extracted, summary.failed) == (3, 0)
+
+
+def test_a_mistake_of_the_whole_run_ends_it_from_a_worker_too(tmp_path: Path) -> None:
+    with pytest.raises(MicuError, match=r"pip install 'micu\[decord\]'"):
+        run_texts(tmp_path, "a", "fatal")
+
+
+def test_processes_and_threads_give_the_same_bytes(tmp_path: Path) -> None:
+    plans = {}
+    for name, timeout_s in (("threads", None), ("processes", TIMEOUT_S)):
+        (tmp_path / name).mkdir()
+        plans[name] = toy_plan(tmp_path / name)
+        extract_manifest(plans[name], Toy(), toy_read, workers=2, clip_timeout_s=timeout_s)
+
+    assert shard_bytes(plans["threads"].folder) == shard_bytes(plans["processes"].folder)
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_its_workers(tmp_path: Path) -> None:
+    plan = toy_plan(tmp_path)
+
+    def stop(summary: Summary) -> None:
+        if summary.extracted == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    started = time.monotonic()
+    summary = extract_manifest(
+        plan, Toy(), toy_read, workers=2, on_clip=stop, clip_timeout_s=TIMEOUT_S
+    )
+    assert (summary.stopped_by, summary.extracted) == ("SIGTERM", 3)
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("kind", ["one", "many"])
+def test_arrays_arrive_whole_and_leave_nothing_behind(kind: str) -> None:
+    clip = Clip(clip_id="5", text=kind)
+    with decode_in_processes(array_read, 1, TIMEOUT_S) as decoders:
+        media = decoders.settle(decoders.submit(clip)).media
+        assert blocks(os.getpid()) == []
+    expected = array_read(clip)
+    assert isinstance(media, type(expected))
+    assert isinstance(media.units, np.ndarray) == (kind == "one")
+    for unit, other in zip(media.units, expected.units, strict=True):
+        np.testing.assert_array_equal(unit, other)
+    np.testing.assert_array_equal(media.times_s, expected.times_s)
+
+
+def test_a_block_without_room_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    clip = Clip(clip_id="5", text="one")
+    parcel = workers._decode_to_block(array_read, clip, os.getpid())
+
+    assert parcel.block == ""
+    np.testing.assert_array_equal(parcel.open().media.units, array_read(clip).units)
+    assert blocks(os.getpid()) == []
+
+
+def test_blocks_of_runs_that_are_dead_are_removed() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    stale = workers._blocks_folder() / f"micu-block-{child.pid}-x"
+    alive = workers._blocks_folder() / f"micu-block-{os.getpid()}-x"
+    stale.touch()
+    alive.touch()
+    try:
+        workers._remove_stale_blocks()
+        assert (stale.exists(), alive.exists()) == (False, True)
+    finally:
+        workers._remove_stale_blocks(os.getpid())
+    assert not alive.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_workers_die_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from micu.manifest import Clip\n"
+        "from extract.workers import decode_in_processes\n"
+        "from tests.hostile import hostile_read\n"
+        "if __name__ == '__main__':\n"
+        "    with decode_in_processes(hostile_read, 2, 600) as decoders:\n"
+        "        futures = [decoders.submit(Clip(clip_id=str(i), text='hang')) for i in range(2)]\n"
+        "        while not all(future.running() for future in futures):\n"
+        "            time.sleep(0.05)\n"
+        "        print('hanging', flush=True)\n"
+        "        time.sleep(600)\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}  # noqa: PTH109
+    with subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"hanging\n"
+        session = [pid for pid in _processes() if os.getsid(pid) == run.pid]
+        assert len(session) >= 4  # the run, the server, two workers
+        run.kill()
+    deadline = time.monotonic() + 20
+    while set(session) & set(_processes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = set(session) & set(_processes())
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def _processes() -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if state != "Z":
+                found.append(int(entry.name))
+    return found

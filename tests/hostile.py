@@ -1,0 +1,46 @@
+"""Readers that do to their worker what hostile media do to a decoder; importable by workers."""
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from extract.backbones.base import Media
+from micu.errors import ExtraError
+from micu.manifest import Clip
+from tests.toy import toy_read
+
+
+def hostile_read(clip: Clip) -> Media:
+    """Read a toy clip; the first word of its text may be a deed."""
+    deed, _, rest = clip.text.partition(" ")
+    if deed == "hang":
+        ctypes.CDLL(None).sleep(600)  # in C, where no Python signal handler runs
+    if deed == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if deed == "segfault":
+        ctypes.string_at(0)
+    if deed == "exit":
+        os._exit(7)
+    if deed == "once":
+        marker = Path(rest)
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    if deed == "fatal":
+        raise ExtraError("decord", "decord")
+    if deed == "slow":
+        time.sleep(0.3)
+    return toy_read(clip)
+
+
+def array_read(clip: Clip) -> Media:
+    """One large array, or a list of them."""
+    rng = np.random.default_rng(int(clip.clip_id))
+    if clip.text == "one":
+        return Media(rng.integers(0, 256, (3, 50, 40, 3), np.uint8), np.arange(3.0), 3.0, 3)
+    windows = [rng.normal(size=size).astype(np.float32) for size in (8000, 8000, 123)]
+    return Media(windows, np.arange(3.0), 3.0, 3)

@@ -1,0 +1,71 @@
+"""Whether backbones would run on another device, on a machine that has the CPU alone.
+
+The meta device stands for it: a tensor that was left on the CPU is an error there too.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from extract.backbones import build_backbone
+from extract.backbones.base import FlowInput, FrameInput, Run
+from extract.backbones.text import ClapText, ClipText
+
+SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+
+
+class Elsewhere:
+    """Stands for a backbone's `Runner`, whose autocast does not know the meta device."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.device = torch.device("meta")
+        self.network = network.to(self.device)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self.network(*inputs, **named)
+
+
+def run_elsewhere(backbone: Any) -> torch.Tensor:
+    backbone._run = Elsewhere(backbone._run.network)
+    wants = backbone.wants
+    if isinstance(wants, FrameInput):
+        units: Any = np.zeros((2, wants.crop, wants.crop, 3), np.uint8)
+    elif isinstance(wants, FlowInput):
+        units = np.zeros((2, wants.clip_len, wants.crop, wants.crop, 2), np.uint8)
+    else:
+        units = backbone._tokenize(["a cat", "a dog"])[0]
+    with torch.inference_mode():
+        output: torch.Tensor = backbone._forward(units)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("swinv2-demo", {}),
+        ("swinv2-demo", {"grid": True}),
+        ("timm:test_resnet", {"grid": True}),
+        ("slowonly-demo", {}),
+        ("bert-demo", {}),
+        ("bert-demo", {"pool": "mean"}),
+        ("clap-text", {"pool": "projected"}),
+        ("clip-text", {"pool": "projected"}),
+    ],
+)
+def test_a_forward_pass_stays_on_the_device_of_the_network(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # transformers looks into the mask, which has no values here, to see whether it can be left out.
+    skip = "transformers.masking_utils._ignore_bidirectional_mask_sdpa"
+    monkeypatch.setattr(skip, lambda *mask: False, raising=False)
+    monkeypatch.setattr(ClapText, "SETTINGS", SMALL)
+    monkeypatch.setattr(ClipText, "SETTINGS", SMALL)
+    backbone = build_backbone(name, "random", Run(device="cpu"), **options)
+
+    output = run_elsewhere(backbone)
+
+    assert output.device.type == "meta"
+    assert output.shape[0] == 2
+    assert output.shape[-1] == backbone.spec.shape[-1]
