@@ -10,10 +10,13 @@ Media are real files, by default written here (640 x 360, 25 frames/s, H.264 and
 `--manifest`. For `slowonly`, `slowonly-cached` is a second run that reads its flow from
 `--flow-cache`; `slowonly` computes it.
 
+Heavy imports are inside functions, since worker processes import this file anew.
+
 Run: python benchmarks/backbones.py [--only htsat] [--rounds 3]
 """
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,8 +29,9 @@ from typing import Any
 import av
 import click
 import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+
+# `extract` is the package, not the script beside this one.
+sys.path[0] = str(Path(__file__).parents[1])
 
 from extract.backbones import Backbone, Run, build_backbone
 from extract.backbones.inference import repeatable
@@ -53,9 +57,9 @@ class Case:
 CASES = {
     "swinv2": Case(backbone="swinv2", clips=2, seconds=1),
     "vgg19": Case(backbone="vgg19", clips=4, seconds=2),
-    "htsat": Case(backbone="htsat", clips=24, seconds=10),
-    "htsat-clap": Case(backbone="htsat-clap", clips=24, seconds=10),
-    "vggish": Case(backbone="vggish", clips=24, seconds=10),
+    "htsat": Case(backbone="htsat", clips=72, seconds=10),
+    "htsat-clap": Case(backbone="htsat-clap", clips=72, seconds=10),
+    "vggish": Case(backbone="vggish", clips=72, seconds=10),
     "slowonly": Case(backbone="slowonly", clips=2, seconds=4),
     "slowonly-cached": Case(backbone="slowonly", clips=2, seconds=10, cached=True),
     "bert": Case(backbone="bert", clips=32, seconds=10),
@@ -87,18 +91,18 @@ def write_media(path: Path, seconds: float, seed: int) -> None:
         container.mux(audio.encode(None))
 
 
-def make_manifest(folder: Path, case: Case, sources: Sequence[str]) -> Manifest:
-    """A manifest of `case.clips` clips, which go round the media."""
+def make_manifest(folder: Path, count: int, seconds: float, sources: Sequence[str]) -> Manifest:
+    """A manifest of `count` clips, which go round the media."""
     path = folder / "clips.csv"
     clips = [
         Clip(
             clip_id=f"c{i}",
             path=sources[i % len(sources)],
             start_s=0.0,
-            end_s=case.seconds,
+            end_s=seconds,
             text=TEXT,
         )
-        for i in range(case.clips)
+        for i in range(count)
     ]
     write_manifest(path, clips)
     return read_manifest(path)
@@ -151,6 +155,8 @@ def pipeline_rate(
 
 def matrix_peak(size: int = 3072, rounds: int = 5) -> float:
     """Floating point operations per second of a large float32 matrix product, best of some."""
+    import torch
+
     left, right = torch.randn(size, size), torch.randn(size, size)
     best = float("inf")
     for _ in range(rounds):
@@ -162,18 +168,21 @@ def matrix_peak(size: int = 3072, rounds: int = 5) -> float:
 
 def measure(
     name: str, case: Case, media: tuple[Path, Sequence[str]], folder: Path, how: tuple[int, int]
-) -> None:
-    """Measure one backbone, and print its row and figures."""
+) -> float:
+    """Measure one backbone, and print its row and figures; the pipeline's share."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     backbone: Any = build_backbone(case.backbone, "random", Run())
     (root, sources), (rounds, workers) = media, how
-    job = Job(manifest=make_manifest(folder, case, sources), media_root=root, out=folder)
+    manifest = make_manifest(folder, case.clips, case.seconds, sources)
+    job = Job(manifest=manifest, media_root=root, out=folder)
     reading = Reading(media_root=root)
     if case.cached:
         reading = replace(reading, flow_cache=folder / "flow-cache")
-    media = [read(clip, backbone.wants, reading) for clip in job.manifest.clips]
-    units = sum(len(clip.units) for clip in media)
-    inputs, named = prepared_inputs(backbone, [unit for clip in media for unit in clip.units])
-    del media
+    decoded = [read(clip, backbone.wants, reading).units for clip in manifest.clips]
+    units = sum(map(len, decoded))
+    inputs, named = prepared_inputs(backbone, [unit for clip in decoded for unit in clip])
+    del decoded
     with FlopCounterMode(display=False) as counter, repeatable():
         backbone._run(*inputs, **named)
     operations = counter.get_total_flops() / backbone.batch_size
@@ -197,6 +206,7 @@ def measure(
     key = name.replace("-", "_")
     print(f"figure: pipeline_share_{key} {share:.3f}")
     print(f"figure: peak_share_{key} {speed / max(peaks):.2f}", flush=True)
+    return share
 
 
 @click.command()
@@ -210,7 +220,9 @@ def measure(
 )
 def main(only: tuple[str, ...], rounds: int, workers: int, manifest: Path | None) -> None:
     """Measure every backbone, or those of --only."""
-    print(f"{torch.get_num_threads()} threads of torch, {workers} of decoding")
+    import torch
+
+    print(f"{torch.get_num_threads()} threads of torch, {workers} decoding processes")
     for name, case in CASES.items():
         if only and name not in only:
             continue

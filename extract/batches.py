@@ -6,7 +6,7 @@ next clips, and every clip comes out, in the order of coming in, once its last u
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones.base import Backbone, Media
-from micu.commands import StopFlag
 from micu.errors import ClipError
 from micu.manifest import Clip
 from micu.store import Failure, FeatureRow, check_row
@@ -130,20 +129,6 @@ class ClipEncoder:
         except ClipError as error:
             return _failure(entry.clip, error)
         return row
-
-
-def encode_clips(
-    decoded: Iterable[Decoded], encoder: ClipEncoder, stop: StopFlag
-) -> Iterator[Encoded]:
-    """Encode clip after clip, in order; a run that was asked to stop begins no further batch."""
-    for clip in decoded:
-        encoder.add(clip)
-        while encoder.is_full and not stop.name:
-            encoder.encode_batch()
-        yield from encoder.pop_whole()
-    while encoder.waiting and not stop.name:
-        encoder.encode_batch()
-    yield from encoder.pop_whole()
 
 
 def _failure(clip: Clip, error: ClipError) -> Failure:

@@ -5,10 +5,8 @@ Every command is safe to interrupt and to type again: what is done is not done t
 resumable, 130 Ctrl-C.
 """
 
-import functools
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -18,31 +16,32 @@ from typing import Any
 
 import click
 
-from extract.backbones import build_backbone, find_backbone
-from extract.backbones.base import Precision, Run
+from extract.backbones import find_backbone
+from extract.cluster_cli import (
+    echo_problems,
+    merge,
+    repair_option,
+    repair_sets,
+    sets_below,
+    slurm,
+    status,
+)
 from extract.datasets import DATASETS
-from extract.decode import DECODERS, describe_reading, read
-from extract.flow.methods import FlowSettings
 from extract.flow.options import FLOW_OPTIONS, flow_settings
 from extract.listing import backbone_rows, backbone_table
-from extract.media import Reading
-from extract.options import extraction_options
-from extract.pictures import check_decoder
-from extract.pipeline import Summary, extract_manifest
-from extract.plan import Job, Plan, plan_extraction
-from extract.progress import Progress
-from extract.verify import verify_set
-from micu.commands import (
-    EXIT_FAILURES,
-    Source,
-    StopFlag,
-    find_source,
-    record_source,
-    run_command,
+from extract.options import (
+    SETTINGS,
+    extraction_options,
+    gather_settings,
+    split_names,
+    split_options,
+    split_weights,
 )
+from extract.run import Order, run_extraction
+from extract.verify import verify_set
+from micu.commands import EXIT_FAILURES, run_command
 from micu.devices import resolve_device
-from micu.manifest import NEEDED_COLUMN, read_manifest, write_manifest
-from micu.store import find_sets
+from micu.manifest import read_manifest, write_manifest
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,155 +75,66 @@ def audio(**arguments: Any) -> None:
 
 @cli.command()
 @extraction_options("flow")
-def flow(*, device: str, flow_cache: Path | None, **arguments: Any) -> None:
+def flow(*, device: str, **arguments: Any) -> None:
     """Features of the optical flow of every clip in MANIFEST."""
     typed = {name: arguments.pop(name) for name in FLOW_OPTIONS}
     settings, conventions = flow_settings(device=resolve_device(device), **typed)
-    _extract(
-        "flow",
-        device=device,
-        flow=settings,
-        flow_cache=flow_cache,
-        conventions=conventions,
-        **arguments,
-    )
+    _extract("flow", device=device, flow=settings, conventions=conventions, **arguments)
 
 
 @cli.command()
 @extraction_options("text")
 def text(**arguments: Any) -> None:
     """Features of the sentence of every clip in MANIFEST."""
-    _extract("text", **arguments)
+    _extract("text", media_root=None, workers=1, clip_timeout_s=None, **arguments)
+
+
+@cli.command("all")
+@extraction_options("all")
+def extract_all(
+    *,
+    device: str,
+    backbones: str,
+    weights: tuple[str, ...],
+    set_options: tuple[str, ...],
+    **arguments: Any,
+) -> None:
+    """Features of every clip in MANIFEST by several backbones, decoding each clip once."""
+    names = split_names(backbones)
+    typed = {name: arguments.pop(name) for name in FLOW_OPTIONS}
+    flow: dict[str, Any] = {}
+    conventions: Mapping[str, Any] = {}
+    if any(find_backbone(name).gives.modality == "flow" for name in names):
+        flow["flow"], conventions = flow_settings(device=resolve_device(device), **typed)
+    elif any(value not in (None, False) for value in typed.values()):
+        raise click.UsageError("flow options were typed, and no backbone of --backbones takes flow")
+    chosen, options = split_weights(weights, names), split_options(set_options, names)
+    orders = []
+    for name in names:
+        order = Order(backbone=name, weights=chosen[name], options=options[name])
+        orders.append(
+            replace(order, conventions=conventions) if order.modality == "flow" else order
+        )
+    run_extraction(orders, gather_settings(device=device, **flow, **arguments))
 
 
 def _extract(
     modality: str,
     *,
-    manifest: Path | None,
     backbone: str,
     weights: str,
-    media_root: Path | None,
-    out: Path,
-    device: str,
-    batch_size: int | None,
-    precision: Precision,
-    compiled: bool,
-    limit: int | None,
-    workers: int,
-    shard_rows: int | None,
-    retry_failed: bool,
-    overwrite: bool,
-    dry_run: bool,
-    as_json: bool,
-    decoder: str = DECODERS[0],
-    clip_timeout_s: float | None = None,
-    flow: FlowSettings | None = None,
-    flow_cache: Path | None = None,
     conventions: Mapping[str, Any] = MappingProxyType({}),
-    **options: Any,
+    **arguments: Any,
 ) -> None:
-    """One extraction, from what was typed to the exit code."""
-    source = find_source(out, manifest)
-    job = Job(
-        manifest=read_manifest(source.manifest, need=(NEEDED_COLUMN[modality],)),
-        media_root=media_root or source.media_root,
-        out=out,
-        limit=limit,
-        shard_rows=shard_rows,
-        overwrite=overwrite,
-        retry_failed=retry_failed,
-    )
-    check_decoder(decoder)
-    found = find_backbone(backbone).gives.modality
-    if found != modality:
+    """Features by one backbone; what is not a setting of the run is an option of the backbone."""
+    known = {name: arguments.pop(name) for name in SETTINGS if name in arguments}
+    order = Order(backbone=backbone, weights=weights, options=arguments, conventions=conventions)
+    if order.modality != modality:
         raise click.UsageError(
-            f"--backbone {backbone} makes {found} features; "
-            f"type: micu-extract {found} --backbone {backbone}"
+            f"--backbone {backbone} makes {order.modality} features; "
+            f"type: micu-extract {order.modality} --backbone {backbone}"
         )
-    run = Run(device=device, batch_size=batch_size, precision=precision, compile=compiled)
-    network = build_backbone(backbone, weights, run, **options)
-    wants = replace(network.wants, **conventions)
-    reading = Reading(
-        media_root=job.media_root,
-        decoder=decoder,
-        flow=flow or FlowSettings(),
-        flow_cache=flow_cache,
-    )
-    spec = replace(
-        network.spec,
-        preprocessing={
-            **network.spec.preprocessing,
-            **describe_reading(wants, reading),
-        },
-    )
-    plan = plan_extraction(job, spec)
-    _announce(plan, job.media_root)
-    if dry_run:
-        click.echo(json.dumps(_plan_json(plan), indent=1))
-        return
-    record_source(out, Source(source.manifest, job.media_root))
-    progress = Progress(plan.todo)
-    summary = extract_manifest(
-        plan,
-        network,
-        functools.partial(read, wants=wants, reading=reading),
-        workers,
-        progress.show,
-        clip_timeout_s,
-    )
-    progress.close()
-    _report(summary, plan, as_json)
-    if summary.stopped_by:
-        # Decoders still at work are left behind: they would hold the process up for minutes.
-        sys.stdout.flush()
-        os._exit(StopFlag(summary.stopped_by).exit_code)
-    sys.exit(EXIT_FAILURES if summary.failed or summary.failed_before else 0)
-
-
-def _announce(plan: Plan, media_root: Path) -> None:
-    spec = plan.header.spec
-    click.echo(
-        f"{spec.backbone}: {spec.modality} features of shape (T, {', '.join(map(str, spec.shape))})"
-        f" from weights {spec.weights} (sha256 {spec.weights_sha256[:12]})",
-        err=True,
-    )
-    click.echo(f"wants {json.dumps(dict(spec.preprocessing))}", err=True)
-    if spec.modality != "text":
-        click.echo(f"media root {media_root}", err=True)
-    click.echo(
-        f"{plan.folder}: {plan.todo} clips to extract, {plan.done} done, "
-        f"{plan.failed} failed earlier",
-        err=True,
-    )
-
-
-def _plan_json(plan: Plan) -> dict[str, Any]:
-    return {
-        "folder": str(plan.folder),
-        "todo": plan.todo,
-        "done": plan.done,
-        "failed": plan.failed,
-        "shards": [shard.number for shard in plan.shards],
-        "shard_rows": plan.header.shard_rows,
-        "header": plan.header.to_json(),
-    }
-
-
-def _report(summary: Summary, plan: Plan, as_json: bool) -> None:
-    codes = ", ".join(f"{count} {code}" for code, count in sorted(summary.codes.items()))
-    click.echo(
-        f"extracted {summary.extracted}, failed {summary.failed}{f' ({codes})' if codes else ''}, "
-        f"left {summary.left}, damaged {summary.damaged}; read {summary.read_s:.1f} s, "
-        f"infer {summary.infer_s:.1f} s, write {summary.write_s:.1f} s, "
-        f"wall {summary.wall_s:.1f} s",
-        err=True,
-    )
-    if summary.failed or plan.failed:
-        click.echo(f"failures are listed in {plan.folder / 'failures.csv'}", err=True)
-    if summary.stopped_by:
-        click.echo(f"stopped by {summary.stopped_by}; type the same command to go on", err=True)
-    if as_json:
-        click.echo(json.dumps(asdict(summary)))
+    run_extraction([order], gather_settings(**known))
 
 
 # --- manifests -------------------------------------------------------------------------------
@@ -275,12 +185,18 @@ def list_backbones(*, as_json: bool) -> None:
     help="Where the manifest is now, if the features were moved.",
 )
 @click.option("--data", is_flag=True, help="Also hash every shard and look for NaN (reads it all).")
+@repair_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def verify(*, features: Path, manifest: Path | None, data: bool, as_json: bool) -> None:
+def verify(
+    *, features: Path, manifest: Path | None, data: bool, repair: bool, as_json: bool
+) -> None:
     """Prove that every manifest row is in a shard or in the ledger, never both, never neither."""
-    reports = [verify_set(folder, manifest, data=data) for folder in find_sets(features)]
-    if not reports:
-        raise click.UsageError(f"{features}: no feature set here")
+    if repair and not data:
+        raise click.UsageError("--repair: expected --data too; type: verify --data --repair")
+    folders = sets_below(features)
+    if repair:
+        repair_sets(folders)
+    reports = [verify_set(folder, manifest, data=data) for folder in folders]
     if as_json:
         click.echo(json.dumps([asdict(report) for report in reports], indent=1))
     for report in reports if not as_json else ():
@@ -290,11 +206,12 @@ def verify(*, features: Path, manifest: Path | None, data: bool, as_json: bool) 
             f"{state} {report.folder}: {report.rows}{only} rows = {report.stored} stored "
             f"+ {report.failed} failed"
         )
-        for problem in report.problems[:20]:
-            click.echo(f"     {problem}")
-        if len(report.problems) > 20:
-            click.echo(f"     and {len(report.problems) - 20} more")
+        echo_problems(report.problems)
     sys.exit(EXIT_FAILURES if any(report.problems for report in reports) else 0)
+
+
+for command in (status, merge, slurm):
+    cli.add_command(command)
 
 
 if __name__ == "__main__":

@@ -1,47 +1,42 @@
-"""Readers: from a manifest row to the units of media that a backbone wants.
+"""Readers: from a manifest row to the units of media that backbones want.
 
-A reader is registered under the `kind` of the input specs that it serves. Everything that is wrong
-with a clip's media comes out as a `DecodeError` whose code is in `DECODE_ERRORS`; a reader never
-hangs on a pipe, leaves the media root or decodes past the end of the clip.
+A reader is registered under the `kind` of the input specs that it serves, and serves several at
+once: each stream of a file is decoded once, however many backbones look at it. Everything that is
+wrong with a clip's media comes out as a `DecodeError` whose code is in `DECODE_ERRORS`; a reader
+never hangs on a pipe, leaves the media root or decodes past the end of the clip.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from fractions import Fraction
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Protocol
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
 from extract.backbones.base import (
     FlowInput,
-    FrameInput,
     InputSpec,
     Media,
     TextInput,
     WaveformInput,
     count_steps,
+    versions_of,
 )
-from extract.flow.reader import read_flow
-from extract.media import DECODE_ERRORS, Reading, Source, Window
-from extract.pictures import (
-    PICTURE_READERS,
-    Picture,
-    center_crop,
-    open_pictures,
-    resize,
-)
-from extract.sampling import find_covered_s, iter_instants, note_decoding
+from extract.flow.reader import FlowCollector
+from extract.frames import FrameCollector
+from extract.media import DECODE_ERRORS, IO_ERROR, Reading, Source, Window, may_pass
+from extract.pictures import PICTURE_READERS, Picture, open_pictures
 from extract.sound import cut_windows, read_mono
-from extract.streams import Damage, check_damage, check_unit_bytes
+from extract.streams import Damage, check_damage
 from micu.errors import ConfigError, DecodeError
 from micu.manifest import Clip
 from micu.registry import Registry
 
-__all__ = ["DECODERS", "DECODE_ERRORS", "READERS", "describe_reading", "read"]
+__all__ = ["DECODERS", "DECODE_ERRORS", "READERS", "describe_reading", "read", "read_several"]
 
-Reader = Callable[[Clip, Any, Reading], Media]
+Outcome = Media | DecodeError
+Reader = Callable[[Clip, Sequence[Any], Reading], list[Outcome]]
 READERS: Registry[Reader] = Registry("reader")
 
 DECODERS = tuple(PICTURE_READERS)
@@ -67,16 +62,56 @@ def read(clip: Clip, wants: InputSpec, reading: Reading) -> Media:
         ConfigError: That decoder does not read what is wanted.
         ExtraError: That decoder is not installed.
     """
+    outcome = read_several(clip, {"": wants}, reading)[""]
+    if isinstance(outcome, DecodeError):
+        raise outcome
+    return outcome
+
+
+def read_several(
+    clip: Clip, wants: Mapping[str, InputSpec], reading: Reading
+) -> dict[str, Outcome]:
+    """Decode a clip once for several backbones.
+
+    Args:
+        clip: Manifest row.
+        wants: What to sample, and how, by name.
+        reading: Where media lie, and with what they are read.
+
+    Returns:
+        By the same names: units, or why there are none. Equal to what `read` gives for each alone.
+
+    Raises:
+        RegistryError: No such decoder.
+        ConfigError: That decoder does not read what is wanted.
+        ExtraError: That decoder is not installed.
+    """
+    together: dict[Reader, list[str]] = {}
+    for name, spec in wants.items():
+        together.setdefault(READERS[spec.kind], []).append(name)
+    outcomes: dict[str, Outcome] = {}
+    for reader, names in together.items():
+        found = _read_safely(reader, clip, [wants[name] for name in names], reading)
+        outcomes.update(zip(names, found, strict=True))
+    return outcomes
+
+
+def _read_safely(
+    reader: Reader, clip: Clip, wants: Sequence[InputSpec], reading: Reading
+) -> list[Outcome]:
+    """What a reader gives; an error of the media is one for each of `wants`."""
     try:
-        return READERS[wants.kind](clip, wants, reading)
-    except DecodeError:
-        raise
+        return reader(clip, wants, reading)
+    except DecodeError as error:
+        failed = error
     except (av.error.PermissionError, PermissionError) as error:
-        raise DecodeError("permission", f"{clip.path!r}: {error}") from error
+        failed = DecodeError("permission", f"{clip.path!r}: {error}")
+    except MemoryError:  # FFmpeg's is an OSError too
+        failed = DecodeError("too_large", f"{clip.path!r}: does not fit in memory")
     except (av.error.FFmpegError, OSError) as error:
-        raise DecodeError("unreadable", f"{clip.path!r}: {error}") from error
-    except MemoryError as error:
-        raise DecodeError("too_large", f"{clip.path!r}: does not fit in memory") from error
+        code = IO_ERROR if may_pass(error) else "unreadable"
+        failed = DecodeError(code, f"{clip.path!r}: {error}")
+    return [failed for _ in wants]
 
 
 def describe_reading(wants: InputSpec, reading: Reading) -> dict[str, Any]:
@@ -93,126 +128,78 @@ def describe_reading(wants: InputSpec, reading: Reading) -> dict[str, Any]:
     if isinstance(wants, TextInput):
         return {}
     described: dict[str, Any] = {"input": asdict(wants), "decoder": reading.decoder}
+    if reading.decoder == "decord":  # PyAV is in the backbone's own list
+        described["decoder_versions"] = versions_of("decord", "decord2", "eva-decord")
     if isinstance(wants, FlowInput):
         described["flow"] = reading.flow.describe()
     return described
 
 
+class PictureCollector(Protocol):
+    """Something that makes units of the pictures of a clip, which it is shown one by one."""
+
+    def find_kept(self) -> Media | None:
+        """The units, if an earlier run kept them: then no media need be opened."""
+        ...
+
+    def take(self, picture: Picture, source: Source) -> None:
+        """Look at the next picture of the clip."""
+        ...
+
+    def finish(self, source: Source, damage: Damage) -> Media:
+        """The units, once the last picture was seen."""
+        ...
+
+
+COLLECTORS: Mapping[str, Callable[[Clip, Any, Reading], PictureCollector]] = {
+    "frames": FrameCollector,
+    "flow": FlowCollector,
+}
+"""By the kind of the input spec."""
+
+
 @READERS.register("frames")
-def read_frames(clip: Clip, wants: FrameInput, reading: Reading) -> Media:
-    """Pictures of each second, `wants.fps` of them, resized, then cropped.
-
-    Sampled by time, they are those on screen at the instants (i + 1/2) / fps from the start of the
-    clip, the first one of the file if there is none yet. Instants past the end of the media or of
-    the clip give nothing. Media that end before the first instant give their last picture.
-
-    Sampled by count, they are chosen by `pick_by_count` from all n pictures of the clip, for the T
-    seconds that the media reach. n is counted by decoding, as what a file says of itself is not to
-    be trusted, and every picture is held, resized, until the last one has come. The frame i of
-    second l is given the time l + (i + 1/2) / fps, wherever it lay.
-    """
-    window, damage = Window.of(clip), Damage()
+@READERS.register("flow")
+def read_pictures_once(clip: Clip, wants: Sequence[InputSpec], reading: Reading) -> list[Outcome]:
+    """Frames and flow of a clip's pictures, which are decoded once."""
+    collectors = [COLLECTORS[spec.kind](clip, spec, reading) for spec in wants]
+    outcomes: list[Outcome | None] = [collector.find_kept() for collector in collectors]
+    if all(outcomes):
+        return [outcome for outcome in outcomes if outcome is not None]
+    damage = Damage()
     source, pictures = open_pictures(clip, reading, damage)
     with source:
-        frames = _Frames(source, wants)
-        by_count = wants.sampling == "count"
-        if by_count:
-            frames.take_all(pictures)
-        else:
-            frames.take_on_time(pictures, window)
-        covered_s = find_covered_s(source, window, frames.last, damage)
-        steps = count_steps(float(window.length or covered_s))
-        if by_count:
-            reached = min(steps, count_steps(float(covered_s)))
-            kept = pick_by_count(len(frames.units), reached, wants.fps)
-            times_s = (np.arange(len(kept)) + 0.5) / wants.fps
-        else:
-            if not frames.units and frames.last is not None:
-                frames.add(frames.cut(frames.last), max(frames.last.start, Fraction(0)))
-            kept = [i for i, time in enumerate(frames.times) if time < steps]
-            times_s = np.array([float(frames.times[i]) for i in kept])
-        check_unit_bytes(source, len(kept) * frames.units[0].nbytes)
-        height, width = frames.shape
-        notes = {**note_decoding(source, reading.decoder, damage), "height": height, "width": width}
-    return Media(
-        units=np.stack([frames.units[i] for i in kept]),
-        times_s=times_s,
-        duration_s=float(covered_s),
-        steps=steps,
-        notes=notes,
-    )
-
-
-@dataclass(slots=True)
-class _Frames:
-    """The frames of a clip, cut to size as they come."""
-
-    source: Source
-    wants: FrameInput
-    units: list[NDArray[np.uint8]] = field(default_factory=list)
-    times: list[Fraction] = field(default_factory=list)
-    shape: tuple[int, ...] = (0, 0)
-    """Height and width of the picture that was cut last, px."""
-    last: Picture | None = None
-    """The last picture that was decoded, taken or not."""
-
-    def take_on_time(self, pictures: Iterable[Picture], window: Window) -> None:
-        instants = iter_instants(window, self.wants.fps)
-        instant = next(instants, None)
         for picture in pictures:
-            self.last = picture
-            unit: NDArray[np.uint8] | None = None
-            while instant is not None and instant < picture.end:
-                unit = self.cut(picture) if unit is None else unit
-                self.add(unit, instant)
-                instant = next(instants, None)
-
-    def take_all(self, pictures: Iterable[Picture]) -> None:
-        for picture in pictures:
-            self.last = picture
-            self.add(self.cut(picture), picture.start)
-
-    def cut(self, picture: Picture) -> NDArray[np.uint8]:
-        wants, full = self.wants, picture.load()
-        self.shape = full.shape[:2]
-        resized = resize(full, wants.resize, wants.interpolation, self.source.name)
-        return center_crop(resized, wants.crop)
-
-    def add(self, unit: NDArray[np.uint8], time: Fraction) -> None:
-        self.units.append(unit)
-        self.times.append(time)
-        check_unit_bytes(self.source, len(self.units) * unit.nbytes)
+            # Two backbones must not convert one picture twice.
+            shown = replace(picture, load=functools.cache(picture.load))
+            for i, collector in enumerate(collectors):
+                outcomes[i] = outcomes[i] or _take(collector, shown, source)
+            if all(outcomes):
+                break
+        return [
+            outcome or _finish(collector, source, damage)
+            for outcome, collector in zip(outcomes, collectors, strict=True)
+        ]
 
 
-def pick_by_count(pictures: int, seconds: int, per_second: int) -> list[int]:
-    """Which pictures stand for each second, by their number alone, as the AVE data set has it.
+def _take(collector: PictureCollector, picture: Picture, source: Source) -> DecodeError | None:
+    try:
+        collector.take(picture, source)
+    except DecodeError as error:
+        return error
+    return None
 
-    With n = pictures // seconds, frame i of second l is picture l n + i n / per_second, rounded
-    down. The pictures % seconds last ones are never picked. Of fewer pictures than seconds, only
-    the first one is.
 
-    Args:
-        pictures: How many there are.
-        seconds: T; AVE's clips have ten.
-        per_second: Frames of each second; a picture may serve more than once.
-
-    Returns:
-        (seconds * per_second) indices, second by second.
-
-    Reference: Tian et al., Audio-Visual Event Localization in Unconstrained Videos, ECCV 2018, and
-    the authors' scripts. Differs: any whole number of seconds.
-    """
-    interval = pictures // seconds
-    return [
-        int(second * interval + i / per_second * interval)
-        for second in range(seconds)
-        for i in range(per_second)
-    ]
+def _finish(collector: PictureCollector, source: Source, damage: Damage) -> Outcome:
+    try:
+        return collector.finish(source, damage)
+    except DecodeError as error:
+        return error
 
 
 @READERS.register("waveform")
-def read_waveform(clip: Clip, wants: WaveformInput, reading: Reading) -> Media:
-    """Mono sound at `wants.sample_rate`, in windows of `wants.window_s` seconds.
+def read_sound_once(clip: Clip, wants: Sequence[WaveformInput], reading: Reading) -> list[Outcome]:
+    """Mono sound at each `sample_rate`, in windows of each `window_s` seconds; decoded once.
 
     Cut to the manifest's window at the file's own rate, exact to the sample, then resampled: what
     lies outside the clip cannot be heard in it. The last window is shorter where the sound ends.
@@ -231,17 +218,17 @@ def read_waveform(clip: Clip, wants: WaveformInput, reading: Reading) -> Media:
             "corrupt_frames": damage.bad,
         }
     steps = count_steps(float(window.length or sound.duration_s))
-    waveform = sound.resampled(wants.sample_rate)[: steps * wants.sample_rate]
-    units, times_s = cut_windows(waveform, wants.sample_rate, wants.window_s)
-    return Media(units, times_s, float(sound.duration_s), steps, notes)
+    outcomes: list[Outcome] = []
+    for spec in wants:
+        waveform = sound.resampled(spec.sample_rate)[: steps * spec.sample_rate]
+        units, times_s = cut_windows(waveform, spec.sample_rate, spec.window_s)
+        outcomes.append(Media(units, times_s, float(sound.duration_s), steps, notes))
+    return outcomes
 
 
 @READERS.register("text")
-def read_text(clip: Clip, wants: TextInput, reading: Reading) -> Media:
+def read_text(clip: Clip, wants: Sequence[TextInput], reading: Reading) -> list[Outcome]:
     """The text of the manifest row; a single unit without a place in time."""
     if not clip.text.strip():
         raise DecodeError("no_text", f"clip {clip.clip_id!r}: the manifest's text is empty")
-    return Media([clip.text], np.empty(0), 0.0, 1)
-
-
-READERS.register("flow")(read_flow)
+    return [Media([clip.text], np.empty(0), 0.0, 1) for _ in wants]

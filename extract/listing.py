@@ -5,7 +5,7 @@ from typing import Any
 
 from extract.backbones import BACKBONES, TIMM_PREFIX
 from extract.backbones.base import Backbone, FlowInput, FrameInput, InputSpec, WaveformInput
-from extract.backbones.swin_v2 import TimmImage
+from extract.backbones.timm_image import TimmImage
 
 
 def describe_input(wants: InputSpec) -> str:

@@ -6,6 +6,7 @@ allocated. Times are relative to the start of the file, which is the earliest st
 pictures, whatever the file itself counts from.
 """
 
+import errno
 import stat
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -24,6 +25,7 @@ DECODE_ERRORS = {
     "outside_root": "the path, or the link behind it, leads out of the media root",
     "not_a_file": "a folder, a pipe or a device, not a regular file",
     "permission": "the file may not be read",
+    "io_error": "the file system did not answer, three times",
     "empty": "the file holds no bytes",
     "unreadable": "not a media file of a supported format, or damaged beyond opening",
     "no_video": "the file has no moving pictures (cover art does not count)",
@@ -51,6 +53,10 @@ _OPTIONS = {
     "format_whitelist": FORMATS,
     "max_pixels": str(MAX_PIXELS),
 }
+
+IO_ERROR = "io_error"
+_MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
+"""What network file systems answer for a moment, and systems with too many open files."""
 
 Kind = Literal["video", "audio"]
 
@@ -89,11 +95,18 @@ class Window:
         return None if self.end is None else self.end - self.start
 
 
+def may_pass(error: Exception) -> bool:
+    """Whether an error says nothing of the file, and another try may find it in order."""
+    # FFmpeg says EIO of files that are cut off, too.
+    is_vague = isinstance(error, av.error.FFmpegError) and error.errno == errno.EIO
+    return isinstance(error, OSError) and error.errno in _MAY_PASS and not is_vague
+
+
 def find_media(path: str, media_root: Path) -> Path:
     """Resolve a manifest's path to a regular file below the media root.
 
     Raises:
-        DecodeError: `missing`, `outside_root`, `not_a_file`, `permission` or `empty`.
+        DecodeError: `missing`, `outside_root`, `not_a_file`, `permission`, `empty` or `io_error`.
     """
     if not path or "\0" in path:
         raise DecodeError("missing", f"{path!r}: expected the path of a media file in the manifest")
@@ -106,6 +119,8 @@ def find_media(path: str, media_root: Path) -> Path:
     except PermissionError as error:
         raise DecodeError("permission", f"{path!r}: {error.strerror}") from error
     except (OSError, RuntimeError, UnicodeEncodeError) as error:
+        if may_pass(error):
+            raise DecodeError(IO_ERROR, f"{path!r}: {error}") from error
         raise DecodeError("missing", f"{path!r}: no such file below {media_root}") from error
     if not stat.S_ISREG(status.st_mode):
         raise DecodeError("not_a_file", f"{path!r}: expected a regular file")
@@ -140,7 +155,11 @@ class Source:
             )
         except av.error.PermissionError as error:
             raise DecodeError("permission", f"{self.name}: permission denied") from error
+        except MemoryError as error:
+            raise out_of_memory(self.name) from error
         except (av.error.FFmpegError, UnicodeError) as error:
+            if may_pass(error):
+                raise DecodeError(IO_ERROR, f"{self.name}: {_reason(error)}") from error
             raise DecodeError("unreadable", f"{self.name}: {_reason(error)}") from error
         try:
             self.stream = self._choose()
@@ -232,6 +251,11 @@ class Source:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def out_of_memory(name: str) -> DecodeError:
+    """Why a file that decoding has no memory for fails; damage is something else."""
+    return DecodeError("too_large", f"{name}: decoding needs more memory than its process may have")
 
 
 def _reason(error: Exception) -> str:

@@ -1,12 +1,17 @@
 """What an extraction will do, decided from the index and the ledger alone: no media is opened."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from extract.backbones.base import count_steps
-from micu.errors import StoreError
+from extract.parts import Part, refuse_other_partitions
+from micu.errors import ConfigError, StoreError
 from micu.manifest import Clip, Manifest
+from micu.shard import Shard
 from micu.store import (
     Failure,
     FeatureSpec,
@@ -15,11 +20,15 @@ from micu.store import (
     ShardEntry,
     describe_difference,
     indexed_shards,
+    ledger_name,
+    part_labels,
     read_index,
     read_ledger,
     read_set,
     rows_per_shard,
     set_folder,
+    shard_name,
+    shard_number,
 )
 
 
@@ -37,6 +46,8 @@ class Job:
     overwrite: bool = False
     """Replace features that were made with other settings."""
     retry_failed: bool = False
+    part: Part | None = None
+    """Extract only this share of the shards; None is all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,10 @@ class ShardPlan:
     number: int
     rows: tuple[Clip, ...]
     todo: tuple[Clip, ...]
+    sha256: str = ""
+    """What the index says of the shard on disk, whose rows are kept; empty where there is none."""
+    size: int = 0
+    """Of the shard on disk, bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +77,55 @@ class Plan:
     unlisted: dict[str, ShardEntry]
     """Shards that a killed run published without noting them in the index."""
     failures: dict[str, Failure]
-    """The ledger as it stands."""
+    """The ledger as it stands: of a part, the rows in its own file."""
     done: int
-    """Clips of the run that are already in a shard."""
+    """Clips of the run, or of its part, that are already in a shard."""
     failed: int
-    """Clips of the run that are in the ledger and are left there."""
+    """Clips of the run, or of its part, that are in a ledger and are left there."""
+    part: Part | None = None
+    """The share of the shards that the run is about."""
 
     @property
     def todo(self) -> int:
         """Clips to extract."""
         return sum(len(shard.todo) for shard in self.shards)
+
+    @property
+    def bytes_needed(self) -> int:
+        """Most that its shards can take; 0 for those whose clips do not all say how long they are.
+
+        A step has its values, a mask and a time; a shard has a header besides.
+        """
+        total = 0
+        for shard in self.shards:
+            steps = _longest_clip(shard.rows)
+            if steps is not None:
+                step_bytes = 4 * int(np.prod(self.header.spec.shape)) + 9
+                whole = len(shard.rows) * steps * step_bytes + 16 * 1024
+                total += max(0, whole - shard.size)
+        return total
+
+    @property
+    def label(self) -> str:
+        """How the run's own index and ledger are named; see `micu.records`."""
+        return self.part.label if self.part else ""
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the run's failures are listed."""
+        return self.folder / ledger_name(self.label)
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What a set holds already, as far as a run is concerned."""
+
+    stored: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+    failures: tuple[Failure, ...] = ()
+    """Rows of the run's own ledger."""
+    unlisted: tuple[tuple[str, ShardEntry], ...] = ()
+    index: Mapping[str, ShardEntry] = field(default_factory=dict)
 
 
 def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
@@ -79,48 +133,40 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
 
     Raises:
         StoreError: The folder holds features that were made otherwise, and `overwrite` is not set.
+        ConfigError: The part does not go with the options, or with the parts in the folder.
     """
     folder = set_folder(job.out, job.manifest.name, spec.modality, spec.backbone)
+    _check_part(job, folder)
     clips = job.manifest.clips
-    shard_rows = job.shard_rows or rows_per_shard(spec.shape, _longest_clip(clips))
-    replaces = False
     header = Header(
         spec=spec,
         manifest=job.manifest.name,
         manifest_sha256=job.manifest.sha256,
-        shard_rows=shard_rows,
+        shard_rows=job.shard_rows or rows_per_shard(spec.shape, _longest_clip(clips)),
     )
     wanted = min(job.limit or len(clips), len(clips))
-    rows_before = 0
-    if (folder / "set.json").is_file():
-        before, run_before = read_set(folder)
-        replaces = before.fingerprint != header.fingerprint
-        rows_before = 0 if replaces else run_before.rows
-        if replaces and not job.overwrite:
-            raise StoreError(
-                f"{folder}: {describe_difference(header, before)}\n"
-                "mixing them would blend two kinds of features; extract to another --out, or "
-                "replace these with --overwrite"
-            )
-    keeps = folder.is_dir() and not replaces
-    index = read_index(folder) if keeps else {}
-    noted = indexed_shards(folder) if keeps else {}
-    stored = {clip_id for entry in index.values() for clip_id in entry.clip_ids}
-    failures = read_ledger(folder) if keeps else {}
-    ledger = {key: row for key, row in failures.items() if key not in stored}
-    ids = {clip.clip_id for clip in clips[:wanted]}
-    if job.retry_failed:
-        ledger = {key: row for key, row in ledger.items() if key not in ids}
-    shards = []
-    for number, start in enumerate(range(0, wanted, shard_rows)):
-        rows = clips[start : start + shard_rows]
-        todo = tuple(
-            clip
-            for clip in rows[: wanted - start]
-            if clip.clip_id not in stored and clip.clip_id not in ledger
-        )
+    rows_before, replaces = _compare_with_set(job, folder, header)
+    standing = _Standing() if replaces or not folder.is_dir() else _take_stock(job, folder, header)
+    shards, done, failed = [], 0, 0
+    retried: set[str] = set()
+    for number, start in enumerate(range(0, wanted, header.shard_rows)):
+        if job.part is not None and not job.part.owns(number):
+            continue
+        rows = clips[start : start + header.shard_rows]
+        todo = []
+        for clip in rows[: wanted - start]:
+            if clip.clip_id in standing.stored:
+                done += 1
+            elif clip.clip_id not in standing.failed:
+                todo.append(clip)
+            elif job.retry_failed:
+                retried.add(clip.clip_id)
+                todo.append(clip)
+            else:
+                failed += 1
         if todo:
-            shards.append(ShardPlan(number, rows, todo))
+            known = standing.index.get(shard_name(number), ShardEntry("", 0, ()))
+            shards.append(ShardPlan(number, rows, tuple(todo), known.sha256, known.size))
     return Plan(
         folder=folder,
         header=header,
@@ -131,10 +177,76 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         ),
         replaces=replaces,
         shards=tuple(shards),
-        unlisted={name: entry for name, entry in index.items() if noted.get(name) != entry},
-        failures=ledger,
-        done=len(ids & stored),
-        failed=len(ids & ledger.keys()),
+        unlisted=dict(standing.unlisted),
+        failures={row.clip_id: row for row in standing.failures if row.clip_id not in retried},
+        done=done,
+        failed=failed,
+        part=job.part,
+    )
+
+
+def _check_part(job: Job, folder: Path) -> None:
+    """Refuse what several processes at once would spoil for each other."""
+    if job.part is not None:
+        if job.overwrite:
+            raise ConfigError(
+                "--overwrite: expected a run without --part, because each part would remove what "
+                "the others have; overwrite once without --part, or extract to a new --out"
+            )
+        refuse_other_partitions(folder, job.part)
+    elif job.retry_failed and part_labels(folder) and not job.overwrite:
+        raise ConfigError(
+            f"{folder}: --retry-failed: expected one ledger, got those of parts "
+            f"{', '.join(part_labels(folder))}; type: micu-extract merge {folder}"
+        )
+
+
+def _compare_with_set(job: Job, folder: Path, header: Header) -> tuple[int, bool]:
+    """Rows that the set was run over so far, and whether it is of another making and goes."""
+    if (folder / "set.json").is_file():
+        before, run_before = read_set(folder)
+        rows = run_before.rows
+    else:  # lost, or never written: the shards say what made them
+        before, rows = _header_of_shards(folder, header), 0
+    if before.fingerprint == header.fingerprint:
+        return rows, False
+    if not job.overwrite:
+        raise StoreError(
+            f"{folder}: {describe_difference(header, before)}\n"
+            "mixing them would blend two kinds of features; extract to another --out, or "
+            "replace these with --overwrite"
+        )
+    return 0, True
+
+
+def _header_of_shards(folder: Path, expected: Header) -> Header:
+    """The header of a shard that is not of the set that is expected, else that one."""
+    for path in sorted(folder.glob("shard-*.h5")):
+        with Shard.open(path) as shard:
+            if shard.header.fingerprint != expected.fingerprint:
+                return shard.header
+    return expected
+
+
+def _take_stock(job: Job, folder: Path, header: Header) -> _Standing:
+    """What the index and the ledger say; of a part, only what is said about its own shards."""
+    part = job.part
+
+    def concerns(name: str) -> bool:
+        number = shard_number(name)
+        return part is None or (number is not None and part.owns(number))
+
+    labels = None if part is None else ("", part.label)
+    noted = indexed_shards(folder, labels)
+    index = read_index(folder, noted, concerns, header)
+    stored = frozenset(clip_id for entry in index.values() for clip_id in entry.clip_ids)
+    own = read_ledger(folder, ["" if part is None else part.label])
+    return _Standing(
+        stored=stored,
+        failed=frozenset(read_ledger(folder, labels).keys() - stored),
+        failures=tuple(row for key, row in own.items() if key not in stored),
+        unlisted=tuple((name, entry) for name, entry in index.items() if noted.get(name) != entry),
+        index=index,
     )
 
 
@@ -142,3 +254,56 @@ def _longest_clip(clips: Sequence[Clip]) -> int | None:
     """Steps of the longest clip; None where the manifest does not say how long every clip is."""
     lengths = [clip.end_s - (clip.start_s or 0.0) for clip in clips if clip.end_s is not None]
     return count_steps(max(lengths)) if len(lengths) == len(clips) else None
+
+
+# --- when to give up -------------------------------------------------------------------------
+
+JUDGED_FROM = 100
+"""Clips from which a share of failures is judged: of the first ten, one may well be bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many failures a run bears."""
+
+    count: int | None = None
+    """At most so many."""
+    share: float | None = None
+    """At most this share of the clips, in [0, 1]."""
+
+    def reached(self, failed: int, done: int, *, at_end: bool = False) -> bool:
+        """Whether there are more failures than the limit allows.
+
+        Args:
+            failed: Clips that failed in this run.
+            done: Clips of this run that are through, failed ones included.
+            at_end: Whether no more clips come; a share is judged then, or after 100 clips.
+        """
+        if self.count is not None:
+            return failed > self.count
+        return (
+            self.share is not None
+            and (at_end or done >= JUDGED_FROM)
+            and failed > self.share * done
+        )
+
+
+def parse_share(text: str) -> Limit:
+    """The limit that `5%` or `20` names.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    typed = text.strip()
+    if typed.isascii() and typed.isdigit():
+        return Limit(count=int(typed))
+    try:
+        share = float(typed.removesuffix("%")) / 100 if typed.endswith("%") else math.nan
+    except ValueError:
+        share = math.nan
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(
+            f"--max-failures: expected a number of clips or a share from 0% to 100%, got {text!r}; "
+            "type for example --max-failures 5%"
+        )
+    return Limit(share=share)

@@ -14,7 +14,7 @@ from typing import Any
 
 import av
 
-from extract.media import Source, Window
+from extract.media import Source, Window, out_of_memory
 from micu.errors import DecodeError
 
 MAX_DAMAGE = 0.2
@@ -66,6 +66,8 @@ def decode(
                 damage.first_packet = source.time_of(packet.pts)
         try:
             frames = context.decode(packet)
+        except MemoryError as error:
+            raise out_of_memory(source.name) from error
         except av.error.FFmpegError:
             time = None if packet is None else source.time_of(packet.pts)
             if time is None or time >= start:
@@ -184,6 +186,8 @@ def _read_packets(source: Source, damage: Damage) -> Iterator[Any]:
     while True:
         try:
             packet = next(packets, None)
+        except MemoryError as error:
+            raise out_of_memory(source.name) from error
         except av.error.FFmpegError:
             damage.cut_off = True
             yield None

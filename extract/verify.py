@@ -1,13 +1,22 @@
 """The proof of an extraction: every manifest row is in a shard or in the ledger, once."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from micu.errors import ManifestError, MicuError
 from micu.files import file_sha256
 from micu.manifest import Clip, read_manifest
 from micu.shard import Header, Shard, describe_difference
-from micu.store import ShardEntry, indexed_shards, read_ledger, read_set
+from micu.store import (
+    Failure,
+    ShardEntry,
+    indexed_shards,
+    ledger_name,
+    part_labels,
+    read_ledger,
+    read_set,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +30,63 @@ class SetReport:
     stored: int
     failed: int
     problems: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class ShardCheck:
+    """What one shard holds, and what is wrong with it."""
+
+    path: Path
+    clip_ids: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
+    other_making: bool = False
+    """Its header is not that of `set.json`."""
+    refused: bool = False
+    """The operating system would not open it, which says nothing about its bytes."""
+
+
+@dataclass(slots=True)
+class Contents:
+    """What is where in a feature set."""
+
+    header: Header
+    rows: int
+    """Rows of the manifest that were to be extracted."""
+    known: tuple[Clip, ...]
+    """Every row of the manifest."""
+    homes: dict[str, list[str]]
+    """Names of the shards that hold a clip, by clip id."""
+    ledger: dict[str, Failure]
+    ledger_files: dict[str, str]
+    """Name of the ledger that holds a clip, by clip id."""
+    shard_problems: list[str]
+
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        """The rows that were to be extracted."""
+        return self.known[: self.rows]
+
+    def missing(self) -> list[int]:
+        """Numbers of the rows that are in no shard and not in the ledger."""
+        return [
+            row
+            for row, clip in enumerate(self.clips)
+            if clip.clip_id not in self.homes and clip.clip_id not in self.ledger
+        ]
+
+    def twice(self) -> list[str]:
+        """Clips in two shards, one line each."""
+        return [
+            f"clip {clip_id!r} is in {' and '.join(homes)}"
+            for clip_id, homes in self.homes.items()
+            if len(homes) > 1
+        ]
+
+    def strangers(self) -> list[str]:
+        """Ids that are no row of the manifest, one line each."""
+        there = self.homes.keys() | self.ledger.keys()
+        unknown = sorted(there - {clip.clip_id for clip in self.known})
+        return [f"clip {clip_id!r} is not in the manifest" for clip_id in unknown]
 
 
 def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False) -> SetReport:
@@ -38,58 +104,87 @@ def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False
     Raises:
         StoreError: The folder is not a feature set.
     """
-    header, run = read_set(folder)
-    problems: list[str] = []
     try:
-        known = read_manifest(manifest or Path(run.manifest_path))
+        contents = inspect_set(folder, manifest, data=data)
     except ManifestError as error:
         message = f"{error}; if the features were moved, name it with --manifest"
-        return SetReport(str(folder), run.rows, 0, 0, 0, (message,))
+        return SetReport(str(folder), read_set(folder)[1].rows, 0, 0, 0, (message,))
+    return SetReport(
+        str(folder),
+        contents.rows,
+        len(contents.known),
+        sum(map(len, contents.homes.values())),
+        len(contents.ledger),
+        (*contents.shard_problems, *_row_problems(contents), *contents.strangers()),
+    )
+
+
+def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = False) -> Contents:
+    """Find out what is where in a set; the arguments are those of `verify_set`.
+
+    Raises:
+        StoreError: The folder is not a feature set.
+        ManifestError: Its manifest cannot be read.
+    """
+    header, run = read_set(folder)
+    known = read_manifest(manifest or Path(run.manifest_path))
+    problems: list[str] = []
     if known.sha256 != header.manifest_sha256:
         problems.append(f"manifest {known.path} has changed since the extraction")
     homes: dict[str, list[str]] = {}
+    for check in check_shards(folder, header, data=data):
+        problems += check.problems
+        for clip_id in check.clip_ids:
+            homes.setdefault(clip_id, []).append(check.path.name)
+    files = {
+        clip_id: ledger_name(label)
+        for label in ("", *part_labels(folder))
+        for clip_id in read_ledger(folder, [label])
+    }
+    return Contents(header, run.rows, known.clips, homes, read_ledger(folder), files, problems)
+
+
+def check_shards(folder: Path, header: Header, *, data: bool) -> Iterator[ShardCheck]:
+    """Open every shard of a set, in order; see `verify_set`."""
     index = indexed_shards(folder)
     for path in sorted(folder.glob("shard-*.h5")):
+        check = ShardCheck(path)
         try:
-            clip_ids = _check_shard(path, header, index.get(path.name), problems, data=data)
+            _check_shard(check, header, index.get(path.name), data=data)
         except MicuError as error:
-            problems.append(str(error))
-            continue
-        for clip_id in clip_ids:
-            homes.setdefault(clip_id, []).append(path.name)
-    stored = sum(map(len, homes.values()))
-    ledger = read_ledger(folder)
-    for clip_id in ledger:
-        homes.setdefault(clip_id, []).append("failures.csv")
-    problems += _check_rows(known.clips, run.rows, homes)
-    return SetReport(str(folder), run.rows, len(known.clips), stored, len(ledger), tuple(problems))
+            cause = error.__cause__
+            check.refused = isinstance(cause, OSError) and bool(cause.errno)
+            check.problems.append(str(error))
+        yield check
 
 
 def _check_shard(
-    path: Path, header: Header, noted: ShardEntry | None, problems: list[str], *, data: bool
-) -> tuple[str, ...]:
-    """Ids in a shard; what is wrong with it is added to `problems`."""
+    check: ShardCheck, header: Header, noted: ShardEntry | None, *, data: bool
+) -> None:
+    """Fill in what a shard holds and what is wrong with it."""
+    path = check.path
     with Shard.open(path) as shard:
-        clip_ids = shard.clip_ids
         if shard.header.fingerprint != header.fingerprint:
-            problems.append(f"{path}: {describe_difference(header, shard.header)}")
+            check.other_making = True
+            check.problems.append(f"{path}: {describe_difference(header, shard.header)}")
         bad = shard.nonfinite_rows() if data else []
+        check.clip_ids = shard.clip_ids
     if bad:
-        problems.append(f"{path}: rows {bad[:10]} are not finite")
-    if noted is not None and noted.clip_ids != clip_ids:
-        problems.append(f"{path}: its clips are not those that the index lists")
+        check.problems.append(f"{path}: rows {bad[:10]} are not finite")
+    if noted is not None and noted.clip_ids != check.clip_ids:
+        check.problems.append(f"{path}: its clips are not those that the index lists")
     if data and noted is not None and file_sha256(path) != noted.sha256:
-        problems.append(f"{path}: its bytes are not those that were written (sha256 differs)")
-    return clip_ids
+        check.problems.append(f"{path}: its bytes are not those that were written (sha256 differs)")
 
 
-def _check_rows(clips: tuple[Clip, ...], rows: int, homes: dict[str, list[str]]) -> list[str]:
-    """Rows that are nowhere or in two places, and ids that are no row."""
+def _row_problems(contents: Contents) -> list[str]:
+    """Rows that are nowhere or in two places."""
     problems = []
-    for clip in clips[:rows]:
-        places = homes.get(clip.clip_id, [])
+    for clip in contents.clips:
+        places = list(contents.homes.get(clip.clip_id, ()))
+        if clip.clip_id in contents.ledger:
+            places.append(contents.ledger_files[clip.clip_id])
         if len(places) != 1:
             where = " and ".join(places) or "no shard and not in the ledger"
             problems.append(f"clip {clip.clip_id!r} is in {where}")
-    strangers = homes.keys() - {clip.clip_id for clip in clips}
-    return problems + [f"clip {clip_id!r} is not in the manifest" for clip_id in sorted(strangers)]
+    return problems

@@ -12,14 +12,15 @@ import mmap
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,10 +29,12 @@ from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 
 from extract.backbones.base import Media
-from micu.errors import ClipError, MicuError
+from extract.media import IO_ERROR
+from micu.errors import ClipError, DecodeError, MicuError
 from micu.manifest import Clip
 
-Reader = Callable[[Clip], Media]
+Reader = Callable[[Clip, Sequence[str]], Mapping[str, Media | DecodeError]]
+"""Decodes a clip for the backbones of those names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,16 @@ class Trouble:
     """Of an error that nobody foresaw."""
     may_pass: bool = False
     """It may have been chance: the clip deserves another try."""
+    wait_s: float = 0.0
+    """How long to wait before that, s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one clip."""
 
-    media: Media | Trouble
+    media: Mapping[str, Media | Trouble]
+    """By the name of the backbone that it is for."""
     read_s: float
     """How long it took, s."""
 
@@ -58,11 +64,11 @@ class Outcome:
 class Decoders(Protocol):
     """Something that decodes clips side by side."""
 
-    def submit(self, clip: Clip) -> "Future[Outcome]":
-        """Begin with a clip, now or when there is room."""
+    def submit(self, clip: Clip, names: Sequence[str]) -> "Future[Outcome]":
+        """Begin with a clip, for the backbones of those names, now or when there is room."""
         ...
 
-    def settle(self, future: "Future[Outcome]") -> Outcome:
+    def settle(self, future: "Future[Outcome]", names: Sequence[str]) -> Outcome:
         """The outcome of a future that is done.
 
         Raises:
@@ -71,22 +77,42 @@ class Decoders(Protocol):
         ...
 
 
-def decode_clip(read: Reader, clip: Clip) -> Outcome:
+def decode_clip(read: Reader, clip: Clip, names: Sequence[str]) -> Outcome:
     """Read a clip; whatever its media cause becomes a value.
 
     Raises:
         MicuError: A mistake of the whole run, not of the clip.
     """
     started = time.monotonic()
+    media: dict[str, Media | Trouble]
     try:
-        media: Media | Trouble = read(clip)
+        media = {
+            name: _trouble(found) if isinstance(found, ClipError) else found
+            for name, found in read(clip, names).items()
+        }
     except ClipError as error:
-        media = Trouble(error.code, " ".join(str(error).split()))
+        media = dict.fromkeys(names, _trouble(error))
     except MicuError:
         raise
-    except Exception as error:  # noqa: BLE001 - one clip must not end a run of days
-        media = Trouble("unexpected", " ".join(repr(error).split()), traceback.format_exc())
+    except Exception as error:  # one clip must not end a run of days
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+            raise MicuError(
+                f"the device has no memory left to compute flow ({error}); {_LESS}"
+            ) from error
+        told = Trouble("unexpected", " ".join(repr(error).split()), traceback.format_exc())
+        media = dict.fromkeys(names, told)
     return Outcome(media, time.monotonic() - started)
+
+
+IO_WAIT_S = 2.0
+"""How long a file system that did not answer is left alone, s."""
+_LESS = "type fewer --workers, or --device cpu"
+
+
+def _trouble(error: ClipError) -> Trouble:
+    may_pass = error.code == IO_ERROR
+    wait_s = IO_WAIT_S if may_pass else 0.0
+    return Trouble(error.code, " ".join(str(error).split()), may_pass=may_pass, wait_s=wait_s)
 
 
 # --- in this process ---------------------------------------------------------------------------
@@ -97,10 +123,10 @@ class _Threads:
         self._read = read
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
-    def submit(self, clip: Clip) -> "Future[Outcome]":
-        return self.pool.submit(decode_clip, self._read, clip)
+    def submit(self, clip: Clip, names: Sequence[str]) -> "Future[Outcome]":
+        return self.pool.submit(decode_clip, self._read, clip, names)
 
-    def settle(self, future: "Future[Outcome]") -> Outcome:
+    def settle(self, future: "Future[Outcome]", names: Sequence[str]) -> Outcome:
         return future.result()
 
 
@@ -123,19 +149,25 @@ def decode_in_threads(read: Reader, workers: int) -> Iterator[Decoders]:
 
 
 @contextmanager
-def decode_in_processes(read: Reader, workers: int, clip_timeout_s: float) -> Iterator[Decoders]:
+def decode_in_processes(
+    read: Reader, workers: int, clip_timeout_s: float, worker_bytes: int | None = None
+) -> Iterator[Decoders]:
     """Decode in worker processes.
 
     Args:
         read: Decodes one clip; sent to the workers, so that it can be pickled.
         workers: Processes.
         clip_timeout_s: A worker that takes longer over one clip is killed, s.
+        worker_bytes: Memory that a worker may take beside libraries and shared blocks; None is
+            what there is.
     """
     _remove_stale_blocks()
     # Children of a process with threads that is forked can hang; those of the server cannot.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["extract.decode"])
-    pool = ProcessPool(workers, initializer=_start_worker, context=context)
+    pool = ProcessPool(
+        workers, initializer=_start_worker, initargs=(worker_bytes,), context=context
+    )
     try:
         yield _Processes(pool, functools.partial(_decode_to_block, read), clip_timeout_s)
     finally:
@@ -146,26 +178,27 @@ def decode_in_processes(read: Reader, workers: int, clip_timeout_s: float) -> It
 
 class _Processes:
     def __init__(
-        self, pool: ProcessPool, decode: "Callable[[Clip, int], Parcel]", clip_timeout_s: float
+        self, pool: ProcessPool, decode: "Callable[..., Parcel]", clip_timeout_s: float
     ) -> None:
         self._pool = pool
         self._decode = decode
         self._clip_timeout_s = clip_timeout_s
 
-    def submit(self, clip: Clip) -> "Future[Outcome]":
+    def submit(self, clip: Clip, names: Sequence[str]) -> "Future[Outcome]":
         future: Future[Any] = self._pool.schedule(
-            self._decode, args=(clip, os.getpid()), timeout=self._clip_timeout_s
+            self._decode, args=(clip, names, os.getpid()), timeout=self._clip_timeout_s
         )
         return future
 
-    def settle(self, future: "Future[Any]") -> Outcome:
+    def settle(self, future: "Future[Any]", names: Sequence[str]) -> Outcome:
         try:
             parcel: Parcel = future.result()
         except TimeoutError:
             limit = f"decoding took longer than --clip-timeout {self._clip_timeout_s:g} s"
-            return Outcome(Trouble("timeout", limit), self._clip_timeout_s)
+            return Outcome(dict.fromkeys(names, Trouble("timeout", limit)), self._clip_timeout_s)
         except ProcessExpired as error:
-            return Outcome(Trouble("worker_died", _how_it_died(error), may_pass=True), 0.0)
+            died = Trouble("worker_died", _how_it_died(error), may_pass=True)
+            return Outcome(dict.fromkeys(names, died), 0.0)
         if parcel.fatal:
             raise MicuError(parcel.fatal)
         return parcel.open()
@@ -177,8 +210,12 @@ def _how_it_died(error: ProcessExpired) -> str:
     return f"decoding this clip ended its worker process with {how}"
 
 
-def _start_worker() -> None:
+def _start_worker(most_bytes: int | None) -> None:
     """Make a worker leave signals to its parent, die with it, and yield to the network."""
+    if most_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
+    # Read by torch when flow is computed with it: the workers themselves are the threads.
+    os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -192,9 +229,13 @@ def _start_worker() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Array:
+class _Arrays:
+    """The units of one `Media`, which lie in a block."""
+
     dtype: str
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    is_one: bool
+    """Whether they are one array, not a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +247,8 @@ class Parcel:
     """Message of a mistake of the whole run."""
     block: str = ""
     """File of the block; empty if nothing is outside."""
-    arrays: tuple[_Array, ...] = ()
-    is_one: bool = False
-    """Whether the units are one array, not a list of them."""
+    arrays: Mapping[str, _Arrays] = field(default_factory=dict)
+    """By name, in the order of the block."""
 
     def open(self) -> Outcome:
         """The outcome with its arrays, which map the block; its file goes at once."""
@@ -219,37 +259,46 @@ class Parcel:
         with path.open("r+b") as file:
             memory = mmap.mmap(file.fileno(), 0)
         path.unlink()
-        arrays, start = [], 0
-        for array in self.arrays:
-            count = int(np.prod(array.shape))
-            flat = np.frombuffer(memory, array.dtype, count, start)
-            arrays.append(flat.reshape(array.shape))
-            start += flat.nbytes
-        assert isinstance(self.outcome.media, Media)
-        units: Any = arrays[0] if self.is_one else arrays
-        return replace(self.outcome, media=replace(self.outcome.media, units=units))
+        media, start = dict(self.outcome.media), 0
+        for name, described in self.arrays.items():
+            units: list[NDArray[Any]] = []
+            for shape in described.shapes:
+                flat = np.frombuffer(memory, described.dtype, int(np.prod(shape)), start)
+                units.append(flat.reshape(shape))
+                start += flat.nbytes
+            bare = media[name]
+            assert isinstance(bare, Media)
+            media[name] = replace(bare, units=units[0] if described.is_one else units)
+        return replace(self.outcome, media=media)
 
 
-def _decode_to_block(read: Reader, clip: Clip, owner: int) -> Parcel:
+def _decode_to_block(read: Reader, clip: Clip, names: Sequence[str], owner: int) -> Parcel:
     """Read a clip in a worker."""
     try:
-        outcome = decode_clip(read, clip)
+        outcome = decode_clip(read, clip, names)
     except MicuError as error:
         return Parcel(None, fatal=str(error))
-    if not isinstance(outcome.media, Media):
-        return Parcel(outcome)
-    units: Any = outcome.media.units
-    is_one = isinstance(units, np.ndarray)
-    arrays = [units] if is_one else [unit for unit in units if isinstance(unit, np.ndarray)]
-    block = _write_block(arrays, owner) if arrays and len(arrays) in (1, len(units)) else ""
+    media = dict(outcome.media)
+    arrays: list[NDArray[Any]] = []
+    described: dict[str, _Arrays] = {}
+    for name, found in outcome.media.items():
+        units: Any = found.units if isinstance(found, Media) else ()
+        is_one = isinstance(units, np.ndarray)
+        parts = [units] if is_one else list(units)
+        if isinstance(found, Media) and parts and isinstance(parts[0], np.ndarray):
+            arrays += parts
+            shapes = tuple(part.shape for part in parts)
+            described[name] = _Arrays(parts[0].dtype.str, shapes, is_one)
+            media[name] = replace(found, units=())
+    block = _write_block(arrays, owner)
     if not block:
         return Parcel(outcome)
-    described = tuple(_Array(array.dtype.str, array.shape) for array in arrays)
-    bare = replace(outcome, media=replace(outcome.media, units=()))
-    return Parcel(bare, block=block, arrays=described, is_one=is_one)
+    return Parcel(replace(outcome, media=media), block=block, arrays=described)
 
 
 _BLOCK_PREFIX = "micu-block-"
+STALE_S = 3600.0
+"""Age from which a block may have been left behind, s."""
 
 
 def _blocks_folder() -> Path:
@@ -261,6 +310,8 @@ def _write_block(arrays: Sequence[NDArray[Any]], owner: int) -> str:
     """Put arrays end to end into a file of shared memory; its name, or nothing if it is full."""
     size = sum(array.nbytes for array in arrays)
     if not size:
+        return ""
+    if not hasattr(os, "posix_fallocate"):  # not Linux
         return ""
     handle, name = tempfile.mkstemp(prefix=f"{_BLOCK_PREFIX}{owner}-", dir=_blocks_folder())
     try:
@@ -282,12 +333,28 @@ def _write_block(arrays: Sequence[NDArray[Any]], owner: int) -> str:
 
 
 def _remove_stale_blocks(owner: int | None = None) -> None:
-    """Remove the blocks of runs that are dead, or those that `owner` has left."""
+    """Remove the blocks of runs that are dead, or those that `owner` has left.
+
+    A container may share the folder with another whose processes it cannot see: only what is older
+    than an hour, which no block of a run that lives is, counts as left behind.
+    """
     for path in _blocks_folder().glob(f"{_BLOCK_PREFIX}*"):
         found = re.match(rf"{_BLOCK_PREFIX}(\d+)-", path.name)
         if found is None:
             continue
-        process = int(found[1])
-        if process == owner or (owner is None and not Path(f"/proc/{process}").exists()):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            is_old = time.time() - path.stat().st_mtime > STALE_S
+            if int(found[1]) == owner or (
+                owner is None and is_old and not _is_alive(int(found[1]))
+            ):
                 path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

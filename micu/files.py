@@ -1,12 +1,19 @@
-"""Writing a file so that its final name never holds half of it, hashing one, locking a folder."""
+"""Writing a file so that its final name never holds half of it, hashing one, locking a folder.
 
+File systems of clusters fail now and then for a moment; what is written here is tried three times.
+"""
+
+import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
+import shutil
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +24,13 @@ TEMPORARY_SUFFIX = ".partial"
 LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems without locks answer."""
+_MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+"""What network file systems answer while a server is away."""
+TRIES = 3
+WAITS_S = (0.5, 2.0)
+"""Before the second and the third try, s."""
+
+logger = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -26,20 +40,97 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     and the folder flushed as well. Two writers never meet: the last rename wins whole.
 
     Raises:
-        OSError: The disk refused; no temporary file is left behind.
+        OSError: The disk refused, three times where it may pass; no temporary file is left behind.
     """
+    _try_again(lambda: _write_once(path, data), path)
+
+
+def append_durably(path: Path, data: bytes) -> None:
+    """Add `data` at the end of a file, made if need be, so that it is durable when this returns.
+
+    What a write that failed has left of `data` is cut off again. For one writer at a time.
+
+    Raises:
+        OSError: The disk refused, three times where it may pass.
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    _try_again(lambda: _append_once(path, size, data), path)
+
+
+def _try_again(write: Callable[[], None], path: Path) -> None:
+    """Do something that leaves nothing behind where it fails, again if the failure may pass."""
+    for wait_s in WAITS_S:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in _MAY_PASS:
+                raise
+            logger.warning("%s: %s; trying again in %g s", path, error.strerror, wait_s)
+        time.sleep(wait_s)
+    return write()
+
+
+def _write_once(path: Path, data: bytes | memoryview) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:
+        # A flush that failed may have dropped what it was to write: every try writes all of it.
         with _create_locked(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            _rename(temporary, path, os.fstat(file.fileno()))
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what the disk said first says more
+            temporary.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def _rename(temporary: Path, path: Path, written: os.stat_result) -> None:
+    """Rename, unless a server that says there is no such file has done so already.
+
+    A network file system asks again when an answer is lost, and is told of a file that has gone.
+    """
+    try:
+        temporary.replace(path)
+    except FileNotFoundError as error:
+        if not (path.is_file() and os.path.samestat(path.stat(), written)):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path)) from error
+
+
+def _append_once(path: Path, size: int, data: bytes) -> None:
+    # Without a buffer: closing one would write what has just been cut off.
+    with path.open("ab", buffering=0) as file:
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.ftruncate(file.fileno(), size)
+            raise
+    flush_folder(path.parent)
+
+
+def check_room(folder: Path, bytes_needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Args:
+        folder: Where it is going to be written; need not be there yet.
+        bytes_needed: How much.
+
+    Raises:
+        OSError: The file system of `folder` has less free than that.
+    """
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < bytes_needed:
+        raise OSError(
+            f"{folder}: expected {bytes_needed / 1e9:.3g} GB free, got {free / 1e9:.3g} GB; make "
+            "room, or name a folder on another disk with --out"
+        )
 
 
 def flush_folder(folder: Path) -> None:
@@ -51,13 +142,20 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_stale_temporaries(folder: Path) -> None:
+def remove_stale_temporaries(folder: Path, older_than_s: float = 0.0) -> None:
     """Remove what writers that were killed left behind in `folder`.
 
     A file that is being written is locked by its writer, and stays.
+
+    Args:
+        folder: Where to look.
+        older_than_s: Leave younger files, s: locks of writers on other machines may not be seen.
     """
+    oldest = time.time() - older_than_s
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         try:
+            if older_than_s and path.stat().st_mtime > oldest:
+                continue
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)

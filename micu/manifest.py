@@ -223,6 +223,7 @@ def _read_rows(
     header = _read_header(path, reader, required, known)
     rows: list[Row] = []
     bad: list[str] = []
+    clean = _is_utf8(text)
     while True:
         try:
             values = next(reader, None)
@@ -230,7 +231,8 @@ def _read_rows(
                 break
             if "" in values or None in values.values():
                 raise ValueError(f"expected {len(header)} fields")
-            _refuse_other_encodings(values)
+            if not clean:
+                _refuse_other_encodings(values)
             rows.append(parse(values, reader.line_num))
         except (ValueError, csv.Error) as error:
             bad.append(f"  line {reader.line_num}: {error}")
@@ -280,7 +282,11 @@ def _refuse_other_encodings(values: dict[str, str]) -> None:
 
 def _is_utf8(text: str) -> bool:
     """Whether decoding met no byte that it had to escape."""
-    return not any("\udc80" <= letter <= "\udcff" for letter in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _clip_id(row: dict[str, str]) -> str:

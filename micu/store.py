@@ -7,19 +7,20 @@ One folder per set, `features/<manifest>/<modality>-<backbone>/`:
     index.jsonl       one line per written shard: its sha256, size and clip ids
     failures.csv      the ledger: clip_id, stage, code, message of every clip that failed
 
+Processes that share the work (`--part 2/4`) write `index-2of4.jsonl` and `failures-2of4.csv`; see
+`micu.records`.
+
 Shards are built in memory and published by renaming, so a name always holds a whole shard, and
 equal content gives equal bytes.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ import numpy as np
 
 from micu.errors import StoreError
 from micu.files import file_sha256, flush_folder, write_atomically
+from micu.records import (
+    LEDGER_COLUMNS,
+    Failure,
+    ShardEntry,
+    append_index,
+    append_ledger,
+    file_size,
+    index_name,
+    indexed_shards,
+    ledger_name,
+    part_labels,
+    read_ledger,
+    write_index,
+    write_ledger,
+)
 from micu.shard import (
     FeatureRow,
     FeatureSpec,
@@ -39,6 +55,7 @@ from micu.shard import (
 )
 
 __all__ = [
+    "LEDGER_COLUMNS",
     "Failure",
     "FeatureRow",
     "FeatureSpec",
@@ -52,14 +69,20 @@ __all__ = [
     "check_row",
     "describe_difference",
     "find_sets",
+    "index_name",
     "indexed_shards",
+    "ledger_name",
+    "part_labels",
     "publish_shard",
     "read_index",
     "read_ledger",
     "read_set",
+    "remove_set",
     "rows_per_shard",
     "set_folder",
     "shard_name",
+    "shard_number",
+    "write_index",
     "write_ledger",
     "write_set",
 ]
@@ -67,26 +90,6 @@ __all__ = [
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = (64, 1024)
 OPEN_SHARDS = 64
-LEDGER_COLUMNS = ("clip_id", "stage", "code", "message")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a clip is not in any shard."""
-
-    clip_id: str
-    stage: str
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class ShardEntry:
-    """What the index says about one shard."""
-
-    sha256: str
-    size: int
-    clip_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,70 +129,40 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.h5"
 
 
+def shard_number(name: str) -> int | None:
+    """The number in a shard's file name; None if there is none."""
+    found = re.fullmatch(r"shard-([0-9]{5,})\.h5", name)
+    return int(found[1]) if found else None
+
+
 # --- writing ---------------------------------------------------------------------------------
 
 
-def publish_shard(folder: Path, number: int, header: Header, rows: Sequence[FeatureRow]) -> None:
-    """Write a shard under its final name and note it in the index."""
+def publish_shard(
+    folder: Path, number: int, header: Header, rows: Sequence[FeatureRow], label: str = ""
+) -> None:
+    """Write a shard under its final name and note it in the index of the part `label`."""
     name = shard_name(number)
     data = encode_shard(header, rows)
     write_atomically(folder / name, data)
     entry = ShardEntry(
         hashlib.sha256(data).hexdigest(), len(data), tuple(row.clip_id for row in rows)
     )
-    append_index(folder, {name: entry})
+    append_index(folder, {name: entry}, label)
 
 
-def append_index(folder: Path, entries: Mapping[str, ShardEntry]) -> None:
-    """Add lines to the index; a later line about a shard replaces an earlier one."""
-    lines = "".join(
-        json.dumps({"shard": name, **asdict(entry)}) + "\n" for name, entry in entries.items()
-    )
-    with (folder / "index.jsonl").open("ab") as file:
-        # A line that a killed writer cut off must not swallow this one.
-        file.write(b"\n" + lines.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    flush_folder(folder)
+def remove_set(folder: Path) -> None:
+    """Remove every file of a feature set.
 
-
-def write_ledger(folder: Path, failures: Iterable[Failure]) -> None:
-    """Replace the failure ledger."""
-    write_atomically(folder / "failures.csv", _csv([LEDGER_COLUMNS, *map(astuple, failures)]))
-
-
-def append_ledger(folder: Path, failures: Sequence[Failure]) -> None:
-    """Add rows to the failure ledger, which `write_ledger` has begun."""
-    if not failures:
-        return
-    with (folder / "failures.csv").open("ab") as file:
-        file.write(_csv(map(astuple, failures)))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _csv(rows: Iterable[Sequence[str]]) -> bytes:
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(rows)
-    return table.getvalue().encode("utf-8", "backslashreplace")
-
-
-def read_ledger(folder: Path) -> dict[str, Failure]:
-    """The failure ledger by clip id; empty where there is none.
-
-    Raises:
-        StoreError: It is not a ledger.
+    `set.json` goes last: whatever a kill leaves behind, it still says what made it.
     """
-    path = folder / "failures.csv"
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    # What follows the last line end is a row that a killed writer cut off.
-    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
-    header, *rows = list(csv.reader(whole)) or [[]]
-    if tuple(header) != LEDGER_COLUMNS or any(len(row) != len(header) for row in rows):
-        raise StoreError(f"{path}: expected rows of {', '.join(LEDGER_COLUMNS)}")
-    return {row[0]: Failure(*row) for row in rows}
+    labels = ("", *part_labels(folder))
+    records = [name(label) for label in labels for name in (index_name, ledger_name)]
+    for pattern in (*records, "shard-*.h5"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    flush_folder(folder)
+    (folder / "set.json").unlink(missing_ok=True)
 
 
 def write_set(folder: Path, header: Header, run: RunRecord) -> None:
@@ -218,33 +191,35 @@ def read_set(folder: Path) -> tuple[Header, RunRecord]:
     return Header.from_json(record["header"], path), run
 
 
-def indexed_shards(folder: Path) -> dict[str, ShardEntry]:
-    """What the index says, by shard name; lines that a kill cut off are passed over."""
-    path = folder / "index.jsonl"
-    noted: dict[str, ShardEntry] = {}
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            value = json.loads(line)
-            entry = ShardEntry(value["sha256"], value["size"], tuple(value["clip_ids"]))
-            noted[value["shard"]] = entry
-        except (ValueError, KeyError, TypeError):
-            continue
-    return noted
-
-
-def read_index(folder: Path) -> dict[str, ShardEntry]:
+def read_index(
+    folder: Path,
+    noted: Mapping[str, ShardEntry] | None = None,
+    wants: Callable[[str], bool] = lambda name: True,
+    header: Header | None = None,
+) -> dict[str, ShardEntry]:
     """What every shard on disk holds, by shard name, sorted.
 
     A shard that the index misses, or knows with another size, is opened and hashed; one whose index
     line stands is not touched, so that a set of any size is planned without opening it.
+
+    Args:
+        folder: A feature set.
+        noted: What the index says, from `indexed_shards`; None reads it.
+        wants: Of which shards, by name.
+        header: Of the set: a shard of another one is not taken in.
+
+    Raises:
+        StoreError: A shard that the index does not know cannot be opened, or is of another set.
     """
-    noted = indexed_shards(folder)
+    noted = indexed_shards(folder) if noted is None else noted
     entries: dict[str, ShardEntry] = {}
-    for shard in sorted(folder.glob("shard-*.h5")):
-        size = shard.stat().st_size if shard.is_file() else -1
+    for shard in sorted(path for path in folder.glob("shard-*.h5") if wants(path.name)):
+        size = file_size(shard)
         known = noted.get(shard.name)
         if known is None or known.size != size:
             with Shard.open(shard) as opened:
+                if header is not None and opened.header.fingerprint != header.fingerprint:
+                    raise StoreError(f"{shard}: {describe_difference(header, opened.header)}")
                 known = ShardEntry(file_sha256(shard), size, opened.clip_ids)
         entries[shard.name] = known
     return entries

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,28 @@ def hostile_read(clip: Clip) -> Media:
     return toy_read(clip)
 
 
-def array_read(clip: Clip) -> Media:
-    """One large array, or a list of them."""
-    rng = np.random.default_rng(int(clip.clip_id))
+def read_hostile(clip: Clip, names: Sequence[str]) -> dict[str, Media]:
+    """The same, for several backbones."""
+    return dict.fromkeys(names, hostile_read(clip))
+
+
+def array_read(clip: Clip, name: str) -> Media:
+    """One large array, or a list of them; drawn from the clip's id and the name."""
+    rng = np.random.default_rng([int(clip.clip_id), ord(name)])
     if clip.text == "one":
         return Media(rng.integers(0, 256, (3, 50, 40, 3), np.uint8), np.arange(3.0), 3.0, 3)
     windows = [rng.normal(size=size).astype(np.float32) for size in (8000, 8000, 123)]
     return Media(windows, np.arange(3.0), 3.0, 3)
+
+
+def read_arrays(clip: Clip, names: Sequence[str]) -> dict[str, Media]:
+    """Arrays for several backbones."""
+    return {name: array_read(clip, name) for name in names}
+
+
+def read_threads(clip: Clip, names: Sequence[str]) -> dict[str, Media]:
+    """How many threads torch has here."""
+    import torch
+
+    media = Media(["x"], np.zeros(0), 0.0, 1, {"threads": torch.get_num_threads()})
+    return dict.fromkeys(names, media)

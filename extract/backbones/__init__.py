@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from extract.backbones import htsat, htsat_clap, slowonly, swin_v2, text, vgg19, vggish  # noqa: F401
 from extract.backbones.base import BACKBONES, Backbone, Option, Run
-from extract.backbones.swin_v2 import TIMM_PREFIX, TimmImage
+from extract.backbones.timm_image import TIMM_PREFIX, TimmImage
 from micu.errors import ConfigError
 from micu.registry import suggest
 

@@ -149,7 +149,11 @@ class Gives:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One setting of a backbone, from which the command line makes an option of the same name."""
+    """One setting of a backbone, from which the command line makes an option of the same name.
+
+    A setting that changes the shape of a row adds to the features' name. Any other is in the header
+    alone: features that differ in one have the same name, and comparing them takes another `--out`.
+    """
 
     type: type[int] | type[str] | type[bool]
     """`bool` is a flag."""
@@ -204,6 +208,10 @@ class Backbone(Protocol):
         """Run the network over units, of one clip or of many; one output array per unit.
 
         An output must not depend on the other units: neither on how many they are nor on which.
+
+        Raises:
+            ClipError: A unit is one that the network cannot take. It says nothing of the others:
+                they are encoded again, clip by clip, and only the clip of that unit fails.
         """
         ...
 

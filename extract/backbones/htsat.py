@@ -71,7 +71,7 @@ class HTSAT:
         run: Where and how the network runs.
         context: `clip`, a second is seen in its window of ten; `second`, it is seen alone, its
             frames repeated to fill the window as the original's inference mode does, and its
-            feature is the mean of all tokens.
+            feature is the mean of all tokens. In the header, not in the features' name.
 
     Raises:
         WeightsError: The weights cannot be had or do not fit.

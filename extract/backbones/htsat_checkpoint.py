@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PREFIX = "sed_model."
-CLAP_PREFIXES = ("audio_model.", "audio_branch.", "module.audio_branch.")
-"""What names start with in a checkpoint of CLAP, of transformers and of LAION."""
+LAION_PREFIXES = ("audio_branch.", "module.audio_branch.")
+"""What names start with in a checkpoint of CLAP by LAION's own code."""
+CLAP_PREFIXES = ("audio_model.", "audio_encoder.", *LAION_PREFIXES)
+"""The same of any CLAP; the first two are those of transformers, whole and its sounds alone."""
 FRONT_END = ("spectrogram_extractor.", "logmel_extractor.")
 CLASSIFIER = ("tscam_conv.", "head.")
 MASK = ".attn_mask"

@@ -9,16 +9,18 @@ random.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from extract.backbones import htsat
 from extract.backbones.base import BACKBONES, Gives, InputSpec, WaveformInput
 from extract.backbones.htsat import HTSAT
+from extract.backbones.htsat_checkpoint import LAION_PREFIXES, PREFIX
+from extract.backbones.hubs import download, load_transformer
 from extract.backbones.log_mel import LogMel
 from extract.backbones.weights import (
     Request,
     load_strictly,
-    load_transformer,
     parse_demo_request,
     read_state,
     seeded,
@@ -84,9 +86,22 @@ class HTSATClap(HTSAT):
         network = seeded(self._draw, request.seed)
         if request.kind == "local":
             state = without(read_state(request.path), OTHER_TOWER)
+            self._refuse_other_layouts(state, request.path)
             body = {name.removeprefix(TOWER): tensor for name, tensor in state.items()}
             load_strictly(network, body, f"{self.NAME} {request.path}")
         return network, request.source
+
+    def _refuse_other_layouts(self, state: Mapping[str, Any], path: Path) -> None:
+        if any(name.startswith(LAION_PREFIXES) for name in state):
+            raise WeightsError(
+                f"{path}: expected CLAP in the layout of transformers, got LAION's own; type "
+                f"{download(HUB)}, and --weights DIR"
+            )
+        if any(name.startswith(PREFIX) for name in state):
+            raise WeightsError(
+                f"{path}: expected a checkpoint of CLAP, got one of HTS-AT on AudioSet; take "
+                f"--backbone {HTSAT.NAME}"
+            )
 
 
 @BACKBONES.register("htsat-demo")

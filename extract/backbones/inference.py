@@ -3,9 +3,11 @@
 Every forward pass has the same shape: a batch that is not full is filled up with copies of its last
 unit. Libraries choose other kernels, which round otherwise, for other shapes; so a unit's output
 does not depend on how many units came with it, and a run that was interrupted ends in the bytes of
-one that was not.
+one that was not. The one exception is a device whose memory is too small for the batch: it is
+halved, with a warning that names the size to type.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,9 +17,15 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import Run
 from micu.devices import resolve_device
+from micu.errors import MicuError
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
+
+_NO_MEMORY = ("out of memory", "defaultcpuallocator", "not enough memory", "alloc_failed")
+"""In messages of errors that libraries do not raise as `torch.OutOfMemoryError`, lower case."""
 
 
 class Runner:
@@ -27,6 +35,9 @@ class Runner:
         network: In float32; moved to the device, in evaluation mode, without gradients.
         run: Where and how.
         batch_size: Units per forward pass where `run` does not say.
+
+    Attributes:
+        batch_size: Units per forward pass; halved when they do not fit in memory.
 
     Raises:
         ConfigError: The device is unknown or not there.
@@ -55,6 +66,8 @@ class Runner:
     ) -> list[NDArray[np.float32]]:
         """Run `forward` over batches of `batch_size` units.
 
+        A batch that does not fit in memory is halved, for good, and its units go again.
+
         Args:
             units: Units of any clips, in any number: a sequence or an array.
             forward: From `batch_size` units to their outputs, (B, ...), on any device; calls the
@@ -62,14 +75,69 @@ class Runner:
 
         Returns:
             One output per unit, (...), float32.
+
+        Raises:
+            MicuError: Not even one unit fits in memory.
         """
         outputs: list[NDArray[np.float32]] = []
         with repeatable():
-            for start in range(0, len(units), self.batch_size):
-                batch = list(units[start : start + self.batch_size])
+            while len(outputs) < len(units):
+                batch = list(units[len(outputs) : len(outputs) + self.batch_size])
                 full = batch + batch[-1:] * (self.batch_size - len(batch))
-                outputs.extend(forward(full)[: len(batch)].float().cpu().numpy())
+                made = self._try(forward, full)
+                if made is None:
+                    self._halve()
+                else:
+                    outputs.extend(made[: len(batch)])
         return outputs
+
+    def _try(
+        self, forward: "Callable[[Sequence[Any]], torch.Tensor]", units: list[Any]
+    ) -> NDArray[np.float32] | None:
+        """The outputs of one pass, or nothing if it took more memory than there is.
+
+        Nothing, not an error: one would hold on to the memory that is to be freed.
+        """
+        try:
+            outputs: NDArray[np.float32] = forward(units).float().cpu().numpy()
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(units) == 1:
+                raise MicuError(
+                    f"{self.device}: expected memory for a batch of one unit at least, got: "
+                    f"{_first_line(error)}; end what else is running there, or type another "
+                    "--device, for example --device cpu (--batch-size cannot be less than 1)"
+                ) from error
+            return None
+        return outputs
+
+    def _halve(self) -> None:
+        before, self.batch_size = self.batch_size, self.batch_size // 2
+        logger.warning(
+            "%s: a batch of %d units does not fit in memory; going on with %d. The last digits of "
+            "features may depend on it: type --batch-size %d for all runs of this set",
+            self.device,
+            before,
+            self.batch_size,
+            self.batch_size,
+        )
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 @contextmanager

@@ -55,9 +55,9 @@ def read_keras_convolutions(
     import h5py
 
     if path.suffix not in SUFFIXES or not path.is_file():
+        got = "a directory" if path.is_dir() else repr(path.suffix or path.name)
         raise WeightsError(
-            f"{path}: expected a file of Keras weights, {' or '.join(SUFFIXES)}, got "
-            f"{path.suffix or 'something else'!r}"
+            f"{path}: expected a file of Keras weights, {' or '.join(SUFFIXES)}, got {got}"
         )
     try:
         with h5py.File(path, "r", locking=False, rdcc_nbytes=0) as file:

@@ -21,6 +21,7 @@ from extract.backbones.base import (
     Run,
     mean_by_step,
 )
+from extract.backbones.hubs import url_state
 from extract.backbones.inference import Runner
 from extract.backbones.spec import build_spec
 from extract.backbones.weights import (
@@ -32,9 +33,9 @@ from extract.backbones.weights import (
     read_state,
     seeded,
     tensors_sha256,
-    url_state,
     without,
 )
+from extract.flow.methods import OPENCV
 from micu.store import Steps
 
 if TYPE_CHECKING:
@@ -100,8 +101,7 @@ class SlowOnly:
             },
             "torch",
             "av",
-            "opencv-contrib-python-headless",
-            "pillow",
+            *OPENCV,
         )
 
     def _parse(self, weights: str) -> Request:

@@ -14,8 +14,8 @@ causal.
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from extract.backbones.base import BACKBONES, Gives, Option, Run
-from extract.backbones.text_encoder import MAX_WORDS, POOLED, TextEncoder, text_options
+from extract.backbones.base import BACKBONES, Gives, Option
+from extract.backbones.text_encoder import POOLED, TextEncoder, text_options
 from extract.backbones.weights import Request, parse_demo_request
 
 BERT = "google-bert/bert-base-uncased"
@@ -38,17 +38,6 @@ class Bert(TextEncoder):
     gives = Gives(
         modality="text", shape=(768,), hop_s=None, weights=f"hf:{BERT}", licence="Apache-2.0"
     )
-
-    def __init__(  # noqa: D107
-        self,
-        weights: str,
-        run: Run,
-        *,
-        model: str = BERT,
-        pool: str = "words",
-        max_words: int = MAX_WORDS,
-    ) -> None:
-        super().__init__(weights, run, model, pool, max_words)
 
 
 @BACKBONES.register("clap-text")
@@ -73,17 +62,6 @@ class ClapText(TextEncoder):
         modality="text", shape=(768,), hop_s=None, weights=f"hf:{CLAP}", licence="Apache-2.0"
     )
 
-    def __init__(  # noqa: D107
-        self,
-        weights: str,
-        run: Run,
-        *,
-        model: str = CLAP,
-        pool: str = "words",
-        max_words: int = MAX_WORDS,
-    ) -> None:
-        super().__init__(weights, run, model, pool, max_words)
-
 
 @BACKBONES.register("clip-text")
 class ClipText(TextEncoder):
@@ -103,17 +81,6 @@ class ClipText(TextEncoder):
     )
     OPTIONS: ClassVar[Mapping[str, Option]] = text_options(CLIP, tuple(POOLED))
     gives = Gives(modality="text", shape=(512,), hop_s=None, weights=f"hf:{CLIP}", licence="MIT")
-
-    def __init__(  # noqa: D107
-        self,
-        weights: str,
-        run: Run,
-        *,
-        model: str = CLIP,
-        pool: str = "words",
-        max_words: int = MAX_WORDS,
-    ) -> None:
-        super().__init__(weights, run, model, pool, max_words)
 
 
 @BACKBONES.register("bert-demo")

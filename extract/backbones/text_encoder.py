@@ -12,14 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones.base import Gives, InputSpec, Media, Option, Run, TextInput
+from extract.backbones.hubs import (
+    by_hand_folder,
+    download,
+    from_transformers,
+    load_transformer,
+)
 from extract.backbones.inference import Runner
 from extract.backbones.spec import build_spec
 from extract.backbones.weights import (
     Request,
     Weights,
-    from_transformers,
     load_strictly,
-    load_transformer,
     parse_request,
     read_state,
     seeded,
@@ -68,9 +72,9 @@ class TextEncoder:
             tokenizer whose pieces are single characters, since its vocabulary is on the hub.
         run: Where and how the network runs.
         model: Hub name or directory of the encoder, which any but the default adds to the name of
-            the features; a directory given as `weights` goes first.
+            the features; None is `HUB`. A directory given as `weights` goes first.
         pool: One of `POOLED`, which any but `words` adds to the name of the features.
-        max_words: Words kept, where words are given.
+        max_words: Words kept, where words are given; in the header, not in the features' name.
 
     Raises:
         WeightsError: Weights or tokenizer cannot be had or do not fit.
@@ -97,20 +101,30 @@ class TextEncoder:
     wants: InputSpec = TextInput()
     gives: Gives
 
-    def __init__(self, weights: str, run: Run, model: str, pool: str, max_words: int) -> None:  # noqa: D107
+    def __init__(  # noqa: D107
+        self,
+        weights: str,
+        run: Run,
+        *,
+        model: str | None = None,
+        pool: str = "words",
+        max_words: int = MAX_WORDS,
+    ) -> None:
         import transformers
 
+        model = model or self.HUB
         if pool != "words" and max_words != MAX_WORDS:
             raise ConfigError(f"{self.NAME}: --max-words: only --pool words keeps words")
         self._pool, self._max_words = pool, max_words
         request = self._parse(weights)
         is_folder = request.kind == "local" and request.path.is_dir()
         home: str | Path = request.path if is_folder else model
+        self._remedy = self._say_what_to_type(request, model)
         self._spells = request.kind == "random" and model == self.HUB
         self._tokenizer = (
             spelling_tokenizer()
             if self._spells
-            else from_transformers(transformers.AutoTokenizer, home, use_fast=True)
+            else from_transformers(transformers.AutoTokenizer, home, self._remedy, use_fast=True)
         )
         network, source = self._load(request, home)
         self._check(network.config, source)
@@ -143,6 +157,22 @@ class TextEncoder:
     def _parse(self, weights: str) -> Request:
         return parse_request(weights, self.NAME)
 
+    def _say_what_to_type(self, request: Request, model: str) -> str:
+        """What the error says where the hub does not give `model`."""
+        fetch = f"On a machine with network type: {download(model)}; copy it here and type"
+        if request.kind == "local":
+            return (
+                f"A file of weights comes without tokenizer and configuration. {fetch} "
+                "--weights DIR, or --model DIR beside this file"
+            )
+        if model == self.HUB:
+            return by_hand_folder(model)
+        random = f" --weights {request.source}" if request.kind == "random" else ""
+        return (
+            f"{fetch} --model DIR{random}. To try things out without it leave --model out and type "
+            "--weights random"
+        )
+
     def _load(self, request: Request, home: str | Path) -> tuple[Any, str]:
         """The network and its source; `home` is where its configuration is."""
         import transformers
@@ -152,11 +182,12 @@ class TextEncoder:
             config = getattr(transformers, self.CONFIG)(**{**SPECIAL, **self.SETTINGS})
             return self._draw(config, request.seed), request.source
         if request.kind == "pretrained" or home == request.path:
-            network = load_transformer(network_class, home, self.UNUSED)
+            network = load_transformer(network_class, home, self.UNUSED, remedy=self._remedy)
             return _without_pooler(network), _name(home)
         is_any = self.NETWORK == "AutoModel"
         config_class = transformers.AutoConfig if is_any else getattr(transformers, self.CONFIG)
-        network = self._draw(from_transformers(config_class, home), request.seed)
+        config = from_transformers(config_class, home, self._remedy)
+        network = self._draw(config, request.seed)
         if request.kind == "local":
             self._fill(network, request.path)
         return network, request.source

@@ -9,11 +9,9 @@ frames a second chosen by their number, and their mean. `vgg19-tv` has torchvisi
 transform, and chooses frames by time.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,21 +27,23 @@ from extract.backbones.base import (
     Run,
     mean_by_step,
 )
+from extract.backbones.hubs import url_file, url_state
 from extract.backbones.inference import Runner
-from extract.backbones.keras_h5 import read_keras_convolutions
+from extract.backbones.keras_h5 import SUFFIXES, read_keras_convolutions
 from extract.backbones.spec import build_spec
 from extract.backbones.weights import (
+    PICKLES,
     Request,
     Weights,
-    from_hub,
     load_strictly,
     parse_request,
     read_state,
     seeded,
     tensors_sha256,
-    url_state,
     without,
 )
+from extract.flow.methods import OPENCV
+from micu.errors import WeightsError
 from micu.store import Steps
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class VGG19:
     """
 
     NAME: ClassVar[str] = "vgg19"
-    PACKAGES: ClassVar[tuple[str, ...]] = ("torch", "av", "opencv-contrib-python-headless")
+    PACKAGES: ClassVar[tuple[str, ...]] = ("torch", "av", *OPENCV)
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "frames_per_second": Option(
             type=int, default=16, help="frames that are averaged in each second"
@@ -122,7 +122,12 @@ class VGG19:
         if request.kind == "random":
             return network, request.source
         pretrained = request.kind == "pretrained"
-        path = fetch_keras_file() if pretrained else request.path
+        if request.path.suffix in (".safetensors", *PICKLES):
+            raise WeightsError(
+                f"{request.path}: expected a file of Keras weights, {' or '.join(SUFFIXES)}; for "
+                f"torchvision's weights take --backbone {VGG19Torchvision.NAME}"
+            )
+        path = url_file(KERAS_URL, md5=KERAS_MD5) if pretrained else request.path
         source = path.name if pretrained else request.source
         state = read_keras_convolutions(path, _keras_kernels(), KERAS_CLASSIFIER)
         load_strictly(network, state, f"{self.NAME} {source}")
@@ -198,6 +203,11 @@ class VGG19Torchvision(VGG19):
         if request.kind == "random":
             return network, request.source
         pretrained = request.kind == "pretrained"
+        if request.path.suffix in SUFFIXES:
+            raise WeightsError(
+                f"{request.path}: expected a checkpoint of torchvision; for Keras's weights take "
+                f"--backbone {VGG19.NAME}"
+            )
         source = TORCHVISION_URL.rsplit("/", 1)[-1] if pretrained else request.source
         state = url_state(TORCHVISION_URL) if pretrained else read_state(request.path)
         body = without(state, ("classifier.",))
@@ -257,39 +267,3 @@ def _keras_kernels() -> dict[str, tuple[int, int, int, int]]:
             kernels[f"block{block}_conv{place}"] = (3, 3, channels, width)
             channels = width
     return kernels
-
-
-def fetch_keras_file() -> Path:
-    """The published file of Keras, from torch's cache or the web, its MD5 checked either way.
-
-    Raises:
-        WeightsError: It cannot be had.
-    """
-    import torch
-
-    name = KERAS_URL.rsplit("/", 1)[-1]
-
-    def fetch(local_files_only: bool) -> Path:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / name
-        if not path.is_file():
-            if local_files_only:
-                raise FileNotFoundError(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unchecked = path.with_name(f"{name}.unchecked")
-            try:
-                torch.hub.download_url_to_file(KERAS_URL, str(unchecked), progress=False)
-                _check_md5(unchecked)
-                unchecked.replace(path)
-            finally:
-                unchecked.unlink(missing_ok=True)
-        _check_md5(path)
-        return path
-
-    return from_hub(name, KERAS_URL, fetch, f"curl -LO {KERAS_URL}")
-
-
-def _check_md5(path: Path) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != KERAS_MD5:
-        raise ValueError(f"{path.name}: expected MD5 {KERAS_MD5}, got {found}")

@@ -25,11 +25,12 @@ from extract.backbones.base import (
     Run,
     WaveformInput,
 )
+from extract.backbones.hubs import by_hand, url_file, url_state
 from extract.backbones.inference import Runner
 from extract.backbones.log_mel import LogMel, mel_filters, spectra
 from extract.backbones.sound_windows import one_window_per_second
 from extract.backbones.spec import build_spec
-from extract.backbones.vggish_pca import PCA_FILE, fetch_pca, find_files, read_pca
+from extract.backbones.vggish_pca import PCA_FILE, find_files, read_pca
 from extract.backbones.weights import (
     Request,
     Weights,
@@ -38,7 +39,6 @@ from extract.backbones.weights import (
     read_state,
     seeded,
     tensors_sha256,
-    url_state,
 )
 from micu.store import Steps
 
@@ -75,7 +75,8 @@ class VGGish:
         weights: `pretrained`, a path to the file of torchvggish or to a directory with it,
             `random` or `random:SEED`.
         run: Where and how the network runs.
-        no_relu: Without the last ReLU, as TensorFlow's script has been since 2020.
+        no_relu: Without the last ReLU, as TensorFlow's script has been since 2020. Like `pca`, it
+            is in the header and not in the features' name.
         pca: Whiten and cut into 8-bit levels, 0 to 255, as the features that AudioSet released:
             with `no_relu` as TensorFlow's script, without as torchvggish. A local PCA file lies
             beside that of the network.
@@ -142,7 +143,8 @@ class VGGish:
         whitening: dict[str, Tensor] = {}
         if request.kind == "pretrained":
             names, state = [FILE], url_state(f"{RELEASE}/{FILE}")
-            pca_path = fetch_pca(f"{RELEASE}/{PCA_FILE}") if self._pca else None
+            both = by_hand(f"curl -LO {RELEASE}/{FILE} -O {RELEASE}/{PCA_FILE}", "DIR")
+            pca_path = url_file(f"{RELEASE}/{PCA_FILE}", remedy=both) if self._pca else None
         else:
             path, pca_path = find_files(request.path, pca=f"{RELEASE}/{PCA_FILE}", need=self._pca)
             names, state = [path.name], read_state(path)

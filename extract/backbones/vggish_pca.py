@@ -1,4 +1,4 @@
-"""The file of VGGish's whitening: finding it, fetching it and reading what it may hold.
+"""The file of VGGish's whitening: finding it, and reading what it may hold.
 
 The published file, made in 2019, is a pickle of two NumPy arrays, which the loader of tensors
 refuses. Here NumPy's own constructors are let through, and nothing else.
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extract.backbones.weights import PICKLES, find_weights_file, from_hub
+from extract.backbones.weights import PICKLES, find_weights_file, first_line
 from micu.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def find_files(path: Path, *, pca: str, need: bool) -> tuple[Path, Path | None]:
     Raises:
         WeightsError: There is none, or more than one could be meant.
     """
-    folder = path.parent
+    folder = path.absolute().parent
     if path.is_dir():
         folder = path
         known = (".safetensors", *PICKLES)
@@ -52,27 +52,6 @@ def find_files(path: Path, *, pca: str, need: bool) -> tuple[Path, Path | None]:
             f"it. On a machine with network type: curl -LO {pca}"
         )
     return path, found[0]
-
-
-def fetch_pca(url: str) -> Path:
-    """The PCA file in the cache of `torch.hub`, fetched if it is not there.
-
-    Raises:
-        WeightsError: It cannot be had.
-    """
-    import torch
-
-    def fetch(local_files_only: bool) -> Path:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / PCA_FILE
-        if not path.is_file():
-            if local_files_only:
-                raise FileNotFoundError(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            prefix = PCA_FILE.rsplit("-", 1)[-1].split(".")[0]
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
-        return path
-
-    return from_hub(PCA_FILE, url, fetch, f"curl -LO {url}")
 
 
 def read_pca(path: Path) -> "dict[str, Tensor]":
@@ -93,9 +72,8 @@ def read_pca(path: Path) -> "dict[str, Tensor]":
             raise ValueError(f"expected {' and '.join(SHAPES)} by name")
         arrays = {name: _numbers(content[name]) for name in SHAPES}
     except Exception as error:  # a pickle that is not what it says can raise anything
-        raise WeightsError(
-            f"{path}: cannot be read as VGGish's PCA: {str(error).splitlines()[0][:200]}"
-        ) from error
+        why = first_line(error) if isinstance(error, ValueError) else type(error).__name__
+        raise WeightsError(f"{path}: cannot be read as VGGish's PCA: {why}") from error
     for name, shape in SHAPES.items():
         if arrays[name].size != np.prod(shape) or arrays[name].shape[0] != shape[0]:
             raise WeightsError(f"{path}: {name}: expected {shape}, got {arrays[name].shape}")

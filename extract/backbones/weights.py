@@ -1,6 +1,6 @@
-"""Where a backbone's weights come from: a hub, a file or directory, or a seed.
+"""What a backbone's weights are: a hub's, a file's or directory's, or drawn from a seed.
 
-`--weights pretrained` asks the hub (a copy in the hub's cache is used without asking), a path loads
+`--weights pretrained` asks the hub (see `extract.backbones.hubs`), a path loads
 `.safetensors`, or `.pth`, `.pt` and `.bin` without running any code that they may hold, and
 `random` or `random:SEED` draws weights, which is good for trying things out and for nothing else.
 Whatever way they came, every tensor that the network has must be there and none may be left over.
@@ -8,17 +8,11 @@ Whatever way they came, every tensor that the network has must be there and none
 Weights are identified by the SHA-256 over the network's loaded tensors: for each, by sorted name,
 the name, dtype, shape and little-endian bytes. It does not depend on the file format, on the file's
 precision (networks are float32) or on heads that are not used.
-
-A hub name stands for the newest revision that the cache has, or else the hub: a revision cannot be
-looked up without network. What pins a run is the SHA-256 in its shards.
 """
 
 import hashlib
 import pickle
-import re
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -28,13 +22,13 @@ from micu.errors import WeightsError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-T = TypeVar("T")
 N = TypeVar("N", bound="nn.Module")
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 USUAL_NAMES = ("model.safetensors", "pytorch_model.bin")
-PROBE_S = 5.0
-"""How long the hub may take to answer at all, s."""
+ZIP_START = b"PK\x03\x04"
+PICKLE_START = b"\x80"
+"""Of protocol 2 and later; `torch.save` writes no earlier one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,26 +142,13 @@ def read_state(path: Path) -> "dict[str, Tensor]":
             could rebuild.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     path = find_weights_file(path)
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        elif path.suffix in PICKLES:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise WeightsError(
-                f"{path}: expected .safetensors, {', '.join(PICKLES)}, got {path.suffix!r}"
-            )
-    except pickle.UnpicklingError as error:
+    if path.suffix not in (".safetensors", *PICKLES):
         raise WeightsError(
-            f"{path}: holds more than tensors, and loading it could run code; refused. Save its "
-            f"state_dict alone, best as .safetensors ({_first_line(error)})"
-        ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"{path}: cannot be read as weights: {_first_line(error)}") from error
+            f"{path}: expected .safetensors, {', '.join(PICKLES)}, got {path.suffix!r}"
+        )
+    content = _read_content(path)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -176,6 +157,63 @@ def read_state(path: Path) -> "dict[str, Tensor]":
     ):
         raise WeightsError(f"{path}: expected tensors by name, got something else")
     return dict(content)
+
+
+def _read_content(path: Path) -> Any:
+    """What a file holds; messages of the readers are not passed on, they tell how to run code."""
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        _check_start(path)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: holds more than tensors, and loading it could run code; refused. Save its "
+            "state_dict alone, best as .safetensors; if it should hold nothing else, the file is "
+            "damaged: fetch it again"
+        ) from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read as weights: {first_line(error)}") from error
+    except Exception as error:  # a pickle that is not what it says can raise anything
+        raise WeightsError(
+            f"{path}: cannot be read as weights ({type(error).__name__}); if it is damaged or cut "
+            "off, fetch it again"
+        ) from error
+
+
+def _check_start(path: Path) -> None:
+    """Refuse a file that cannot be weights, whatever it is called, and say what it looks like.
+
+    Raises:
+        WeightsError: It begins otherwise than its format does.
+    """
+    with path.open("rb") as file:
+        start = file.read(64)
+    if path.suffix == ".safetensors":
+        fits = start[8:9] == b"{"  # after the header's length
+    else:
+        fits = start.startswith((ZIP_START, PICKLE_START))
+    if not fits:
+        raise WeightsError(f"{path}: not a checkpoint: {_describe_start(start)}")
+
+
+def _describe_start(start: bytes) -> str:
+    if not start:
+        return "it is empty; fetch it again"
+    if not any(start):
+        return "it begins with zeros; it was not written whole, fetch it again"
+    line = start.decode("ascii", "backslashreplace").strip().partition("\n")[0]
+    begins = f"it begins with {line[:32].strip()!r}"
+    if line.startswith("<"):
+        return f"{begins}; the download gave a web page"
+    if line.startswith("version https://git-lfs"):
+        return f"{begins}; it is a pointer of git-lfs: type git lfs pull where it was cloned"
+    return begins
 
 
 def without(state: "Mapping[str, Tensor]", prefixes: tuple[str, ...]) -> "dict[str, Tensor]":
@@ -219,172 +257,6 @@ def _some(names: Iterable[str], show: int = 3) -> str:
     return ", ".join(ordered[:show]) + more
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or repr(error)).strip().splitlines()[0][:200]
-
-
-# --- hubs ------------------------------------------------------------------------------------
-
-
-def from_hub(what: str, url: str, fetch: Callable[[bool], T], remedy: str) -> T:
-    """Take something from a hub's cache, or from the hub.
-
-    The hub is probed once before its client is let loose, which would retry for most of a minute
-    on a machine without network.
-
-    Args:
-        what: File or repository, for the message.
-        url: Where it comes from.
-        fetch: Called with True to look in the cache only, then with False to download. Raises
-            where there is nothing.
-        remedy: What to type to have it by hand.
-
-    Raises:
-        WeightsError: It is in neither, or the cached copy is broken, or a package is missing.
-    """
-    try:
-        return fetch(True)
-    except FileNotFoundError:
-        cache = "not in the cache"
-    except OSError as error:  # transformers says the same of files that are absent and unreadable
-        cache = f"no usable copy in the cache ({_first_line(error)})"
-    except ImportError as error:
-        raise WeightsError(f"{what}: a package is missing: {_first_line(error)}") from error
-    except Exception as error:
-        raise WeightsError(
-            f"{what}: the copy in the cache is broken ({type(error).__name__}: "
-            f"{_first_line(error)}); delete it from the cache and type the same command again"
-        ) from error
-    try:
-        _probe(url)
-        return fetch(False)
-    except Exception as error:
-        raise WeightsError(
-            f"{what}: {cache}, and {url} did not give it ({_first_line(error)}). On a "
-            f"machine with network type: {remedy}; copy it here and type --weights PATH. To try "
-            "things out without it type --weights random"
-        ) from error
-
-
-def _probe(url: str) -> None:
-    request = urllib.request.Request(url, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=PROBE_S).close()
-    except urllib.error.HTTPError:
-        return  # it answered, that is all that is asked
-
-
-def hub_state(repo: str, filenames: Sequence[str]) -> "dict[str, Tensor]":
-    """The tensors of the first of `filenames` that a Hugging Face repository has.
-
-    Raises:
-        WeightsError: It cannot be had.
-    """
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    def fetch(local_files_only: bool) -> Path:
-        for name in filenames:
-            try:
-                return Path(hf_hub_download(repo, name, local_files_only=local_files_only))
-            except EntryNotFoundError:
-                continue
-        raise FileNotFoundError(f"{repo} has none of {', '.join(filenames)}")
-
-    return read_state(from_hub(repo, constants.ENDPOINT, fetch, f"hf download {repo}"))
-
-
-def url_state(url: str) -> "dict[str, Tensor]":
-    """The tensors of a file on the web, whose name ends in the start of its SHA-256.
-
-    Raises:
-        WeightsError: It cannot be had.
-    """
-    import torch
-
-    name = url.rsplit("/", 1)[-1]
-
-    def fetch(local_files_only: bool) -> Path:
-        path = Path(torch.hub.get_dir()) / "checkpoints" / name
-        if not path.is_file():
-            if local_files_only:
-                raise FileNotFoundError(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            prefix = name.rsplit("-", 1)[-1].split(".")[0]
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
-        return path
-
-    return read_state(from_hub(name, url, fetch, f"curl -LO {url}"))
-
-
-def from_transformers(loader: Any, name: str | Path, **settings: Any) -> Any:
-    """`loader.from_pretrained` for a hub name or a directory, in cache before network.
-
-    Args:
-        loader: A class of transformers: a model, a configuration or a tokenizer.
-        name: Hub name, or directory, which never asks the hub.
-        **settings: Passed on.
-
-    Raises:
-        WeightsError: It cannot be had.
-    """
-    from huggingface_hub import constants
-
-    def fetch(local_files_only: bool) -> Any:
-        loaded = loader.from_pretrained(
-            name, local_files_only=local_files_only, trust_remote_code=False, **settings
-        )
-        # Where only the configuration is there, a tokenizer is made that knows no word.
-        if hasattr(loaded, "all_special_ids") and len(loaded) <= len(loaded.all_special_ids):
-            raise FileNotFoundError(f"{name} has no vocabulary")
-        return loaded
-
-    if Path(name).is_dir():
-        try:
-            return fetch(True)
-        except Exception as error:
-            raise WeightsError(
-                f"{name}: not a directory that {loader.__name__} can load: {_first_line(error)}"
-            ) from error
-    return from_hub(str(name), constants.ENDPOINT, fetch, f"hf download {name}")
-
-
-def load_transformer(
-    loader: Any,
-    name: str | Path,
-    unused: tuple[str, ...],
-    prefix: str = "",
-) -> Any:
-    """Load a network of transformers in float32, with every tensor accounted for.
-
-    Args:
-        loader: Class of the network.
-        name: Hub name or directory.
-        unused: Starts of the names of tensors that may be missing or left over.
-        prefix: What the names of the network's tensors may start with in a larger checkpoint.
-
-    Raises:
-        WeightsError: It cannot be had, or does not fit.
-    """
-    import torch
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report lists every tensor of the towers left out
-    try:
-        network, report = from_transformers(
-            loader,
-            name,
-            dtype=torch.float32,
-            output_loading_info=True,
-            key_mapping={f"^{re.escape(prefix)}": ""} if prefix else None,
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    refuse_misfits(
-        str(name),
-        [key for key in report["missing_keys"] if not key.startswith(unused)],
-        [key for key in report["unexpected_keys"] if not key.startswith(unused)],
-        [str(entry[0]) for entry in report["mismatched_keys"]],
-    )
-    return network
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name if it has none."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]

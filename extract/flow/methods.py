@@ -82,6 +82,12 @@ class FlowSettings:
         """What the method looks at."""
         return FLOW_METHODS[self.method].pictures
 
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether fields are computed on another device than the CPU."""
+        on_device = self.method == "raft" or (self.method == "tvl1" and self.engine == "torch")
+        return on_device and self.device != "cpu"
+
     def describe(self) -> dict[str, Any]:
         """Everything that can change a number, as JSON, for the shard's header.
 

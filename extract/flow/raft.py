@@ -50,6 +50,7 @@ class RAFT:
         from torchvision.models import optical_flow
 
         from extract.backbones.base import Run
+        from extract.backbones.hubs import by_hand, url_state
         from extract.backbones.inference import Runner
         from extract.backbones.weights import (
             load_strictly,
@@ -57,7 +58,6 @@ class RAFT:
             read_state,
             seeded,
             tensors_sha256,
-            url_state,
         )
 
         self.size = size
@@ -69,7 +69,8 @@ class RAFT:
             pretrained = request.kind == "pretrained"
             if pretrained:
                 self.source = URLS[size].rsplit("/", 1)[-1]
-            state = url_state(URLS[size]) if pretrained else read_state(request.path)
+            remedy = by_hand(f"curl -LO {URLS[size]}", option="--flow-weights")
+            state = url_state(URLS[size], remedy=remedy) if pretrained else read_state(request.path)
             load_strictly(network, state, f"{name} {self.source}")
         self.sha256 = tensors_sha256(network)
         self._run = Runner(network, Run(device=device), 1)

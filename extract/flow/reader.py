@@ -13,8 +13,8 @@ from extract.flow.cache import Fields, Film, FlowCache
 from extract.flow.methods import FlowSettings, estimate_flow
 from extract.flow.quantize import quantize_flow, still_level
 from extract.flow.sampling import FlowPlan, Pair, plan_fields
-from extract.media import Reading, Window
-from extract.pictures import Picture, center_crop, fit_short_side, open_pictures
+from extract.media import Reading, Source, Window
+from extract.pictures import Picture, center_crop, fit_short_side
 from extract.sampling import find_covered_s, note_decoding
 from extract.streams import Damage, check_unit_bytes
 from micu.errors import DecodeError
@@ -24,7 +24,7 @@ CALL_BYTES = 512 * 2**20
 """What the pairs of one call to the estimator may take, pictures and fields together."""
 
 
-def read_flow(clip: Clip, wants: FlowInput, reading: Reading) -> Media:
+class FlowCollector:
     """Clips of quantised optical flow, one centred on each second that the media reach.
 
     `plan_fields` says which pairs of pictures they hold; those alone are computed, each once, as
@@ -34,54 +34,62 @@ def read_flow(clip: Clip, wants: FlowInput, reading: Reading) -> Media:
 
     With a cache, fields are taken from there and added there. Media of which all are there are not
     opened.
-
-    Raises:
-        DecodeError: The clip's media cannot be used, or hold one picture only.
-        StoreError: The cache cannot be written.
-        MicuError: What computes the flow is not there.
     """
-    folder, window = reading.flow_cache, Window.of(clip)
-    cache = None if folder is None else FlowCache(folder, clip, wants, reading)
-    known = None if cache is None else cache.load()
-    if known is not None:
-        plan = plan_fields(known.film.starts, known.film.covered_s, window, wants)
+
+    def __init__(self, clip: Clip, wants: FlowInput, reading: Reading) -> None:  # noqa: D107
+        self._wants, self._reading = wants, reading
+        self._window = Window.of(clip)
+        folder = reading.flow_cache
+        self._cache = None if folder is None else FlowCache(folder, clip, wants, reading)
+        self._known = None if self._cache is None else self._cache.load()
+        self._pictures: list[NDArray[np.uint8]] = []
+        self._starts: list[Fraction] = []
+        self._last: Picture | None = None
+
+    def find_kept(self) -> Media | None:
+        """The clips, if the cache holds all their fields."""
+        if self._known is None:
+            return None
+        film, fields, wants = self._known.film, self._known.fields, self._wants
+        plan = plan_fields(film.starts, film.covered_s, self._window, wants)
         # What is too large goes the long way, which ends in an error that names the file.
-        if known.fields.keys() >= set(plan.pairs) and _unit_bytes(plan, wants) <= _limit():
-            return _to_media(plan, known.film, known.fields, wants)
-    film, pictures, plan = _decode(clip, wants, reading)
-    held: Fields = known.fields if known is not None and known.film == film else {}
-    missing = [pair for pair in plan.pairs if pair not in held]
-    fields = {**held, **_compute(missing, pictures, film.starts, wants, reading.flow)}
-    if cache is not None:
-        cache.save(film, fields)
-    return _to_media(plan, film, fields, wants)
+        if fields.keys() >= set(plan.pairs) and _unit_bytes(plan, wants) <= _limit():
+            return _to_media(plan, film, fields, wants)
+        return None
 
+    def take(self, picture: Picture, source: Source) -> None:
+        """Prepare the next picture for the estimator."""
+        self._last = picture
+        # decord tells times that run backwards as they are.
+        if not self._starts or picture.start > self._starts[-1]:
+            shape = self._pictures[0].shape if self._pictures else None
+            flow = self._reading.flow
+            self._pictures.append(_prepare(picture.load(), self._wants, flow, shape))
+            self._starts.append(picture.start)
+            check_unit_bytes(source, len(self._pictures) * self._pictures[0].nbytes)
 
-def _decode(
-    clip: Clip, wants: FlowInput, reading: Reading
-) -> tuple[Film, list[NDArray[np.uint8]], FlowPlan]:
-    """Every picture of a clip, prepared for the estimator, and the plan of its fields."""
-    window, damage = Window.of(clip), Damage()
-    pictures: list[NDArray[np.uint8]] = []
-    starts: list[Fraction] = []
-    last: Picture | None = None
-    source, found = open_pictures(clip, reading, damage)
-    with source:
-        for picture in found:
-            last = picture
-            # decord tells times that run backwards as they are.
-            if not starts or picture.start > starts[-1]:
-                shape = pictures[0].shape if pictures else None
-                pictures.append(_prepare(picture.load(), wants, reading.flow, shape))
-                starts.append(picture.start)
-                check_unit_bytes(source, len(pictures) * pictures[0].nbytes)
-        covered_s = find_covered_s(source, window, last, damage)
-        if len(pictures) < 2:
+    def finish(self, source: Source, damage: Damage) -> Media:
+        """The clips, once the last picture was seen.
+
+        Raises:
+            DecodeError: The clip's media cannot be used, or hold one picture only.
+            StoreError: The cache cannot be written.
+            MicuError: What computes the flow is not there.
+        """
+        wants, reading, starts = self._wants, self._reading, self._starts
+        covered_s = find_covered_s(source, self._window, self._last, damage)
+        if len(self._pictures) < 2:
             raise DecodeError("too_short", f"{source.name}: one picture; flow needs two")
-        plan = plan_fields(starts, covered_s, window, wants)
+        plan = plan_fields(starts, covered_s, self._window, wants)
         check_unit_bytes(source, _unit_bytes(plan, wants))
-        notes = note_decoding(source, reading.decoder, damage)
-    return Film(tuple(starts), covered_s, notes), pictures, plan
+        film = Film(tuple(starts), covered_s, note_decoding(source, reading.decoder, damage))
+        known = self._known
+        held: Fields = known.fields if known is not None and known.film == film else {}
+        missing = [pair for pair in plan.pairs if pair not in held]
+        fields = {**held, **_compute(missing, self._pictures, starts, wants, reading.flow)}
+        if self._cache is not None:
+            self._cache.save(film, fields)
+        return _to_media(plan, film, fields, wants)
 
 
 def _prepare(

@@ -4,16 +4,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+import extract.media
+from extract.backbones.base import FlowInput, FrameInput, WaveformInput
 from extract.cli import cli
+from extract.decode import read, read_several
 from micu.errors import ManifestError
-from micu.manifest import Clip, write_manifest
+from micu.manifest import Clip, read_manifest, write_manifest
 from micu.store import FeatureStore, read_ledger
 from tests.conftest import PROJECT
 from tests.media_files import tone, write_media
-from tests.toy import toy_clips
+from tests.toy import shard_bytes, toy_clips
 
 
 def invoke(*arguments: str) -> Result:
@@ -198,3 +202,63 @@ def test_what_is_wrong_is_said_before_weights_are_looked_for(project: Path) -> N
     done = invoke("audio", "--backbone", "swinv2", "manifests/vggsound.csv")
     assert done.exit_code == 2
     assert "micu-extract video --backbone swinv2" in done.output
+
+
+DEMO_NAMES = ("swinv2-demo", "htsat-demo", "slowonly-demo", "bert-demo")
+
+
+def test_several_backbones_in_one_pass_give_the_features_of_each_alone(project: Path) -> None:
+    """Bit for bit, failures too; the fingerprints are those of separate runs."""
+    words = ("--weights", "random", "manifests/vggsound.csv")
+    once = invoke(
+        *("all", "--backbones", ",".join(DEMO_NAMES), "--tvl1", "--out", "once", "--clip-timeout"),
+        *("100", "--set", "swinv2-demo.frames-per-second=3", *words),
+    )
+    assert once.exit_code == 3, once.output
+    for modality, name in zip(("video", "audio", "flow", "text"), DEMO_NAMES, strict=True):
+        own = {"video": ("--frames-per-second", "3"), "flow": ("--tvl1",)}.get(modality, ())
+        invoke(modality, "--backbone", name, "--out", "apart", *own, *words)
+        folders = [Path(root) / "vggsound" / f"{modality}-{name}" for root in ("once", "apart")]
+        first, second = map(shard_bytes, folders)
+        assert first == second
+        assert "shard-00000.h5" in first
+    again = invoke("all", "--backbones", ",".join(DEMO_NAMES), "--tvl1", "--out", "once", *words)
+    assert "made with other settings" in str(again.exception)  # without --set it is another set
+
+
+def test_each_stream_is_decoded_once_for_all_backbones(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    open_source = extract.media.Source._open
+
+    def note(source: extract.media.Source) -> None:
+        opened.append(source.kind)
+        open_source(source)
+
+    monkeypatch.setattr(extract.media.Source, "_open", note)
+    clip = read_manifest(Path("manifests/vggsound.csv")).clips[0]
+    wants = {
+        **{f"video{i}": FrameInput(fps=i + 1, resize=16, crop=16) for i in range(2)},
+        **{f"flow{i}": FlowInput(clip_len=1, resize=16 + i, crop=16) for i in range(2)},
+        **{f"audio{i}": WaveformInput(sample_rate=8000 + i, window_s=1) for i in range(2)},
+    }
+    reading = extract.media.Reading(media_root=project / "manifests")
+    found = read_several(clip, wants, reading)
+    assert opened == ["video", "audio"]
+    for name, spec in wants.items():
+        alone = read(clip, spec, reading)
+        for unit, other in zip(found[name].units, alone.units, strict=True):
+            np.testing.assert_array_equal(unit, other)
+
+
+def test_what_is_said_of_a_backbone_that_is_not_asked_for_is_refused(project: Path) -> None:
+    for wrong, told in (
+        (("--weights", "htsat=random"), "'htsat' is not one of --backbones"),
+        (("--set", "bert-demo.max_word=3"), "did you mean 'max_words'"),
+        (("--set", "bert-demo.max-words=x"), "'x' is not a valid integer"),
+        (("--tvl1",), "no backbone of --backbones takes flow"),
+    ):
+        done = invoke("all", "--backbones", "bert-demo", *wrong, "manifests/vggsound.csv")
+        assert done.exit_code == 2
+        assert told in done.output

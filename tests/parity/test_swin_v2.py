@@ -14,7 +14,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 
 from extract.backbones import build_backbone
 from extract.backbones.base import FrameInput, Media, Run
-from extract.backbones.swin_v2 import SwinV2, frame_input
+from extract.backbones.swin_v2 import SwinV2
+from extract.backbones.timm_image import frame_input
 from micu.errors import ConfigError, WeightsError
 
 CPU = Run(device="cpu")

@@ -8,6 +8,7 @@ therefore wider than those of the mean over pairs.
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,14 +126,28 @@ def test_fields_of_real_pictures_are_opencvs(shared: Path, engine: str) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("size", [(340, 256), (224, 224)])
-def test_fields_at_the_sizes_of_networks_are_opencvs(shared: Path, size: tuple[int, int]) -> None:
-    """Largest difference 0.0025 px at 340x256, 0.0099 px at 224x224."""
-    pairs = read_pairs(shared, size)[[1, 2, 4]]
+@pytest.mark.parametrize(
+    ("engine", "size", "clips"),
+    [
+        pytest.param("numba", (340, 256), range(6), marks=pytest.mark.slow),
+        ("numba", (224, 224), range(6)),
+        ("torch", (224, 224), (1, 5)),  # all would take too long
+    ],
+)
+def test_fields_at_the_sizes_of_networks_are_opencvs(
+    engine: str, size: tuple[int, int], clips: Sequence[int], shared: Path
+) -> None:
+    """Mean over the pairs, px: numba 0.0036 at 340x256 and 0.0066 at 224x224, torch 0.0139.
 
-    expected, got = solve(pairs, "opencv"), solve(pairs, "numba")
+    Of one pair at most 0.0134, 0.0126 and 0.0156 px; on average 0.020, 0.036 and 0.079 levels.
+    """
+    pairs = read_pairs(shared, size)[list(clips)]
 
-    assert endpoint(got, expected).max() <= BOUND_PX["numba"]
+    expected, got = solve(pairs, "opencv"), solve(pairs, engine)
+
+    apart = endpoint(got, expected)
+    assert apart.mean() <= BOUND_PX[engine]
+    assert apart.max() <= 0.06
     assert np.abs(levels(got) - levels(expected)).mean() <= 0.1
 
 

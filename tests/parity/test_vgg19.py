@@ -240,6 +240,7 @@ def decode_all(path: Path) -> list[Array]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("name", ["AVVP-ECCV20__BjCEufrlXm4.mp4", "mmaction2__test.avi"])
 @pytest.mark.parametrize("per_second", [8, 16])
 def test_frames_of_real_clips_are_those_of_the_ave_script(

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from extract.backbones.base import (
     WaveformInput,
 )
 from extract.backbones.slowonly_network import SlowOnly as SlowOnlyNetwork
-from extract.backbones.swin_v2 import frame_input
+from extract.backbones.timm_image import frame_input
 from micu.errors import ConfigError, RegistryError, WeightsError
 
 CPU = Run(device="cpu")
@@ -200,9 +201,12 @@ def test_every_option_has_the_default_that_its_constructor_has(name: str) -> Non
     backbone = find_backbone(name)
     defaults = backbone.__init__.__kwdefaults__ or {}
 
-    assert {key: option.default for key, option in backbone.OPTIONS.items()} == {
-        key: value for key, value in defaults.items() if key in backbone.OPTIONS
-    }
+    for key, option in backbone.OPTIONS.items():
+        own = defaults[key]
+        if own is None:  # the class's own: what it is without the option is what it is with it
+            assert key == "model"
+            own = backbone.HUB  # type: ignore[attr-defined]
+        assert option.default == own
     for option in backbone.OPTIONS.values():
         assert type(option.default) is option.type
         assert not option.choices or option.default in option.choices
@@ -213,6 +217,29 @@ def test_an_unknown_backbone_is_answered_with_the_closest_name() -> None:
         build_backbone("swin_v2", "random", CPU)
     with pytest.raises(RegistryError, match="did you mean 'resnet18'"):
         build_backbone("timm:resnet_18", "random", CPU)
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_an_unknown_tag_of_timm_is_answered_with_the_tags_of_its_model(weights: str) -> None:
+    with pytest.raises(RegistryError) as caught:
+        build_backbone("timm:resnet18.nosuch", weights, CPU)
+
+    message = str(caught.value)
+    assert message.startswith("unknown weights 'nosuch' of timm model 'resnet18'; known: a1_in1k, ")
+    assert "tv_in1k" in message
+    assert message.endswith("timm:resnet18 takes timm's default")
+
+
+def test_a_backbones_file_can_go_without_taking_other_backbones_along() -> None:
+    """An empty module stands for the file that its import line names."""
+    code = (
+        "import sys, types\n"
+        "sys.modules['extract.backbones.swin_v2'] = types.ModuleType('swin_v2')\n"
+        "import extract.listing, extract.backbones as b\n"
+        "assert 'timm:NAME' in extract.listing.backbone_table()\n"
+        "assert b.find_backbone('timm:x') and 'swinv2' not in b.BACKBONES"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_all_wrong_options_are_named_at_once() -> None:
@@ -275,6 +302,23 @@ def test_squashing_transforms_ask_for_an_exact_size() -> None:
 
 
 # --- flow ------------------------------------------------------------------------------------
+
+
+def test_the_header_of_flow_features_names_the_opencv_that_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Either package: they hold the same code, one with windows and one without."""
+    found = {"torch": "1", "opencv-contrib-python": "2", "pillow": "3"}
+
+    def version(package: str) -> str:
+        if package not in found:
+            raise PackageNotFoundError(package)
+        return found[package]
+
+    monkeypatch.setattr("extract.backbones.base.version", version)
+    for name in ("slowonly-demo", "vgg19"):
+        spec = build_backbone(name, "random", CPU).spec
+        assert spec.versions == {"torch": "1", "opencv-contrib-python": "2"}
 
 
 def test_slowonly_r50_has_the_published_tensors() -> None:

@@ -1,12 +1,10 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from extract.backbones.base import Media
-from extract.batches import ClipEncoder, Decoded, Encoded, encode_clips
-from micu.commands import StopFlag
+from extract.batches import ClipEncoder, Decoded, Encoded
 from micu.errors import DecodeError
 from micu.manifest import Clip
 from micu.store import Failure, FeatureRow, FeatureSpec, Steps
@@ -45,10 +43,18 @@ def clips(*units: Sequence[float]) -> list[Decoded]:
     ]
 
 
-def encode(decoded: list[Decoded], stop: StopFlag | None = None) -> tuple[Doubler, list[Encoded]]:
+def encode(decoded: list[Decoded]) -> tuple[Doubler, list[Encoded]]:
     doubler = Doubler()
-    encoded = encode_clips(iter(decoded), ClipEncoder(doubler), stop or StopFlag())  # type: ignore[arg-type]
-    return doubler, list(encoded)
+    encoder = ClipEncoder(doubler)  # type: ignore[arg-type]
+    whole: list[Encoded] = []
+    for clip in decoded:
+        encoder.add(clip)
+        while encoder.is_full:
+            encoder.encode_batch()
+        whole += encoder.pop_whole()
+    while encoder.waiting:
+        encoder.encode_batch()
+    return doubler, [*whole, *encoder.pop_whole()]
 
 
 def values(encoded: Encoded) -> list[float]:
@@ -87,24 +93,3 @@ def test_a_clip_that_its_network_refuses_does_not_take_its_batch_along() -> None
     assert values(encoded[0]) == [2]
     assert encoded[1].row == Failure("1", "encode", "odd", "a unit is odd")
     assert values(encoded[2]) == [14]
-
-
-def test_few_clips_wait_for_a_batch() -> None:
-    taken: list[int] = []
-    left: list[int] = []
-
-    def source() -> Iterator[Decoded]:
-        for i, clip in enumerate(clips(*([1.0] for _ in range(40)))):
-            taken.append(i)
-            yield clip
-
-    for _ in encode_clips(source(), ClipEncoder(Doubler()), StopFlag()):  # type: ignore[arg-type]
-        left.append(len(taken) - len(left))
-    assert max(left) <= Doubler.batch_size
-
-
-@pytest.mark.parametrize("name", ["", "SIGTERM"])
-def test_a_run_that_was_asked_to_stop_begins_no_batch(name: str) -> None:
-    doubler, encoded = encode(clips([1, 2], [3]), StopFlag(name))
-
-    assert (len(doubler.batches), len(encoded)) == ((0, 0) if name else (1, 2))

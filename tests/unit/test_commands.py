@@ -60,7 +60,7 @@ def test_a_tool_ends_with_its_exit_code(monkeypatch, capsys, action, arguments, 
 @pytest.mark.parametrize(
     ("main", "inside", "arguments"),
     [
-        (extract.cli.main, "extract.cli.find_sets", ["verify", "."]),
+        (extract.cli.main, "extract.cli.sets_below", ["verify", "."]),
         (extract.demo.main, "extract.demo.run_demo", []),
     ],
     ids=["micu-extract", "micu-demo"],

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+import extract.decode
 import extract.flow.reader
 import extract.streams
 from extract.backbones.base import FlowInput, FrameInput, Media
@@ -95,14 +96,14 @@ def test_a_clip_that_ends_before_half_a_second_has_one_flow_clip_in_its_middle(
 @pytest.mark.parametrize("dt_s", [None, 0.1])
 def test_a_picture_that_does_not_come_after_the_one_before_is_left_out(tmp_path, monkeypatch, dt_s):
     levels_of_numbers(monkeypatch)
-    open_in_order = extract.flow.reader.open_pictures
+    open_in_order = extract.decode.open_pictures
 
     def swap(clip, reading, damage):
         source, pictures = open_in_order(clip, reading, damage)
         order = list(pictures)
         return source, iter([*order[:4], order[5], order[4], *order[6:]])
 
-    monkeypatch.setattr(extract.flow.reader, "open_pictures", swap)
+    monkeypatch.setattr(extract.decode, "open_pictures", swap)
     path = write_media(tmp_path / "a.mp4", frames=10)
     wants = FlowInput(clip_len=3, interval=1, resize=32, crop=32, dt_s=dt_s)
     assert fields_of(path, wants).tolist() == [[[3, 5], [5, 6], [6, 7]]]

@@ -11,7 +11,7 @@ from transformers import ClapAudioConfig, ClapAudioModel
 from extract.backbones import Run, build_backbone
 from extract.backbones.base import Media, WaveformInput
 from extract.backbones.htsat_checkpoint import load_original, original_name
-from extract.backbones.htsat_clap import DEMO_LOG_MEL, HTSATDemo
+from extract.backbones.htsat_clap import DEMO_LOG_MEL, HTSATClap, HTSATDemo
 from extract.backbones.log_mel import mel_filters
 from extract.backbones.sound_windows import overlap_weights, pool_tokens, repeat_to_length
 from micu.errors import ConfigError, WeightsError
@@ -183,6 +183,7 @@ FOURIER = "sed_model.spectrogram_extractor.stft.conv_imag.weight"
         (lambda s: s.update({MEL: s[MEL][:, :31]}), "melW is of another front end than 16000 Hz"),
         (lambda s: s.update({FOURIER: torch.zeros(257, 1, 512)}), r"conv_imag\.weight is of anoth"),
         (lambda s: s.update({"audio_branch.norm.weight": s[QKV]}), "one of CLAP"),
+        (lambda s: s.update({"audio_encoder.norm.weight": s[QKV]}), "take --backbone htsat-clap"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_an_error(
@@ -226,8 +227,29 @@ def test_a_checkpoint_in_half_precision_is_loaded_in_single(
     torch.testing.assert_close(ours, small.audio_encoder.norm.weight, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "module.audio_branch.norm.weight",
+            "got LAION's own; type hf download laion/clap-htsat-unfused --local-dir DIR, and "
+            "--weights DIR$",
+        ),
+        ("sed_model.norm.weight", "got one of HTS-AT on AudioSet; take --backbone htsat$"),
+    ],
+)
+def test_a_checkpoint_of_another_htsat_is_named_by_the_one_of_clap(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HTSATClap, "CONFIG", HTSATDemo.CONFIG)
+    torch.save({name: torch.zeros(1)}, tmp_path / "x.pt")
+
+    with pytest.raises(WeightsError, match=message):
+        build_backbone("htsat-clap", str(tmp_path / "x.pt"), CPU)
+
+
 def test_a_file_that_is_no_checkpoint_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x.ckpt").write_bytes(b"<html>Google Drive - Virus scan warning</html>")
 
-    with pytest.raises(WeightsError, match=r"x\.ckpt"):
+    with pytest.raises(WeightsError, match=r"x\.ckpt: not a checkpoint: .* gave a web page$"):
         build_backbone("htsat", str(tmp_path / "x.ckpt"), CPU)

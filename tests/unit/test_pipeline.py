@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import extract.pipeline as pipeline
+import extract.writer as writer
 from extract.pipeline import extract_manifest
 from extract.verify import verify_set
 from micu.errors import DecodeError, ExtraError, StoreError
@@ -87,7 +88,7 @@ def test_limit_then_everything_leaves_the_same_bytes(tmp_path: Path) -> None:
 def test_unfinished_shards_are_published_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "FLUSH_S", 0.0)
+    monkeypatch.setattr(writer, "FLUSH_S", 0.0)
     plan = toy_plan(tmp_path, shard_rows=64)
     seen = []
 

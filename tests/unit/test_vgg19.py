@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import extract.streams
-from extract.backbones import build_backbone, vgg19
-from extract.backbones import weights as weights_module
+from extract.backbones import build_backbone, hubs, vgg19
 from extract.backbones.base import FrameInput, Media, Run
 from extract.backbones.vgg19 import VGG19, build_network
-from extract.decode import pick_by_count, read
+from extract.decode import read
+from extract.frames import pick_by_count
 from extract.media import Reading
 from micu.errors import ConfigError, DecodeError, WeightsError
 from micu.manifest import Clip
@@ -180,6 +180,7 @@ def test_the_two_are_told_apart_by_name_sampling_and_scale() -> None:
     assert isinstance(other.wants, FrameInput)
     assert (ave.wants.sampling, ave.wants.fps) == ("count", 8)
     assert (other.wants.sampling, other.wants.fps) == ("time", 16)
+    assert any(name.startswith("opencv-contrib-python") for name in specs[0].versions)
     assert specs[0].preprocessing["mean"] == [103.939, 116.779, 123.68]
     assert specs[1].preprocessing["mean"] == [0.485, 0.456, 0.406]
 
@@ -191,13 +192,13 @@ def test_the_published_keras_file_is_taken_from_the_cache_once_its_md5_is_right(
     cached.parent.mkdir()
     cached.write_bytes(b"weights")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(weights_module, "_probe", lambda url: pytest.fail("asked the web"))
+    monkeypatch.setattr(hubs, "_probe", lambda url: pytest.fail("asked the web"))
 
     with pytest.raises(WeightsError, match=r"copy in the cache is broken .*expected MD5 253f8c"):
-        vgg19.fetch_keras_file()
+        build_backbone("vgg19", "pretrained", CPU)
 
     monkeypatch.setattr(vgg19, "KERAS_MD5", hashlib.md5(b"weights").hexdigest())
-    assert vgg19.fetch_keras_file() == cached
+    assert hubs.url_file(vgg19.KERAS_URL, md5=vgg19.KERAS_MD5) == cached
 
 
 def test_a_download_with_another_md5_is_refused_and_leaves_nothing(
@@ -208,7 +209,7 @@ def test_a_download_with_another_md5_is_refused_and_leaves_nothing(
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    monkeypatch.setattr(weights_module, "_probe", lambda url: None)
+    monkeypatch.setattr(hubs, "_probe", lambda url: None)
 
     with pytest.raises(WeightsError, match=r"expected MD5 253f8c.*curl -LO https://storage"):
         build_backbone("vgg19", "pretrained", CPU)
@@ -230,7 +231,7 @@ def test_weights_that_cannot_be_had_are_named(
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(weights_module, "_probe", refuse)
+    monkeypatch.setattr(hubs, "_probe", refuse)
 
     with pytest.raises(WeightsError, match=message) as caught:
         build_backbone(name, "pretrained", CPU)
@@ -282,13 +283,33 @@ def test_a_torchvision_checkpoint_that_does_not_fit_is_an_error(
 # --- what is refused -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "folder.h5"])
-def test_what_is_no_hdf5_file_by_name_is_refused(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "got"),
+    [
+        ("weights.npz", r", got '\.npz'$"),
+        ("weights", ", got 'weights'$"),
+        ("folder/", ", got a directory$"),
+        ("folder.h5/", ", got a directory$"),
+        ("weights.pth", "; for torchvision's weights take --backbone vgg19-tv$"),
+        ("weights.safetensors", "; for torchvision's weights take --backbone vgg19-tv$"),
+    ],
+)
+def test_what_is_no_hdf5_file_by_name_is_refused(name: str, got: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    path.mkdir() if name == "folder.h5" else path.touch()
+    path.mkdir() if name.endswith("/") else path.touch()
 
-    with pytest.raises(WeightsError, match=r"expected a file of Keras weights, \.h5 or \.hdf5"):
+    with pytest.raises(
+        WeightsError, match=rf"expected a file of Keras weights, \.h5 or \.hdf5{got}"
+    ):
         build_backbone("vgg19", str(path), CPU)
+
+
+def test_a_file_of_keras_is_sent_to_the_backbone_that_takes_it(tmp_path: Path) -> None:
+    path = tmp_path / "vgg19_weights.h5"
+    path.touch()
+
+    with pytest.raises(WeightsError, match=r"for Keras's weights take --backbone vgg19$"):
+        build_backbone("vgg19-tv", str(path), CPU)
 
 
 def test_an_option_out_of_range_is_refused_by_name() -> None:

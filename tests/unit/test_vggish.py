@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import extract.backbones.weights as weights_module
-from extract.backbones import Run, build_backbone
+from extract.backbones import Run, build_backbone, hubs
 from extract.backbones.base import Media
 from extract.backbones.vggish import SAMPLES, VGGish, fill_with_zeros
 from extract.backbones.vggish_network import VGGish as Network
@@ -187,6 +186,18 @@ def test_a_missing_pca_file_is_an_error_that_says_where_it_is(folder: Path) -> N
     build_backbone("vggish", str(folder), CPU)
 
 
+def test_the_folder_of_a_file_that_is_named_alone_is_said_in_full(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / PCA_FILE).unlink()
+    monkeypatch.chdir(folder)
+
+    with pytest.raises(WeightsError) as caught:
+        build_backbone("vggish", FILE, CPU, pca=True)
+
+    assert str(caught.value).startswith(f"{folder}: expected {PCA_FILE} beside")
+
+
 def test_a_directory_with_two_networks_is_an_error(folder: Path) -> None:
     torch.save({}, folder / "other.pth")
 
@@ -198,7 +209,8 @@ def test_pretrained_weights_are_taken_from_the_cache_of_torch_hub(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(weights_module, "_probe", lambda url: pytest.fail("asked the network"))
+    monkeypatch.setattr(hubs, "_probe", lambda url: pytest.fail("asked the network"))
+    monkeypatch.setattr(hubs, "check_digest", lambda path, name, md5: None)  # zeros stand for them
     (tmp_path / "hub").mkdir()
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir()
@@ -218,7 +230,8 @@ def test_weights_that_cannot_be_fetched_are_an_error_that_says_what_to_type(
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(weights_module, "_probe", refuse)
+    monkeypatch.setattr(hubs, "_probe", refuse)
+    monkeypatch.setattr(hubs, "check_digest", lambda path, name, md5: None)  # zeros stand for them
     (tmp_path / "checkpoints").mkdir()
     for name in kept:
         (folder / name).rename(tmp_path / "checkpoints" / name)
@@ -228,7 +241,8 @@ def test_weights_that_cannot_be_fetched_are_an_error_that_says_what_to_type(
     ) as caught:
         build_backbone("vggish", "pretrained", CPU, pca=True)
 
-    assert (PCA_FILE if kept else FILE) in str(caught.value)
+    assert str(caught.value).startswith(f"{PCA_FILE if kept else FILE}: not in the cache")
+    assert f"type --weights {'DIR' if kept else 'PATH'}" in str(caught.value)
 
 
 # --- the PCA file ----------------------------------------------------------------------------

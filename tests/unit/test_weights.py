@@ -1,3 +1,4 @@
+import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -7,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from extract.backbones import Run, build_backbone
-from extract.backbones import weights as weights_module
+from extract.backbones import Run, build_backbone, hubs
+from extract.backbones.hubs import by_hand, from_hub, hub_state, url_file
 from extract.backbones.weights import (
-    from_hub,
     load_strictly,
     parse_request,
     read_state,
     seeded,
     tensors_sha256,
 )
+from extract.flow.raft import RAFT
 from micu.errors import WeightsError
 
 
@@ -91,8 +92,9 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, suffix: str) ->
     path, target = tmp_path / f"w{suffix}", tmp_path / "ran"
     torch.save({"state_dict": {"w": torch.zeros(1)}, "x": Bomb(target)}, path)
 
-    with pytest.raises(WeightsError, match="could run code; refused"):
+    with pytest.raises(WeightsError, match="could run code; refused") as caught:
         read_state(path)
+    assert "weights_only" not in str(caught.value)  # torch's own text tells how to run it
     path.write_bytes(pickle.dumps(Bomb(target), protocol=2))
     with pytest.raises(WeightsError, match="could run code; refused"):
         read_state(path)
@@ -103,8 +105,26 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, suffix: str) ->
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("w.safetensors", b"nonsense", "cannot be read as weights"),
-        ("w.pth", b"", "cannot be read as weights"),
+        ("w.safetensors", b"nonsense", "not a checkpoint: it begins with 'nonsense'"),
+        ("w.safetensors", b"\x02" + bytes(7) + b"{x", r"cannot be read as weights \(Safetensor"),
+        ("w.pth", b"", "not a checkpoint: it is empty"),
+        ("w.pth", b"hello world", "not a checkpoint: it begins with 'hello world'"),
+        ("w.pth", b"\x80\x02junk", r"cannot be read as weights \(error\)"),
+        ("w.pth", b"(.", r"not a checkpoint: it begins with '\(\.'"),
+        ("w.pth", b"\x80\x02.", r"cannot be read as weights \(IndexError\); if it is damaged"),
+        ("w.pth", b"\x80\x02}q\x00(X\x01\x00", r"cannot be read as weights \(error\)"),
+        ("w.bin", b"PK\x03\x04junk", r"cannot be read as weights \(RuntimeError\)"),
+        ("w.pt", bytes(1000), "not a checkpoint: it begins with zeros"),
+        (
+            "w.ckpt",
+            b"\n<!DOCTYPE html>\n<html>",
+            r"not a checkpoint: it begins with '<!DOCTYPE html>'; the download gave a web page$",
+        ),
+        (
+            "w.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n",
+            "begins with 'version https://git-lfs.github.c'; it is a pointer of git-lfs",
+        ),
         ("w.onnx", b"x", "expected .safetensors, .pth, .pt, .bin, .ckpt, got '.onnx'"),
     ],
 )
@@ -165,7 +185,7 @@ def test_tensors_that_do_not_fit_are_named() -> None:
 def test_what_is_in_the_cache_is_taken_without_asking_the_hub(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(weights_module, "_probe", lambda url: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hubs, "_probe", lambda url: pytest.fail("asked the hub"))
 
     assert from_hub("x", "https://hub", lambda local_files_only: local_files_only, "") is True
 
@@ -177,8 +197,9 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_says_what_to_type() -> Non
         calls.append(local_files_only)
         raise FileNotFoundError("not cached")
 
-    with pytest.raises(WeightsError, match=r"hf download a/b; .*--weights PATH") as caught:
-        from_hub("a/b", "http://localhost:9", fetch, "hf download a/b")
+    remedy = by_hand("hf download a/b", "DIR")
+    with pytest.raises(WeightsError, match=r"hf download a/b; .*--weights DIR") as caught:
+        from_hub("a/b", "http://localhost:9", fetch, remedy)
 
     assert calls == [True]
     assert "http://localhost:9" in str(caught.value)
@@ -197,7 +218,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_says_what_to_type() -> Non
 def test_a_cached_copy_that_cannot_be_loaded_is_not_called_missing(
     error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights_module, "_probe", lambda url: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hubs, "_probe", lambda url: pytest.fail("asked the hub"))
 
     def fetch(local_files_only: bool) -> None:
         raise error
@@ -221,18 +242,103 @@ FETCHED = [
 """Every backbone but `htsat`, whose weights no program can fetch."""
 
 
-@pytest.mark.parametrize("name", FETCHED)
-def test_published_weights_that_cannot_be_had_are_named(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Neither network nor anything in a cache; the caches' folder."""
+
     def refuse(url: str) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr(weights_module, "_probe", refuse)
+    monkeypatch.setattr(hubs, "_probe", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    return tmp_path
 
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", FETCHED)
+def test_published_weights_that_cannot_be_had_are_named(name: str) -> None:
     with pytest.raises(WeightsError, match="no network") as caught:
         build_backbone(name, "pretrained", Run(device="cpu"))
 
     assert "--weights random" in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_file_of_a_hub_is_named() -> None:
+    with pytest.raises(
+        WeightsError,
+        match=r"^a/b: c\.bin: not in the cache.*hf download a/b c\.bin --local-dir \.;",
+    ):
+        hub_state("a/b", ("c.bin", "d.bin"))
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("weights", ["pretrained", "random:3"])
+def test_another_text_encoder_that_cannot_be_had_is_not_cured_by_random_weights(
+    weights: str,
+) -> None:
+    """Its tokenizer is on the hub whatever its weights are."""
+    with pytest.raises(WeightsError, match="hf download a/b --local-dir DIR") as caught:
+        build_backbone("bert", weights, Run(device="cpu"), model="a/b")
+
+    typed = "--model DIR --weights random:3." if weights != "pretrained" else "--model DIR."
+    assert f"copy it here and type {typed}" in str(caught.value)
+    assert "leave --model out and type --weights random" in str(caught.value)
+
+
+def test_a_file_of_a_text_encoder_needs_a_tokenizer_and_says_so(no_network: Path) -> None:
+    path = no_network / "bert.safetensors"
+    save_file({"w": torch.ones(1)}, path)
+
+    with pytest.raises(WeightsError, match="--weights DIR, or --model DIR beside") as caught:
+        build_backbone("bert", str(path), Run(device="cpu"))
+
+    assert "random" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_the_weights_of_raft_are_given_with_their_own_option() -> None:
+    with pytest.raises(WeightsError, match=r"curl -LO https.*raft_small") as caught:
+        RAFT("small", "pretrained", "cpu")
+
+    assert "type --flow-weights PATH." in str(caught.value)
+    assert "type --flow-weights random" in str(caught.value)
+    assert " --weights" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_model_of_timm_without_published_weights_says_so() -> None:
+    with pytest.raises(WeightsError, match="timm:vit_giant_patch14_224: timm knows of no publ"):
+        build_backbone("timm:vit_giant_patch14_224", "pretrained", Run(device="cpu"))
+
+
+# --- files on the web ------------------------------------------------------------------------
+
+CONTENT = b"weights"
+URL = f"https://web/x-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
+
+
+@pytest.mark.parametrize("md5", ["", hashlib.md5(CONTENT).hexdigest()])
+def test_a_download_is_checked_before_it_is_kept_and_again_in_the_cache(
+    md5: str, no_network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = b"<html>sign in first</html>"
+
+    def download(url: str, path: str, *, progress: bool) -> None:
+        Path(path).write_bytes(given)
+
+    monkeypatch.setattr(hubs, "_probe", lambda url: None)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+
+    with pytest.raises(WeightsError, match=r"did not give it \(x-.*expected (MD5|SHA-256) "):
+        url_file(URL, md5=md5)
+    assert not list((no_network / "checkpoints").iterdir())
+
+    given = CONTENT
+    path = url_file(URL, md5=md5)
+    assert list((no_network / "checkpoints").iterdir()) == [path]
+
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(WeightsError, match=r"the copy in the cache is broken .*; delete it"):
+        url_file(URL, md5=md5)

@@ -1,0 +1,181 @@
+"""The commands and options of `micu-extract` for extractions that run for days, in many parts."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from extract.parts import Part, choose_part, merge_set
+from extract.plan import Limit, parse_share
+from extract.repair import repair_set
+from extract.slurm import SlurmJob, job_script
+from extract.status import describe_status, read_status
+from micu.commands import EXIT_FAILURES
+from micu.errors import ConfigError
+from micu.store import find_sets
+
+Command = Callable[..., Any]
+
+SHOWN_PROBLEMS = 20
+
+_FEATURES = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+# --- options ---------------------------------------------------------------------------------
+
+
+def _to_part(context: click.Context, parameter: click.Parameter, typed: str | None) -> Part | None:
+    return choose_part(typed, os.environ)
+
+
+def _to_limit(
+    context: click.Context, parameter: click.Parameter, typed: str | None
+) -> Limit | None:
+    return None if typed is None else parse_share(typed)
+
+
+def part_option(command: Command) -> Command:
+    """Give a command `--part`, which arrives as `part: Part | None`."""
+    return click.option(
+        "--part",
+        metavar="I/N",
+        callback=_to_part,
+        help="Extract only the I-th of N shares of the shards, for example 2/4 "
+        "[default: the place in a Slurm array, else everything].",
+    )(command)
+
+
+def max_failures_option(command: Command) -> Command:
+    """Give a command `--max-failures`, which arrives as `max_failures: Limit | None`."""
+    return click.option(
+        "--max-failures",
+        metavar="N|P%",
+        callback=_to_limit,
+        help="Stop when more clips failed: a number, or a share of those tried, for example 5% "
+        "[default: never].",
+    )(command)
+
+
+def repair_option(command: Command) -> Command:
+    """Give a command `--repair`, which arrives as `repair: bool`."""
+    return click.option(
+        "--repair",
+        is_flag=True,
+        help="With --data: delete the shards that are broken, and say what to type to make them "
+        "again. Nothing may be extracting meanwhile.",
+    )(command)
+
+
+def repair_sets(folders: Sequence[Path]) -> None:
+    """Repair feature sets, and print what was done and what to type next."""
+    for folder in folders:
+        repair = repair_set(folder)
+        for line in repair.deleted:
+            click.echo(f"deleted {line}", err=True)
+        for line in repair.kept:
+            click.echo(f"kept, see to it by hand: {line}", err=True)
+        if repair.dropped:
+            click.echo(
+                f"{folder}: dropped {repair.dropped} ledger rows of clips that are stored", err=True
+            )
+        if repair.command:
+            click.echo(
+                f"to extract again what was deleted, and only that, type (with the options of the "
+                f"first run, if there were more):\n  {repair.command}",
+                err=True,
+            )
+
+
+# --- commands --------------------------------------------------------------------------------
+
+
+def sets_below(features: Path) -> list[Path]:
+    """The feature sets at or below a folder.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    folders = find_sets(features)
+    if not folders:
+        raise ConfigError(
+            f"{features}: expected a feature set here or below, got none; "
+            "name the folder that was given with --out"
+        )
+    return folders
+
+
+@click.command()
+@click.argument("features", type=_FEATURES, default=Path("features"))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(*, features: Path, as_json: bool) -> None:
+    """Show how far every feature set is; opens no shard and no media, and disturbs no run."""
+    found = read_status(sets_below(features))
+    if as_json:
+        click.echo(json.dumps([asdict(entry) for entry in found], indent=1))
+    for entry in found if not as_json else ():
+        click.echo(describe_status(entry))
+
+
+@click.command()
+@click.argument("features", type=_FEATURES, nargs=-1)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Where the manifest is now, if the features were moved.",
+)
+@click.option(
+    "--incomplete", is_flag=True, help="Fold though rows are missing; no part may be at work."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def merge(
+    *, features: tuple[Path, ...], manifest: Path | None, incomplete: bool, as_json: bool
+) -> None:
+    """Check that the parts of every feature set make a whole, and fold their files into one."""
+    roots = features or (Path("features"),)
+    folders = [folder for root in roots for folder in sets_below(root)]
+    reports = [merge_set(folder, manifest, incomplete=incomplete) for folder in folders]
+    if as_json:
+        click.echo(json.dumps([asdict(report) for report in reports], indent=1))
+    for report in reports if not as_json else ():
+        parts = f"{len(report.parts)} parts" if report.parts else "no parts to fold"
+        click.echo(
+            f"{'bad ' if report.problems else 'good'} {report.folder}: {report.rows} rows = "
+            f"{report.stored} stored + {report.failed} failed + {report.left} left; "
+            f"{f'folded {parts}' if report.folded else parts}"
+        )
+        echo_problems(report.problems)
+    sys.exit(EXIT_FAILURES if any(report.problems for report in reports) else 0)
+
+
+def echo_problems(problems: tuple[str, ...]) -> None:
+    """Print the first problems, and how many more there are."""
+    for problem in problems[:SHOWN_PROBLEMS]:
+        click.echo(f"     {problem}")
+    if len(problems) > SHOWN_PROBLEMS:
+        click.echo(f"     and {len(problems) - SHOWN_PROBLEMS} more")
+
+
+@click.command()
+@click.argument("modality", type=click.Choice(["video", "audio", "flow", "text", "all"]))
+@click.option("--parts", type=click.IntRange(min=1), required=True, help="Tasks of the array.")
+@click.option("--cpus", type=click.IntRange(min=1), default=4, show_default=True, help="Per task.")
+@click.option("--gpus", type=click.IntRange(min=0), default=0, show_default=True, help="Per task.")
+@click.option("--time", default="", help="Limit of one task, for example 24:00:00.")
+@click.option("--partition", default="", help="Where to run [default: the cluster's].")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def slurm(*, modality: str, arguments: tuple[str, ...], **asked: Any) -> None:
+    """Print a job script for sbatch that extracts in parts.
+
+    After -- follow the ARGUMENTS of `micu-extract MODALITY`: the manifest and its options.
+    """
+    if any(word.partition("=")[0] in ("--part", "--overwrite") for word in arguments):
+        raise ConfigError(
+            "micu-extract slurm: expected arguments without --part and --overwrite, got "
+            f"{' '.join(arguments)}; the script adds --part, and overwriting is done once, before"
+        )
+    click.echo(job_script(SlurmJob(modality=modality, arguments=arguments, **asked)), nl=False)

@@ -1,0 +1,223 @@
+"""One extraction, from what was typed to the exit code: one backbone, or several in one pass."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from extract.backbones import build_backbone, find_backbone
+from extract.backbones.base import Backbone, InputSpec, Run
+from extract.decode import describe_reading, read_several
+from extract.flow.methods import FlowSettings
+from extract.media import Reading
+from extract.pictures import check_decoder
+from extract.pipeline import TOO_MANY_FAILED, Target, extract_several
+from extract.plan import Job, Limit, Plan, plan_extraction
+from extract.progress import Progress
+from extract.writer import Summary
+from micu.commands import EXIT_FAILURES, Source, StopFlag, find_source, record_source
+from micu.errors import ConfigError
+from micu.files import check_room
+from micu.manifest import NEEDED_COLUMN, Clip, read_manifest
+
+GPU_WORKERS = 2
+"""Workers at most where flow is computed on a GPU: each holds a context and a network there."""
+
+Options = Mapping[str, int | str | bool | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One backbone, as it was typed."""
+
+    backbone: str
+    weights: str
+    options: Options = field(default_factory=dict)
+    conventions: Mapping[str, Any] = field(default_factory=dict)
+    """Fields to replace in what the backbone wants."""
+
+    @property
+    def modality(self) -> str:
+        """Of its features."""
+        return find_backbone(self.backbone).gives.modality
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything else that was typed."""
+
+    manifest: Path | None
+    media_root: Path | None
+    out: Path
+    run: Run
+    job: Mapping[str, Any]
+    """Fields of `Job`: limit, shard_rows, overwrite, retry_failed, …"""
+    workers: int
+    clip_timeout_s: float | None
+    dry_run: bool
+    as_json: bool
+    decoder: str = "pyav"
+    flow: FlowSettings = field(default_factory=FlowSettings)
+    flow_cache: Path | None = None
+    worker_bytes: int | None = None
+    max_failures: Limit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFor:
+    """Decodes a clip for the backbones of some names; sent to worker processes."""
+
+    wants: Mapping[str, InputSpec]
+    reading: Reading
+
+    def __call__(self, clip: Clip, names: Sequence[str]) -> Mapping[str, Any]:
+        """Media, or the error, by name."""
+        return read_several(clip, {name: self.wants[name] for name in names}, self.reading)
+
+
+def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
+    """Extract, report, and end the process with its exit code.
+
+    Raises:
+        MicuError: What was typed cannot be done.
+    """
+    source = find_source(settings.out, settings.manifest)
+    columns = dict.fromkeys(NEEDED_COLUMN[order.modality] for order in orders)
+    job = Job(
+        manifest=read_manifest(source.manifest, need=tuple(columns)),
+        media_root=settings.media_root or source.media_root,
+        out=settings.out,
+        **settings.job,
+    )
+    check_decoder(settings.decoder)
+    reading = Reading(
+        media_root=job.media_root,
+        decoder=settings.decoder,
+        flow=settings.flow,
+        flow_cache=settings.flow_cache,
+    )
+    targets, wants = {}, {}
+    for order in orders:
+        network = build_backbone(order.backbone, order.weights, settings.run, **order.options)
+        wants[order.backbone] = replace(network.wants, **order.conventions)
+        plan = _plan(job, network, wants[order.backbone], reading)
+        targets[order.backbone] = Target(plan, network)
+        _announce(plan, job.media_root)
+    plans = [target.plan for target in targets.values()]
+    if settings.dry_run:
+        described = [_plan_json(plan) for plan in plans]
+        click.echo(json.dumps(described[0] if len(described) == 1 else described, indent=1))
+        return
+    rows = {plan.header.shard_rows for plan in plans}
+    if job.part is not None and len(rows) > 1:
+        raise ConfigError(
+            f"--part with several backbones: expected one number of rows per shard, got "
+            f"{sorted(rows)}; a part would have other clips of each set, and decode most of them "
+            f"for each. Type --shard-rows {min(rows)}"
+        )
+    check_room(settings.out, sum(plan.bytes_needed for plan in plans))
+    record_source(settings.out, Source(source.manifest, job.media_root))
+    progress = Progress(sum(plan.todo for plan in plans))
+    workers = settings.workers
+    if any(order.modality == "flow" for order in orders) and settings.flow.is_on_gpu:
+        workers = min(workers, GPU_WORKERS)
+    summaries = extract_several(
+        targets,
+        ReadFor(wants, reading),
+        workers,
+        progress.show,
+        settings.clip_timeout_s,
+        worker_bytes=settings.worker_bytes,
+        max_failures=settings.max_failures,
+    )
+    progress.close()
+    _end(summaries, plans, settings.as_json)
+
+
+def _plan(job: Job, network: Backbone, wants: InputSpec, reading: Reading) -> Plan:
+    described = {**network.spec.preprocessing, **describe_reading(wants, reading)}
+    return plan_extraction(job, replace(network.spec, preprocessing=described))
+
+
+def _end(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> None:
+    """Say what became of it, and end the process."""
+    for summary, plan in zip(summaries, plans, strict=True):
+        _report(summary, plan)
+    if as_json:
+        told = [asdict(summary) for summary in summaries]
+        click.echo(json.dumps(told[0] if len(told) == 1 else told))
+    stopped_by = summaries[0].stopped_by
+    if stopped_by == TOO_MANY_FAILED:
+        click.echo(
+            "stopped: more clips failed than --max-failures allows; look at failures.csv, then "
+            "type the same command with --retry-failed to go on",
+            err=True,
+        )
+    elif stopped_by:
+        click.echo(f"stopped by {stopped_by}; type the same command to go on", err=True)
+        # Decoders still at work are left behind: they would hold the process up for minutes.
+        sys.stdout.flush()
+        os._exit(StopFlag(stopped_by).exit_code)
+    failed = any(summary.failed or summary.failed_before for summary in summaries)
+    sys.exit(EXIT_FAILURES if failed else 0)
+
+
+def _announce(plan: Plan, media_root: Path) -> None:
+    spec = plan.header.spec
+    first = "T" if spec.hop_s else "L"
+    click.echo(
+        f"{spec.backbone}: {spec.modality} features of shape "
+        f"({', '.join([first, *map(str, spec.shape)])}) from weights {spec.weights} "
+        f"(sha256 {spec.weights_sha256[:12]})",
+        err=True,
+    )
+    click.echo(f"wants {json.dumps(dict(spec.preprocessing))}", err=True)
+    if spec.modality != "text":
+        click.echo(f"media root {media_root}", err=True)
+    part = f", part {plan.part}" if plan.part else ""
+    if plan.replaces:
+        shards = len(list(plan.folder.glob("shard-*.h5")))
+        click.echo(
+            f"{plan.folder}: removes {shards} shards that were made with other settings", err=True
+        )
+    click.echo(
+        f"{plan.folder}{part}: {plan.todo} clips to extract, {plan.done} done, "
+        f"{plan.failed} failed earlier",
+        err=True,
+    )
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    return {
+        "folder": str(plan.folder),
+        "part": str(plan.part) if plan.part else None,
+        "todo": plan.todo,
+        "done": plan.done,
+        "failed": plan.failed,
+        "replaces": plan.replaces,
+        "bytes_needed": plan.bytes_needed,
+        "shards": [shard.number for shard in plan.shards],
+        "shard_rows": plan.header.shard_rows,
+        "header": plan.header.to_json(),
+    }
+
+
+def _report(summary: Summary, plan: Plan) -> None:
+    codes = ", ".join(f"{count} {code}" for code, count in sorted(summary.codes.items()))
+    click.echo(
+        f"extracted {summary.extracted}, failed {summary.failed}{f' ({codes})' if codes else ''}, "
+        f"left {summary.left}, damaged {summary.damaged}; read {summary.read_s:.1f} s, "
+        f"infer {summary.infer_s:.1f} s, write {summary.write_s:.1f} s, "
+        f"wall {summary.wall_s:.1f} s",
+        err=True,
+    )
+    if summary.failed or plan.failed:
+        click.echo(
+            f"failures are listed in {plan.ledger_path}; to try them again, add --retry-failed",
+            err=True,
+        )

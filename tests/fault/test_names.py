@@ -1,0 +1,140 @@
+"""Ids and paths that mean something to a file system, a table or HDF5: they are data."""
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tests.toy  # noqa: F401 - registers the backbone
+from extract.cli import cli
+from extract.media import DECODE_ERRORS, find_media
+from micu.errors import DecodeError, ManifestError
+from micu.manifest import Clip, read_manifest, write_manifest
+from micu.store import FeatureStore, read_ledger
+from tests.media_files import tone, write_media
+from tests.runs import SOUNDS, run, set_bytes
+
+SET_FILES = {"set.json", "failures.csv", "index.jsonl", "shard-00000.h5"}
+HOSTILE = [
+    "a/b",
+    "a",
+    "../x",
+    "../../../../../tmp/x",
+    "/abs",
+    ".",
+    "..",
+    "-i",
+    "--help",
+    "~",
+    "%d",
+    "$(touch x)",
+    "=1+1",
+    'quote"d',
+    "comma,",
+    "CON",
+    "shard-00000.h5",
+    "features",
+    "x" * 5000,
+    "ä\u0301漢",
+]
+pieces = st.sampled_from(
+    [*HOSTILE, "/", "\\", "..", "\0", "\n", "\r\n", "\ud800", " ", "\ufeff", "\u202e"]
+)
+names = st.lists(pieces | st.text(max_size=4), min_size=1, max_size=4).map("".join)
+quickly = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+
+
+def extract_text(folder: Path, clips: list[Clip]) -> Result:
+    write_manifest(folder / "m.csv", clips)
+    words = ("text", str(folder / "m.csv"), "--backbone", "toy", "--out", str(folder / "features"))
+    return CliRunner().invoke(cli, words)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@quickly
+@given(st.lists(names, min_size=1, max_size=6, unique=True))
+def test_any_id_comes_back_from_the_store_or_is_refused_with_its_manifest(
+    tmp_path_factory: pytest.TempPathFactory, ids: list[str]
+) -> None:
+    top = tmp_path_factory.mktemp("top")
+    folder = top / "in" / "here"
+    folder.mkdir(parents=True)
+    clips = [Clip(clip_id=name, text=f"word {i}") for i, name in enumerate(ids)]
+    try:
+        done = extract_text(folder, clips)
+    except UnicodeEncodeError:  # a manifest with such an id cannot even be written
+        assert any("\ud800" <= char <= "\udfff" for name in ids for char in name)
+        return
+    if isinstance(done.exception, ManifestError):
+        assert files_in(top) == {"in/here/m.csv"}
+        return
+    assert done.exit_code == 0, done.output
+    known = [clip.clip_id for clip in read_manifest(folder / "m.csv").clips]
+    assert known == ids
+    store = FeatureStore(folder / "features" / "m" / "text-toy")
+    assert list(store.clip_ids) == known
+    assert all(store.read(name).clip_id == name for name in known)
+    store.close()
+    made = {f"in/here/features/m/text-toy/{name}" for name in SET_FILES}
+    assert files_in(top) == {"in/here/m.csv", "in/here/features/last.json", *made}
+
+
+def test_hostile_ids_are_stored_and_ledgered_side_by_side(tmp_path: Path) -> None:
+    texts = ["nan fails" if i % 3 == 2 else f"word {i}" for i in range(len(HOSTILE))]
+    clips = [Clip(clip_id=name, text=text) for name, text in zip(HOSTILE, texts, strict=True)]
+    assert extract_text(tmp_path, clips).exit_code == 3
+    folder = tmp_path / "features" / "m" / "text-toy"
+    assert set(read_ledger(folder)) == set(HOSTILE[2::3])
+    assert set(FeatureStore(folder).clip_ids) == set(HOSTILE) - set(HOSTILE[2::3])
+    before = set_bytes(tmp_path)
+    assert extract_text(tmp_path, clips).exit_code == 3
+    assert set_bytes(tmp_path) == before
+    done = CliRunner().invoke(cli, ["verify", str(tmp_path / "features"), "--data"])
+    assert done.exit_code == 0, done.output
+
+
+@quickly
+@given(names)
+def test_any_path_is_a_file_below_the_root_or_a_code(
+    tmp_path_factory: pytest.TempPathFactory, path: str
+) -> None:
+    root = tmp_path_factory.getbasetemp() / "root"
+    (root / "a").mkdir(parents=True, exist_ok=True)
+    (root / "a" / "b").touch()
+    (root.parent / "x").write_bytes(b"outside")
+    (root / "=1+1").write_bytes(b"inside")
+    try:
+        found = find_media(path, root)
+    except DecodeError as error:
+        found, code = None, error.code
+    assert code in DECODE_ERRORS if found is None else found.is_relative_to(root.resolve())
+
+
+def test_hostile_paths_cost_their_own_clips_only(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    write_media(root / "good.wav", sound=tone(1, 8000), sound_codec="pcm_s16le")
+    (tmp_path / "x").write_bytes((root / "good.wav").read_bytes())
+    os.mkfifo(root / "a")
+    odd = [*HOSTILE, "http://127.0.0.1:9/a.wav", "/dev/zero", os.fsdecode(b"\xff\xfe.wav")]
+    clips = [Clip(clip_id=f"{i}", path=path) for i, path in enumerate(odd)]
+    clips += [Clip(clip_id="good", path="good.wav"), Clip(clip_id="too", path="./good.wav")]
+    write_manifest(root / "m.csv", clips)
+    code, output = run(root, *SOUNDS)
+    folder = root / "features" / "m" / "audio-toy-sound"
+    assert code == 3, output
+    assert FeatureStore(folder).clip_ids == ("good", "too")
+    codes = {clips[int(key)].path: row.code for key, row in read_ledger(folder).items()}
+    assert len(codes) == len(odd)
+    assert (codes["../x"], codes["/dev/zero"]) == ("outside_root", "outside_root")
+    assert (codes["a"], codes["."], codes["a/b"]) == ("not_a_file", "not_a_file", "missing")
+    assert codes["features"] == "not_a_file"
+    assert set(codes.values()) == {"missing", "outside_root", "not_a_file"}

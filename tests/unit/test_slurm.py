@@ -1,0 +1,110 @@
+import os
+import signal
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from extract.cluster_cli import slurm
+from extract.slurm import SlurmJob, job_script
+from micu.errors import ConfigError
+from tests.conftest import PROJECT
+
+GOLDEN = PROJECT / "tests" / "golden" / "slurm.sh"
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(slurm, arguments)
+
+
+def test_the_script_is_the_one_that_was_read_over() -> None:
+    done = invoke(
+        *("video", "--parts", "8", "--gpus", "1", "--time", "24:00:00", "--partition", "long"),
+        *("--", "my list.csv", "--backbone", "swinv2", "--out", "/data/it's"),
+    )
+    assert done.exit_code == 0, done.output
+    assert done.output == GOLDEN.read_text()
+
+
+def test_bash_understands_the_script() -> None:
+    done = subprocess.run(["bash", "-n", GOLDEN], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_workers_that_were_typed_stay() -> None:
+    typed = invoke("text", "--parts", "2", "--", "m.csv", "--workers=3").output
+    assert "--workers=3 --part" in typed
+    assert (
+        "micu-extract text m.csv --workers 4 --part"
+        in invoke("text", "--parts", "2", "m.csv").output
+    )
+
+
+@pytest.mark.parametrize("option", ["--part=1/2", "--overwrite"])
+def test_what_parts_cannot_do_is_refused(option: str) -> None:
+    done = invoke("text", "--parts", "2", "--", "m.csv", option)
+    assert isinstance(done.exception, ConfigError)
+    assert "without --part and --overwrite" in str(done.exception)
+
+
+# --- what the script does, with stand-ins for Slurm's commands ---------------------------------
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.fixture
+def slurm_environment(tmp_path: Path) -> dict[str, str]:
+    program(tmp_path / "srun", 'shift; exec "$@"')
+    program(tmp_path / "scontrol", f'echo "$@" >> {tmp_path}/scontrol.log')
+    return {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "77",
+        "SLURM_ARRAY_TASK_ID": "2",
+    }
+
+
+def start(tmp_path: Path, environment: dict[str, str], extract: str) -> "subprocess.Popen[str]":
+    program(tmp_path / "micu-extract", extract)
+    job = SlurmJob(modality="text", parts=3, arguments=["a b.csv"], cpus=1)
+    (tmp_path / "job.sh").write_text(job_script(job))
+    return subprocess.Popen(
+        ["bash", tmp_path / "job.sh"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "requeued"), [(0, False), (2, False), (3, False), (75, True), (137, False)]
+)
+def test_a_task_that_was_stopped_goes_back_into_the_queue(
+    tmp_path: Path, slurm_environment: dict[str, str], code: int, requeued: bool
+) -> None:
+    with start(tmp_path, slurm_environment, f'echo "$*"; exit {code}') as job:
+        output, _ = job.communicate(timeout=30)
+    assert job.returncode == code
+    assert output == "text a b.csv --workers 1 --part 2/3\n"
+    log = tmp_path / "scontrol.log"
+    assert (log.read_text() if log.exists() else "") == ("requeue 77\n" if requeued else "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_is_passed_on_and_the_end_is_waited_for(
+    tmp_path: Path, slurm_environment: dict[str, str], number: signal.Signals
+) -> None:
+    extract = "trap 'sleep 0.5; echo drained; exit 75' USR1\necho go\nwhile :; do sleep 0.05; done"
+    with start(tmp_path, slurm_environment, extract) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "go\n"
+        job.send_signal(number)
+        time.sleep(0.1)
+        job.send_signal(number)  # Slurm may say it twice
+        output, _ = job.communicate(timeout=30)
+    assert output == "drained\n"
+    assert job.returncode == 75
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 77\n"

@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from extract.cluster_cli import status
+from extract.parts import Part
+from extract.pipeline import extract_manifest
+from extract.status import SetStatus, read_status
+from micu.errors import ConfigError
+from micu.shard import Shard
+from tests.toy import Toy, toy_plan, toy_read
+
+
+def extract(folder: Path, **job: object) -> Path:
+    plan = toy_plan(folder, **job)  # type: ignore[arg-type]
+    extract_manifest(plan, Toy(), toy_read)
+    return plan.folder
+
+
+def look(folder: Path) -> SetStatus:
+    (found,) = read_status([folder])
+    return found
+
+
+def test_a_set_under_way_is_described_from_its_text_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = extract(tmp_path, part=Part(1, 2))
+
+    def refuse(path: Path) -> None:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(Shard, "open", refuse)
+    found = look(folder)
+
+    assert (found.rows, found.stored, found.failed, found.left) == (25, 15, 1, 9)
+    assert found.codes == {"unreadable": 1}
+    # shard 2 lacks a clip, which is in the ledger: it is done
+    assert (found.shards_done, found.shards_partial, found.shards_missing) == (2, 0, 2)
+    assert found.size_bytes == sum(path.stat().st_size for path in folder.glob("*.h5"))
+    assert found.parts == ("1/2",)
+    assert found.weights == "random:0"
+    assert found.newest[:2] == "20"
+
+
+def test_a_set_that_is_whole_has_nothing_left(tmp_path: Path) -> None:
+    found = look(extract(tmp_path))
+    assert (found.stored, found.failed, found.left) == (23, 2, 0)
+    assert (found.shards_done, found.shards_partial, found.shards_missing) == (4, 0, 0)
+    assert found.parts == ()
+
+
+def test_damage_is_counted_not_opened(tmp_path: Path) -> None:
+    folder = extract(tmp_path)
+    (folder / "shard-00000.h5").write_bytes(b"")
+    (folder / "shard-00001.h5").unlink()
+    found = look(folder)
+    assert (found.shards_done, found.shards_partial, found.shards_missing) == (2, 1, 1)
+    assert found.shards_unlisted == 1
+    assert (found.stored, found.failed, found.left) == (8, 2, 15)
+
+
+def test_a_manifest_that_moved_does_not_hide_the_counts(tmp_path: Path) -> None:
+    folder = extract(tmp_path)
+    (tmp_path / "toys.csv").unlink()
+    found = look(folder)
+    assert (found.stored, found.failed, found.left) == (23, 2, 0)
+
+
+def test_the_command_prints_lines_or_json(tmp_path: Path) -> None:
+    extract(tmp_path)
+    done = CliRunner().invoke(status, [str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "25 rows = 23 stored + 2 failed (2 unreadable) + 0 left" in done.output
+    assert "shards 4 done, 0 partial, 0 missing" in done.output
+    parsed = json.loads(CliRunner().invoke(status, [str(tmp_path), "--json"]).output)
+    assert parsed[0]["stored"] == 23
+
+
+def test_a_folder_without_sets_says_what_to_name(tmp_path: Path) -> None:
+    done = CliRunner().invoke(status, [str(tmp_path)])
+    assert isinstance(done.exception, ConfigError)
+    assert "--out" in str(done.exception)
