@@ -26,7 +26,6 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems without locks answer."""
 _MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 """What network file systems answer while a server is away."""
-TRIES = 3
 WAITS_S = (0.5, 2.0)
 """Before the second and the third try, s."""
 
