@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from micu.config import DataConfig
+from micu.distributed import ALONE, World, share_rows
 from micu.errors import ConfigError, ManifestError, StoreError
 from micu.manifest import Clip
 from micu.store import FeatureRow, FeatureStore
@@ -63,6 +65,11 @@ class Batch:
         }
         mask = self.mask.to(device, non_blocking=True)
         return Batch(features, mask, self.clip_ids, self.labels)
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of its clips."""
+        features = {name: values[rows] for name, values in self.features.items()}
+        return Batch(features, self.mask[rows], self.clip_ids[rows], self.labels[rows])
 
 
 def select_clips(clips: Sequence[Clip], config: DataConfig) -> tuple[Clip, ...]:
@@ -266,6 +273,17 @@ def collate_clips(samples: Sequence[Sample]) -> Batch:
     )
 
 
+def empty_batch(shapes: Mapping[str, tuple[int, ...]], steps: int) -> Batch:
+    """What a process has of a batch with fewer clips than there are processes.
+
+    Args:
+        shapes: Step shape of each modality's features.
+        steps: T.
+    """
+    features = {name: torch.zeros(0, steps, *shape) for name, shape in shapes.items()}
+    return Batch(features, torch.ones(0, steps, dtype=torch.bool), (), ())
+
+
 def batch_order(
     clips: int, batch_size: int, *, seed: int, epoch: int, shuffle: bool, drop_last: bool
 ) -> list[list[int]]:
@@ -287,18 +305,20 @@ def make_loader(
     shuffle: bool = True,
     drop_last: bool = False,
     workers: int = 0,
+    world: World = ALONE,
 ) -> DataLoader[Sample]:
-    """Batches of one epoch.
+    """Batches of one epoch, or one process's clips of each.
 
     Args:
         dataset: Where the samples come from.
-        batch_size: B; the last batch may be smaller.
+        batch_size: B, of all processes together; the last batch may be smaller.
         seed: Of the order, with `epoch`.
         epoch: Counted from 0.
         start: First batch, to go on inside an epoch.
         shuffle: In random order; else in the data set's.
         drop_last: Leave out a last batch that is smaller.
         workers: Processes that read; 0 reads in this one. The batches are the same.
+        world: The processes that train together.
 
     Returns:
         A loader whose items are `Batch`, and whose length is the number of batches left.
@@ -314,17 +334,22 @@ def make_loader(
             f"optimizer.batch_size: expected at most the {len(dataset)} clips there are, "
             f"got {batch_size}"
         )
+    own = [batch[share_rows(len(batch), world.rank, world.size)] for batch in batches[start:]]
     start_methods = multiprocessing.get_all_start_methods()
     method = "forkserver" if "forkserver" in start_methods else "spawn"
     return DataLoader(
         dataset,
-        batch_sampler=batches[start:],
-        collate_fn=collate_clips,
+        batch_sampler=own,
+        collate_fn=partial(_collate, dataset.shapes, dataset.config.steps),
         num_workers=workers,
         multiprocessing_context=method if workers else None,
         # Without a generator of its own, iterating would draw from torch's global one.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _collate(shapes: Mapping[str, tuple[int, ...]], steps: int, samples: Sequence[Sample]) -> Batch:
+    return collate_clips(samples) if samples else empty_batch(shapes, steps)
 
 
 def iterate(loader: DataLoader[Sample]) -> Iterator[Batch]:

@@ -10,10 +10,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from micu.config import TrainConfig
 from micu.data import Batch
+from micu.distributed import ALONE, World
 from micu.errors import TrainError
 from micu.losses import Draws, Losses, LossTerms, compute_terms, derive_seed, draw, weigh
 from micu.losses.terms import not_finite
-from micu.model.micu import MICU, MICUOutput
+from micu.model.micu import MICU
+from micu.model.quantizer import code_counts, code_perplexity
+from micu.parts import Encoded, Share, check_spreadable, cut_batch, measure_share
 
 FIRST_PASS = ("fine", "coarse", "jigsaw")
 """Losses that the published script takes from the first of its two forward passes."""
@@ -30,6 +33,7 @@ class TrainState:
         config: The run.
         step: Steps taken, skipped ones included.
         nonfinite: Steps in a row, up to this one, that were skipped.
+        world: The processes that train together; what they move stays the same in all of them.
     """
 
     model: MICU
@@ -38,6 +42,7 @@ class TrainState:
     config: TrainConfig
     step: int = 0
     nonfinite: int = 0
+    world: World = ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class StepReport:
         active_codes: How many codes this batch's real steps use.
         shared_codes: The share of these that every modality uses, [0, 1].
         learning_rate: Rate of this step.
+        clips: Clips of the batch.
         skipped: A loss or gradient was not finite, so nothing moved; numbers above may be nan.
     """
 
@@ -64,19 +70,26 @@ class StepReport:
     active_codes: int
     shared_codes: float
     learning_rate: float
+    clips: int
     skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Passes:
-    """The step's loss and the forward passes it came from, in order."""
+    """The step's loss, and what its forward passes did to the codebook."""
 
     loss: LossTerms
-    outputs: tuple[MICUOutput, ...]
+    encoded: Encoded
+    """Of the last pass."""
+    number: int
+    """Of the last pass, from 0."""
 
 
 def build_state(
-    config: TrainConfig, shapes: Mapping[str, tuple[int, ...]], device: torch.device | str
+    config: TrainConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    device: torch.device | str,
+    world: World = ALONE,
 ) -> TrainState:
     """Everything a run starts with, a pure function of the configuration.
 
@@ -84,18 +97,23 @@ def build_state(
         config: The run.
         shapes: Step shape of each modality's features.
         device: Where to train.
+        world: The processes that train together.
 
     Returns:
         The state before step 0; weights are drawn from `config.seed`.
 
     Raises:
-        ConfigError: The configuration does not fit the shapes.
+        ConfigError: The configuration does not fit the shapes, or has a loss that cannot be spread
+            over processes or micro-batches that were asked for.
     """
     torch.manual_seed(config.seed)
     dtype = getattr(torch, config.optimizer.dtype)
     model = MICU(config, shapes).to(device, dtype)
     losses = Losses(config).to(device, dtype)
-    return TrainState(model, losses, build_optimizer(model, losses, config), config)
+    if world.size > 1 or config.optimizer.micro_batch:
+        check_spreadable(losses)
+    optimizer = build_optimizer(model, losses, config)
+    return TrainState(model, losses, optimizer, config, world=world)
 
 
 def build_optimizer(model: MICU, losses: Losses, config: TrainConfig) -> torch.optim.Optimizer:
@@ -132,12 +150,14 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     """One update of the model, the losses' parameters and the codebook, in that order.
 
     All randomness, dropout included, is a pure function of the run's seed and the step: torch's
-    global generator is seeded here.
+    global generator is seeded here. Dropout alone depends on how the batch is spread over processes
+    and micro-batches too. Each process calls this with its own clips of the batch; all take the
+    same step.
 
     Args:
         state: Moved in place.
         batch: On the model's device, in its dtype.
-        draws: The losses' randomness; drawn from seed and step if None.
+        draws: The losses' randomness for all clips of the batch; drawn from seed and step if None.
 
     Returns:
         What happened.
@@ -145,30 +165,40 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     Raises:
         TrainError: More than `skip_nonfinite` steps in a row have a loss or gradient that is not
             finite. Weights, codebook and step are as they were before this step.
+        ProcessError: Another process is gone.
     """
     config, step = state.config, state.step
     torch.manual_seed(derive_seed(config.seed, step, "forward"))
+    clips, length = batch.mask.shape
+    share = None
+    if state.world.size > 1 or 0 < config.optimizer.micro_batch < clips:
+        share = measure_share(state.world, batch.mask)
+        clips = share.clips
     if draws is None:
-        size, length = batch.mask.shape
-        draws = draw(config, size, length, seed=config.seed, step=step, device=batch.mask.device)
+        draws = draw(config, clips, length, seed=config.seed, step=step, device=batch.mask.device)
     state.model.train()
     state.losses.train()
     quantizer = state.model.quantizer
     codebook = {name: buffer.clone() for name, buffer in quantizer.state_dict().items()}
     state.optimizer.zero_grad(set_to_none=True)
 
-    forward = _two_passes if config.optimizer.double_forward else _one_pass
-    passes = forward(state, batch, draws)
+    if share is not None:
+        passes = _passes_in_parts(state, batch, draws, share)
+    elif config.optimizer.double_forward:
+        passes = _two_passes(state, batch, draws)
+    else:
+        passes = _one_pass(state, batch, draws)
     norms: dict[str, Tensor] = {}
     try:
-        passes.loss.check_finite(step, batch.clip_ids)
-        passes.loss.total.backward()  # type: ignore[no-untyped-call]
+        _refuse(passes.loss.nonfinite(), state, batch)
+        if share is None:
+            passes.loss.total.backward()  # type: ignore[no-untyped-call]
         norms = _gradient_norms(state)
-        _check_gradients(norms, step, batch)
+        _refuse(_nonfinite_gradients(norms), state, batch)
         _clip_(state, norms)
         _set_learning_rate_(state)
         state.optimizer.step()
-        _update_codebook_(state, passes.outputs[-1], batch, len(passes.outputs) - 1)
+        _update_codebook_(state, passes.encoded, batch, passes.number)
         state.nonfinite = 0
     except TrainError:
         quantizer.load_state_dict(codebook)
@@ -177,14 +207,14 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
             raise
         state.nonfinite += 1
     state.step += 1
-    return _report(state, passes, norms, batch.mask)
+    return _report(state, passes, norms, batch.mask, clips)
 
 
 def _one_pass(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
     """All losses from one forward pass."""
     output = state.model(batch)
     terms = compute_terms(output, batch, state.losses, draws)
-    return _Passes(weigh(terms, state.config.weights), (output,))
+    return _Passes(weigh(terms, state.config.weights), Encoded.of(output), 0)
 
 
 def _two_passes(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
@@ -194,24 +224,68 @@ def _two_passes(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
     dropout of its own.
     """
     first = state.model(batch, reconstruct=False)
-    names = [name for name, _ in state.losses.named_children()]
-    terms = compute_terms(first, batch, state.losses, draws, FIRST_PASS)
-    _update_codebook_(state, first, batch, 0)
+    first_names, rest = _by_pass(state)
+    terms = compute_terms(first, batch, state.losses, draws, first_names)
+    _update_codebook_(state, Encoded.of(first), batch, 0)
     second = state.model(batch)
-    rest = [name for name in names if name not in FIRST_PASS]
     terms |= compute_terms(second, batch, state.losses, draws, rest)
-    return _Passes(weigh(terms, state.config.weights), (first, second))
+    return _Passes(weigh(terms, state.config.weights), Encoded.of(second), 1)
 
 
-def _update_codebook_(state: TrainState, output: MICUOutput, batch: Batch, number: int) -> None:
+def _by_pass(state: TrainState) -> list[list[str]]:
+    """Names of the losses, by the forward pass that they come from."""
+    names = [name for name, _ in state.losses.named_children()]
+    if not state.config.optimizer.double_forward:
+        return [names]
+    return [
+        [name for name in names if name in FIRST_PASS],
+        [name for name in names if name not in FIRST_PASS],
+    ]
+
+
+def _passes_in_parts(state: TrainState, batch: Batch, draws: Draws, share: Share) -> _Passes:
+    """The step over micro-batches and processes, one pass or two; gradients of all are added up.
+
+    The sums are those of one process with the whole batch, up to rounding. They are the same bits
+    in every process, so that whatever is decided from them is decided alike.
+    """
+    terms: dict[str, Tensor] = {}
+    passes = _by_pass(state)
+    for number, names in enumerate(passes):
+        seed = f"forward {state.step}/{number}"
+        parted = cut_batch(batch, draws, share, state.world, state.config, seed)
+        is_last = number == len(passes) - 1
+        spread = parted.run(state.model, state.losses, names, reconstruct=is_last)
+        terms |= spread.terms
+        if not is_last:
+            _update_codebook_(state, spread.encoded, batch, number)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    values = torch.stack([*terms.values()])
+    has_gradient = torch.tensor(
+        [p.grad is not None for p in parameters], dtype=values.dtype, device=values.device
+    )
+    state.world.sum_([values, has_gradient])
+    gradients = []
+    for parameter, has in zip(parameters, has_gradient.tolist(), strict=True):
+        if has and parameter.grad is None:  # a process without clips
+            parameter.grad = torch.zeros_like(parameter)
+        if has:
+            gradients.append(parameter.grad)
+    state.world.sum_(gradients)
+    loss = weigh(dict(zip(terms, values, strict=True)), state.config.weights)
+    return _Passes(loss, spread.encoded, number)
+
+
+def _update_codebook_(state: TrainState, encoded: Encoded, batch: Batch, number: int) -> None:
     """Move the codebook towards the features of the step's pass `number`, from 0.
 
     Its codes are those of the pass: nothing has moved the codebook in between.
     """
     seed = derive_seed(state.config.seed, state.step, f"codebook {number}")
     generator = torch.Generator("cpu").manual_seed(seed)
-    codes = {name: entry.codes for name, entry in output.quantized.items()}
-    state.model.quantizer.update_(output.semantic(), batch.mask, generator=generator, codes=codes)
+    state.model.quantizer.update_(
+        encoded.semantic, batch.mask, generator=generator, codes=encoded.codes, world=state.world
+    )
 
 
 def _gradient_norms(state: TrainState) -> dict[str, Tensor]:
@@ -224,17 +298,21 @@ def _gradient_norms(state: TrainState) -> dict[str, Tensor]:
     return norms
 
 
-def _check_gradients(norms: dict[str, Tensor], step: int, batch: Batch) -> None:
-    """Refuse gradients that are not finite."""
-    values = torch.stack(list(norms.values()))
-    if bool(values.isfinite().all()):
-        return
-    bad = [
+def _nonfinite_gradients(norms: dict[str, Tensor]) -> list[str]:
+    """What to say about each norm that is not finite."""
+    values = torch.stack(list(norms.values())).tolist()
+    return [
         f"gradient of {name!r} is {value}"
-        for name, value in zip(norms, values.tolist(), strict=True)
+        for name, value in zip(norms, values, strict=True)
         if not math.isfinite(value)
     ]
-    raise TrainError(not_finite(step, bad, batch.clip_ids))
+
+
+def _refuse(bad: list[str], state: TrainState, batch: Batch) -> None:
+    """Stop the step if something is not finite, naming the clips of all processes."""
+    if bad:
+        clip_ids = state.world.gather_texts(batch.clip_ids)
+        raise TrainError(not_finite(state.step, bad, clip_ids))
 
 
 def _clip_(state: TrainState, norms: dict[str, Tensor]) -> None:
@@ -253,17 +331,20 @@ def _set_learning_rate_(state: TrainState) -> None:
 
 
 def _report(
-    state: TrainState, passes: _Passes, norms: dict[str, Tensor], mask: Tensor
+    state: TrainState, passes: _Passes, norms: dict[str, Tensor], mask: Tensor, clips: int
 ) -> StepReport:
-    """Numbers of the step just taken, read from the device at once."""
-    output = passes.outputs[-1]
-    used = _used_codes(output, mask, state.config.quantizer.codebook_size)
+    """Numbers of the step just taken, of all processes, read from the device at once."""
     total = passes.loss.total
+    codes = passes.encoded.codes
+    size = state.config.quantizer.codebook_size
+    counts = code_counts(torch.stack([*codes.values()]), mask, size, total.dtype)
+    state.world.sum_([counts])
+    used = counts > 0
     parts = {
         "loss": {"total": total},
         "terms": passes.loss.terms,
         "grad_norms": norms,
-        "perplexity": {name: entry.perplexity for name, entry in output.quantized.items()},
+        "perplexity": dict(zip(codes, code_perplexity(counts), strict=True)),
         "codes": {"any": used.any(0).sum(), "all": used.all(0).sum()},
     }
     flat = [value.detach().to(total.dtype) for part in parts.values() for value in part.values()]
@@ -279,13 +360,6 @@ def _report(
         active_codes=int(read["codes"]["any"]),
         shared_codes=read["codes"]["all"] / max(1.0, read["codes"]["any"]),
         learning_rate=learning_rate(state.config, state.step - 1),
+        clips=clips,
         skipped=state.nonfinite > 0,
     )
-
-
-def _used_codes(output: MICUOutput, mask: Tensor, codebook_size: int) -> Tensor:
-    """Which codes each modality uses at real steps, (M, K) bool."""
-    codes = torch.stack([entry.codes.flatten() for entry in output.quantized.values()])
-    real = codes.where(mask.flatten(), codebook_size)  # (M, B * T); one more code for masked steps
-    used = torch.zeros(len(codes), codebook_size + 1, dtype=torch.bool, device=codes.device)
-    return used.scatter_(1, real, True)[:, :-1]

@@ -106,7 +106,7 @@ def fit(
             progress = Progress(state, len(loader) + position.batch)
             for batch in iterate(loader):
                 report = train_step(state, batch.to(device, dtype))
-                row = metrics_row(state, report, batch, position, log.seconds())
+                row = metrics_row(state, report, position, log.seconds())
                 position = position.after_batch(progress.batches)
                 log.write(row)
                 progress.show(row, stop.name)

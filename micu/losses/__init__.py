@@ -11,6 +11,7 @@ from micu.data import Batch
 from micu.losses import autoencoder, contrastive, jigsaw  # noqa: F401
 from micu.losses.terms import (
     LOSSES,
+    ClipsLoss,
     Draws,
     Loss,
     LossTerms,
@@ -23,6 +24,7 @@ from micu.model.micu import MICUOutput
 
 __all__ = [
     "LOSSES",
+    "ClipsLoss",
     "Draws",
     "Loss",
     "LossTerms",

@@ -27,6 +27,8 @@ def masked_mse(x: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 class ReconstructionLoss(Loss):
     """Sum over modalities of the mean squared error of what is rebuilt (section 3.2)."""
 
+    mean_over = "steps"
+
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """Sum over modalities, ()."""
         errors = [
@@ -39,6 +41,8 @@ class ReconstructionLoss(Loss):
 @LOSSES.register("commitment")
 class CommitmentLoss(Loss):
     """Sum over modalities of the quantizer's commitment losses (section 3.2)."""
+
+    mean_over = "steps"
 
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """Sum over modalities, ()."""

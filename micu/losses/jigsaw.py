@@ -224,6 +224,8 @@ def jigsaw_loss(
 class JigsawLoss(Loss):
     """Permutation classification on blocks of different modalities; owns classifier and table."""
 
+    mean_over = "steps"
+
     permutations: Tensor
 
     def __init__(self, config: TrainConfig) -> None:  # noqa: D107
