@@ -15,7 +15,7 @@ from micu.config import (
     TrainConfig,
 )
 from micu.data import Batch
-from micu.errors import ConfigError, TrainError
+from micu.errors import ConfigError
 from micu.losses import (
     LOSSES,
     Draws,
@@ -28,6 +28,7 @@ from micu.losses import (
     weigh,
 )
 from micu.losses.autoencoder import masked_mse
+from micu.losses.terms import SHOWN_CLIPS, not_finite
 from micu.model.micu import MICUOutput
 from micu.model.quantizer import Quantized
 
@@ -230,7 +231,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_and_clips(bad: str) ->
     assert message.startswith(f"step 1207: loss 'jigsaw' is {bad}")
     assert "'fine'" not in message
     assert "'total'" not in message
-    assert f"(batch clips: clip0, clip1, clip2" in message
+    assert "(batch clips: clip0, clip1, clip2" in message
     assert f"clip{SHOWN_CLIPS - 1} and 12 more)" in message
     assert "stopped before the optimizer step" in message
 
