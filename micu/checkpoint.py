@@ -132,7 +132,7 @@ def _rng_state() -> str:
     return json.dumps(
         {
             "torch": torch.get_rng_state().tolist(),
-            "cuda": torch.cuda.get_rng_state().tolist() if torch.cuda.is_initialized() else [],
+            "cuda": torch.cuda.get_rng_state().tolist() if _uses_cuda() else [],
             "python": random.getstate(),
             "numpy": [np.asarray(keys).tolist(), *rest],
         }
@@ -143,12 +143,16 @@ def _restore_rng_(text: str) -> None:
     """Put this process's random generators back."""
     states = json.loads(text)
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
-    if states["cuda"] and torch.cuda.is_initialized():
+    if states["cuda"] and _uses_cuda():
         torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8))
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     keys, *rest = states["numpy"]
     np.random.set_state(("MT19937", np.array(keys, np.uint32), *rest))  # noqa: NPY002
+
+
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def mark_last(path: Path) -> None:

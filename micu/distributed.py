@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from micu.errors import MicuError, ProcessError
 from micu.launch import Place
@@ -169,13 +170,14 @@ def join(place: Place, device: torch.device | str) -> Iterator[World]:
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
     with _peers():
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            init_method=place.meet_at,
-            rank=place.rank,
-            world_size=place.size,
+        store, rank, size = next(rendezvous(place.meet_at, place.rank, place.size))
+        # torchrun's store outlives the processes: it holds the addresses of those before a restart.
+        fresh = dist.PrefixStore(  # type: ignore[attr-defined]
+            f"start {place.restarts}", store
         )
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size)
     yield World(place.rank, place.size, device)
     # Not after an error: NCCL would wait for processes that may have gone.
     dist.destroy_process_group()

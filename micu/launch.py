@@ -34,7 +34,7 @@ class Place:
     meet_at: str = "env://"
     """Where the processes find each other; `env://` is what torchrun has arranged."""
     restarts: int = 0
-    """How often torchrun has started the processes again."""
+    """How often torchrun has started the processes of this machine again."""
     launcher: str = ""
     """Names the torchrun that started this process; empty for none."""
 
@@ -82,6 +82,7 @@ def find_place(environ: Mapping[str, str]) -> Place:
         launcher = ""
         if "TORCHELASTIC_RUN_ID" in environ:
             launcher = f"{environ['TORCHELASTIC_RUN_ID']} {_parent()}"
+            _check_restarts(environ)
         return Place(
             numbers["RANK"],
             numbers["WORLD_SIZE"],
@@ -104,6 +105,21 @@ def find_place(environ: Mapping[str, str]) -> Place:
         numbers["SLURM_LOCALID"],
         f"tcp://{_slurm_address(environ)}",
     )
+
+
+def _check_restarts(environ: Mapping[str, str]) -> None:
+    """Refuse restarts that would meet the addresses of the dead.
+
+    torchrun keeps one address book for all starts, and counts the starts of each machine apart, so
+    that processes of several machines cannot tell which pages are theirs.
+    """
+    is_shared = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_spread = environ.get("LOCAL_WORLD_SIZE") != environ["WORLD_SIZE"]
+    if environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and is_shared and is_spread:
+        raise ConfigError(
+            "torchrun --max-restarts: processes of several machines would not find each other "
+            "again; export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"
+        )
 
 
 def _numbers(environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, int]:

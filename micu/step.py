@@ -1,9 +1,11 @@
 """One optimisation step, and the state that it moves."""
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -107,6 +109,9 @@ def build_state(
             over processes or micro-batches that were asked for.
     """
     torch.manual_seed(config.seed)
+    # Nothing here draws from these two; what code under a run draws is to be the same again.
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)  # noqa: NPY002
     dtype = getattr(torch, config.optimizer.dtype)
     model = MICU(config, shapes).to(device, dtype)
     losses = Losses(config).to(device, dtype)

@@ -37,7 +37,7 @@ class RunFolder:
 
         mark = self.out / LAUNCHER
         launcher = mark.read_text() if mark.is_file() else ""
-        again = self.place.restarts > 0 and launcher == self.place.launcher
+        again = launcher != "" and launcher == self.place.launcher
         found = find_resumable(
             self.out,
             config,
