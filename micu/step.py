@@ -154,10 +154,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> StepReport:
     """One update of the model, the losses' parameters and the codebook, in that order.
 
-    All randomness, dropout included, is a pure function of the run's seed and the step: torch's
-    global generator is seeded here. Dropout alone depends on how the batch is spread over processes
-    and micro-batches too. Each process calls this with its own clips of the batch; all take the
-    same step.
+    All randomness is a pure function of the run's seed and the step: torch's global generator is
+    seeded here. Only dropout depends on how the batch is cut, too. Every process calls this, with
+    its own clips of the batch, and all take the same step.
 
     Args:
         state: Moved in place.
@@ -186,7 +185,6 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     quantizer = state.model.quantizer
     codebook = {name: buffer.clone() for name, buffer in quantizer.state_dict().items()}
     state.optimizer.zero_grad(set_to_none=True)
-
     if share is not None:
         passes = _passes_in_parts(state, batch, draws, share)
     elif config.optimizer.double_forward:

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,14 +103,7 @@ def fit(
     limits = state.config.optimizer
     device, dtype = next(state.model.parameters()).device, getattr(torch, limits.dtype)
     row: Row = {}
-    is_first = state.world.is_first
-    with (
-        stop_signals() as flag,
-        MetricsLog(out, state.step, plan.tensorboard) if is_first else nullcontext() as log,
-    ):
-        if is_first:
-            write_atomically(out / CONFIG, to_json(state.config).encode())
-            remove_stale_temporaries(out)
+    with stop_signals() as flag, _open_log(state, out, plan) as log:
         stop = _agree(flag, state)
         while position.epoch < limits.epochs and not _is_finished(state) and not stop.name:
             loader = load(position.epoch, position.batch)
@@ -131,6 +124,18 @@ def fit(
         if saved_at != state.step:
             _save(state, out, plan, position)
     return FitSummary(state.step, position, out / LAST, time.perf_counter() - began, stop, row)
+
+
+def _open_log(
+    state: TrainState, out: Path, plan: Plan
+) -> AbstractContextManager[MetricsLog | None]:
+    """Make the folder ready, in the first process; the others log nothing."""
+    if not state.world.is_first:
+        return nullcontext()
+    log = MetricsLog(out, state.step, plan.tensorboard)
+    write_atomically(out / CONFIG, to_json(state.config).encode())
+    remove_stale_temporaries(out)
+    return log
 
 
 def _agree(flag: StopFlag, state: TrainState) -> StopFlag:

@@ -17,9 +17,9 @@ def test_a_run_whose_process_is_killed_ends_as_one_that_was_left_alone(tmp_path)
     settings = ("--set", "optimizer.max_steps=5", "--save-every", "2")
 
     def run(out, *launcher, misfortune):
+        typed = arguments(features, tmp_path / out, *settings, modalities="v,a,t")
         return subprocess.run(
-            [*TORCHRUN, *launcher, "-m", "tests.misfortune"]
-            + arguments(features, tmp_path / out, *settings, modalities="v,a,t"),
+            [*TORCHRUN, *launcher, "-m", "tests.misfortune", *typed],
             cwd=PROJECT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "MISFORTUNE": misfortune},
             capture_output=True,
