@@ -39,6 +39,8 @@ class Case:
     sizes: tuple[int, ...] = (6, 6, 3)
     padded: bool = False
     steps: int = 6
+    alone: tuple[str, ...] = ("optimizer.micro_batch=0",)
+    """Settings of the one process that the two are compared with."""
 
     @property
     def config(self) -> TrainConfig:
@@ -68,6 +70,9 @@ CASES = {
     ),
     "weights of 0": Case((VAT, NO_DROPOUT, DOUBLE, "weights.coarse=0", "weights.jigsaw=0")),
     "micro-batches": Case((VAT, NO_DROPOUT, DOUBLE, "optimizer.micro_batch=2")),
+    "dropout, of batches that are cut alike": Case(
+        (VAT, DOUBLE, "optimizer.micro_batch=3"), (6,), alone=()
+    ),
 }
 
 

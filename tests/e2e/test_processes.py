@@ -77,7 +77,7 @@ def numbers(report):
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_equal_one(two, name):
     case = CASES[name]
-    one = run_case(replace(case, settings=(*case.settings, "optimizer.micro_batch=0")))
+    one = run_case(replace(case, settings=(*case.settings, *case.alone)))
     tolerance = 1e-9 if case.config.optimizer.dtype == "float64" else 1e-5
     for rank in two:
         state, reports = rank["runs"][name]
