@@ -132,10 +132,9 @@ def _open_log(
     """Make the folder ready, in the first process; the others log nothing."""
     if not state.world.is_first:
         return nullcontext()
-    log = MetricsLog(out, state.step, plan.tensorboard)
     write_atomically(out / CONFIG, to_json(state.config).encode())
     remove_stale_temporaries(out)
-    return log
+    return MetricsLog(out, state.step, plan.tensorboard)
 
 
 def _agree(flag: StopFlag, state: TrainState) -> StopFlag:

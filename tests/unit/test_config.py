@@ -216,6 +216,7 @@ MICU = {
         "grad_clip": 0.5,
         "clip_jigsaw": True,
         "double_forward": False,
+        "micro_batch": 0,
         "dtype": "float32",
         "skip_nonfinite": 0,
     },
