@@ -1,194 +1,279 @@
-"""A step in micro-batches, and the pure parts of a step in several processes."""
-
-from dataclasses import asdict, replace
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from micu.cli.resume import RunFolder
-from micu.config import TrainConfig
-from micu.data import FeatureDataset, iterate, make_loader
-from micu.distributed import ALONE, World, share_rows
+from extract.cluster_cli import merge
+from extract.parts import Part, choose_part, merge_set, parse_part
+from extract.pipeline import Summary, extract_manifest
+from extract.verify import verify_set
 from micu.errors import ConfigError
-from micu.files import write_atomically
-from micu.launch import LAUNCHER, Place
-from micu.losses import Loss, compute_terms, draw, weigh
-from micu.overrides import to_json, with_overrides
-from micu.parts import cut_batch, measure_share
-from micu.step import build_state, train_step
-from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
-from tests.processes import CASES, DOUBLE, NO_DROPOUT, VAT, Case, make_batch, run_case
-
-MICRO = "optimizer.micro_batch=2"
-
-
-def grown(config, batch, draws=None):
-    """Gradients after one step without clipping, and what the step says."""
-    settings = replace(config.optimizer, grad_clip=1e9)
-    state = build_state(
-        replace(config, optimizer=settings), {n: SHAPES[n] for n in config.modalities}, "cpu"
-    )
-    report = train_step(state, batch, draws)
-    parameters = [*state.model.named_parameters(), *state.losses.named_parameters()]
-    return {n: p.grad for n, p in parameters if p.grad is not None}, report, state
+from micu.store import (
+    Failure,
+    FeatureStore,
+    append_ledger,
+    indexed_shards,
+    ledger_name,
+    part_labels,
+    read_ledger,
+    read_set,
+    write_set,
+)
+from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 
-# --- micro-batches -------------------------------------------------------------------------------
+def run(folder: Path, **plan: object) -> Summary:
+    folder.mkdir(exist_ok=True)
+    return extract_manifest(toy_plan(folder, **plan), Toy(), toy_read, workers=2)  # type: ignore[arg-type]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix != ".h5"}
+
+
+# --- which part ------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 50), st.integers(0, 1000))
+def test_every_shard_belongs_to_exactly_one_part(count: int, shard: int) -> None:
+    assert sum(Part(i, count).owns(shard) for i in range(1, count + 1)) == 1
+
+
+def test_a_part_is_typed_as_i_of_n() -> None:
+    part = parse_part("2/4")
+    assert (part, part.label, str(part)) == (Part(2, 4), "2of4", "2/4")
+    assert [shard for shard in range(9) if part.owns(shard)] == [1, 5]
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "2", "2/", "/4", "-1/4", "a/b", "2/4/8", "1.5/4"])
+def test_what_is_no_part_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected i/n .*; type --part 2/4"):
+        parse_part(text)
+
+
+def array(first: int, last: int, count: int, number: int) -> dict[str, str]:
+    facts = {"ID": number, "MIN": first, "MAX": last, "COUNT": count}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in facts.items()}
+
+
+def test_a_task_of_a_slurm_array_is_a_part_unless_one_is_typed() -> None:
+    assert choose_part(None, {}) is None
+    assert choose_part(None, array(0, 7, 8, 0)) == Part(1, 8)
+    assert choose_part(None, array(1, 8, 8, 8)) == Part(8, 8)
+    assert choose_part("2/3", array(1, 8, 8, 8)) == Part(2, 3)
+    assert choose_part("1/1", array(1, 8, 8, 8)) is None
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, case in CASES.items() if NO_DROPOUT in case.settings]
+    "environment",
+    [array(1, 7, 4, 3), array(2, 5, 2, 5), {"SLURM_ARRAY_TASK_ID": "3"}],
 )
-@pytest.mark.parametrize("size", [1, 4])
-def test_micro_batches_have_the_loss_and_gradients_of_the_batch(name, size):
-    case = CASES[name]
-    batch = make_batch(case, 0)
-    whole = replace(case.config, optimizer=replace(case.config.optimizer, micro_batch=0))
-    config = replace(whole, optimizer=replace(whole.optimizer, micro_batch=size))
-    tolerance = {"rtol": 1e-5, "atol": 1e-5}
-    if config.optimizer.dtype == "float64":
-        tolerance = {"rtol": 1e-9, "atol": 1e-12}
-
-    expected, told, one = grown(whole, batch)
-    found, told_too, other = grown(config, batch)
-
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, **tolerance, msg=lambda m, k=key: f"{k}: {m}")
-    for key, value in one.model.quantizer.state_dict().items():
-        torch.testing.assert_close(other.model.quantizer.state_dict()[key], value, **tolerance)
-    assert asdict(told_too)["terms"] == pytest.approx(told.terms, rel=tolerance["rtol"])
-    assert told_too.total == pytest.approx(told.total, rel=tolerance["rtol"])
-    assert (told_too.active_codes, told_too.clips) == (told.active_codes, told.clips)
+def test_an_array_with_gaps_asks_for_the_part(environment: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="type --part i/n"):
+        choose_part(None, environment)
 
 
-def test_a_micro_batch_drops_the_same_when_it_is_run_again():
-    case = Case((VAT, DOUBLE, "encoder.dropout=0.3", MICRO, "optimizer.grad_clip=1000000"))
-    batch, config = make_batch(case, 0), case.config
-    draws = draw(config, 6, batch.mask.shape[1], seed=1, step=0, device="cpu")
-    found, report, _ = grown(config, batch, draws)
-
-    state = build_state(config, {name: SHAPES[name] for name in config.modalities}, "cpu")
-    state.model.train()
-    share = measure_share(ALONE, batch.mask)
-    parted = cut_batch(batch, draws, share, ALONE, config, "forward 0/0")
-    coarse = state.losses.get_submodule("coarse")
-    total, summaries = torch.zeros((), dtype=torch.float64), []
-    for part in parted.parts:  # all with their graphs at once
-        output = part.run(state.model, True)
-        summaries.append(coarse.summarize(output, part.batch, part.draws))
-        names = ["fine", "jigsaw", "reconstruction", "commitment"]
-        terms = compute_terms(output, part.batch, state.losses, part.draws, names)
-        total = total + weigh(terms, config.weights).total * len(part.batch.mask) / 6
-    total = total + coarse.compare(torch.cat(summaries), batch.mask.any(-1))
-    total.backward()
-
-    assert len(parted.parts) == 3
-    assert report.total == pytest.approx(total.item(), rel=1e-9)
-    for key, parameter in state.model.named_parameters():
-        torch.testing.assert_close(found[key], parameter.grad, rtol=1e-9, atol=1e-12)
-
-
-def test_micro_batches_as_large_as_the_batch_change_no_bit():
-    case = Case((VAT,), steps=2)
-    one = run_case(case)
-    other = run_case(replace(case, settings=(VAT, "optimizer.micro_batch=6")))
-    assert all(torch.equal(one.state[key], value) for key, value in other.state.items())
-    assert one.reports == other.reports
-
-
-def test_a_run_in_micro_batches_depends_on_nothing_but_its_configuration():
-    case = Case((VAT, MICRO), steps=3)
-    one = run_case(case)
-    torch.rand(5)
-    assert run_case(case).reports == one.reports
-
-
-def test_a_loss_that_does_not_say_how_it_adds_up_is_refused(monkeypatch):
-    config = with_overrides(TrainConfig(), [*SMALL, VAT])
-    shapes = {name: SHAPES[name] for name in config.modalities}
-    monkeypatch.setattr("micu.losses.jigsaw.JigsawLoss.mean_over", Loss.mean_over)
-
-    build_state(config, shapes, "cpu")
-    for settings, world in ((MICRO, ALONE), ("seed=1", World(0, 2))):
-        with pytest.raises(
-            ConfigError, match=r"weights\.jigsaw: the loss does not say how it adds"
-        ):
-            build_state(with_overrides(config, [settings]), shapes, "cpu", world)
-
-
-# --- shares --------------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 40), st.integers(1, 9))
-def test_processes_share_the_rows_in_order_and_evenly(rows, size):
-    shares = [share_rows(rows, rank, size) for rank in range(size)]
-    taken = [list(range(rows))[share] for share in shares]
-    assert [row for share in taken for row in share] == list(range(rows))
-    assert max(map(len, taken)) - min(map(len, taken)) <= 1
+# --- extracting in parts ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "settings", [(), ("jigsaw.block_draw=row", "contrastive.mask_axis=feature")]
+    ("count", "clips"), [(2, [24, 21]), (4, [16, 13, 8, 8]), (7, [8, 8, 8, 8, 8, 5, 0])]
 )
-def test_clips_draw_the_same_wherever_they_are(settings):
-    config = with_overrides(TrainConfig(), [*SMALL, VAT, *settings])
-    whole = draw(config, 6, 5, seed=3, step=4, device="cpu")
-    for rows in (slice(0, 2), slice(2, 2), slice(2, 6)):
-        part = whole.part(rows, 5)
-        assert torch.equal(part.keep, whole.keep[rows])
-        expected = whole.block_modality
-        if settings:
-            expected = expected[rows.start * 5 : rows.stop * 5]
-        assert torch.equal(part.block_modality, expected)
+def test_parts_and_a_merge_leave_the_bytes_of_one_run(
+    tmp_path: Path, count: int, clips: list[int]
+) -> None:
+    whole = run(tmp_path / "whole", count=45)
+    sizes = []
+    for number in range(count, 0, -1):
+        summary = run(tmp_path / "parts", count=45, part=Part(number, count))
+        sizes.append((summary.clips, summary.left))
+    folder = Path(summary.folder)
+    assert sizes[::-1] == [(size, 0) for size in clips]
+    assert not (folder / "failures.csv").exists()
+    assert len(part_labels(folder)) == count
+    assert verify_set(folder, data=True).problems == ()
+
+    report = merge_set(folder)
+
+    assert (report.problems, report.folded, report.left) == ((), True, 0)
+    assert names(folder) == {"set.json", "index.jsonl", "failures.csv"}
+    assert shard_bytes(folder) == shard_bytes(Path(whole.folder))
+    assert indexed_shards(folder) == indexed_shards(Path(whole.folder))
+    assert verify_set(folder, data=True).problems == ()
+    assert run(tmp_path / "parts", count=45).extracted == 0
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_the_loaders_of_all_processes_read_the_batches_of_one(tmp_path, size):
-    from micu.cli.features import find_feature_sets
-
-    write_features(tmp_path / "features", make_clips(9))  # batches of 4, 4 and 1
-    config = with_overrides(TrainConfig(), [*SMALL, VAT])
-    sets = find_feature_sets(tmp_path / "features", config.modalities, None, {})
-    dataset = FeatureDataset(sets.stores, sets.manifest.clips, config.data)
-
-    def read(world):
-        return list(iterate(make_loader(dataset, 4, seed=1, epoch=0, start=1, world=world)))
-
-    shares = [read(World(rank, size)) for rank in range(size)]
-    for i, batch in enumerate(read(ALONE)):
-        parts = [share[i] for share in shares]
-        assert sum((part.clip_ids for part in parts), ()) == batch.clip_ids
-        assert torch.equal(torch.cat([part.mask for part in parts]), batch.mask)
-        for name, values in batch.features.items():
-            assert torch.equal(torch.cat([part.features[name] for part in parts]), values)
+def test_a_part_counts_and_writes_its_own_only(tmp_path: Path) -> None:
+    run(tmp_path, part=Part(1, 2))
+    plan = toy_plan(tmp_path, part=Part(2, 2))
+    assert (plan.todo, plan.done, plan.failed) == (8 + 1, 0, 0)
+    assert [shard.number for shard in plan.shards] == [1, 3]
+    before = (plan.folder / ledger_name("1of2")).read_bytes()
+    run(tmp_path, part=Part(2, 2))
+    again = toy_plan(tmp_path, part=Part(2, 2))
+    assert (again.todo, again.done, again.failed) == (0, 8, 1)
+    assert again.ledger_path == plan.folder / "failures-2of2.csv"
+    assert (plan.folder / ledger_name("1of2")).read_bytes() == before
 
 
-# --- one torchrun, one run -----------------------------------------------------------------------
+def test_every_part_writes_the_same_description(tmp_path: Path) -> None:
+    described = set()
+    for number in (1, 2, 3):
+        folder = Path(run(tmp_path, part=Part(number, 3)).folder)
+        described.add((folder / "set.json").read_bytes())
+    assert len(described) == 1
+    assert read_set(folder)[1].rows == 25
 
 
-@pytest.mark.parametrize(
-    ("mark", "overwrite", "goes_on"),
-    [("mine", False, True), ("mine", True, True), ("other", True, False), (None, True, False)],
-)
-def test_only_the_run_of_the_same_torchrun_is_gone_on_with(tmp_path, mark, overwrite, goes_on):
-    config = TrainConfig()
-    write_atomically(tmp_path / "config.json", to_json(config).encode())
-    write_atomically(tmp_path / "last.pt", b"")
-    if mark is not None:
-        write_atomically(tmp_path / LAUNCHER, mark.encode())
-    folder = RunFolder(tmp_path, False, overwrite, Place(launcher="mine"))
+def test_a_run_without_a_part_goes_on_where_parts_were_left(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "parts", part=Part(1, 3))
+    rest = run(tmp_path / "parts")
+    assert (rest.done_before, rest.failed_before) == (8 + 1, 0)  # shards 0 and 3 of 0 to 3
+    assert (rest.extracted, rest.failed) == (14, 2)
+    folder = Path(rest.folder)
+    assert len(FeatureStore(folder)) == 23
+    assert verify_set(folder, data=True).problems == ()
+    assert part_labels(folder) == ("1of3",)
+    assert merge_set(folder).folded
+    assert shard_bytes(folder) == shard_bytes(Path(whole.folder))
 
-    assert folder.find_begun(config) == (str(tmp_path / "last.pt") if goes_on else "")
+
+def test_a_part_that_retries_takes_the_failures_of_an_earlier_run_along(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path).folder)
+    before = shard_bytes(folder)
+    for number in (1, 2):
+        kept = toy_plan(tmp_path, part=Part(number, 2))
+        assert (kept.todo, kept.failed) == (0, 1)
+        assert run(tmp_path, part=Part(number, 2), retry_failed=True).failed == 1
+    assert verify_set(folder).problems == ()
+    assert merge_set(folder).folded
+    assert shard_bytes(folder) == before
 
 
-def test_a_run_of_another_torchrun_is_refused_as_ever(tmp_path):
-    config = TrainConfig()
-    write_atomically(tmp_path / "config.json", to_json(config).encode())
-    write_atomically(tmp_path / LAUNCHER, b"other")
+def test_clips_that_a_part_mended_leave_the_ledger_at_the_merge(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path).folder)
 
-    for launcher in ("mine", ""):
-        with pytest.raises(ConfigError, match="holds a run already"):
-            RunFolder(tmp_path, False, False, Place(launcher=launcher)).find_begun(config)
+    def lenient(clip):  # type: ignore[no-untyped-def]
+        return toy_read(replace(clip, text=clip.text.replace("bad", "good")))
+
+    for number in (1, 2):
+        plan = toy_plan(tmp_path, part=Part(number, 2), retry_failed=True)
+        extract_manifest(plan, Toy(), lenient)
+    assert len(FeatureStore(folder)) == 25
+    report = merge_set(folder)
+    assert (report.folded, report.failed, report.stored) == (True, 0, 25)
+    assert read_ledger(folder) == {}
+    assert verify_set(folder, data=True).problems == ()
+
+
+def test_a_plan_rewrites_rows_of_its_own_ledger_only(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path, part=Part(1, 2)).folder)
+    append_ledger(folder, [Failure("../c/0", "decode", "empty", "stored all the same")], "1of2")
+    assert set(toy_plan(tmp_path, part=Part(1, 2)).failures) == {"../c/19"}
+    assert toy_plan(tmp_path, part=Part(1, 2), retry_failed=True).failures == {}
+    assert toy_plan(tmp_path, part=Part(2, 2)).failures == {}
+    everything = toy_plan(tmp_path)
+    assert (everything.failures, everything.failed) == ({}, 1)
+
+
+# --- what is refused -------------------------------------------------------------------------
+
+
+def test_a_part_does_not_overwrite(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="overwrite once without --part"):
+        toy_plan(tmp_path, part=Part(1, 2), overwrite=True)
+
+
+def test_a_set_is_not_shared_out_in_two_ways(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path, part=Part(1, 2)).folder)
+    with pytest.raises(ConfigError, match=r"got some of part 1of2.*merge --incomplete"):
+        toy_plan(tmp_path, part=Part(1, 3))
+    assert merge_set(folder, incomplete=True).folded
+    assert toy_plan(tmp_path, part=Part(1, 3)).todo > 0
+
+
+def test_retrying_everything_asks_for_a_merge_first(tmp_path: Path) -> None:
+    run(tmp_path, part=Part(1, 2))
+    with pytest.raises(ConfigError, match="type: micu-extract merge"):
+        toy_plan(tmp_path, retry_failed=True)
+
+
+# --- merging ---------------------------------------------------------------------------------
+
+
+def test_a_merge_names_the_parts_that_are_missing_and_changes_nothing(tmp_path: Path) -> None:
+    run(tmp_path, part=Part(2, 3))
+    done = run(tmp_path, part=Part(1, 3))
+    folder = Path(done.folder)
+    next(folder.glob("shard-00000.h5")).unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    report = merge_set(folder)
+
+    assert not report.folded
+    assert len(report.problems) == 2
+    assert report.problems[0].startswith("part 1/3 is not finished: 8 rows")
+    assert report.problems[1].startswith("part 3/3 has not begun: 8 rows")
+    assert "--part 3/3" in report.problems[1]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_merge_command_ends_with_3_until_the_parts_are_whole(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path, part=Part(1, 2)).folder)
+    first = CliRunner().invoke(merge, [str(tmp_path)])
+    assert first.exit_code == 3
+    assert "part 2/2 has not begun" in first.output
+    run(tmp_path, part=Part(2, 2))
+    second = CliRunner().invoke(merge, [str(tmp_path), "--json"])
+    assert second.exit_code == 0, second.output
+    assert json.loads(second.output)[0]["folded"]
+    assert part_labels(folder) == ()
+
+
+def test_parts_of_two_makings_are_not_merged(tmp_path: Path) -> None:
+    for number in (1, 2):
+        folder = Path(run(tmp_path, part=Part(number, 2)).folder)
+    header, record = read_set(folder)
+    write_set(folder, replace(header, spec=replace(header.spec, weights="others")), record)
+    report = merge_set(folder)
+    assert not report.folded
+    assert "spec.weights: expected 'others', got 'random:0'" in report.problems[0]
+    assert part_labels(folder) == ("1of2", "2of2")
+
+
+@pytest.mark.parametrize("gone", ["failures-1of2.csv", "index-1of2.jsonl", "index-2of2.jsonl"])
+def test_a_merge_that_was_killed_is_finished_by_typing_it_again(tmp_path: Path, gone: str) -> None:
+    for number in (1, 2):
+        folder = Path(run(tmp_path, part=Part(number, 2)).folder)
+    copies = {path: path.read_bytes() for path in folder.iterdir() if "of2" in path.name}
+    merge_set(folder)
+    merged = shard_bytes(folder)
+    for path, data in copies.items():
+        if path.name != gone:
+            path.write_bytes(data)
+    assert merge_set(folder).folded
+    assert shard_bytes(folder) == merged
+    assert part_labels(folder) == ()
+
+
+def test_a_ledger_that_was_merged_away_under_a_part_begins_anew(tmp_path: Path) -> None:
+    append_ledger(tmp_path, [Failure("a", "decode", "empty", "x")], "1of2")
+    append_ledger(tmp_path, [Failure("b", "decode", "empty", "x")], "1of2")
+    assert set(read_ledger(tmp_path)) == {"a", "b"}
+
+
+def test_parts_are_listed_by_number(tmp_path: Path) -> None:
+    for name in (
+        "index-10of12.jsonl",
+        "failures-2of12.csv",
+        "index-2of12.jsonl",
+        "index-3of5.jsonl",
+        "index-x.jsonl",
+    ):
+        (tmp_path / name).touch()
+    assert part_labels(tmp_path) == ("3of5", "2of12", "10of12")
