@@ -234,7 +234,9 @@ def run(config: TrainConfig, typed: Arguments) -> int:
     if typed.dry_run:
         _tell_cost(typed, state, dataset, load)
         return 0
-    record = describe_run(typed.preset, sets, dataset)
+    everything = replace(config.data, exclude_ids="", exclude_manifests=())
+    excluded = len(select_clips(sets.manifest.clips, everything)) - len(clips)
+    record = {**describe_run(typed.preset, sets, dataset), "excluded_clips": excluded}
     specs = {name: store.spec for name, store in sets.stores.items()}
     with lock_folder(typed.out):
         summary = _fit(state, load, specs, record, typed)
