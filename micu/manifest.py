@@ -218,16 +218,22 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
 
 
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
-    """Write clips as a manifest, atomically; reading it back gives the same clips."""
-    names = [field.name for field in fields(Clip)]
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(names)
+    """Write clips as a manifest, atomically; reading it back gives the same clips.
+
+    The columns `group` and `events` are there if some clip has something in them.
+    """
+    rows = []
     for clip in clips:
-        values = {name: getattr(clip, name) for name in names}
-        values["events"] = ";".join(map(str, clip.events))
+        values = {field.name: getattr(clip, field.name) for field in fields(Clip)}
         values["group"] = clip.group if clip.group != clip.clip_id else ""
-        writer.writerow(["" if value is None else value for value in values.values()])
+        values["events"] = ";".join(map(str, clip.events))
+        rows.append({name: "" if value is None else value for name, value in values.items()})
+    unused = {name for name in ("group", "events") if not any(row[name] for row in rows)}
+    names = [field.name for field in fields(Clip) if field.name not in unused]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     write_atomically(path, table.getvalue().encode("utf-8", "surrogateescape"))
 
 
