@@ -9,7 +9,7 @@ import pytest
 
 from extract.datasets import DATASETS
 from extract.datasets.layout import locate_media
-from micu.errors import ManifestError, StoreError
+from micu.errors import ManifestError, MicuError, StoreError
 from micu.manifest import Clip, Event, read_class_list
 from micu.overlap import find_shared
 from tests.conftest import PROJECT
@@ -68,6 +68,30 @@ def test_a_missing_file_and_two_files_for_one_role_are_named(tmp_path: Path) -> 
 def test_a_data_set_without_any_of_its_lists_says_which_it_takes(name: str, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="expected --annotations"):
         rows(name, [str(tmp_path)])
+
+
+GARBAGE = {
+    "empty": b"",
+    "binary": bytes(range(256)) * 9,
+    "one": b"1\n",
+    "deep": b"[" * 99_999,
+    "quote": b'a,b\n"' + b"x" * 200_000,
+    "latin": "caf\u00e9,caf\u00e9\n1,2\n".encode("latin1"),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_a_file_that_is_none_of_a_data_set_is_named(
+    tmp_path: Path, name: str, garbage: str
+) -> None:
+    path = tmp_path / "garbage"
+    path.write_bytes(GARBAGE[garbage])
+    for file in DATASETS[name].files:
+        with pytest.raises(MicuError, match=r"garbage|expected"):
+            rows(name, [f"{role.role}={path}" for role in DATASETS[name].files if role is file])
+    with pytest.raises(MicuError, match="garbage"):
+        rows(name, [f"{file.role}={path}" for file in DATASETS[name].files])
 
 
 # --- the formats, on small files -------------------------------------------------------------
