@@ -179,7 +179,7 @@ def end_run(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) 
     sys.exit(EXIT_FAILURES if failed else 0)
 
 
-def announce(plan: Plan, media_root: Path) -> None:
+def announce(plan: Plan, *media: Path) -> None:
     """Tell what a run is going to do."""
     spec = plan.header.spec
     first = "T" if spec.hop_s else "L"
@@ -191,7 +191,7 @@ def announce(plan: Plan, media_root: Path) -> None:
     )
     click.echo(f"wants {json.dumps(dict(spec.preprocessing))}", err=True)
     if spec.modality != "text":
-        click.echo(f"media root {media_root}", err=True)
+        click.echo(f"media root {', '.join(map(str, media))}", err=True)
     part = f", part {plan.part}" if plan.part else ""
     if plan.replaces:
         shards = len(list(plan.folder.glob("shard-*.h5")))
