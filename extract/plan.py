@@ -13,7 +13,6 @@ from micu.errors import ConfigError, StoreError
 from micu.manifest import Clip, Manifest
 from micu.shard import Shard
 from micu.store import (
-    Failure,
     FeatureSpec,
     Header,
     RunRecord,
@@ -76,8 +75,8 @@ class Plan:
     """Only those with rows to extract."""
     unlisted: dict[str, ShardEntry]
     """Shards that a killed run published without noting them in the index."""
-    failures: dict[str, Failure]
-    """The ledger as it stands: of a part, the rows in its own file."""
+    dropped: frozenset[str]
+    """Clips whose rows leave the ledger, of a part its own: they are stored, or tried again."""
     done: int
     """Clips of the run, or of its part, that are already in a shard."""
     failed: int
@@ -122,8 +121,8 @@ class _Standing:
 
     stored: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset()
-    failures: tuple[Failure, ...] = ()
-    """Rows of the run's own ledger."""
+    mended: frozenset[str] = frozenset()
+    """Clips in the run's own ledger that are stored by now."""
     unlisted: tuple[tuple[str, ShardEntry], ...] = ()
     index: Mapping[str, ShardEntry] = field(default_factory=dict)
 
@@ -178,7 +177,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         replaces=replaces,
         shards=tuple(shards),
         unlisted=dict(standing.unlisted),
-        failures={row.clip_id: row for row in standing.failures if row.clip_id not in retried},
+        dropped=standing.mended | retried,
         done=done,
         failed=failed,
         part=job.part,
@@ -244,7 +243,7 @@ def _take_stock(job: Job, folder: Path, header: Header) -> _Standing:
     return _Standing(
         stored=stored,
         failed=frozenset(read_ledger(folder, labels).keys() - stored),
-        failures=tuple(row for key, row in own.items() if key not in stored),
+        mended=stored & own.keys(),
         unlisted=tuple((name, entry) for name, entry in index.items() if noted.get(name) != entry),
         index=index,
     )
