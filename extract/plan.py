@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +41,16 @@ class Job:
     limit: int | None = None
     """Extract the first rows of the manifest only."""
     shard_rows: int | None = None
-    """Rows per shard; None sizes shards to about 64 MiB."""
+    """Rows per shard; None takes what the set has, else `usual_rows`."""
+    usual_rows: int | None = None
+    """Rows per shard of a new set; None sizes shards to about 64 MiB."""
     overwrite: bool = False
     """Replace features that were made with other settings."""
     retry_failed: bool = False
     part: Part | None = None
     """Extract only this share of the shards; None is all."""
+    command: str = ""
+    """What was typed; noted in the set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +145,10 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         spec=spec,
         manifest=job.manifest.name,
         manifest_sha256=job.manifest.sha256,
-        shard_rows=job.shard_rows or rows_per_shard(spec.shape, _longest_clip(clips)),
+        shard_rows=job.shard_rows or job.usual_rows or usual_rows(job.manifest, spec),
     )
+    if job.shard_rows is None:
+        header = _with_rows_there(folder, header)
     wanted = min(job.limit or len(clips), len(clips))
     rows_before, replaces = _compare_with_set(job, folder, header)
     standing = _Standing() if replaces or not folder.is_dir() else _take_stock(job, folder, header)
@@ -173,6 +179,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
             manifest_path=str(job.manifest.path.resolve()),
             media_root=str(job.media_root.resolve()),
             rows=max(rows_before, wanted),
+            command=job.command,
         ),
         replaces=replaces,
         shards=tuple(shards),
@@ -182,6 +189,20 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         failed=failed,
         part=job.part,
     )
+
+
+def usual_rows(manifest: Manifest, spec: FeatureSpec) -> int:
+    """Rows that make a shard of about 64 MiB of such features of a manifest's clips."""
+    return rows_per_shard(spec.shape, _longest_clip(manifest.clips))
+
+
+def _with_rows_there(folder: Path, header: Header) -> Header:
+    """The header, with as many rows per shard as the set has, if nothing else differs."""
+    if (folder / "set.json").is_file():
+        there, _ = read_set(folder)
+        if replace(header, shard_rows=there.shard_rows).fingerprint == there.fingerprint:
+            return there
+    return header
 
 
 def _check_part(job: Job, folder: Path) -> None:

@@ -101,6 +101,8 @@ class RunRecord:
     media_root: str
     rows: int
     """How many of the manifest's first rows were to be extracted (`--limit`)."""
+    command: str = ""
+    """What was typed, as a line for a shell."""
 
 
 def set_folder(root: Path, manifest_name: str, modality: str, backbone: str) -> Path:
