@@ -15,6 +15,7 @@ from extract.plan import Job, plan_extraction
 from extract.progress import Progress
 from extract.released import DATA, ReadReleased
 from extract.run import announce, end_run
+from extract.typed import typed_command
 from micu.commands import Source, record_source
 from micu.errors import ConfigError, ManifestError
 from micu.files import check_room
@@ -136,6 +137,7 @@ def import_features(order: ImportOrder) -> None:
         limit=order.limit,
         overwrite=order.overwrite,
         retry_failed=order.retry_failed,
+        command=typed_command(),
     )
     targets = {}
     for modality in order.sources:

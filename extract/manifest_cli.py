@@ -14,6 +14,7 @@ from extract.datasets import DATASETS
 from extract.datasets.layout import locate_media
 from extract.imports import RELEASED, ImportOrder, import_features
 from extract.probe import describe_probes, probe_media, probe_path, write_probes
+from extract.typed import RememberingCommand
 from micu.files import write_atomically
 from micu.manifest import Clip, Manifest, read_manifest, write_manifest
 from micu.overlap import Shared, find_shared
@@ -150,7 +151,7 @@ def _shared_csv(shared: Sequence[Shared]) -> bytes:
 # --- released features -----------------------------------------------------------------------
 
 
-@click.command("import")
+@click.command("import", cls=RememberingCommand)
 @click.argument("release", type=click.Choice(sorted(RELEASED)))
 @click.argument("manifest", type=_FILE)
 @click.option(

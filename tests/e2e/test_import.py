@@ -180,6 +180,6 @@ def test_a_repair_names_the_command_that_imports(tmp_path: Path) -> None:
     folder = tmp_path / "features" / "m" / "audio-released"
     (folder / "shard-00000.h5").write_bytes(b"")
     result = CliRunner().invoke(cli, ["verify", "features", "--data", "--repair"])
-    assert "micu-extract import ucf" in result.output
+    assert "micu-extract import ucf m.csv --audio audio" in result.output
     assert read_set(folder)[1].rows == 1
     assert json.loads((tmp_path / "features" / "last.json").read_text())["media_root"]
