@@ -23,7 +23,7 @@ from micu.errors import ConfigError
 from micu.files import lock_folder
 from micu.manifest import MODALITIES
 from micu.overrides import to_json, with_overrides
-from micu.presets import PRESETS
+from micu.presets import PRESETS, list_presets
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
@@ -91,7 +91,16 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(sorted(PRESETS)),
             default="micu",
             show_default=True,
-            help="Settings to start from.",
+            metavar="NAME",
+            help="Settings to start from; --list-presets says which there are.",
+        ),
+        click.option(
+            "--list-presets",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_list_presets,
+            help="List the presets and stop.",
         ),
         click.option(
             "--set",
@@ -138,6 +147,12 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
     ]
     return functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def _list_presets(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(list_presets())
+        context.exit()
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,14 +1,13 @@
 """The losses of equation 8: `LOSSES` by name, and their weighted sum."""
 
 from collections.abc import Collection
-from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
 from micu.config import TrainConfig
 from micu.data import Batch
-from micu.losses import autoencoder, contrastive, jigsaw  # noqa: F401
+from micu.losses import autoencoder, contrastive, jigsaw, mmjp  # noqa: F401
 from micu.losses.terms import (
     LOSSES,
     Draws,
@@ -36,9 +35,10 @@ __all__ = [
 
 
 class Losses(nn.Module):
-    """Every registered loss, with what they own: the jigsaw's classifier and permutation table.
+    """Every loss of the run, with what they own: the jigsaw's classifier and permutation table.
 
-    They stand in the order of `LossWeights`, whatever the order of the imports.
+    They stand in the order of `LossWeights`, whatever the order of the imports; those that are
+    switched off are left out.
 
     Args:
         config: The run.
@@ -52,8 +52,8 @@ class Losses(nn.Module):
         self.config = config
         for name in LOSSES:
             loss_weight(config.weights, name)
-        for weight in fields(config.weights):
-            self.add_module(weight.name, LOSSES[weight.name](config))
+        for name in config.terms():
+            self.add_module(name, LOSSES[name](config))
 
 
 def compute_terms(
