@@ -177,7 +177,7 @@ class JigsawConfig:
 
     splits: int = 8
     """O, blocks that a code is cut into along its channels. The published code runs 2. With 0 there
-    is no jigsaw and no classifier, as with `weights.jigsaw=off`."""
+    is no jigsaw and no classifier, as with `weights.jigsaw=none`."""
     permutations: int = 256
     """P, permutations to tell apart. Not stated in the paper; the published code runs 2."""
     hidden_dim: int = 512
@@ -228,32 +228,31 @@ class MmjpConfig:
         )
 
 
-Weight = float | Literal["off"]
-"""Of a loss: above 0 it is trained, 0 computes it without gradient and logs it, and `off` leaves it
-out, with its classifier or networks and what they cost."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossWeights:
-    """Lambda of equation 8: one field per registered loss, of the same name."""
+    """Lambda of equation 8.
 
-    fine: Weight = 1.0
-    coarse: Weight = 1.0
-    jigsaw: Weight = 2.0
+    One field per registered loss, of the same name. None leaves a loss out: it is not computed and
+    owns nothing. Weight 0 computes it without gradient, to be logged.
+    """
+
+    fine: float | None = 1.0
+    coarse: float | None = 1.0
+    jigsaw: float | None = 2.0
     """The published code reads its argument and then uses 1."""
-    reconstruction: Weight = 1.0
-    commitment: Weight = 1.0
-    mmjp: Weight = "off"
+    reconstruction: float | None = 1.0
+    """None leaves out the networks that rebuild, too: most of the model."""
+    commitment: float | None = 1.0
+    mmjp: float | None = None
 
     def __post_init__(self) -> None:  # noqa: D105
-        weights = asdict(self)
+        weights = {name: w for name, w in asdict(self).items() if w is not None}
         problems = {
-            f"{name}: expected >= 0 or off, got {weight}": not 0 <= weight < math.inf
+            f"{name}: expected >= 0, got {weight}": not 0 <= weight < math.inf
             for name, weight in weights.items()
-            if weight != "off"
         }
-        nothing = f"{', '.join(weights)}: expected at least one above 0, got none"
-        _check("weights", {**problems, nothing: set(weights.values()) <= {0, "off"}})
+        nothing = f"{', '.join(weights) or 'all'}: expected at least one above 0, got none"
+        _check("weights", {**problems, nothing: not any(weights.values())})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -354,8 +353,8 @@ class TrainConfig:
                 f"got {self.mmjp.permutations}": (
                     "mmjp" in terms and self.mmjp.permutations > permutation_count(parts)
                 ),
-                "weights: expected a term above 0 that is computed, got none: jigsaw.splits is 0": (
-                    all(getattr(self.weights, name) == 0 for name in terms)
+                "weights: expected a loss above 0 beside jigsaw, got none: jigsaw.splits is 0": (
+                    not any(getattr(self.weights, name) for name in terms)
                 ),
                 "data.padding: expected repeat with the modality text, got mask: the seconds that "
                 "it hides would hide words too": (
@@ -366,5 +365,5 @@ class TrainConfig:
 
     def terms(self) -> tuple[str, ...]:
         """Names of the losses that are computed, in the order of `LossWeights`."""
-        on = [name for name, weight in asdict(self.weights).items() if weight != "off"]
+        on = [name for name, weight in asdict(self.weights).items() if weight is not None]
         return tuple(name for name in on if name != "jigsaw" or self.jigsaw.splits)

@@ -5,7 +5,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from micu.config import TrainConfig
 from micu.errors import ConfigError
@@ -126,12 +127,13 @@ def _parse(text: str, kind: Any) -> Any:
         ConfigError: The text is not one.
     """
     value: object = text
-    simple = get_args(kind)[0] if get_origin(kind) is Union else kind  # a number, or a word
+    if NoneType in get_args(kind):
+        return None if text.lower() == "none" else _parse(text, get_args(kind)[0])
     if kind is bool:
         value = _BOOLEANS.get(text.lower(), text)
-    elif simple in (int, float):
+    elif kind in (int, float):
         with contextlib.suppress(ValueError):
-            value = simple(text)
+            value = kind(text)
     elif get_origin(kind) is tuple:
         value = [part.strip() for part in text.split(",") if part.strip()]
     return _checked(value, kind)
@@ -144,15 +146,8 @@ def _checked(value: object, kind: Any) -> Any:
         ConfigError: It is of another type.
     """
     origin = get_origin(kind)
-    if origin is Union:
-        number, word = get_args(kind)
-        if value in get_args(word):
-            return value
-        try:
-            return _checked(value, number)
-        except ConfigError as error:
-            middle = f" or {' or '.join(get_args(word))}, got "
-            raise ConfigError(str(error).replace(", got ", middle, 1)) from None
+    if NoneType in get_args(kind):
+        return None if value is None else _checked(value, get_args(kind)[0])
     if origin is Literal:
         choices = get_args(kind)
         if value in choices:

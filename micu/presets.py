@@ -117,12 +117,12 @@ def _variant(name: str, summary: str, **sections: Any) -> None:
 _variant(
     "ablation-fine",
     "Tables 7 and 8: the fine contrastive loss alone.",
-    weights=LossWeights(coarse=0.0, jigsaw="off"),
+    weights=LossWeights(coarse=0.0, jigsaw=None),
 )
 _variant(
     "ablation-coarse",
     "Tables 7 and 8: the coarse contrastive loss alone.",
-    weights=LossWeights(fine=0.0, jigsaw="off"),
+    weights=LossWeights(fine=0.0, jigsaw=None),
 )
 _variant(
     "ablation-cujp",
@@ -132,7 +132,7 @@ _variant(
 _variant(
     "ablation-fine-coarse",
     "Tables 7 and 8, figure 3: no jigsaw.",
-    weights=LossWeights(jigsaw="off"),
+    weights=LossWeights(jigsaw=None),
 )
 _variant(
     "ablation-fine-cujp",
@@ -147,7 +147,7 @@ _variant(
 _variant(
     "fig3-mmjp",
     "Figure 3: MOOSA's jigsaw of all modalities side by side, two parts of each.",
-    weights=LossWeights(jigsaw="off", mmjp=2.0),
+    weights=LossWeights(jigsaw=None, mmjp=2.0),
 )
 _variant(
     "fig3-cujp2",

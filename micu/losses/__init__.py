@@ -35,10 +35,9 @@ __all__ = [
 
 
 class Losses(nn.Module):
-    """Every loss of the run, with what they own: the jigsaw's classifier and permutation table.
+    """Every loss that has a weight, with what it owns, for example the jigsaw's classifier.
 
-    They stand in the order of `LossWeights`, whatever the order of the imports; those that are
-    switched off are left out.
+    They stand in the order of `LossWeights`, whatever the order of the imports.
 
     Args:
         config: The run.
@@ -80,7 +79,7 @@ def compute_terms(
         if names is not None and name not in names:
             continue
         assert isinstance(loss, Loss)
-        has_weight = loss_weight(losses.config.weights, name) != 0
+        has_weight = bool(loss_weight(losses.config.weights, name))
         with torch.set_grad_enabled(torch.is_grad_enabled() and has_weight):
             terms[name] = loss.compute(output, batch, draws)
     return terms

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from micu.config import LossWeights, TrainConfig, Weight
+from micu.config import LossWeights, TrainConfig
 from micu.data import Batch
 from micu.errors import ConfigError, TrainError
 from micu.model.micu import MICUOutput
@@ -163,8 +163,8 @@ def not_finite(step: int, what: Sequence[str], clip_ids: Sequence[str]) -> str:
     )
 
 
-def loss_weight(weights: LossWeights, name: str) -> Weight:
-    """The configured weight of a term, or `off`.
+def loss_weight(weights: LossWeights, name: str) -> float | None:
+    """The configured weight of a term; None if it is left out.
 
     Raises:
         ConfigError: A loss is registered that has no weight.
@@ -174,7 +174,7 @@ def loss_weight(weights: LossWeights, name: str) -> Weight:
             f"weights.{name}: expected a weight for the registered loss {name!r}, got none; "
             "add the field to LossWeights in micu/config.py"
         )
-    weight: Weight = getattr(weights, name)
+    weight: float | None = getattr(weights, name)
     return weight
 
 
@@ -191,6 +191,6 @@ def weigh(terms: Mapping[str, Tensor], weights: LossWeights) -> LossTerms:
     total = torch.zeros_like(next(iter(terms.values())))
     for name, term in terms.items():
         weight = loss_weight(weights, name)
-        if weight != "off" and weight != 0:
+        if weight:
             total = total + weight * term
     return LossTerms(total, dict(terms))

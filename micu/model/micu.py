@@ -42,7 +42,7 @@ class MICU(nn.Module):
     """The model of Huang et al., ICCV 2025, for any two or more modalities.
 
     Submodules, each by modality: `word_readers` (text alone), `semantic_encoders`,
-    `specific_encoders`, `reconstructors` (none if the reconstruction loss is off); and the
+    `specific_encoders`, `reconstructors` (none if the reconstruction loss is left out); and the
     `quantizer` that all share.
 
     Args:
@@ -92,7 +92,7 @@ class MICU(nn.Module):
         Args:
             batch: Features of every modality of the model, and their mask.
             reconstruct: Without, `reconstruction` and `target` are empty: rebuilding grids is most
-                of the cost. They are empty too if the reconstruction loss is switched off.
+                of the cost. They are empty too if the reconstruction loss is left out.
         """
         missing = [name for name in self.modalities if name not in batch.features]
         if missing:

@@ -25,7 +25,7 @@ from micu.presets import PRESETS
         ("data.exclude_ids=a=b.csv", "data", "exclude_ids", "a=b.csv"),
         ("data.splits=train, val", "data", "splits", ("train", "val")),
         ("data.splits=", "data", "splits", ()),
-        ("weights.fine=off", "weights", "fine", "off"),
+        ("weights.fine=none", "weights", "fine", None),
         ("weights.fine=2", "weights", "fine", 2.0),
         ("modalities=video,flow", "", "modalities", ("video", "flow")),
     ],
@@ -46,7 +46,7 @@ def test_a_value_is_read_by_the_type_of_its_field(assignment, section, key, valu
             "--set quantizer.codebok_size: no key 'codebok_size'; did you mean 'codebook_size'? ",
         ),
         ("seed=abc", "--set seed: expected int, got 'abc'"),
-        ("weights.fine=of", "--set weights.fine: expected a finite number or off, got 'of'"),
+        ("weights.fine=off", "--set weights.fine: expected a finite number, got 'off'"),
         ("seed=1.0", "--set seed: expected int, got '1.0'"),
         ("quantizer=3", "--set quantizer: 'quantizer' is a section; set one of its keys"),
         ("seed.x=3", "--set seed.x: 'seed' is not a section; it has no keys"),
@@ -111,7 +111,7 @@ def test_json_with_unknown_missing_and_bad_keys_is_refused_with_all_of_them():
     value["data"]["splits"] = "train"
     del value["optimizer"]["dtype"]
     value["jigsaw"] = 3
-    value["weights"]["fine"] = None
+    value["weights"]["fine"] = "none"
 
     with pytest.raises(ConfigError) as caught:
         from_json(json.dumps(value), "x.json")
@@ -121,7 +121,7 @@ def test_json_with_unknown_missing_and_bad_keys_is_refused_with_all_of_them():
         "x.json: encoder.clone_init: expected true or false, got 1",
         "x.json: quantizer.codebook_size: expected int, got 'many'",
         "x.json: jigsaw: expected a section, got 3",
-        "x.json: weights.fine: expected a finite number or off, got None",
+        "x.json: weights.fine: expected a finite number, got 'none'",
         "x.json: optimizer.dtype: missing",
         "x.json: data.splits: expected a list of words, got 'train'",
     ]
@@ -147,15 +147,19 @@ def test_differences_are_named_by_their_full_key():
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["weights.fine=-1"], "weights.fine: expected >= 0 or off, got -1.0"),
+        (["weights.fine=-1"], "weights.fine: expected >= 0, got -1.0"),
         (
             [f"weights.{name}=0" for name in asdict(LossWeights())],
             "weights.fine, coarse, jigsaw, reconstruction, commitment, mmjp: expected at least one",
         ),
         (
-            [f"weights.{name}=off" for name in asdict(LossWeights()) if name != "jigsaw"]
+            [f"weights.{name}=none" for name in asdict(LossWeights())],
+            "weights.all: expected at least one above 0, got none",
+        ),
+        (
+            [f"weights.{name}=0" for name in asdict(LossWeights()) if name != "jigsaw"]
             + ["jigsaw.splits=0"],
-            "weights: expected a term above 0 that is computed, got none: jigsaw.splits is 0",
+            "weights: expected a loss above 0 beside jigsaw, got none: jigsaw.splits is 0",
         ),
         (["jigsaw.splits=1"], "jigsaw.splits: expected 0 or at least 2, got 1"),
         (["mmjp.splits=3", "weights.mmjp=1"], "mmjp.splits: expected a divisor of encoder.embed"),
@@ -180,7 +184,7 @@ def test_a_setting_that_no_run_could_use_is_refused(assignments, message):
 
 
 def test_a_weight_that_is_no_number_is_refused():
-    with pytest.raises(ConfigError, match="coarse: expected >= 0 or off, got nan"):
+    with pytest.raises(ConfigError, match="coarse: expected >= 0, got nan"):
         LossWeights(coarse=math.nan)
 
 
@@ -240,7 +244,7 @@ MICU = {
         "jigsaw": 2,
         "reconstruction": 1,
         "commitment": 1,
-        "mmjp": "off",
+        "mmjp": None,
     },
     "optimizer": {
         "learning_rate": 4e-4,
@@ -262,15 +266,15 @@ def test_the_recommended_run_has_the_sizes_of_the_paper():
     assert json.loads(to_json(PRESETS["micu"]())) == MICU
 
 
-@pytest.mark.parametrize("assignment", ["weights.jigsaw=off", "jigsaw.splits=0"])
-def test_a_loss_that_is_off_is_not_among_the_terms(assignment):
+@pytest.mark.parametrize("assignment", ["weights.jigsaw=none", "jigsaw.splits=0"])
+def test_a_loss_that_is_left_out_is_not_among_the_terms(assignment):
     everything = ("fine", "coarse", "jigsaw", "reconstruction", "commitment")
     assert TrainConfig().terms() == everything
     without = with_overrides(TrainConfig(), [assignment]).terms()
     assert without == tuple(name for name in everything if name != "jigsaw")
 
 
-def test_a_jigsaw_that_is_off_does_not_mind_its_other_settings():
+def test_a_jigsaw_that_is_left_out_does_not_mind_its_other_settings():
     off = ["jigsaw.splits=0", "encoder.embed_dim=12", "encoder.heads=2"]
     assert with_overrides(TrainConfig(), off).jigsaw.permutations == 256
 

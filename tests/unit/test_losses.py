@@ -224,8 +224,8 @@ def test_a_loss_of_weight_zero_is_logged_without_a_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
-def test_a_loss_that_is_off_is_not_even_made(name: str) -> None:
-    config = replace(CONFIG, weights=replace(CONFIG.weights, **{name: "off"}))
+def test_a_loss_that_is_left_out_is_not_even_made(name: str) -> None:
+    config = replace(CONFIG, weights=replace(CONFIG.weights, **{name: None}))
     drawn = the_draws(CONFIG)
     losses = losses_of(config)
     loss = compute_losses(output(*inputs()), batch(), losses, drawn)

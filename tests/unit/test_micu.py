@@ -196,10 +196,10 @@ def test_text_is_rebuilt_as_its_words_if_they_are_the_target() -> None:
     assert output.target["audio"] is batch.features["audio"]
 
 
-def test_a_reconstruction_that_is_off_has_no_networks_and_leaves_the_rest_alone() -> None:
+def test_a_reconstruction_that_is_left_out_has_no_networks_and_leaves_the_rest_alone() -> None:
     modalities = CHOICES[-1]
     batch = batch_of(modalities)
-    model = build(modalities, weights=LossWeights(reconstruction="off"))
+    model = build(modalities, weights=LossWeights(reconstruction=None))
     assert not [name for name in model.state_dict() if name.startswith(("spec", "recon"))]
     assert set(model.parameter_groups()) == {"encoder", "text_lstm"}
     output = model.eval()(batch)
@@ -254,13 +254,13 @@ def changes_of(name: str) -> dict[str, object]:
 
 
 ABLATIONS = {
-    "ablation-fine": {"weights.coarse": 0.0, "weights.jigsaw": "off"},
-    "ablation-coarse": {"weights.fine": 0.0, "weights.jigsaw": "off"},
+    "ablation-fine": {"weights.coarse": 0.0, "weights.jigsaw": None},
+    "ablation-coarse": {"weights.fine": 0.0, "weights.jigsaw": None},
     "ablation-cujp": {"weights.fine": 0.0, "weights.coarse": 0.0},
-    "ablation-fine-coarse": {"weights.jigsaw": "off"},
+    "ablation-fine-coarse": {"weights.jigsaw": None},
     "ablation-fine-cujp": {"weights.coarse": 0.0},
     "ablation-coarse-cujp": {"weights.fine": 0.0},
-    "fig3-mmjp": {"weights.jigsaw": "off", "weights.mmjp": 2.0},
+    "fig3-mmjp": {"weights.jigsaw": None, "weights.mmjp": 2.0},
     "fig3-cujp2": {"jigsaw.splits": 2, "jigsaw.permutations": 2},
     "fig3-cujp4": {"jigsaw.splits": 4, "jigsaw.permutations": 24},
     "fig4-independent": {"contrastive.mask_share": "independent"},

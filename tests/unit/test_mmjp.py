@@ -23,7 +23,7 @@ SMALL = [
     "mmjp.permutations=9",
     "mmjp.hidden_dim=5",
     "weights.mmjp=1",
-    "weights.jigsaw=off",
+    "weights.jigsaw=none",
 ]
 
 
