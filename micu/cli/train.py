@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
+from micu.cli.sweep import OWN, is_sweep, run_sweep, sweep_options
 from micu.commands import exit_codes
 from micu.config import TrainConfig
 from micu.devices import resolve_device
@@ -145,6 +146,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             "--dry-run", is_flag=True, help="Measure two steps, print what the run takes, and stop."
         ),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+        *sweep_options(),
     ]
     return functools.reduce(lambda made, option: option(made), reversed(options), command)
 
@@ -170,6 +172,15 @@ def main(
 ) -> None:
     """Train MICU on extracted features."""
     with exit_codes(HINT):
+        if is_sweep(click.get_current_context()):
+            sys.exit(
+                run_sweep(
+                    click.get_current_context(),
+                    lambda name, swept: build_config(
+                        name, modalities, seed, (*assignments, *swept)
+                    ),
+                )
+            )
         config = build_config(preset, modalities, seed, assignments)
         if print_config:
             click.echo(to_json(config))
@@ -180,7 +191,7 @@ def main(
             chosen=chosen,
             preset=preset,
             out=out or Path("runs") / f"{preset}-{letters}-{config.seed}",
-            **arguments,
+            **{name: value for name, value in arguments.items() if name not in OWN},
         )
         if typed.resume and typed.overwrite:
             raise ConfigError("--resume and --overwrite: expected one of them, got both")
