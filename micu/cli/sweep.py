@@ -142,12 +142,12 @@ def _job(
     run: SweepRun, folder: Path, typed: Sequence[str], evaluation: Sequence[str] | None
 ) -> Job:
     """The command lines of one run."""
-    assignments = [word for text in run.assignments for word in ("--set", text)]
-    own = ["--preset", run.preset, "--seed", str(run.config.seed), *assignments]
+    settings = (*run.assignments, f"seed={run.config.seed}")
+    own = [word for text in settings for word in ("--set", text)]
     return Job(
         run=run,
         folder=folder,
-        train=[*typed, *own, "--out", str(folder)],
+        train=["--preset", run.preset, *typed, *own, "--out", str(folder)],
         evaluate=None
         if evaluation is None
         else [str(folder / "last.pt"), *evaluation, "--out", str(folder / RESULTS)],

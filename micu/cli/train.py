@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,14 +173,11 @@ def main(
     """Train MICU on extracted features."""
     with exit_codes(HINT):
         if is_sweep(click.get_current_context()):
-            sys.exit(
-                run_sweep(
-                    click.get_current_context(),
-                    lambda name, swept: build_config(
-                        name, modalities, seed, (*assignments, *swept)
-                    ),
-                )
-            )
+
+            def build(name: str, swept: Sequence[str]) -> TrainConfig:
+                return build_config(name, modalities, seed, (*assignments, *swept))
+
+            sys.exit(run_sweep(click.get_current_context(), build))
         config = build_config(preset, modalities, seed, assignments)
         if print_config:
             click.echo(to_json(config))
@@ -201,7 +198,7 @@ def main(
 
 
 def build_config(
-    preset: str, modalities: str | None, seed: int | None, assignments: tuple[str, ...]
+    preset: str, modalities: str | None, seed: int | None, assignments: Sequence[str]
 ) -> TrainConfig:
     """The configuration that the options ask for.
 

@@ -1,4 +1,4 @@
-"""Doing the runs of a sweep: each stage of a run is a process, and leaves a note when it ended well.
+"""Doing the runs of a sweep: each stage of a run is a process, and is noted when it ended well.
 
 A process of its own for every run: one that crashes, or that the system kills for its memory, takes
 nothing else with it.
@@ -50,7 +50,7 @@ class Ended:
     job: Job
     state: Literal["finished", "failed", "stopped"]
     why: str = ""
-    """The last line of the log of a run that failed."""
+    """Of a run that failed, the last line of its log."""
 
 
 def conduct(
@@ -99,12 +99,12 @@ def _do(job: Job, launch: Launch, stop: StopFlag) -> Ended:
             return Ended(job, "stopped")
         job.folder.mkdir(parents=True, exist_ok=True)
         code = launch(module, words, job.folder / LOG)
-        if code in (EXIT_STOPPED, EXIT_INTERRUPTED):
+        if code in (EXIT_STOPPED, EXIT_INTERRUPTED) or (code and stop.name):
             return Ended(job, "stopped")
         if code != 0:
             return Ended(job, "failed", f"exit code {code}, {_last_line(job.folder / LOG)}")
         write_atomically(job.folder / FINISHED, json.dumps(note, indent=1).encode())
-    return Ended(job, "finished")
+    return Ended(job, "finished", "" if stages else "not repeated")
 
 
 def _read_note(folder: Path) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def choose_part(runs: Sequence[SweepRun], part: str | None) -> list[SweepRun]:
     number, count = (int(text) for text in found.groups()) if found else (0, 0)
     if not 1 <= number <= count <= len(runs):
         raise ConfigError(
-            f"--part: expected I/N with 1 <= I <= N <= {len(runs)}, the number of runs, got {part!r}"
+            f"--part: expected I/N with 1 <= I <= N <= {len(runs)}, the number of runs, "
+            f"got {part!r}"
         )
     return list(runs[number - 1 :: count])

@@ -91,6 +91,8 @@ def _key(row: Row) -> tuple[str, ...]:
 def write_table(rows: Iterable[Row], runs: Sequence[SweepRun], path: Path) -> None:
     """Write mean and standard deviation (n - 1) over the runs of each setting, as a CSV file.
 
+    A number that is not defined in one of the runs has the mean `nan`, and no deviation.
+
     Args:
         rows: Result of `collect`.
         runs: For the values of the axes, each of which is a column.
@@ -105,7 +107,8 @@ def write_table(rows: Iterable[Row], runs: Sequence[SweepRun], path: Path) -> No
     swept = list(dict.fromkeys(axis for values in axes.values() for axis in values))
     writer.writerow(["setting", *swept, *KEYS, "mean", "std", "runs"])
     for (setting, *key), values in groups.items():
-        spread = statistics.stdev(values) if len(values) > 1 else ""
+        is_spread = len(values) > 1 and not any(map(math.isnan, values))
+        spread = statistics.stdev(values) if is_spread else ""
         places = [axes[setting].get(axis, "") for axis in swept]
         writer.writerow([setting, *places, *key, statistics.fmean(values), spread, len(values)])
     write_atomically(path, table.getvalue().encode())
