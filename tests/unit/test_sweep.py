@@ -302,7 +302,7 @@ def test_the_table_has_mean_and_deviation_over_the_runs_of_a_setting(tmp_path: P
     found = {
         (line["quantizer.codebook_size"], line["task"], line["metric"]): (
             float(line["mean"]),
-            float(line["std"]),
+            float(line["std"] or "nan"),
             int(line["runs"]),
         )
         for line in table
