@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from micu.commands import EXIT_FAILURES, stop_signals
+from micu.commands import EXIT_FAILURES, exit_codes, stop_signals
 from micu.errors import ConfigError
 from micu.slurm import ArrayJob, array_script
 from micu.sweep.conduct import Job, conduct, launcher, share_cores
@@ -104,8 +104,8 @@ def run_sweep(context: click.Context, build: Build) -> int:
     chosen = choose_part(runs, given["part"])
     typed = _words(context, leave_out=(*OWN, *REPLACED))
     jobs = [_job(run, out / run.name, typed, evaluation) for run in chosen]
-    with stop_signals() as stop:
-        launch = launcher(stop, share_cores(given["jobs"], os.environ))
+    cores = share_cores(given["jobs"], os.environ)
+    with exit_codes(), stop_signals() as stop, launcher(stop, cores) as launch:
         ended = conduct(jobs, given["jobs"], launch, stop, lambda line: click.echo(line, err=True))
     if given["part"] is None:
         _tell_table([e.job.run for e in ended if e.state == "finished"], out)

@@ -8,7 +8,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -121,13 +122,17 @@ def _last_line(log: Path) -> str:
     return f"{lines[-1] if lines else 'no word said'} ({log})"
 
 
-def launcher(stop: StopFlag, environment: Mapping[str, str]) -> Launch:
+@contextmanager
+def launcher(stop: StopFlag, environment: Mapping[str, str]) -> Iterator[Launch]:
     """Starts processes that a terminal's Ctrl-C does not reach, and passes a stop on to them.
+
+    What still runs when the block is left, as after a second Ctrl-C, is asked to stop, too.
 
     Args:
         stop: Once it has a name, running processes are asked to stop, and are waited for.
         environment: Set for them beside this process's own.
     """
+    begun: list[subprocess.Popen[bytes]] = []
 
     def launch(module: str, words: Sequence[str], log: Path) -> int:
         with log.open("ab") as file:
@@ -139,6 +144,7 @@ def launcher(stop: StopFlag, environment: Mapping[str, str]) -> Launch:
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
+        begun.append(process)
         told = False
         while True:
             try:
@@ -148,7 +154,12 @@ def launcher(stop: StopFlag, environment: Mapping[str, str]) -> Launch:
                     process.terminate()
                     told = True
 
-    return launch
+    try:
+        yield launch
+    finally:
+        for process in begun:
+            if process.poll() is None:
+                process.terminate()
 
 
 def share_cores(at_a_time: int, environment: Mapping[str, str]) -> dict[str, str]:

@@ -8,7 +8,8 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ def sweep(folder: Path, out: Path, *more: str) -> Result:
     return CliRunner().invoke(main, words(folder, out, *more), catch_exceptions=False)
 
 
-def in_this_process(*_: object) -> Launch:
+@contextmanager
+def in_this_process(*_: object) -> Iterator[Launch]:
     """Runs the tools as processes of their own do, without the seconds that those take to start."""
     tools = {"micu.cli.train": main, "micu.cli.evaluate": evaluate}
 
@@ -48,7 +50,7 @@ def in_this_process(*_: object) -> Launch:
         log.write_text(result.output)
         return result.exit_code
 
-    return launch
+    yield launch
 
 
 def test_runs_are_done_evaluated_collected_and_not_repeated(
@@ -124,12 +126,13 @@ def test_every_run_is_told_what_was_typed_and_its_own_part_of_the_grid(
 ) -> None:
     begun: list[list[str]] = []
 
-    def launcher(*_: object) -> Launch:
+    @contextmanager
+    def launcher(*_: object) -> Iterator[Launch]:
         def launch(module: str, given: Sequence[str], log: Path) -> int:
             begun.append([module, *given])
             return 1
 
-        return launch
+        yield launch
 
     monkeypatch.setattr("micu.cli.sweep.launcher", launcher)
     more = ("--sweep", "preset=micu,paper", "--set", "seed=7", "--seeds", "2", "--part", "2/2")

@@ -3,10 +3,13 @@
 import csv
 import json
 import math
+import signal
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -17,7 +20,7 @@ from micu.evaluate.report import Row, write_rows
 from micu.files import file_sha256
 from micu.overrides import with_overrides
 from micu.presets import PRESETS
-from micu.sweep.conduct import FINISHED, Job, conduct, share_cores
+from micu.sweep.conduct import FINISHED, Job, conduct, launcher, share_cores
 from micu.sweep.plan import SweepRun, choose_part, parse_axes, plan_runs
 from micu.sweep.table import collect, render_sweep, write_table
 
@@ -217,6 +220,21 @@ def test_after_a_stop_nothing_is_begun_and_what_the_signal_killed_is_no_failure(
     assert do(jobs_in(tmp_path), launch, stop) == ["stopped", "stopped"]
     assert launch.begun == [("train", FOUR)]
     assert do(jobs_in(tmp_path), Processes(lambda m, n: EXIT_STOPPED)) == ["stopped", "stopped"]
+
+
+def test_what_still_runs_when_the_sweep_is_left_is_asked_to_stop(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(
+        "import pathlib, time; pathlib.Path(__file__).with_name('begun').touch(); time.sleep(60)"
+    )
+    codes: list[int] = []
+    with launcher(StopFlag(), {"PYTHONPATH": str(tmp_path)}) as launch:
+        wait = Thread(target=lambda: codes.append(launch("sleeper", [], tmp_path / "log.txt")))
+        wait.start()
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        time.sleep(0.1)
+    wait.join(30)
+    assert codes == [-signal.SIGTERM]
 
 
 def test_a_damaged_note_counts_as_none(tmp_path: Path) -> None:
