@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from micu.commands import EXIT_FAILURES, exit_codes, stop_signals
 from micu.errors import ConfigError
 from micu.slurm import ArrayJob, array_script
-from micu.sweep.conduct import Job, conduct, launcher, share_cores
+from micu.sweep.conduct import CHECKPOINT, Job, conduct, launcher, share_cores
 from micu.sweep.plan import PRESET, Build, SweepRun, choose_part, parse_axes, plan_runs
 
 RESULTS = "results.csv"
@@ -150,7 +150,7 @@ def _job(
         train=["--preset", run.preset, *typed, *own, "--out", str(folder)],
         evaluate=None
         if evaluation is None
-        else [str(folder / "last.pt"), *evaluation, "--out", str(folder / RESULTS)],
+        else [str(folder / CHECKPOINT), *evaluation, "--out", str(folder / RESULTS)],
     )
 
 

@@ -25,6 +25,8 @@ FINISHED = "finished.json"
 """In a run's folder: what its finished stages were done with."""
 LOG = "log.txt"
 """In a run's folder: what its processes printed."""
+CHECKPOINT = "last.pt"
+"""In a run's folder: what it ended with. A finished run without one is done again."""
 POLL_S = 0.2
 """How long a signal may wait before it is passed on, s."""
 
@@ -89,6 +91,7 @@ def _do(job: Job, launch: Launch, stop: StopFlag) -> Ended:
     wanted = {"config": json.loads(to_json(job.run.config)), "train": list(job.train)}
     found = _read_note(job.folder)
     trained = {key: found.get(key) for key in wanted} == wanted
+    trained = trained and (job.folder / CHECKPOINT).is_file()
     stages: list[tuple[str, list[str], dict[str, Any]]] = []
     if not trained:
         stages.append(("micu.cli.train", [*job.train, "--resume"], wanted))

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from micu.checkpoint import LAST
 from micu.evaluate.report import COLUMNS, Row, read_rows, render_table
 from micu.files import file_sha256, write_atomically
 from micu.logs import METRICS, read_metrics
+from micu.sweep.conduct import CHECKPOINT
 from micu.sweep.plan import SweepRun
 
 TRAINING = "training"
@@ -40,7 +40,7 @@ def collect(runs: Sequence[SweepRun], out: Path) -> list[Row]:
 
 def _logged(folder: Path) -> list[Row]:
     """The last step's losses, perplexities and counts of codes."""
-    *_, last = read_metrics(folder / METRICS[0])
+    rows = read_metrics(folder / METRICS[0])
     return [
         Row(
             task=TRAINING,
@@ -56,7 +56,7 @@ def _logged(folder: Path) -> list[Row]:
             checkpoint_sha256="",
             manifest_sha256="",
         )
-        for metric, value in last.items()
+        for metric, value in (rows[-1] if rows else {}).items()
         if metric not in NOT_RESULTS and not metric.startswith("grad_norm_")
     ]
 
@@ -67,7 +67,7 @@ def _evaluated(folder: Path) -> list[Row]:
     Rows of a checkpoint that is no longer the run's last one are left out.
     """
     paths = [path for path in sorted(folder.glob("*.csv")) if _holds_results(path)]
-    sha256 = file_sha256(folder / LAST) if paths else ""
+    sha256 = file_sha256(folder / CHECKPOINT) if paths else ""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for path in paths:
         for row in read_rows(path):

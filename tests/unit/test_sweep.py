@@ -125,6 +125,7 @@ class Processes:
     def __call__(self, module: str, words: Sequence[str], log: Path) -> int:
         self.begun.append((module.rpartition(".")[2], log.parent.name))
         log.write_text(f"{words}\nerror: no luck\n")
+        log.with_name("last.pt").touch()
         return self.code(module, log.parent.name)
 
 
@@ -171,6 +172,14 @@ def test_a_run_that_fails_does_not_stop_the_rest_and_says_why(tmp_path: Path) ->
     assert ended[0].why == f"exit code 2, error: no luck ({tmp_path / FOUR / 'log.txt'})"
     assert not (tmp_path / FOUR / FINISHED).exists()
     assert sorted(told)[0].startswith(f"[1/2] {FOUR}: failed: exit code 2")
+
+
+def test_a_finished_run_whose_checkpoint_is_gone_is_done_again(tmp_path: Path) -> None:
+    do(jobs_in(tmp_path), Processes())
+    (tmp_path / FOUR / "last.pt").unlink()
+    again = Processes()
+    assert do(jobs_in(tmp_path), again) == ["finished", "finished"]
+    assert again.begun == [("train", FOUR)]
 
 
 def test_a_run_typed_otherwise_or_of_another_configuration_is_done_again(tmp_path: Path) -> None:
