@@ -15,7 +15,19 @@ from pathlib import Path
 from micu.errors import ConfigError
 from micu.files import write_atomically
 
-NOT_RATES = frozenset({"threshold", "probe", "perplexity", "active_codes"})
+NOT_RATES = frozenset(
+    [
+        *(
+            "threshold",
+            "probe",
+            "perplexity",
+            "active_codes",
+            "parameters",
+            "parameters_downstream",
+        ),
+        *("training_memory_mib", "inference_memory_mib", "seconds_per_step", "seconds_per_clip"),
+    ]
+)
 """Metrics that are not in [0, 1], and are never shown in percent."""
 
 CHANGES = " with "
@@ -32,6 +44,11 @@ COLUMN_TITLES = {
     "oscr": "OSCR",
     "fpr_unk_at_95tpr_known": "FPR unk@95 known",
     "fpr_known_at_95tpr_unk": "FPR known@95 unk",
+    "acc_class_mean": "acc. (class mean)",
+    "f1_micro": "F1 (micro, no background)",
+    "f1_batch": "F1 (as published)",
+    **{f"r{k}": f"R@{k}" for k in (1, 5, 10)},
+    **{f"r{k}_mean": f"R@{k}, both ways" for k in (1, 5, 10)},
 }
 """Titles of table columns; other metrics keep their name."""
 
@@ -53,7 +70,7 @@ class Row:
     """Preset of the checkpoint, and what was changed in it."""
     seed: int
     threshold_source: str
-    """`source-val`, `oracle` (looks at the test set), or `none`."""
+    """`source-val`, `paired-quantile`, `oracle` (looks at the test set), or `none`."""
     metric: str
     value: float
     """Natural sign, rates in [0, 1]; NaN where `note` says why."""
@@ -69,11 +86,16 @@ class Row:
     """How the probe was trained, where there is one."""
     features: str = ""
     """`modality:backbone@fingerprint` of the feature sets, the probe's own first."""
+    protocol: str = ""
+    """`paper` (as published) or `clean`; empty where nothing differs."""
+    leaks: str = ""
+    """What the number rests on that it should not, names separated by blanks; see
+    `micu.evaluate.leaks`."""
     note: str = ""
 
     def key(self) -> tuple[object, ...]:
         """What two rows about the same number have in common."""
-        free = ("value", "n_clips", "note")
+        free = ("value", "n_clips", "leaks", "note")
         return tuple(value for name, value in asdict(self).items() if name not in free)
 
 
@@ -158,12 +180,15 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
     runs: dict[tuple[str, ...], set[tuple[int, str]]] = {}
     for row in rows:
         pair = " → ".join(filter(None, (row.train_modality, row.test_modality)))
-        shown = (row.task, pair, row.method, row.preset, row.threshold_source, row.score)
-        key = (*shown, row.probe, row.features, row.classes_sha256)
+        shown = (row.task, pair, row.method, row.preset, row.protocol, row.threshold_source)
+        key = (*shown, row.score, row.leaks, row.probe, row.features, row.classes_sha256)
         groups.setdefault(key, {}).setdefault(row.metric, []).append(row.value)
         runs.setdefault(key, set()).add((row.seed, row.checkpoint_sha256))
     columns = [metric for metric in metrics if any(metric in group for group in groups.values())]
-    header = ("task", "modalities", "method", "preset", "threshold", "score", "runs")
+    header = (
+        *("task", "modalities", "method", "preset", "protocol", "threshold", "score", "leaks"),
+        "runs",
+    )
     lines = [
         (
             *map(_short, key[: len(header) - 1]),
@@ -177,9 +202,9 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
 
 
 def _short(text: str) -> str:
-    """A preset that was changed, without its changes: `micu*`; and what an oracle is."""
-    if text == "oracle":
-        return "oracle (test set)"
+    """A preset that was changed, without its changes: `micu*`; what an oracle is; no `none`."""
+    if text in ("oracle", "none"):
+        return {"oracle": "oracle (test set)", "none": ""}[text]
     name, *changes = text.split(CHANGES)
     return f"{name}*" if changes else name
 
@@ -188,6 +213,8 @@ def _cell(values: Sequence[float], metric: str) -> str:
     if not values or any(math.isnan(value) for value in values):
         return "–"
     scale = 1 if metric in NOT_RATES else 100
+    if metric == "seconds_per_clip":
+        return f"{statistics.fmean(values):.3g}"
     mean = f"{scale * statistics.fmean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.2f}"
 
@@ -199,7 +226,12 @@ def _without_empty_columns(rows: Sequence[tuple[str, ...]]) -> Table:
 
 def render_table(rows: Sequence[Row], metrics: Sequence[str] = SHOWN) -> str:
     """Rows as a Markdown table, rates in percent."""
-    table = tabulate(rows, metrics).rows
+    return render_markdown(tabulate(rows, metrics))
+
+
+def render_markdown(content: Table) -> str:
+    """A table as Markdown, its columns aligned."""
+    table = content.rows
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = [
         "| "

@@ -17,7 +17,7 @@ from extract.decode import DECODERS
 from extract.demo import cli as demo_command
 from micu.cli.evaluate import main as eval_command
 from micu.cli.train import main as train_command
-from micu.evaluate.open_set import SCORES
+from micu.evaluate.scores import SCORES
 from micu.evaluate.tasks import TASKS
 from micu.losses.terms import LOSSES
 from micu.manifest import MODALITIES
