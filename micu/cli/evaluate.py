@@ -27,12 +27,11 @@ from micu.cli.features import FeatureSets, find_feature_sets
 from micu.commands import exit_codes
 from micu.devices import resolve_device
 from micu.errors import ConfigError, StoreError
+from micu.evaluate.columns import shown_metrics
 from micu.evaluate.ranking import rank_scores
 from micu.evaluate.report import (
     CHANGES,
-    SHOWN,
     Row,
-    codebook_metrics,
     describe_task,
     render_html,
     render_markdown,
@@ -51,19 +50,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
 
 PROBE_EPOCHS = {"cmg": 30}
 """Of the published scripts; 25 for the other tasks."""
-
-METRICS_SHOWN = {
-    "cmg": (
-        *("acc", "acc_class_mean", "f1_micro", "precision_micro", "recall_micro"),
-        *("f1_batch", "precision_batch", "recall_batch"),
-    ),
-    "retrieval": ("r1", "r5", "r10", "r1_mean", "r5_mean", "r10_mean"),
-    "efficiency": (
-        *("parameters", "parameters_downstream", "training_memory_mib", "inference_memory_mib"),
-        *("seconds_per_step", "seconds_per_clip"),
-    ),
-}
-"""Columns of a task's table."""
 
 SEVERAL_SEEDS = 5
 """How many seeds `--protocol clean` takes unless told otherwise."""
@@ -269,10 +255,8 @@ def _print(rows: Sequence[Row], typed: Arguments) -> None:
             if math.isnan(value["value"]):
                 value["value"] = None
         click.echo(json.dumps(values, indent=1))
-    elif typed.task == "codebook":
-        click.echo(render_table(rows, codebook_metrics(rows)))
     else:
-        click.echo(render_table(rows, METRICS_SHOWN.get(typed.task, SHOWN)))
+        click.echo(render_table(rows, shown_metrics(typed.task, {row.metric for row in rows})))
         if typed.score == "all":
             click.echo(f"\n{render_markdown(rank_scores(rows))}")
     changed = sorted({row.preset for row in rows if CHANGES in row.preset})

@@ -13,48 +13,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from micu.errors import ConfigError
+from micu.evaluate.columns import COLUMN_TITLES, NOT_RATES, SHOWN, shown_metrics
 from micu.files import write_atomically
-
-NOT_RATES = frozenset(
-    [
-        *(
-            "threshold",
-            "probe",
-            "perplexity",
-            "active_codes",
-            "parameters",
-            "parameters_downstream",
-        ),
-        *("training_memory_mib", "inference_memory_mib", "seconds_per_step", "seconds_per_clip"),
-    ]
-)
-"""Metrics that are not in [0, 1], and are never shown in percent."""
 
 CHANGES = " with "
 """Between a preset's name and what was changed in it."""
-
-COLUMN_TITLES = {
-    "os_star": "OS*",
-    "os_star_class_mean": "OS* (class mean)",
-    "unk": "UNK",
-    "hos": "HOS",
-    "hos_class_mean": "HOS (class mean)",
-    "acc": "closed-set acc.",
-    "auroc": "AUROC",
-    "oscr": "OSCR",
-    "fpr_unk_at_95tpr_known": "FPR unk@95 known",
-    "fpr_known_at_95tpr_unk": "FPR known@95 unk",
-    "acc_class_mean": "acc. (class mean)",
-    "f1_micro": "F1 (micro, no background)",
-    "f1_batch": "F1 (as published)",
-    **{f"r{k}": f"R@{k}" for k in (1, 5, 10)},
-    **{f"r{k}_mean": f"R@{k}, both ways" for k in (1, 5, 10)},
-}
-"""Titles of table columns; other metrics keep their name."""
-
-
-SHOWN = tuple(name for name in COLUMN_TITLES if name != "hos_class_mean")
-"""Columns of a table unless others are asked for; the results file has all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,16 +267,11 @@ def render_html(title: str, sections: Sequence[Section]) -> str:
     )
 
 
-def codebook_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Columns of the table of task `codebook`."""
-    shared = {row.metric for row in rows if row.metric.startswith("shared_by")}
-    return ("perplexity", "active_codes", "used_by_all", "agreement", *sorted(shared))
-
-
 def describe_task(rows: Sequence[Row], task: str) -> list[Section]:
     """What the page of one evaluation shows."""
-    if task == "codebook":
-        return [Section("Codebook", tables=(tabulate(rows, codebook_metrics(rows)),))]
+    if task != "oscmg":
+        metrics = shown_metrics(task, {row.metric for row in rows})
+        return [Section(task.capitalize(), tables=(tabulate(rows, metrics),))]
     table = tabulate(rows, ("os_star", "unk", "hos", "acc", "auroc", "oscr"))
     values: dict[str, dict[str, list[float]]] = {}
     for row in (row for row in rows if row.metric == "hos"):

@@ -85,10 +85,11 @@ def transfer_threshold(threshold: float, source_scores: Floats, target_scores: F
         target_scores: Of the same clips in the target modality, (n,).
 
     Returns:
-        A quantile of `target_scores`, not interpolated.
+        One of `target_scores`: as many of them are below, ties aside, as `source_scores` are below
+        `threshold`, but for one where that is all.
     """
-    level = float((source_scores < threshold).mean())
-    return float(np.quantile(target_scores, level, method="lower"))
+    rejected = int((source_scores < threshold).sum())
+    return float(np.sort(target_scores)[min(rejected, len(target_scores) - 1)])
 
 
 def choose_on_test(logits: Sequence[Floats], labels: Ints, scores: Sequence[Floats]) -> Choice:

@@ -2,18 +2,24 @@
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from micu.errors import ManifestError
+from micu.errors import ConfigError, ManifestError
 from micu.evaluate.metrics import UNKNOWN
-from micu.evaluate.open_set import chance, run_oscmg
+from micu.evaluate.open_set import Outcome, chance, run_oscmg
 from micu.evaluate.probe import ClipFeatures, ProbeConfig, fit_probe
 from micu.evaluate.scores import SCORES, Fitting, Scorer, max_softmax
 from micu.evaluate.splits import OpenSetSplit, SplitRules, hold_out, split_clips
-from micu.evaluate.thresholds import choose_on_test, choose_on_validation, pick_threshold
+from micu.evaluate.thresholds import (
+    choose_on_test,
+    choose_on_validation,
+    pick_threshold,
+    transfer_threshold,
+)
 from micu.manifest import Clip
 
 
@@ -254,6 +260,37 @@ def test_the_threshold_accepts_at_least_95_percent_of_validation() -> None:
     assert (scores >= threshold).mean() >= 0.95
     assert (scores > threshold).mean() < 0.96
     assert pick_threshold(np.array([0.7, 0.2, 0.9])) == 0.2
+
+
+def test_a_threshold_is_carried_to_the_scale_of_the_target() -> None:
+    source = np.arange(40.0)
+    for threshold in (0.0, 3.0, 3.5, 39.0):
+        carried = transfer_threshold(threshold, source, source[::-1] * 0.1 - 7)
+        assert (source * 0.1 - 7 < carried).sum() == (source < threshold).sum()
+    assert transfer_threshold(100.0, source, source) == 39.0
+
+
+def test_the_paired_quantile_needs_pairs_and_looks_at_no_label_of_theirs() -> None:
+    clips = make_clips(8, "train") + make_clips(8, "val") + make_clips(5, "test")
+    ids = {clip.clip_id for clip in clips}
+    split = split_clips(clips, ("a", "b"), source_ids=ids, target_ids=ids, seed=0, paired_ids=ids)
+
+    def outcome(given: OpenSetSplit) -> Outcome:
+        (found,) = run_oscmg(
+            *(PatternEncoder(), given, "video", "audio"),
+            config=QUICK,
+            seed=0,
+            thresholds=("paired-quantile",),
+        )
+        return found
+
+    found = outcome(split)
+    assert "48 unlabelled pairs" in found.note
+    assert found.metrics.acc == 1.0
+    shuffled = replace(split, pairs=split.pairs[::-1])
+    assert outcome(shuffled).metrics == found.metrics
+    with pytest.raises(ConfigError, match="expected 20 or more clips with video and audio"):
+        outcome(replace(split, pairs=split.pairs[:19]))
 
 
 def test_the_epoch_is_the_most_accurate_then_the_surest_then_the_first() -> None:
