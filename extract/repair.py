@@ -4,6 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from extract.imports import BACKBONE
 from extract.verify import ShardCheck, check_shards
 from micu.store import (
     Header,
@@ -103,6 +104,10 @@ def extraction_command(folder: Path, header: Header, run: RunRecord) -> str:
     Where such options are left out or wrong, the command refuses with what differs.
     """
     spec = header.spec
+    if spec.backbone == BACKBONE:
+        release = str(spec.preprocessing.get("release"))
+        words = ["micu-extract", "import", release, run.manifest_path, f"--{spec.modality}", "PATH"]
+        return shlex.join([*words, "--out", str(folder.parent.parent)])
     words = ["micu-extract", spec.modality, run.manifest_path, "--backbone", spec.backbone]
     words += ["--media-root", run.media_root, "--out", str(folder.parent.parent)]
     words += ["--shard-rows", str(header.shard_rows)]

@@ -12,8 +12,9 @@ import hashlib
 import io
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,13 +32,16 @@ NEEDED_COLUMN = {"video": "path", "audio": "path", "flow": "path", "text": "text
 
 Row = TypeVar("Row")
 
+_YOUTUBE_ID = re.compile(r"([A-Za-z0-9_-]{11})(?:_[0-9.]+){0,2}(?:#[0-9]+)?")
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """One labelled segment of a clip, for localisation.
 
     In a manifest's column `events` it is `label:onset_s:offset_s`, or
-    `label:onset_s:offset_s:modality`; a `;` stands between two.
+    `label:onset_s:offset_s:modality`; a `;` stands between two. An event of no length fills no
+    second: official lists have such lines, and the clip counts as annotated all the same.
 
     Raises:
         ManifestError: A label that the column cannot hold, times out of order, no such modality.
@@ -53,9 +57,9 @@ class Event:
     def __post_init__(self) -> None:  # noqa: D105
         if not self.label or self.label != self.label.strip() or set(self.label) & {";", ":"}:
             raise ManifestError(f"event label {self.label!r}: expected text without ; and :")
-        if not 0.0 <= self.onset_s < self.offset_s < math.inf:
+        if not 0.0 <= self.onset_s <= self.offset_s < math.inf:
             raise ManifestError(
-                f"event {self.label!r}: offset_s {self.offset_s} is not after onset_s "
+                f"event {self.label!r}: offset_s {self.offset_s} is before onset_s "
                 f"{self.onset_s}, or one is no time"
             )
         if self.modality and self.modality not in MODALITIES:
@@ -139,6 +143,12 @@ class Manifest:
         """Folder name of its feature sets."""
         return self.path.stem
 
+    def for_modality(self, modality: str) -> "Manifest":
+        """The manifest without the rows that a modality is not extracted from: captions."""
+        column = NEEDED_COLUMN[modality]
+        kept = tuple(clip for clip in self.clips if clip.has_column(column))
+        return replace(self, clips=kept)
+
 
 def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
     """Read a manifest.
@@ -208,17 +218,33 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
 
 
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
-    """Write clips as a manifest, atomically; reading it back gives the same clips."""
-    names = [field.name for field in fields(Clip)]
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(names)
+    """Write clips as a manifest, atomically; reading it back gives the same clips.
+
+    The columns `group` and `events` are there if some clip has something in them.
+    """
+    rows = []
     for clip in clips:
-        values = {name: getattr(clip, name) for name in names}
-        values["events"] = ";".join(map(str, clip.events))
+        values = {field.name: getattr(clip, field.name) for field in fields(Clip)}
         values["group"] = clip.group if clip.group != clip.clip_id else ""
-        writer.writerow(["" if value is None else value for value in values.values()])
+        values["events"] = ";".join(map(str, clip.events))
+        rows.append({name: "" if value is None else value for name, value in values.items()})
+    unused = {name for name in ("group", "events") if not any(row[name] for row in rows)}
+    names = [field.name for field in fields(Clip) if field.name not in unused]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     write_atomically(path, table.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def youtube_id(clip_id: str) -> str | None:
+    """The eleven characters of a YouTube video that an id begins with; None if it does not.
+
+    Data sets write `ID`, `ID_000030` (start, s), `ID_30_40` or `ID_30.000_40.000` (start and end);
+    `#2` after it numbers further rows about the same clip.
+    """
+    found = _YOUTUBE_ID.fullmatch(clip_id)
+    return found[1] if found else None
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:

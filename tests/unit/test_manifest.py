@@ -171,7 +171,7 @@ def test_events_of_a_row_are_read_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("Dog:3:3", "offset_s 3.0 is not after onset_s 3.0"),
+        ("Dog:4:3", "offset_s 3.0 is before onset_s 4.0"),
         ("Dog:nan:3", "one is no time"),
         ("Dog:0:1:smell", "unknown modality 'smell'"),
         (":0:1", "event label ''"),
