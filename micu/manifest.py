@@ -274,38 +274,6 @@ def read_class_list(path: Path) -> tuple[str, ...]:
     return classes
 
 
-def read_class_map(path: Path) -> dict[str, str]:
-    """Names of one class in two data sets: a CSV file with the columns `label`, `label_target`.
-
-    Returns:
-        Each `label_target` that differs → its `label`, by which both go from here on.
-
-    Raises:
-        ManifestError: The file is missing, empty, or has a name twice.
-    """
-    if not path.is_file():
-        raise ManifestError(
-            f"{path}: no such class map; expected a CSV file with the columns label, label_target"
-        )
-    seen: dict[str, int] = {}
-
-    def parse(row: dict[str, str], line: int) -> tuple[str, str]:
-        names = (row["label"].strip(), row["label_target"].strip())
-        for name in dict.fromkeys(names):
-            if not name:
-                raise ValueError("a name is empty")
-            if name in seen:
-                raise ValueError(f"repeats {name!r} of line {seen[name]}")
-            seen[name] = line
-        return names
-
-    columns = ("label", "label_target")
-    found = _read_rows(path, path.read_bytes(), columns, columns, parse)
-    if not found:
-        raise ManifestError(f"{path}: expected at least one pair of names, got none")
-    return {other: name for name, other in found if other != name}
-
-
 def _read_rows(
     path: Path,
     data: bytes,

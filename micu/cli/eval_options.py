@@ -121,7 +121,8 @@ def _input_options() -> list[Callable[..., Any]]:
         click.option(
             "--class-map",
             type=file,
-            help="CSV file, columns label and label_target: names of one class in two manifests.",
+            help="CSV file, column label and a second one: two names of one class, such as "
+            "manifests/classes/ucf-vgg-pairs.csv.",
         ),
         click.option(
             "--pretraining-manifest",

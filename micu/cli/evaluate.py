@@ -27,6 +27,7 @@ from micu.cli.features import FeatureSets, find_feature_sets
 from micu.commands import exit_codes
 from micu.devices import resolve_device
 from micu.errors import ConfigError, StoreError
+from micu.evaluate.class_map import read_class_map
 from micu.evaluate.columns import shown_metrics
 from micu.evaluate.ranking import rank_scores
 from micu.evaluate.report import (
@@ -41,7 +42,7 @@ from micu.evaluate.report import (
 from micu.evaluate.scores import SCORES
 from micu.evaluate.splits import CLEAN
 from micu.files import file_sha256, write_atomically
-from micu.manifest import MODALITIES, Manifest, read_class_list, read_class_map, read_manifest
+from micu.manifest import MODALITIES, Manifest, read_class_list, read_manifest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.checkpoint import LoadedModel

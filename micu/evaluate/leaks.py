@@ -72,8 +72,15 @@ def find_pretraining(
             f"checkpoint was trained from {str(recorded)[:12]}… ({loaded.record.get('manifest')})"
         )
     manifest = typed or next((m for m in at_hand if m.sha256 == recorded), None)
-    excluded = loaded.config.data.exclude_ids
-    if manifest is None or (typed is None and excluded and not Path(excluded).is_file()):
+    data = loaded.config.data
+    lists = [*filter(None, [data.exclude_ids]), *data.exclude_manifests]
+    missing = [path for path in lists if not Path(path).is_file()]
+    if typed is not None and missing:
+        raise ConfigError(
+            f"--pretraining-manifest: the checkpoint left out the clips of {', '.join(missing)}, "
+            "which is not there; put it there, or leave the option out"
+        )
+    if manifest is None or missing:
         return Pretraining()
     clips = select_clips(manifest.clips, loaded.config.data)
     return Pretraining(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from micu.errors import ManifestError
 from micu.evaluate.metrics import UNKNOWN
-from micu.manifest import Clip
+from micu.manifest import Clip, youtube_id
 from micu.registry import suggest
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,8 @@ TRAIN, VALIDATION, TEST = "train", "val", "test"
 PAPER, CLEAN = "paper", "clean"
 """The protocols."""
 
-CUT_FROM = (
-    re.compile(r"([\w-]{11})(?:[_#]\d+)*"),  # a YouTube id, and times or the number of a segment
-    re.compile(r"(v_\w+_g\d+)_c\d+(?:#\d+)?"),  # UCF101: a class, a recording, a clip of it
-)
-"""Forms of ids that begin with what a clip is cut from."""
+UCF_RECORDING = re.compile(r"(v_\w+_g\d+)_c\d+")
+"""A video of UCF101: a class, a recording, a clip of it."""
 
 HELD_OUT = 0.15
 """Share of each class's training clips that is held out where the manifest has no `val` split."""
@@ -170,8 +167,8 @@ def split_clips(
 
 def media_item(clip: Clip) -> str:
     """What a clip is cut from: a YouTube video or a recording of UCF101, else its group."""
-    found = next(filter(None, (form.fullmatch(clip.group) for form in CUT_FROM)), None)
-    return found[1] if found else clip.group
+    found = UCF_RECORDING.fullmatch(clip.group)
+    return found[1] if found else youtube_id(clip.group) or clip.group
 
 
 def _of_splits(

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from micu.errors import ConfigError, ManifestError
+from micu.evaluate.class_map import read_class_map
 from micu.evaluate.leaks import Pretraining, find_pretraining
 from micu.evaluate.splits import OpenSetSplit, SplitRules, hold_out, media_item, split_clips
-from micu.manifest import Clip, Event, Manifest, read_class_map
+from micu.manifest import Clip, Event, Manifest
 from tests.models import loaded_model
 
 PAPER, CLEAN = (SplitRules(protocol=name) for name in ("paper", "clean"))
@@ -191,7 +192,13 @@ def test_a_class_map_joins_names_and_refuses_a_name_that_is_twice_there(tmp_path
     path.write_text("label,label_target\nBowling,bowling impact\nskiing,skiing\n")
     assert read_class_map(path) == {"bowling impact": "Bowling"}
     path.write_text("label,label_target\nBowling,bowling\nbowling,skiing\n")
-    with pytest.raises(ManifestError, match="repeats 'bowling' of line 2"):
+    with pytest.raises(ManifestError, match="line 3 repeats 'bowling' of line 2"):
+        read_class_map(path)
+    path.write_text("label\nBowling\n")
+    with pytest.raises(ManifestError, match="expected the column label, one of other names"):
+        read_class_map(path)
+    path.write_text("")
+    with pytest.raises(ManifestError, match="got nothing"):
         read_class_map(path)
 
 
