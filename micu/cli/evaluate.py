@@ -24,13 +24,14 @@ from micu.evaluate.report import (
     CHANGES,
     Row,
     codebook_metrics,
-    describe_task,
-    render_html,
     render_table,
     write_rows,
 )
 from micu.files import file_sha256, write_atomically
 from micu.manifest import MODALITIES, read_class_list
+from micu.report.build import render_rows
+from micu.report.commands import record_command, typed_line
+from micu.report.paper import check_setting
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.checkpoint import LoadedModel
@@ -43,6 +44,7 @@ TASK_OPTIONS = {
     "oscmg": (
         *("--source", "--target", "--pairs", "--known", "--ceiling", "--chance", "--score"),
         *PROBE_OPTIONS,
+        "--details",
     ),
     "codebook": ("--codebook-out",),
 }
@@ -73,6 +75,8 @@ class Arguments:
     seeds: int
     out: Path
     codebook_out: Path | None
+    details: Path | None
+    setting: str
     html: Path | None
     device: str
     as_json: bool
@@ -178,6 +182,19 @@ def _output_options() -> list[Callable[..., Any]]:
             help="CSV file that the rows are added to.",
         ),
         click.option("--codebook-out", type=file, help="CSV file for each code's counts."),
+        click.option(
+            "--details",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Folder for one file per outcome, clip by clip: what the report's curves, "
+            "confusion and map are drawn from; results-details is found beside results.csv.",
+        ),
+        click.option(
+            "--setting",
+            default="",
+            metavar="NAME",
+            help="What the paper's tables call these data and known classes, such as ave-14: the "
+            "report puts its figure beside. micu-eval paper shows the names.",
+        ),
         click.option("--html", type=file, help="Write a page with table and chart, too."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
         click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON."),
@@ -203,7 +220,9 @@ def main(source: str | None, target: str | None, pairs: str | None, **arguments:
             **arguments,
         )
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        _print(run(typed), typed)
+        rows = run(typed)
+        record_command(typed.out, typed_line(click.get_current_context()))
+        _print(rows, typed)
 
 
 def _typed_options(context: click.Context) -> frozenset[str]:
@@ -244,6 +263,8 @@ def run(typed: Arguments) -> list[Row]:
 
     task, _ = TASKS[typed.task], SCORES[typed.score]
     _refuse_foreign_options(typed)
+    if typed.setting:
+        check_setting(typed.setting, typed.task)
     device = resolve_device(typed.device)
     loaded = load_model(typed.checkpoint, device)
     asked = dict.fromkeys(name for pair in typed.pairs for name in pair)
@@ -339,6 +360,8 @@ def _evaluation(
         preset=describe_preset(loaded),
         checkpoint_sha256=loaded.sha256,
         codebook_path=typed.codebook_out,
+        details=typed.details,
+        setting=typed.setting,
         tell=functools.partial(click.echo, err=True),
     )
 
@@ -359,8 +382,7 @@ def _print(rows: Sequence[Row], typed: Arguments) -> None:
         click.echo(f"* {preset}", err=True)
     click.echo(f"{len(rows)} rows in {typed.out}", err=True)
     if typed.html is not None:
-        page = render_html(f"micu-eval: {typed.task}", describe_task(rows, typed.task))
-        write_atomically(typed.html, page.encode())
+        write_atomically(typed.html, render_rows(f"micu-eval: {typed.task}", rows).encode())
         click.echo(f"page in {typed.html}", err=True)
 
 

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from micu.errors import ManifestError
+from micu.evaluate.details import Details, map_clips
 from micu.evaluate.encoders import ClipEncoder
 from micu.evaluate.metrics import (
     UNKNOWN,
@@ -126,6 +127,8 @@ class Outcome:
     metrics: OpenSetMetrics
     n_clips: int
     """Test clips."""
+    details: Details
+    """Clip by clip."""
 
 
 def split_clips(
@@ -309,6 +312,7 @@ def run_oscmg(
     chosen = choose_on_validation(on_validation, split.labels(split.validation), known_score)
     oracle = choose_on_test(on_test, test_labels, known_score)
     told = _tell_choices(split, chosen, oracle, len(on_test))
+    mapped = map_clips(((split.train, features["train"]), (split.test, features["test"])))
     return [
         Outcome(
             name,
@@ -321,6 +325,16 @@ def run_oscmg(
                 known_score(on_test[choice.epoch]),
             ),
             len(split.test),
+            Details(
+                logits=on_test[choice.epoch],
+                labels=test_labels,
+                known_score=known_score(on_test[choice.epoch]),
+                threshold=choice.threshold,
+                classes=split.known,
+                clip_ids=tuple(clip.clip_id for clip in split.test),
+                clip_classes=tuple(clip.label for clip in split.test),
+                mapped=mapped,
+            ),
         )
         for name, choice in (("source-val", chosen), ("oracle", oracle))
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from micu.errors import ConfigError
 from micu.evaluate.codebook import agreement, count_codes, write_codebook
+from micu.evaluate.details import write_details
 from micu.evaluate.encoders import ClipEncoder, CodeEncoder
 from micu.evaluate.open_set import OpenSetSplit, Outcome, chance, run_oscmg, split_clips
 from micu.evaluate.probe import ProbeConfig
@@ -43,6 +44,10 @@ class Evaluation:
     checkpoint_sha256: str
     codebook_path: Path | None
     """Where to write each code's counts."""
+    details: Path | None
+    """Folder for what stands behind the rows, clip by clip."""
+    setting: str
+    """What the paper's tables call it; "" for other data."""
     tell: Callable[[str], None]
     """Takes a line about progress."""
 
@@ -88,6 +93,8 @@ def evaluate_open_set(evaluation: Evaluation) -> list[Row]:
         )
         for outcome in outcomes:
             rows += _outcome_rows(evaluation, encoder, source, target, outcome)
+            if evaluation.details is not None:
+                write_details(evaluation.details, outcome.details, rows[-1].shared())
     if evaluation.with_chance:
         for source, target in evaluation.pairs:
             rows += _chance_rows(evaluation, source, target, len(splits[source, target].test))
@@ -230,6 +237,7 @@ def _row(
         metric=metric,
         value=value,
         n_clips=n_clips,
+        setting=evaluation.setting,
         checkpoint_sha256=evaluation.checkpoint_sha256 if from_checkpoint else "",
         manifest_sha256=evaluation.manifest.sha256,
         classes_sha256=classes_sha256,
