@@ -57,8 +57,9 @@ class Forms(click.Group):
         self, ctx: click.Context, formatter: click.HelpFormatter
     ) -> None:
         self.format_commands(ctx, formatter)
-        with formatter.section("micu-eval CHECKPOINT"):
-            self.default.format_options(ctx, formatter)
+        records = [parameter.get_help_record(ctx) for parameter in self.default.get_params(ctx)]
+        with formatter.section("Options of micu-eval CHECKPOINT"):
+            formatter.write_dl([record for record in records if record])
 
 
 @click.group(cls=Forms, context_settings=HELP)

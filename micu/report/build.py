@@ -7,14 +7,17 @@ from micu.evaluate.report import CHANGES, Row, Table
 from micu.report.compare import MODEL, Line, compare, short_preset, tabulate_lines
 from micu.report.figures import draw_codebook, draw_training
 from micu.report.open_set import open_set_section
-from micu.report.page import Block, Code, Drawing, Fold, Section, render_html
+from micu.report.page import Block, Code, Drawing, Fold, Section, Title, render_html
 from micu.report.paper import SETTINGS, TABLES, metric_title, read_printed
 from micu.report.read import Material, result_of
-from micu.report.svg import draw_bars, figure
+from micu.report.svg import draw_bars, figure, legend
 from micu.store import Header
 
 EXTRA_METRICS = ("acc", "auroc", "oscr")
 """Shown beside those of the paper's open-set tables; the CSV has all."""
+
+FAIR, LEAKY = "var(--s0)", "var(--s4)"
+"""Colours of bars."""
 
 OWN = "Without a figure of the paper"
 LISTED = 20
@@ -22,9 +25,9 @@ LISTED = 20
 
 READING = (
     "Rates are in percent. Several runs are mean ± standard deviation (n − 1) over seeds. Δ is "
-    "ours minus the paper's figure, in percentage points. “Rests on” names what a fair figure would not "
-    "look at, as what:where; an empty one names nothing. The paper's own figures rest on what "
-    "stands below each table."
+    "ours minus the paper's figure, in percentage points. “Rests on” names what a fair figure "
+    "would not look at, as what:where; an empty one names nothing. The paper's own figures rest on "
+    "what stands below each table."
 )
 
 
@@ -71,11 +74,14 @@ def _overview(material: Material, lines: Sequence[Line]) -> list[Block]:
         if cell and cell.printed:
             how = line.of.protocol or line.of.threshold_source
             words = (line.of.setting, _arrows(line.direction), short_preset(line.of.preset), how)
-            bars.append((" ".join(filter(None, words)), cell.mean, cell.printed.number / 100))
+            colour = LEAKY if line.leaks else FAIR
+            label = " ".join(filter(None, words))
+            bars.append((label, cell.mean, cell.printed.number / 100, colour))
     if bars:
         told = "Bars are ours, marks the paper's."
         drawing = draw_bars("HOS, ours and the paper's", told, bars, "paper")
-        blocks.append(Drawing(figure(drawing, "HOS: ours (bar) and the paper's (mark), %")))
+        keys = legend([("rests on nothing unfair", FAIR, -1), ("rests on a leak", LEAKY, -1)])
+        blocks.append(Drawing(figure(drawing, "HOS: ours (bar) and the paper's (mark), %", keys)))
     if material.skipped:
         blocks.append(f"Not read: {'; '.join(material.skipped)}")
     return blocks
@@ -89,7 +95,6 @@ def _paper_sections(lines: Sequence[Line]) -> list[Section]:
             by_table.setdefault(line.table or _first_table(line.of.setting), []).append(line)
     sections = []
     for number, found in sorted(by_table.items()):
-        found.sort(key=lambda line: list(SETTINGS).index(line.of.setting))
         metrics = list(dict.fromkeys(f.metric for f in read_printed() if f.table == number))
         table = tabulate_lines(found, [*metrics, *EXTRA_METRICS])
         notes = [*_means(found, number), *_remarks(found)]
@@ -161,7 +166,7 @@ def _own(lines: Sequence[Line]) -> list[Block]:
         found = [line for line in own if line.of.task == task]
         metrics = list(dict.fromkeys(name for line in found for name in line.cells))
         few = ["os_star", "unk", "hos", *EXTRA_METRICS] if task == "oscmg" else metrics
-        blocks += [f"Task {task}", tabulate_lines(found, few), *_remarks(found)]
+        blocks += [Title(f"Task {task}"), tabulate_lines(found, few), *_remarks(found)]
     return blocks
 
 
@@ -175,7 +180,7 @@ def _codebooks(material: Material) -> list[Block]:
         metrics = list(dict.fromkeys(name for line in lines for name in line.cells))
         blocks.append(tabulate_lines(lines, metrics))
     for name, use in material.codebooks.items():
-        blocks += [name, Drawing(draw_codebook(use))]
+        blocks += [Title(name), Drawing(draw_codebook(use))]
     return blocks
 
 
@@ -196,7 +201,7 @@ def _trainings(material: Material) -> list[Block]:
         ]
         terms = [term for term in (*LOSSES, *others) if term in columns]
         last = f"{int(columns['step'][-1])} steps"
-        blocks += [f"{name}: {last}", Drawing(draw_training(columns, terms))]
+        blocks += [Title(f"{name}: {last}"), Drawing(draw_training(columns, terms))]
     return blocks
 
 

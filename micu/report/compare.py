@@ -84,12 +84,12 @@ class Line:
 
 
 def compare(results: Sequence[Result]) -> list[Line]:
-    """One line per job in the order of its first row; then the means of both directions."""
+    """One line per job, and one for each mean of both directions that the paper prints."""
     groups: dict[tuple[object, ...], list[Result]] = {}
     for row in results:
         groups.setdefault(row.group(), []).append(row)
     lines = [_line(rows) for rows in groups.values()]
-    return [*lines, *_both_ways(groups.values())]
+    return in_reading_order([*lines, *_both_ways(groups.values())])
 
 
 def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
@@ -107,6 +107,24 @@ def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
     runs = len({(row.seed, row.checkpoint_sha256) for row in rows})
     shown = direction if first.train_modality and first.test_modality else first.test_modality
     return Line(first, shown, runs, cells)
+
+
+def in_reading_order(lines: Sequence[Line]) -> list[Line]:
+    """By setting as the paper has them, then what is tested; what it is compared with follows."""
+    settings = list(SETTINGS)
+    seen: dict[str, int] = {}
+    for line in lines:
+        if line.of.method == MODEL:
+            seen.setdefault(line.of.test_modality, len(seen))
+            seen.setdefault(line.of.train_modality, len(seen))
+
+    def place(line: Line) -> tuple[object, ...]:
+        row = line.of
+        known = settings.index(row.setting) if row.setting in settings else len(settings)
+        train, test = (seen.get(name, 9) for name in (row.train_modality, row.test_modality))
+        return known, "<->" in line.direction, test, train == test, train
+
+    return sorted(lines, key=place)
 
 
 def _both_ways(groups: Iterable[Sequence[Result]]) -> list[Line]:
@@ -178,20 +196,17 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> Table:
         for name in shown
         if any(name in line.cells and line.cells[name].printed for line in lines)
     }
-    several = {name for name in ("score", "probe", "features") if _differ(lines, name)}
+    several = [name for name in ("score", "probe", "features") if _differ(lines, name)]
     header = ["setting", "from → to", "method", "preset", "protocol", "threshold"]
-    header += [*sorted(several), *_unknown(lines), "runs"]
+    header += [*several, *_unknown(lines), "rests on", "runs"]
     for name in shown:
         title = metric_title(name)
         header += [title, f"{title} paper", f"{title} Δ"] if name in compared else [title]
     body = [
-        (*_identity(line, sorted(several), _unknown(lines)), *_figures(line, shown, compared))
+        (*_identity(line, several, _unknown(lines)), *_figures(line, shown, compared))
         for line in lines
     ]
-    rows = [
-        (*header, "rests on"),
-        *((*cells, line.leaks) for cells, line in zip(body, lines, strict=True)),
-    ]
+    rows = [tuple(header), *body]
     kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
     return Table(tuple(tuple(row[i] for i in kept) for row in rows))
 
@@ -208,6 +223,7 @@ def _identity(line: Line, several: Sequence[str], unknown: Sequence[str]) -> tup
         row.threshold_source,
         *(getattr(row, name) for name in several),
         *(others.get(name, "") for name in unknown),
+        line.leaks.replace(";", "; "),
         str(line.runs),
     )
 
@@ -229,7 +245,10 @@ def _figures(line: Line, metrics: Sequence[str], compared: set[str]) -> list[str
 
 def _differ(lines: Sequence[Line], name: str) -> bool:
     """Whether a column tells lines apart that otherwise look the same."""
-    return len({getattr(line.of, name) for line in lines if getattr(line.of, name)}) > 1
+    found: dict[tuple[str, ...], set[str]] = {}
+    for line in lines:
+        found.setdefault(_identity(line, (), ())[:-1], set()).add(getattr(line.of, name))
+    return any(len(values) > 1 for values in found.values())
 
 
 def _unknown(lines: Sequence[Line]) -> list[str]:

@@ -38,7 +38,7 @@ POINTS = 200
 MAPPED = 500
 """Clips of each modality that a map shows, at most."""
 
-REJECTED, UNKNOWN_CLASSES = "rej.", "(unknown classes)"
+REJECTED, UNKNOWN_CLASSES = "×", "(unknown classes)"
 
 
 def threshold_curves(details: Details) -> list[Curve]:
@@ -111,7 +111,7 @@ def draw_thresholds(details: Details) -> str:
         f"The threshold used is {at}; the highest HOS over all thresholds is {100 * best:.1f} %.",
         curves,
         Axis(f"threshold ({details.keys.get('score') or 'score'})", scores.min(), scores.max()),
-        Axis("", 0, 1, percent=True),
+        Axis("rate", 0, 1, percent=True),
         marks=[(min(max(details.threshold, scores.min()), scores.max()), f"used: {at}")],
     )
     return figure(drawing, "OS*, UNK and HOS against the threshold", series_legend(curves))
@@ -164,7 +164,7 @@ def draw_confusion(details: Details) -> str:
         [*rows, UNKNOWN_CLASSES],
         columns,
     )
-    return figure(drawing, "Confusion: true class (row) and what was said (column), share of row")
+    return figure(drawing, "Confusion: true class (row), what was said (column), × is rejected")
 
 
 def draw_map(details: Details, method: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from micu.evaluate.details import Details
 from micu.report.compare import MODEL, ORACLE, short_preset
 from micu.report.figures import draw_acceptance, draw_confusion, draw_map, draw_thresholds
-from micu.report.page import Block, Drawing, Fold, Section
+from micu.report.page import Block, Drawing, Fold, Section, Title
 from micu.report.paper import direction_of
 
 CEILING = "ceiling"
@@ -41,7 +41,7 @@ def open_set_section(found: Sequence[Details], map_method: str) -> Section:
             placed.add(used)
         told = f"Thresholds, confusion and map: {_label(main)}."
         body: list[Block] = [told, Drawing("".join(drawn))]
-        blocks += [Fold(heading, body)] if _rests_on_leaks(main) else [heading, *body]
+        blocks += [Fold(heading, body)] if _rests_on_leaks(main) else [Title(heading), *body]
     if placed:
         blocks.insert(0, _tell_maps(placed))
     return Section("Behind the open-set figures", blocks)
@@ -71,7 +71,8 @@ def _rests_on_leaks(details: Details) -> bool:
 
 
 def _order(members: Sequence[Details]) -> tuple[object, ...]:
-    return (_rests_on_leaks(members[0]), _job(members[0]))
+    first = members[0]
+    return (_rests_on_leaks(first), not first.keys.get("setting"), _job(first))
 
 
 def _rank(details: Details) -> tuple[object, ...]:

@@ -8,6 +8,13 @@ from micu.report.svg import escape
 
 
 @dataclass(frozen=True, slots=True)
+class Title:
+    """What the blocks after it are about."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drawing:
     """Markup of `micu.report.figures`; Markdown leaves it out."""
 
@@ -29,7 +36,7 @@ class Fold:
     blocks: "Sequence[Block]"
 
 
-Block = str | Table | Drawing | Code | Fold
+Block = str | Title | Table | Drawing | Code | Fold
 """A text is a paragraph."""
 
 
@@ -55,6 +62,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   max-width: 76rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem;
   border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p { max-width: 48rem; margin: .6rem 0; }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: 0; list-style: none; }
 a { color: var(--s0); }
@@ -63,8 +71,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
   overflow-wrap: normal; margin: .6rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left;
   white-space: nowrap; }
-th { background: var(--band); } td.number, th.number { text-align: right; }
-td.long { white-space: normal; min-width: 14rem; max-width: 34rem; }
+th { background: var(--band); white-space: normal; vertical-align: bottom; }
+td.number, th.number { text-align: right; }
+td.long { white-space: normal; min-width: 8.5rem; }
+td.longer { white-space: normal; min-width: 16rem; max-width: 34rem; }
 pre { border: 1px solid var(--line); background: var(--band); padding: .7rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem 1.6rem; align-items: flex-start; }
@@ -73,7 +83,7 @@ figure:has(svg[style]) { width: auto; }
 figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .3rem; max-width: 22rem; }
 svg.chart { display: block; width: 100%; height: auto; }
 svg text { fill: var(--ink); font-size: 12px; }
-svg.key { vertical-align: -1px; }
+svg .small { font-size: 10px; } svg.key { vertical-align: -1px; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem .9rem; padding: 0;
   margin: .3rem 0; font-size: .85rem; max-width: 22rem; }
 path { fill: none; } .axis { stroke: var(--soft); } .grid { stroke: var(--line); }
@@ -87,8 +97,8 @@ details { margin: .8rem 0; } summary { cursor: pointer; font-weight: 600; }
   details::details-content { content-visibility: visible; block-size: auto; } }
 """
 
-LONG = 48
-"""Characters from which a cell is wrapped."""
+LONG, LONGER = 22, 60
+"""Characters from which a cell is wrapped, and from which it is wide besides."""
 
 
 def render_html(title: str, sections: Sequence[Section]) -> str:
@@ -119,6 +129,8 @@ def _render_blocks(blocks: Sequence[Block]) -> str:
         match block:
             case str():
                 parts.append(f"<p>{escape(block)}</p>")
+            case Title():
+                parts.append(f"<h3>{escape(block.text)}</h3>")
             case Table():
                 parts.append(_render_table(block))
             case Drawing():
@@ -147,7 +159,8 @@ def _render_table(table: Table) -> str:
 def _render_row(tag: str, row: Sequence[str], numeric: Sequence[bool]) -> str:
     cells = []
     for text, number in zip(row, numeric, strict=True):
-        kind = "number" if number else "long" if len(text) > LONG else ""
+        wrapped = "longer" if len(text) > LONGER else "long" if len(text) > LONG else ""
+        kind = "number" if number else wrapped
         look = f' class="{kind}"' if kind else ""
         scope = ' scope="col"' if tag == "th" else ""
         cells.append(f"<{tag}{scope}{look}>{escape(text)}</{tag}>")
@@ -174,6 +187,8 @@ def _markdown_blocks(blocks: Sequence[Block]) -> list[str]:
         match block:
             case str():
                 parts.append(_plain(block))
+            case Title():
+                parts.append(f"### {_plain(block.text)}")
             case Table():
                 plain = tuple(tuple(_plain(cell) for cell in row) for row in block.rows)
                 parts.append(render_markdown(Table(plain)))

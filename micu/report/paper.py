@@ -211,8 +211,9 @@ def tabulate_printed(figures: Sequence[Printed]) -> Table:
         mark = "*" if figure.note else ""
         lines.setdefault(key, {})[figure.metric] = figure.value + mark
     header = ("setting", "direction", "method", *(metric_title(name) for name in metrics))
-    body = [(*key, *(found.get(name, "") for name in metrics)) for key, found in lines.items()]
-    return Table((header, *sorted(body, key=lambda line: _place(line[0]))))
+    ordered = sorted(lines, key=lambda key: (_place(key[0]), -key[1].find("V->"), key[1]))
+    body = [(*key, *(lines[key].get(name, "") for name in metrics)) for key in ordered]
+    return Table((header, *body))
 
 
 def _place(setting: str) -> int:
@@ -221,5 +222,12 @@ def _place(setting: str) -> int:
 
 def metric_title(metric: str) -> str:
     """Title of a metric's column."""
-    titles = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "f1": "F1", "mean_hos": "mean HOS"}
+    titles = {
+        "r1": "R@1",
+        "r5": "R@5",
+        "r10": "R@10",
+        "f1": "F1",
+        "mean_hos": "mean HOS",
+        "mean_cmg": "mean CMG",
+    }
     return COLUMN_TITLES.get(metric) or titles.get(metric) or metric.replace("_", " ")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, HEIGHT = 340, 250  # px of a chart, which is as wide as a phone
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 40
+WIDTH, HEIGHT = 340, 240  # px of a chart, which is as wide as a phone
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 10, 38
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 COLOURS = 5
 """Colours of the page, `--s0` and so on."""
@@ -49,7 +49,12 @@ class Axis:
 
     def show(self, value: float) -> str:
         """A tick's text."""
-        return f"{100 * value:.0f} %" if self.percent else f"{value:.4g}"
+        return f"{100 * value:.0f}" if self.percent else f"{value:.4g}"
+
+    @property
+    def title(self) -> str:
+        """The label with its unit."""
+        return f"{self.label}, %" if self.percent else self.label
 
 
 def escape(text: str) -> str:
@@ -146,12 +151,12 @@ def _axes(x: Axis, y: Axis) -> str:
     middle = (LEFT + right) / 2
     parts.append(
         f'<path class="axis" d="M{LEFT} {TOP}V{low}H{right}"/>'
-        f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x.label)}</text>'
+        f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x.title)}</text>'
     )
-    if y.label:
+    if y.title:
         parts.append(
             f'<text transform="translate(11 {(TOP + low) / 2}) rotate(-90)" '
-            f'text-anchor="middle">{escape(y.label)}</text>'
+            f'text-anchor="middle">{escape(y.title)}</text>'
         )
     return "".join(parts)
 
@@ -182,9 +187,9 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def draw_bars(
-    title: str, description: str, bars: Sequence[tuple[str, float, float]], mark: str
+    title: str, description: str, bars: Sequence[tuple[str, float, float, str]], mark: str
 ) -> str:
-    """Horizontal bars of (label, share, other share); the other one is a mark across the bar.
+    """Horizontal bars of (label, share, other share, colour); the other is a mark across the bar.
 
     Args:
         title: What it shows.
@@ -194,13 +199,13 @@ def draw_bars(
     """
     full, row = WIDTH - 118, 38
     parts = []
-    for number, (label, value, other) in enumerate(bars):
+    for number, (label, value, other, colour) in enumerate(bars):
         y = number * row
         parts.append(f'<text x="0" y="{y + 13}">{escape(label)}</text>')
         if not math.isnan(value):
             parts.append(
                 f'<rect x="0" y="{y + 18}" width="{_px(full * _clip(value))}" height="12" '
-                'fill="var(--s0)"/>'
+                f'fill="{colour}"/>'
             )
         told = "–" if math.isnan(value) else f"{100 * value:.1f}"
         if not math.isnan(other):
@@ -227,17 +232,17 @@ def draw_shares(
         rows: A name for each.
         columns: A short name for each.
     """
-    cell = 18 if len(columns) <= 20 else 15
-    left, top = 128, 22
+    left, top = 128, 18
+    cell = min(max((WIDTH - left) // len(columns), 13), 18)
     parts = [
-        f'<text x="{left + (number + 0.5) * cell:.1f}" y="15" text-anchor="middle">'
+        f'<text class="small" x="{left + (number + 0.5) * cell:.1f}" y="12" text-anchor="middle">'
         f"{escape(name)}</text>"
         for number, name in enumerate(columns)
     ]
     for number, name in enumerate(rows):
         y = top + number * cell
         parts.append(
-            f'<text x="{left - 6}" y="{_px(y + cell - 4)}" text-anchor="end">'
+            f'<text x="{left - 6}" y="{_px(y + cell / 2 + 4)}" text-anchor="end">'
             f"{escape(shorten(name, 19))}</text>"
         )
         for column, value in enumerate(table[number]):
