@@ -24,7 +24,7 @@ TASKS_OF = {
     **dict.fromkeys(("--source", "--target", "--pairs", "--chance"), _PAIRED),
     **dict.fromkeys(("--known", "--ceiling", "--target-manifest", "--class-map"), _PROBED),
     **dict.fromkeys(("--train-splits", *PROBE_OPTIONS), _PROBED),
-    **dict.fromkeys(("--score", "--threshold"), ("oscmg",)),
+    **dict.fromkeys(("--score", "--threshold", "--details"), ("oscmg",)),
     "--test-splits": _PAIRED,
     "--localise": ("cmg",),
     "--codebook-out": ("codebook",),
@@ -71,6 +71,8 @@ class Arguments:
     steps: int
     out: Path
     codebook_out: Path | None
+    details: Path | None
+    setting: str
     html: Path | None
     device: str
     as_json: bool
@@ -244,6 +246,19 @@ def _output_options() -> list[Callable[..., Any]]:
             help="CSV file that the rows are added to.",
         ),
         click.option("--codebook-out", type=file, help="CSV file for each code's counts."),
+        click.option(
+            "--details",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Folder for one file per outcome, clip by clip: what the report's curves, "
+            "confusion and map are drawn from; results-details is found beside results.csv.",
+        ),
+        click.option(
+            "--setting",
+            default="",
+            metavar="NAME",
+            help="What the paper's tables call these data and known classes, such as ave-14: the "
+            "report puts its figure beside. micu-eval paper shows the names.",
+        ),
         click.option("--html", type=file, help="Write a page with table and chart, too."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
         click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON."),

@@ -33,8 +33,6 @@ from micu.evaluate.ranking import rank_scores
 from micu.evaluate.report import (
     CHANGES,
     Row,
-    describe_task,
-    render_html,
     render_markdown,
     render_table,
     write_rows,
@@ -43,6 +41,9 @@ from micu.evaluate.scores import SCORES
 from micu.evaluate.splits import CLEAN
 from micu.files import file_sha256, write_atomically
 from micu.manifest import MODALITIES, Manifest, read_class_list, read_manifest
+from micu.report.build import render_rows
+from micu.report.commands import record_command, typed_line
+from micu.report.paper import check_setting
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.checkpoint import LoadedModel
@@ -75,7 +76,9 @@ def main(source: str | None, target: str | None, pairs: str | None, **arguments:
             **arguments,
         )
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        _print(run(typed), typed)
+        rows = run(typed)
+        record_command(typed.out, typed_line(click.get_current_context()))
+        _print(rows, typed)
 
 
 def run(typed: Arguments) -> list[Row]:
@@ -87,6 +90,8 @@ def run(typed: Arguments) -> list[Row]:
     if typed.score != "all":
         SCORES[typed.score]
     refuse_idle_options(typed)
+    if typed.setting:
+        check_setting(typed.setting, typed.task)
     loaded = load_model(typed.checkpoint, resolve_device(typed.device))
     sides = open_sides(typed, loaded)
     first = loaded.config.seed if typed.seed is None else typed.seed
@@ -214,6 +219,8 @@ def _evaluation(
         codebook_path=typed.codebook_out,
         batch_size=typed.batch_size,
         steps=typed.steps,
+        details=typed.details,
+        setting=typed.setting,
         tell=functools.partial(click.echo, err=True),
     )
 
@@ -265,8 +272,7 @@ def _print(rows: Sequence[Row], typed: Arguments) -> None:
         click.echo(f"* {preset}", err=True)
     click.echo(f"{len(rows)} rows in {typed.out}", err=True)
     if typed.html is not None:
-        page = render_html(f"micu-eval: {typed.task}", describe_task(rows, typed.task))
-        write_atomically(typed.html, page.encode())
+        write_atomically(typed.html, render_rows(f"micu-eval: {typed.task}", rows).encode())
         click.echo(f"page in {typed.html}", err=True)
 
 

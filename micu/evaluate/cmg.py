@@ -182,11 +182,11 @@ def _localise(
         seed=evaluation.seed,
         published=published,
     )
-    kind = "batch" if published else "micro"
+    kind = "" if published else "_micro"
     values = {
-        f"f1_{kind}": located.found.f1,
-        f"precision_{kind}": located.found.precision,
-        f"recall_{kind}": located.found.recall,
+        f"f1{kind}": located.found.f1,
+        f"precision{kind}": located.found.precision,
+        f"recall{kind}": located.found.recall,
         "probe": located.epoch + 1.0,
     }
     return values, _tell_epoch(protocol, split, located.epoch, located.probes)

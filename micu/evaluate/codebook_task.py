@@ -62,7 +62,7 @@ def _rows(evaluation: Evaluation, protocol: str, name: str) -> list[Row]:
             value=value,
             n_clips=len(clips),
             features=tuple(side.stores),
-            leaks=" ".join(pretrained),
+            leaks=";".join(pretrained),
         )
         for (first, second, metric), value in values.items()
     ]

@@ -77,6 +77,10 @@ class Evaluation:
     """Clips per measured step."""
     steps: int
     """Measured steps."""
+    details: Path | None
+    """Folder for what stands behind the rows, clip by clip."""
+    setting: str
+    """What the paper's tables call it; "" for other data."""
     tell: Callable[[str], None]
     """Takes a line about progress."""
     _splits: dict[tuple[str, str, str, bool], OpenSetSplit] = field(default_factory=dict)
@@ -164,7 +168,7 @@ class Evaluation:
     def leaks(self, method: str, split: OpenSetSplit, *chosen: str) -> str:
         """Value of the column `leaks`; `chosen` says how epoch and threshold were."""
         pretrained = self.pretraining.leaks(split.test) if method == "checkpoint" else ()
-        return " ".join((*chosen, *split.leaks, *pretrained))
+        return ";".join((*chosen, *split.leaks, *pretrained))
 
 
 TASKS: Registry[Callable[[Evaluation], list[Row]]] = Registry("task")
@@ -200,6 +204,7 @@ def make_row(
         checkpoint_sha256=evaluation.loaded.sha256 if from_checkpoint else "",
         manifest_sha256=" ".join(manifests),
         classes_sha256=evaluation.classes_sha256,
+        setting=evaluation.setting,
         features=" ".join(
             f"{name}:{store.spec.backbone}@{store.header.fingerprint[:12]}"
             for name, store in stores.items()

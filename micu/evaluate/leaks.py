@@ -1,4 +1,4 @@
-"""What a figure leaks, as names for the results' column `leaks`.
+"""What a figure leaks, as names for the results' column `leaks`, `;` between two.
 
 | name | meaning |
 |---|---|

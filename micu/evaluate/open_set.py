@@ -21,6 +21,7 @@ import torch
 from micu.errors import ConfigError
 from micu.evaluate import feature_scores  # noqa: F401 - registers its scores
 from micu.evaluate.code_scores import CODE_SCORES, QUANTIZATION
+from micu.evaluate.details import ClipMap, Details, map_clips
 from micu.evaluate.encoders import ClipEncoder, check_same_space
 from micu.evaluate.metrics import (
     Floats,
@@ -69,10 +70,8 @@ class Outcome:
     metrics: OpenSetMetrics
     n_clips: int
     """Test clips."""
-    logits: Floats
-    """Of the test clips, (n, C)."""
-    known_score: Floats
-    """Of the test clips, (n,)."""
+    details: Details
+    """Clip by clip."""
 
 
 def scores_for(encoder: ClipEncoder, asked: str) -> tuple[str, ...]:
@@ -137,12 +136,13 @@ def run_oscmg(
     errors = _training_errors(encoder, split, features["train"], target, scores)
     train_labels = split.labels(split.train)
     labels = torch.from_numpy(train_labels)
+    mapped = map_clips(((split.train, features["train"]), (split.test, features["test"])))
     candidates = [
         _judge(probe, features, train_labels, scores, encoder.codebook_size, errors)
         for probe in encoder.train_probe(features["train"], labels, len(split.known), config, seed)
     ]
     return [
-        _conclude(candidates, split, score, threshold)
+        _conclude(candidates, split, mapped, score, threshold)
         for score in scores
         for threshold in thresholds
     ]
@@ -222,7 +222,11 @@ def _check_pairs(split: OpenSetSplit, source: str, target: str) -> None:
 
 
 def _conclude(
-    candidates: Sequence[Candidate], split: OpenSetSplit, score: str, threshold_source: str
+    candidates: Sequence[Candidate],
+    split: OpenSetSplit,
+    mapped: ClipMap,
+    score: str,
+    threshold_source: str,
 ) -> Outcome:
     """One score at one threshold."""
     test_labels = split.labels(split.test)
@@ -251,8 +255,16 @@ def _conclude(
         chosen.epoch,
         open_set_metrics(tested, test_labels, chosen.threshold, known_score),
         len(split.test),
-        tested,
-        known_score,
+        Details(
+            logits=tested,
+            labels=test_labels,
+            known_score=known_score,
+            threshold=chosen.threshold,
+            classes=split.known,
+            clip_ids=tuple(clip.clip_id for clip in split.test),
+            clip_classes=tuple(clip.label for clip in split.test),
+            mapped=mapped,
+        ),
     )
 
 

@@ -1,6 +1,7 @@
 """Task `oscmg`: open-set cross-modal generalisation (tables 2, 5, 6 and 7 of the paper)."""
 
 from micu.errors import ConfigError
+from micu.evaluate.details import write_details
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.leaks import EPOCH_ON_TEST, THRESHOLD_ON_TEST
 from micu.evaluate.open_set import Outcome, chance, run_oscmg, scores_for
@@ -64,12 +65,13 @@ def _evaluate_job(evaluation: Evaluation, name: str, source: str, target: str) -
                 target_encoder=target_encoder,
             )
             trained.append((split, outcomes))
-        return [
-            row
-            for outcome in outcomes
-            if outcome.threshold_source in origins
-            for row in _outcome_rows(evaluation, protocol, name, split, source, target, outcome)
-        ]
+        rows: list[Row] = []
+        for outcome in outcomes:
+            if outcome.threshold_source in origins:
+                rows += _outcome_rows(evaluation, protocol, name, split, source, target, outcome)
+                if evaluation.details is not None:
+                    write_details(evaluation.details, outcome.details, rows[-1].shared())
+        return rows
 
     return evaluation.each_protocol(rows_of)
 

@@ -93,7 +93,7 @@ def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target:
             value=value,
             n_clips=len(items) if query == source else len(captions),
             features=(source, target),
-            leaks=" ".join(pretrained),
+            leaks=";".join(pretrained),
             note=f"{len(items)} items, {len(captions)} captions; a tie counts with its chance",
         )
         for query, gallery, metric, value in values
