@@ -54,8 +54,8 @@ def _split(
     if evaluation.localise:
         rules = replace(
             rules,
-            source_classes=partial(_events_of, evaluation.known, source),
-            target_classes=partial(_events_of, evaluation.known, target),
+            source_classes=partial(events_of, evaluation.known, source),
+            target_classes=partial(events_of, evaluation.known, target),
         )
     found = (
         name
@@ -70,7 +70,7 @@ def _split(
     return evaluation.split(rules, known, source, target, ceiling=ceiling)
 
 
-def _events_of(known: tuple[str, ...], modality: str, clip: Clip) -> tuple[str, ...]:
+def events_of(known: tuple[str, ...], modality: str, clip: Clip) -> tuple[str, ...]:
     """Classes of a clip's events in a modality, those that are known."""
     labels = dict.fromkeys(event.label for event in clip.events_in(modality))
     return tuple(label for label in labels if not known or label in known)

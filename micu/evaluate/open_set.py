@@ -136,11 +136,11 @@ def run_oscmg(
     errors = _training_errors(encoder, split, features["train"], target, scores)
     train_labels = split.labels(split.train)
     labels = torch.from_numpy(train_labels)
-    mapped = map_clips(((split.train, features["train"]), (split.test, features["test"])))
     candidates = [
         _judge(probe, features, train_labels, scores, encoder.codebook_size, errors)
         for probe in encoder.train_probe(features["train"], labels, len(split.known), config, seed)
     ]
+    mapped = map_clips(((split.train, features["train"]), (split.test, features["test"])))
     return [
         _conclude(candidates, split, mapped, score, threshold)
         for score in scores
