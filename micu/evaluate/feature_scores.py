@@ -47,7 +47,7 @@ def fit_mahalanobis(fitting: Fitting) -> Scorer:
     means = class_means(pooled, fitting.labels)
     present, place = np.unique(fitting.labels, return_inverse=True)
     assert len(present) == len(means)
-    precision = np.linalg.pinv(shrunk_covariance(pooled - means[place]))
+    precision = np.linalg.pinv(shrunk_covariance(pooled - means[place]), hermitian=True)
     return lambda clips: -_distances(clips.pooled, means, precision).min(1)
 
 
@@ -60,7 +60,7 @@ def fit_relative_mahalanobis(fitting: Fitting) -> Scorer:
     to_class = fit_mahalanobis(fitting)
     pooled = fitting.train.pooled.astype(np.float64)
     mean = pooled.mean(0, keepdims=True)
-    precision = np.linalg.pinv(shrunk_covariance(pooled - mean))
+    precision = np.linalg.pinv(shrunk_covariance(pooled - mean), hermitian=True)
     return lambda clips: to_class(clips) + _distances(clips.pooled, mean, precision)[:, 0]
 
 
