@@ -38,6 +38,7 @@ from extract.options import (
     split_weights,
 )
 from extract.run import Order, run_extraction
+from extract.typed import RememberingCommand
 from extract.verify import verify_set
 from micu.commands import EXIT_FAILURES, run_command
 from micu.devices import resolve_device
@@ -58,21 +59,21 @@ def main() -> None:
 # --- extraction ------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(cls=RememberingCommand)
 @extraction_options("video")
 def video(**arguments: Any) -> None:
     """Features of the pictures of every clip in MANIFEST."""
     _extract("video", **arguments)
 
 
-@cli.command()
+@cli.command(cls=RememberingCommand)
 @extraction_options("audio")
 def audio(**arguments: Any) -> None:
     """Features of the sound of every clip in MANIFEST."""
     _extract("audio", **arguments)
 
 
-@cli.command()
+@cli.command(cls=RememberingCommand)
 @extraction_options("flow")
 def flow(*, device: str, **arguments: Any) -> None:
     """Features of the optical flow of every clip in MANIFEST."""
@@ -81,14 +82,14 @@ def flow(*, device: str, **arguments: Any) -> None:
     _extract("flow", device=device, flow=settings, conventions=conventions, **arguments)
 
 
-@cli.command()
+@cli.command(cls=RememberingCommand)
 @extraction_options("text")
 def text(**arguments: Any) -> None:
     """Features of the sentence of every clip in MANIFEST."""
     _extract("text", media_root=None, workers=1, clip_timeout_s=None, **arguments)
 
 
-@cli.command("all")
+@cli.command("all", cls=RememberingCommand)
 @extraction_options("all")
 def extract_all(
     *,

@@ -15,6 +15,7 @@ from extract.plan import Job, plan_extraction
 from extract.progress import Progress
 from extract.released import DATA, ReadReleased
 from extract.run import announce, end_run
+from extract.typed import typed_command
 from micu.commands import Source, record_source
 from micu.errors import ConfigError, ManifestError
 from micu.files import check_room
@@ -30,13 +31,16 @@ WORKER_BYTES = 2 * 2**30
 BACKBONE = "released"
 PROVENANCE = "released by the authors"
 
-RELEASED = {
-    "ave": "HDF5 files, row i for line i of Annotations.txt",
-    "vggsound-avel": "a zip file per clip, by YouTube id",
-    "ucf": "a zip file per clip, by name",
-    "avvp": "a zip file per clip, by YouTube id",
+TABLE = "HDF5 files, row i for line i of Annotations.txt"
+ZIPS = "a zip file per clip, by YouTube id, else by name"
+RELEASED: dict[str, tuple[str, ...]] = {
+    "ave": (TABLE,),
+    "vggsound-avel": (ZIPS,),
+    "ucf": (ZIPS,),
+    "avvp": (ZIPS,),
+    "ave-avvp": (TABLE, ZIPS),
 }
-"""Releases by name, with their layout."""
+"""Releases by name, with their layouts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +49,10 @@ class ImportOrder:
 
     release: str
     manifest: Path
-    sources: Mapping[str, Path]
-    """By modality."""
+    sources: Mapping[str, Sequence[Path]]
+    """By modality: HDF5 files, folders of zip files, or both."""
+    rows: Path | None
+    """Manifest whose row i is row i of the HDF5 files; None is `manifest`."""
     labels: Path | None
     out: Path
     limit: int | None
@@ -81,7 +87,7 @@ class ReleasedFeatures:
             preprocessing={
                 "provenance": PROVENANCE,
                 "release": release,
-                "layout": RELEASED[release],
+                "layout": "; ".join(RELEASED[release]),
                 "steps": STEPS,
                 "padding": "repeat the last step; the mask denies it",
             },
@@ -120,10 +126,10 @@ def import_features(order: ImportOrder) -> None:
         MicuError: What was typed cannot be done.
     """
     manifest = read_manifest(order.manifest)
-    is_table = order.release == "ave"
-    _check_sources(order, is_table)
+    _check_sources(order)
+    lines = read_manifest(order.rows).clips if order.rows else manifest.clips
     if order.labels is not None:
-        check_labels(order.labels, manifest.clips)
+        check_labels(order.labels, lines)
     job = Job(
         manifest=manifest,
         media_root=order.manifest.parent,
@@ -131,20 +137,27 @@ def import_features(order: ImportOrder) -> None:
         limit=order.limit,
         overwrite=order.overwrite,
         retry_failed=order.retry_failed,
+        command=typed_command(),
     )
     targets = {}
     for modality in order.sources:
         features = ReleasedFeatures(order.release, modality)
         targets[modality] = Target(plan_extraction(job, features.spec), features)
-        announce(targets[modality].plan, order.sources[modality])
+        announce(targets[modality].plan, *order.sources[modality])
     plans = [target.plan for target in targets.values()]
     check_room(order.out, sum(plan.bytes_needed for plan in plans))
     record_source(order.out, Source(order.manifest, job.media_root))
-    rows = {clip.clip_id: row for row, clip in enumerate(manifest.clips)} if is_table else {}
+    tables = {name: [p for p in paths if p.is_file()] for name, paths in order.sources.items()}
+    read = ReadReleased(
+        tables={name: paths[0] for name, paths in tables.items() if paths},
+        folders={name: [p for p in ps if p.is_dir()] for name, ps in order.sources.items()},
+        shapes=SHAPES,
+        rows={clip.clip_id: row for row, clip in enumerate(lines)} if any(tables.values()) else {},
+    )
     progress = Progress(sum(plan.todo for plan in plans))
     summaries = extract_several(
         targets,
-        ReadReleased(order.sources, SHAPES, rows),
+        read,
         order.workers,
         progress.show,
         order.clip_timeout_s,
@@ -154,15 +167,24 @@ def import_features(order: ImportOrder) -> None:
     end_run(summaries, plans, order.as_json)
 
 
-def _check_sources(order: ImportOrder, is_table: bool) -> None:
-    if order.labels is not None and not is_table:
-        raise ConfigError(f"--labels: expected the release ave, got {order.release}")
-    for modality, path in order.sources.items():
-        if path.is_dir() == is_table:
-            wanted = "an HDF5 file" if is_table else "the folder of the zip files"
+def _check_sources(order: ImportOrder) -> None:
+    layouts = RELEASED[order.release]
+    for option, path in (("--labels", order.labels), ("--rows", order.rows)):
+        if path is not None and TABLE not in layouts:
+            raise ConfigError(f"{option}: expected a release with HDF5 files, got {order.release}")
+    if len(layouts) > 1 and order.rows is None:
+        raise ConfigError(
+            f"{order.release}: expected --rows too, the manifest of all lines of Annotations.txt: "
+            "micu-extract manifest ave"
+        )
+    for modality, paths in order.sources.items():
+        tables = sum(path.is_file() for path in paths)
+        if tables != (TABLE in layouts) or (len(paths) > tables) != (ZIPS in layouts):
+            wanted = {TABLE: "one HDF5 file", ZIPS: "folders of zip files"}
             raise ConfigError(
-                f"--{modality} {path}: {order.release} is {RELEASED[order.release]}; expected "
-                f"{wanted}"
+                f"--{modality} {', '.join(map(str, paths))}: expected "
+                f"{' and '.join(wanted[layout] for layout in layouts)}; {order.release} is "
+                f"{'; '.join(layouts)}"
             )
 
 

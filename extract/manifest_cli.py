@@ -14,6 +14,7 @@ from extract.datasets import DATASETS
 from extract.datasets.layout import locate_media
 from extract.imports import RELEASED, ImportOrder, import_features
 from extract.probe import describe_probes, probe_media, probe_path, write_probes
+from extract.typed import RememberingCommand
 from micu.files import write_atomically
 from micu.manifest import Clip, Manifest, read_manifest, write_manifest
 from micu.overlap import Shared, find_shared
@@ -150,23 +151,32 @@ def _shared_csv(shared: Sequence[Shared]) -> bytes:
 # --- released features -----------------------------------------------------------------------
 
 
-@click.command("import")
+@click.command("import", cls=RememberingCommand)
 @click.argument("release", type=click.Choice(sorted(RELEASED)))
 @click.argument("manifest", type=_FILE)
 @click.option(
     "--video",
     type=click.Path(path_type=Path, exists=True),
-    help="The released video features: visual_feature.h5, or the folder of zip files.",
+    multiple=True,
+    help="The released video features: visual_feature.h5, a folder of zip files, or both; may be "
+    "repeated.",
 )
 @click.option(
     "--audio",
     type=click.Path(path_type=Path, exists=True),
-    help="The released audio features: audio_feature.h5, or the folder of zip files.",
+    multiple=True,
+    help="The released audio features: audio_feature.h5, a folder of zip files, or both; may be "
+    "repeated.",
+)
+@click.option(
+    "--rows",
+    type=_FILE,
+    help="Manifest whose row i is row i of the HDF5 files [default: MANIFEST].",
 )
 @click.option(
     "--labels",
     type=_FILE,
-    help="ave: labels.h5, to prove that the rows of the manifest are those of the features.",
+    help="labels.h5 of AVE, to prove that these rows are those of the features.",
 )
 @click.option(
     "--out",
@@ -195,11 +205,15 @@ def _shared_csv(shared: Sequence[Shared]) -> bytes:
 @click.option("--overwrite", is_flag=True, help="Replace features that were made otherwise.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def import_released(
-    *, release: str, manifest: Path, video: Path | None, audio: Path | None, **options: Any
+    *,
+    release: str,
+    manifest: Path,
+    video: tuple[Path, ...],
+    audio: tuple[Path, ...],
+    **options: Any,
 ) -> None:
     """Turn features that the authors released into shards, without running anything in them."""
-    sources = {"video": video, "audio": audio}
-    given = {name: path for name, path in sources.items() if path is not None}
+    given = {name: paths for name, paths in (("video", video), ("audio", audio)) if paths}
     if not given:
         raise click.UsageError("expected --video PATH, --audio PATH or both")
     import_features(ImportOrder(release=release, manifest=manifest, sources=given, **options))

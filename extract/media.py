@@ -36,6 +36,9 @@ DECODE_ERRORS = {
     "outside_media": "nothing of the clip's time lies within its media",
     "corrupt": "more than a fifth of what the clip needs is damaged or missing",
     "non_finite": "the sound holds NaN or infinity",
+    "unsafe_pickle": "a released file asks for more than an array; nothing of it was run",
+    "bad_archive": "not a zip file with exactly one pickle of the size that it declares",
+    "bad_array": "no floats of the released shape: (t, 7, 7, 512) or (t, 128)",
 }
 """Every code of a `DecodeError`, with its meaning."""
 

@@ -241,7 +241,8 @@ def read_h5_row(path: Path, row: int, rows: int) -> NDArray[np.float32]:
         if len(data) != rows:
             raise StoreError(
                 f"{path}: has {len(data)} rows, the manifest {rows}; expected as many, row i about "
-                "line i of Annotations.txt: make the manifest with micu-extract manifest ave"
+                "line i of Annotations.txt: make the manifest with micu-extract manifest ave, and "
+                "for a part of it name the whole with --rows"
             )
         if math.prod(data.shape[1:]) * data.dtype.itemsize > MAX_BYTES:
             raise StoreError(f"{path}: rows of shape {data.shape[1:]} are too large")
@@ -258,12 +259,14 @@ def read_h5_row(path: Path, row: int, rows: int) -> NDArray[np.float32]:
 class ReadReleased:
     """Reads the released features of a clip; sent to worker processes."""
 
-    sources: Mapping[str, Path]
-    """By modality: a folder of zip files, or an HDF5 file."""
+    tables: Mapping[str, Path]
+    """HDF5 file by modality."""
+    folders: Mapping[str, Sequence[Path]]
+    """Folders of zip files by modality."""
     shapes: Mapping[str, tuple[int, ...]]
     """Of one step."""
     rows: Mapping[str, int] = field(default_factory=dict)
-    """Row of each clip in the HDF5 files."""
+    """Row in the tables of each clip that is there; the others are in the folders."""
 
     def __call__(self, clip: Clip, names: Sequence[str]) -> dict[str, Media | DecodeError]:
         """One unit by modality, all steps of the clip, or why there is none."""
@@ -279,12 +282,15 @@ class ReadReleased:
         return found
 
     def _read(self, clip: Clip, modality: str) -> NDArray[np.float32]:
-        source = self.sources[modality]
-        if self.rows:
-            values = read_h5_row(source, self.rows[clip.clip_id], len(self.rows))
+        name, folders = f"{archive_stem(clip.clip_id)}.zip", self.folders.get(modality, ())
+        if clip.clip_id in self.rows:
+            row = self.rows[clip.clip_id]
+            values = read_h5_row(self.tables[modality], row, len(self.rows))
+        elif folders:
+            there = [folder for folder in folders if (folder / name).is_file()]
+            values = read_zipped_array(find_media(name, (there or folders)[0]), name)
         else:
-            name = f"{archive_stem(clip.clip_id)}.zip"
-            values = read_zipped_array(find_media(name, source), name)
+            raise DecodeError("missing", f"clip {clip.clip_id!r}: is no line of the HDF5 file")
         if values.shape[1:] != self.shapes[modality] or not values.ndim:
             wanted = ("t", *self.shapes[modality])
             raise DecodeError(

@@ -5,6 +5,7 @@ EndTime` with or without that header, and `{train,val,test}_order.h5`, whose dat
 line numbers. Line i of the annotations is row i of the authors' features.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def read_annotations(path: Path) -> list[Clip]:
         fields = [field.strip() for field in line.split("&")]
         if number == 1 and fields[0] == "Category":
             continue
-        if len(fields) != 5 or not (fields[3].isdigit() and fields[4].isdigit()):
+        if len(fields) != 5 or not all(re.fullmatch("[0-9]+", field) for field in fields[3:]):
             lines.bad(number, f"expected category&id&quality&start&end, got {line!r}")
             continue
         label, onset, offset = fields[0], float(fields[3]), float(fields[4])

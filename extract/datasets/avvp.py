@@ -118,7 +118,7 @@ def _read_list(path: Path, modality: str) -> list[_Listed]:
     clips: list[_Listed] = []
     lines = Lines(path)
     columns = ("filename", "onset", "offset", "event_labels")
-    for line, row in enumerate(read_table(path, columns), 2):
+    for line, row in read_table(path, columns):
         parts = [row[column].split(",") for column in columns[1:]]
         try:
             events = tuple(

@@ -56,9 +56,11 @@ class DataSet:
         Raises:
             ManifestError: A file is missing, means nothing to the data set, or has bad lines.
         """
-        clips = self.build(self.assign(typed))
+        files = self.assign(typed)
+        clips = self.build(files)
         if not clips:
-            raise ManifestError(f"{self.name}: expected at least one clip, got none")
+            told = ", ".join(map(str, files.values()))
+            raise ManifestError(f"{self.name}: expected at least one clip in {told}, got none")
         return clips
 
     def assign(self, typed: Sequence[str]) -> dict[str, Path]:
@@ -120,32 +122,44 @@ def _fits(file: File, path: Path) -> bool:
     return fnmatch(path.name.lower(), file.pattern.lower())
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of an official CSV file with a header, separated by tabs if there are any in it.
+def read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Rows of an official CSV file that are not blank, with their line numbers from 1.
+
+    Fields are separated by tabs if there are any in the first line.
 
     Raises:
-        ManifestError: Columns are missing, or rows have another number of fields; all are named.
+        ManifestError: It is no CSV file.
     """
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         delimiter = "\t" if "\t" in file.readline() else ","
         file.seek(0)
-        reader = csv.DictReader(file, restkey="", delimiter=delimiter)
-        header = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        if missing := [name for name in columns if name not in header]:
-            raise ManifestError(
-                f"{path}: expected the columns {', '.join(columns)}, got "
-                f"{', '.join(header) or 'an empty file'}; {', '.join(missing)} is missing"
-            )
-        lines = Lines(path)
-        rows = []
-        for row in reader:
-            if "" in row or None in row.values():
-                lines.bad(reader.line_num, f"expected {len(header)} fields")
-                continue
-            rows.append({key: value.strip() for key, value in row.items()})
-        lines.check()
-        return rows
+        reader = csv.reader(file, delimiter=delimiter)
+        try:
+            found = [(reader.line_num, [field.strip() for field in row]) for row in reader if row]
+        except csv.Error as error:
+            raise ManifestError(f"{path}: line {reader.line_num}: no CSV: {error}") from error
+    return found
+
+
+def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Rows of an official CSV file with a header, by column, with their line numbers.
+
+    Raises:
+        ManifestError: Columns are missing, or rows have another number of fields; all are named.
+    """
+    rows = read_rows(path)
+    header = rows[0][1] if rows else []
+    if missing := [name for name in columns if name not in header]:
+        raise ManifestError(
+            f"{path}: expected the columns {', '.join(columns)}, got "
+            f"{', '.join(header) or 'an empty file'}; {', '.join(missing)} is missing"
+        )
+    lines = Lines(path)
+    for line, row in rows[1:]:
+        if len(row) != len(header):
+            lines.bad(line, f"expected {len(header)} fields, got {len(row)}")
+    lines.check()
+    return [(line, dict(zip(header, row, strict=True))) for line, row in rows[1:]]
 
 
 class Lines:
@@ -195,7 +209,7 @@ def read_event(
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """Lines that are not blank, with their numbers from 1."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -30,7 +30,7 @@ def read_clotho(files: Files) -> list[Clip]:
         )
     clips: list[Clip] = []
     for name, split in SPLITS.items():
-        for row in read_table(files[name], ("file_name", *CAPTIONS)) if name in files else ():
+        for _, row in read_table(files[name], ("file_name", *CAPTIONS)) if name in files else ():
             item = Clip(clip_id=row["file_name"], path=f"{name}/{row['file_name']}", split=split)
             clips += captions(item, [row[column] for column in CAPTIONS if row[column]])
     return clips

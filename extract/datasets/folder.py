@@ -66,10 +66,10 @@ def _read_folder(root: Path) -> list[Clip]:
 
 def _read_csv(path: Path) -> list[Clip]:
     rows = read_table(path, ("path",))
-    if rows and "clip_id" in rows[0]:  # a manifest already
+    if rows and "clip_id" in rows[0][1]:  # a manifest already
         return list(read_manifest(path, need=("path",)).clips)
     clips, lines = [], Lines(path)
-    for line, row in enumerate(rows, 2):
+    for line, row in rows:
         try:
             clips.append(
                 Clip(

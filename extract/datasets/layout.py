@@ -31,8 +31,8 @@ class Located:
 def locate_media(clips: Sequence[Clip], root: Path) -> Located:
     """Find the media of clips below a folder.
 
-    A file is taken that lies where the path says; else the only one of that name, whatever its
-    folder and ending; else the only one of the same YouTube id.
+    A file is taken that lies where the path says; else the only one of that name or of the clip's
+    id, whatever its folder and ending; else the only one of the same YouTube id.
 
     Args:
         clips: Rows of a manifest; those without a path stay as they are.
@@ -54,9 +54,9 @@ def locate_media(clips: Sequence[Clip], root: Path) -> Located:
     located, moved, missing = [], 0, 0
     for clip in clips:
         if clip.path and clip.path not in there:
-            stem = PurePosixPath(clip.path).stem
-            found = by_stem.get(stem) or by_video.get(youtube_id(stem) or "", [])
-            if len(found) == 1:
+            stem, name = PurePosixPath(clip.path).stem, clip.clip_id.partition("#")[0]
+            found = by_stem.get(stem) or by_stem.get(name) or by_video.get(youtube_id(stem) or "")
+            if found and len(found) == 1:
                 moved += 1
                 clip = replace(clip, path=found[0])
             else:

@@ -42,7 +42,7 @@ def read_ucf101(files: Files) -> list[Clip]:
             for video, (path, split) in official.items()
         ]
     clips = []
-    for row in read_table(files["list"], ("category", "video_id")):
+    for _, row in read_table(files["list"], ("category", "video_id")):
         video, path = row["video_id"], media_path(row["category"], row["video_id"])
         if official and video not in official:
             raise ManifestError(f"ucf101: {video} of {files['list']} is in no official list")

@@ -83,7 +83,7 @@ def _read_names(path: Path) -> list[str]:
 
 
 def _read_clips(path: Path, names: list[str]) -> list[dict[str, str]]:
-    rows = read_table(path, ("category", "video_id"))
+    rows = [row for _, row in read_table(path, ("category", "video_id"))]
     if unknown := sorted({row["category"] for row in rows} - set(names)):
         raise ManifestError(f"{path}: classes that the names do not have: {', '.join(unknown)}")
     return rows

@@ -5,10 +5,10 @@ in seconds, label, split. AVEL-40k is the list of 40,801 of these clips that MIC
 predecessors pretrain on: `category, video_id, split`, without the start.
 """
 
-import csv
+import re
 from pathlib import Path
 
-from extract.datasets.base import File, Files, Lines, data_set, read_table
+from extract.datasets.base import File, Files, Lines, data_set, read_rows, read_table
 from micu.manifest import Clip
 
 CLIP_S = 10.0
@@ -52,13 +52,12 @@ def read_avel40k(files: Files) -> list[Clip]:
         else {}
     )
     sentences = (
-        {row["label"]: row["prompt"] for row in read_table(files["prompts"], ("label", "prompt"))}
+        {r["label"]: r["prompt"] for _, r in read_table(files["prompts"], ("label", "prompt"))}
         if "prompts" in files
         else None
     )
     clips, lines = [], Lines(files["list"])
-    rows = read_table(files["list"], ("category", "video_id", "split"))
-    for line, row in enumerate(rows, 2):
+    for line, row in read_table(files["list"], ("category", "video_id", "split")):
         label, video_id = row["category"], row["video_id"]
         if sentences is not None and label not in sentences:
             lines.bad(line, f"no sentence for {label!r} in {files['prompts']}")
@@ -85,12 +84,11 @@ def _clip(stem: str, label: str, split: str, text: str) -> Clip:
 def _read_list(path: Path) -> list[tuple[str, int, str, str]]:
     """Id, start (s), label and split of every line of the official list."""
     rows, lines = [], Lines(path)
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.reader(file), start=1):
-            if len(row) != 4 or not row[1].strip().isdigit():
-                lines.bad(line, f"expected id, start in seconds, label, split; got {row}")
-                continue
-            youtube_id, start, label, split = (field.strip() for field in row)
-            rows.append((youtube_id, int(start), label, split))
+    for line, row in read_rows(path):
+        if len(row) != 4 or not re.fullmatch("[0-9]{1,6}", row[1]):
+            lines.bad(line, f"expected id, start in seconds, label, split; got {row}")
+            continue
+        youtube_id, start, label, split = row
+        rows.append((youtube_id, int(start), label, split))
     lines.check()
     return rows

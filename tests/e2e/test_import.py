@@ -144,14 +144,33 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     write_ave(tmp_path)
     (tmp_path / "zips").mkdir()
     assert "expected --video PATH, --audio PATH" in invoke("ave", "ave.csv").output
+    zips, table = ("--video", "zips"), ("--video", "labels.h5")
     for words, message in (
-        (("ave", "ave.csv", "--video", "zips"), "expected an HDF5 file"),
-        (("ucf", "ave.csv", "--video", "labels.h5"), "expected the folder of the zip files"),
-        (("ucf", "ave.csv", "--video", "zips", "--labels", "labels.h5"), "expected the release"),
+        (("ave", "ave.csv", *zips), "expected one HDF5 file"),
+        (("ave", "ave.csv", *table, *table), "expected one HDF5 file"),
+        (("ucf", "ave.csv", *table), "expected folders of zip files"),
+        (("ucf", "ave.csv", *zips, "--labels", "labels.h5"), "expected a release with HDF5 files"),
+        (("ave-avvp", "ave.csv", *zips, *table), "expected --rows too"),
+        (("ave-avvp", "ave.csv", *zips, "--rows", "ave.csv"), "one HDF5 file and folders"),
     ):
         result = invoke(*words)
         assert isinstance(result.exception, ConfigError)
         assert message in str(result.exception)
+
+
+def test_a_mixture_takes_lines_of_the_table_and_zip_files(tmp_path: Path) -> None:
+    write_ave(tmp_path)
+    for folder, name in (("one", "aaaaaaaaaaa"), ("two", "bbbbbbbbbbb")):
+        zip_array(tmp_path / folder / f"{name}.zip", features(10, VECTOR, ord(name[0])))
+    write_clips(tmp_path / "m.csv", "clip 2", "aaaaaaaaaaa_1_11", "bbbbbbbbbbb_1_11")
+    sources = ("audio_feature.h5", "one", "two")
+    words = [word for source in sources for word in ("--audio", source)]
+    result = invoke("ave-avvp", "m.csv", *words, "--rows", "ave.csv", "--labels", "labels.h5")
+    assert result.exit_code == 0, result.output
+    store = FeatureStore(tmp_path / "features" / "m" / "audio-released")
+    for name, seed in (("clip 2", 2), ("aaaaaaaaaaa_1_11", 97), ("bbbbbbbbbbb_1_11", 98)):
+        expected = features(10, VECTOR, seed).astype(np.float32)
+        assert np.array_equal(store.read(name).values, expected), name
 
 
 def test_a_repair_names_the_command_that_imports(tmp_path: Path) -> None:
@@ -161,6 +180,6 @@ def test_a_repair_names_the_command_that_imports(tmp_path: Path) -> None:
     folder = tmp_path / "features" / "m" / "audio-released"
     (folder / "shard-00000.h5").write_bytes(b"")
     result = CliRunner().invoke(cli, ["verify", "features", "--data", "--repair"])
-    assert "micu-extract import ucf" in result.output
+    assert "micu-extract import ucf m.csv --audio audio" in result.output
     assert read_set(folder)[1].rows == 1
     assert json.loads((tmp_path / "features" / "last.json").read_text())["media_root"]
