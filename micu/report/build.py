@@ -96,7 +96,7 @@ def _paper_sections(lines: Sequence[Line]) -> list[Section]:
     sections = []
     for number, found in sorted(by_table.items()):
         metrics = list(dict.fromkeys(f.metric for f in read_printed() if f.table == number))
-        table = tabulate_lines(found, [*metrics, *EXTRA_METRICS])
+        table = tabulate_lines(found, ["hos", *metrics, *EXTRA_METRICS])
         notes = [*_means(found, number), *_remarks(found)]
         rests = [
             f"{name} ({SETTINGS[name].told}): {'; '.join(SETTINGS[name].rests_on)}."
@@ -165,7 +165,7 @@ def _own(lines: Sequence[Line]) -> list[Block]:
     for task in dict.fromkeys(line.of.task for line in own):
         found = [line for line in own if line.of.task == task]
         metrics = list(dict.fromkeys(name for line in found for name in line.cells))
-        few = ["os_star", "unk", "hos", *EXTRA_METRICS] if task == "oscmg" else metrics
+        few = ["hos", "os_star", "unk", *EXTRA_METRICS] if task == "oscmg" else metrics
         blocks += [Title(f"Task {task}"), tabulate_lines(found, few), *_remarks(found)]
     return blocks
 

@@ -191,7 +191,8 @@ def show_difference(cell: Cell) -> str:
 
 def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> Table:
     """Lines as a table: ours, the paper's figure and the difference for each metric."""
-    shown = [name for name in metrics if any(name in line.cells for line in lines)]
+    present = {name for line in lines for name in line.cells}
+    shown = [name for name in dict.fromkeys(metrics) if name in present]
     compared = {
         name
         for name in shown

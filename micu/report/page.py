@@ -91,9 +91,12 @@ path { fill: none; } .axis { stroke: var(--soft); } .grid { stroke: var(--line);
 .mark { stroke: var(--ink); stroke-dasharray: 4 3; } .points { stroke-width: 4.5; opacity: .75; }
 .target { stroke: var(--ink); stroke-width: 3; } .frame { fill: none; stroke: var(--line); }
 details { margin: .8rem 0; } summary { cursor: pointer; font-weight: 600; }
+@page { size: landscape; margin: 1cm; }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
-  table { font-size: 9px; } th, td { padding: .1rem .25rem; white-space: normal; }
-  .wide { overflow: visible; } figure, tr { break-inside: avoid; } h2 { break-after: avoid; }
+  table { font-size: 8px; } th, td { padding: .1rem .2rem; }
+  td:not(.number) { white-space: normal; }
+  .wide { overflow: visible; } figure, tr { break-inside: avoid; }
+  h2, h3, h3 + p { break-after: avoid; } td.long, td.longer { min-width: 0; }
   details::details-content { content-visibility: visible; block-size: auto; } }
 """
 

@@ -296,7 +296,8 @@ def draw_points(
     places = size / 2 + (points - middle) / span * (size - 2 * edge) * np.array([1, -1])
     parts = [f'<rect class="frame" x="0.5" y="0.5" width="{size - 1}" height="{size - 1}"/>']
     for name, (colour, square, rows) in groups.items():
-        path = "".join(f"M{_px(x)} {_px(y)}h0" for x, y in places[rows])
+        # A line of no length at all is not printed everywhere.
+        path = "".join(f"M{_px(x)} {_px(y)}h.1" for x, y in places[rows])
         cap = "square" if square else "round"
         parts.append(
             f'<path class="points" stroke="{colour}" stroke-linecap="{cap}" d="{path}">'
