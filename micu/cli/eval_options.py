@@ -81,7 +81,7 @@ class Arguments:
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """In the order of `micu.evaluate.evaluation.PROTOCOLS`."""
+        """In the order of evaluation: one probe may serve both, and `clean` needs more of it."""
         return (CLEAN, PAPER) if self.protocol == "both" else (self.protocol,)
 
 

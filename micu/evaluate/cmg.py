@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from micu.errors import ConfigError
-from micu.evaluate.encoders import ClipEncoder, check_same_space
-from micu.evaluate.evaluation import TASKS, Evaluation, make_row
+from micu.evaluate.encoders import check_same_space
+from micu.evaluate.evaluation import TASKS, Evaluation, Job, chance_rows, make_row
 from micu.evaluate.leaks import EPOCH_ON_TEST
 from micu.evaluate.localization import run_localization
 from micu.evaluate.metrics import Floats, Ints
@@ -37,25 +37,17 @@ def evaluate_closed_set(evaluation: Evaluation) -> list[Row]:
     """
     if not evaluation.pairs:
         raise ConfigError("cmg needs --source and --target, or --pairs v:a,a:v")
-    rows = [row for job in evaluation.jobs() for row in _evaluate_job(evaluation, *job)]
-    if evaluation.with_chance:
-        for source, target in evaluation.pairs:
-            rows += evaluation.each_protocol(
-                lambda protocol, s=source, t=target: _chance_rows(evaluation, protocol, s, t)  # type: ignore[misc]
-            )
-    return rows
+    return evaluation.evaluate_jobs(_evaluate_job, _chance_rows)
 
 
-def _split(
-    evaluation: Evaluation, protocol: str, source: str, target: str, *, ceiling: bool = False
-) -> OpenSetSplit:
+def _split(evaluation: Evaluation, protocol: str, job: Job) -> OpenSetSplit:
     """Clips of known classes; every class that appears is known if none are named."""
     rules = evaluation.rules(protocol, closed=True)
     if evaluation.localise:
         rules = replace(
             rules,
-            source_classes=partial(events_of, evaluation.known, source),
-            target_classes=partial(events_of, evaluation.known, target),
+            source_classes=partial(events_of, evaluation.known, job.source),
+            target_classes=partial(events_of, evaluation.known, job.target),
         )
     found = (
         name
@@ -67,7 +59,7 @@ def _split(
         for name in classes(clip)
     )
     known = evaluation.known or tuple(dict.fromkeys(found))
-    return evaluation.split(rules, known, source, target, ceiling=ceiling)
+    return evaluation.split(rules, known, job)
 
 
 def events_of(known: tuple[str, ...], modality: str, clip: Clip) -> tuple[str, ...]:
@@ -76,33 +68,35 @@ def events_of(known: tuple[str, ...], modality: str, clip: Clip) -> tuple[str, .
     return tuple(label for label in labels if not known or label in known)
 
 
-def _evaluate_job(evaluation: Evaluation, name: str, source: str, target: str) -> list[Row]:
-    if name == "ceiling" and evaluation.localise:
-        return []
-    encoder, target_encoder = evaluation.readers(name)
+def _evaluate_job(evaluation: Evaluation, job: Job) -> list[Row]:
+    run = _localise if evaluation.localise else _classify
+    probe = evaluation.probe.describe()
+    probe = (
+        f"localisation {probe}"
+        if evaluation.localise
+        else job.encoder.describe_probe(evaluation.probe)
+    )
 
     def rows_of(protocol: str) -> list[Row]:
-        split = _split(evaluation, protocol, source, target, ceiling=name == "ceiling")
-        evaluation.tell(evaluation.describe(protocol, name, source, target, split))
-        values, note = (_localise if evaluation.localise else _classify)(
-            evaluation, protocol, encoder, target_encoder, split, source, target
-        )
+        split = _split(evaluation, protocol, job)
+        evaluation.tell(evaluation.describe(protocol, job, split))
+        values, note = run(evaluation, protocol, job, split)
         chosen = (EPOCH_ON_TEST,) if protocol == PAPER else ()
         return [
             make_row(
                 evaluation,
                 task="cmg",
                 protocol=protocol,
-                method=name,
-                train=source,
-                test=target,
+                method=job.method,
+                train=job.source,
+                test=job.target,
                 threshold_source="none",
                 metric=metric,
                 value=value,
                 n_clips=len(split.test),
-                probe=_describe_probe(evaluation, encoder),
-                features=(source, target),
-                leaks=evaluation.leaks(name, split, *chosen),
+                probe=probe,
+                features=(job.source, job.target),
+                leaks=evaluation.leaks(job.method, split, *chosen),
                 note=note,
             )
             for metric, value in values.items()
@@ -115,23 +109,16 @@ Values = tuple[Mapping[str, float], str]
 """Metrics by name, and how the epoch was chosen."""
 
 
-def _classify(
-    evaluation: Evaluation,
-    protocol: str,
-    encoder: ClipEncoder,
-    target_encoder: ClipEncoder,
-    split: OpenSetSplit,
-    source: str,
-    target: str,
-) -> Values:
+def _classify(evaluation: Evaluation, protocol: str, job: Job, split: OpenSetSplit) -> Values:
     """Top-1 accuracy, over clips as published and over classes."""
-    check_same_space(encoder, source, target_encoder, target)
+    encoder = job.encoder
+    check_same_space(encoder, job.source, job.target_encoder, job.target)
     train, validation, test = (
         reader.encode(modality, [clip.clip_id for clip in clips]).to(encoder.device)
         for reader, modality, clips in (
-            (encoder, source, split.train),
-            (encoder, source, split.validation or split.train[:1]),
-            (target_encoder, target, split.test),
+            (encoder, job.source, split.train),
+            (encoder, job.source, split.validation),
+            (job.target_encoder, job.target, split.test),
         )
     )
     on_validation: list[Floats] = []
@@ -140,7 +127,8 @@ def _classify(
     for probe in encoder.train_probe(
         train, labels, len(split.known), evaluation.probe, evaluation.seed
     ):
-        on_validation.append(predict_logits(probe, validation))
+        if split.validation:
+            on_validation.append(predict_logits(probe, validation))
         on_test.append(predict_logits(probe, test))
     tested = split.labels(split.test)
     if protocol == PAPER:
@@ -161,23 +149,15 @@ def _accuracy(logits: Floats, labels: Ints) -> float:
     return float((logits.argmax(-1) == labels).mean())
 
 
-def _localise(
-    evaluation: Evaluation,
-    protocol: str,
-    encoder: ClipEncoder,
-    target_encoder: ClipEncoder,
-    split: OpenSetSplit,
-    source: str,
-    target: str,
-) -> Values:
+def _localise(evaluation: Evaluation, protocol: str, job: Job, split: OpenSetSplit) -> Values:
     """Precision, recall and F1 over seconds: as published, or micro without background."""
     published = protocol == PAPER
     located = run_localization(
-        encoder,
-        target_encoder,
+        job.encoder,
+        job.target_encoder,
         split,
-        source,
-        target,
+        job.source,
+        job.target,
         config=evaluation.probe,
         seed=evaluation.seed,
         published=published,
@@ -200,29 +180,7 @@ def _tell_epoch(protocol: str, split: OpenSetSplit, epoch: int, probes: int) -> 
     return "; ".join(filter(None, (f"{told} ({origin})", split.note)))
 
 
-def _describe_probe(evaluation: Evaluation, encoder: ClipEncoder) -> str:
-    if evaluation.localise:
-        return f"localisation {evaluation.probe.describe()}"
-    return encoder.describe_probe(evaluation.probe)
-
-
-def _chance_rows(evaluation: Evaluation, protocol: str, source: str, target: str) -> list[Row]:
-    split = _split(evaluation, protocol, source, target)
-    return [
-        make_row(
-            evaluation,
-            task="cmg",
-            protocol=protocol,
-            method="chance",
-            train=source,
-            test=target,
-            threshold_source="none",
-            metric=metric,
-            value=1 / len(split.known),
-            n_clips=len(split.test),
-            features=(source, target),
-            leaks=evaluation.leaks("chance", split),
-            note="uniform guesses",
-        )
-        for metric in ("acc", "acc_class_mean")
-    ]
+def _chance_rows(evaluation: Evaluation, job: Job, protocol: str) -> list[Row]:
+    split = _split(evaluation, protocol, job)
+    values = dict.fromkeys(("acc", "acc_class_mean"), 1 / len(split.known))
+    return chance_rows(evaluation, "cmg", job, protocol, split, values, "uniform guesses")

@@ -5,7 +5,8 @@ its `@TASKS.register` line, and an import line in `micu.evaluate.tasks`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from micu.evaluate.encoders import ClipEncoder
 from micu.evaluate.leaks import Pretraining
 from micu.evaluate.probe import ProbeConfig
 from micu.evaluate.report import Row
-from micu.evaluate.splits import CLEAN, PAPER, TEST, TRAIN, OpenSetSplit, SplitRules, split_clips
+from micu.evaluate.splits import TEST, TRAIN, OpenSetSplit, SplitRules, split_clips
 from micu.manifest import Clip, Manifest
 from micu.registry import Registry
 from micu.store import FeatureStore
 
-PROTOCOLS = (CLEAN, PAPER)
-"""In the order of evaluation: one probe may serve both, and `clean` needs more of it."""
+CEILING = "ceiling"
+"""The method whose probe is trained on the target modality."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,20 @@ class Side:
     """By modality."""
     encoders: Mapping[str, ClipEncoder]
     """By name: `checkpoint`, `untrained`, `input`, `ceiling`; those that were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One encoder, trained on one modality and tested on another."""
+
+    method: str
+    """Name of the encoder, `ceiling` or `chance`."""
+    source: str
+    target: str
+    encoder: ClipEncoder
+    """Of the clips to train on."""
+    target_encoder: ClipEncoder
+    """Of the clips to test on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,19 +112,12 @@ class Evaluation:
             }
         )
 
-    def split(
-        self,
-        rules: SplitRules,
-        known: Sequence[str],
-        source: str,
-        target: str,
-        *,
-        ceiling: bool = False,
-    ) -> OpenSetSplit:
-        """The clips of one protocol and pair; with `ceiling`, all from the target manifest."""
-        key = (rules.protocol, source, target, ceiling)
+    def split(self, rules: SplitRules, known: Sequence[str], job: Job) -> OpenSetSplit:
+        """The clips of one protocol and pair; of the ceiling, all from the target manifest."""
+        source, target, is_ceiling = job.source, job.target, job.method == CEILING
+        key = (rules.protocol, source, target, is_ceiling)
         if key not in self._splits:
-            side = self.target if ceiling else self.source
+            side = self.target if is_ceiling else self.source
             self._splits[key] = split_clips(
                 side.clips,
                 known,
@@ -141,28 +149,41 @@ class Evaluation:
             self.tell(f"not under the other protocol: {problem}")
         return rows
 
-    def jobs(self) -> Iterator[tuple[str, str, str]]:
-        """(encoder, source, target) of every probe, those of the ceiling last."""
+    def jobs(self) -> Iterator[Job]:
+        """Every probe that is to be trained, those of the ceiling last."""
         for name in self.encoders:
             for source, target in self.pairs:
-                yield name, source, target
+                encoders = self.source.encoders[name], self.target.encoders[name]
+                yield Job(name, source, target, *encoders)
         if self.with_ceiling:
+            ceiling = self.target.encoders[CEILING]
             for target in dict.fromkeys(target for _, target in self.pairs):
-                yield "ceiling", target, target
+                yield Job(CEILING, target, target, ceiling, ceiling)
 
-    def readers(self, name: str) -> tuple[ClipEncoder, ClipEncoder]:
-        """Encoders of training and of test clips, by the name of the job."""
-        side = self.target if name == "ceiling" else self.source
-        return side.encoders[name], self.target.encoders[name]
+    def evaluate_jobs(
+        self,
+        evaluate: Callable[["Evaluation", Job], list[Row]],
+        guess: Callable[["Evaluation", Job, str], list[Row]],
+    ) -> list[Row]:
+        """The rows of every job, and of guessing where that was asked for.
 
-    def describe(
-        self, protocol: str, name: str, source: str, target: str, split: OpenSetSplit
-    ) -> str:
+        Args:
+            evaluate: Gives the rows of a job under every protocol.
+            guess: Gives those of guessing, for a pair and a protocol.
+        """
+        rows = [row for job in self.jobs() for row in evaluate(self, job)]
+        if self.with_chance:
+            for job in self.jobs():
+                if job.method == self.encoders[0]:
+                    rows += self.each_protocol(partial(guess, self, replace(job, method="chance")))
+        return rows
+
+    def describe(self, protocol: str, job: Job, split: OpenSetSplit) -> str:
         """A line about the training that begins."""
         validation = f"{len(split.validation)} validation, " if split.validation else ""
         return (
-            f"seed {self.seed}: {name} {source} → {target}, {protocol}: {len(split.train)} "
-            f"training, {validation}{len(split.test)} test clips"
+            f"seed {self.seed}: {job.method} {job.source} → {job.target}, {protocol}: "
+            f"{len(split.train)} training, {validation}{len(split.test)} test clips"
         )
 
     def leaks(self, method: str, split: OpenSetSplit, *chosen: str) -> str:
@@ -211,3 +232,33 @@ def make_row(
         ),
         **given,
     )
+
+
+def chance_rows(
+    evaluation: Evaluation,
+    task: str,
+    job: Job,
+    protocol: str,
+    split: OpenSetSplit,
+    values: Mapping[str, float],
+    note: str,
+) -> list[Row]:
+    """What guessing reaches, by metric."""
+    return [
+        make_row(
+            evaluation,
+            task=task,
+            protocol=protocol,
+            method=job.method,
+            train=job.source,
+            test=job.target,
+            threshold_source="none",
+            metric=metric,
+            value=value,
+            n_clips=len(split.test),
+            features=(job.source, job.target),
+            leaks=evaluation.leaks(job.method, split),
+            note=note,
+        )
+        for metric, value in values.items()
+    ]

@@ -60,14 +60,14 @@ def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target:
             np.ones((len(items), 1)), np.ones((len(captions), 1)), owners, RANKS
         )
     else:
-        encoder, target_encoder = evaluation.readers(name)
+        encoder = evaluation.source.encoders[name]
         evaluation.tell(
             f"{name} {source} ↔ {target}, {protocol}: {len(items)} items, {len(captions)} captions"
         )
-        check_same_space(encoder, source, target_encoder, target)
+        check_same_space(encoder, source, encoder, target)
         found = retrieval_recall(
             mean_embedding(encoder, source, items),
-            mean_embedding(target_encoder, target, captions),
+            mean_embedding(encoder, target, captions),
             owners,
             RANKS,
         )
