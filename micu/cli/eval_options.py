@@ -18,12 +18,13 @@ from micu.evaluate.thresholds import THRESHOLDS
 from micu.manifest import MODALITIES
 
 PROBE_OPTIONS = ("--probe-epochs", "--probe-batch-size", "--probe-learning-rate")
-_PROBED = ("oscmg", "cmg")
-_PAIRED = (*_PROBED, "retrieval")
+PROBED = ("oscmg", "cmg")
+"""Tasks that train a probe."""
+_PAIRED = (*PROBED, "retrieval")
 TASKS_OF = {
     **dict.fromkeys(("--source", "--target", "--pairs", "--chance"), _PAIRED),
-    **dict.fromkeys(("--known", "--ceiling", "--target-manifest", "--class-map"), _PROBED),
-    **dict.fromkeys(("--train-splits", *PROBE_OPTIONS), _PROBED),
+    **dict.fromkeys(("--known", "--ceiling", "--target-manifest", "--class-map"), PROBED),
+    **dict.fromkeys(("--train-splits", *PROBE_OPTIONS), PROBED),
     **dict.fromkeys(("--score", "--threshold", "--details"), ("oscmg",)),
     "--test-splits": _PAIRED,
     "--localise": ("cmg",),
@@ -89,7 +90,15 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options of `micu-eval`, in the order in which help shows them."""
     return functools.reduce(
         lambda made, option: option(made),
-        reversed([*_input_options(), *_method_options(), *_output_options()]),
+        reversed(
+            [
+                *_input_options(),
+                *_clip_options(),
+                *_method_options(),
+                *_probe_options(),
+                *_output_options(),
+            ]
+        ),
         command,
     )
 
@@ -137,6 +146,12 @@ def _input_options() -> list[Callable[..., Any]]:
             )
             for name in MODALITIES
         ),
+    ]
+
+
+def _clip_options() -> list[Callable[..., Any]]:
+    file = click.Path(path_type=Path, dir_okay=False)
+    return [
         click.option("--source", help="Modality that the probe is trained on: v, a, f, t or name."),
         click.option("--target", help="Modality that it is tested on."),
         click.option("--pairs", help="Several of them at once: v:a,a:v,v:f."),
@@ -159,7 +174,6 @@ def _input_options() -> list[Callable[..., Any]]:
 
 
 def _method_options() -> list[Callable[..., Any]]:
-    number = click.IntRange(min=1)
     return [
         click.option(
             "--encoder",
@@ -206,6 +220,12 @@ def _method_options() -> list[Callable[..., Any]]:
             is_flag=True,
             help="Find which class is there in which second, from the manifest's events.",
         ),
+    ]
+
+
+def _probe_options() -> list[Callable[..., Any]]:
+    number = click.IntRange(min=1)
+    return [
         click.option(
             "--probe-epochs",
             type=number,
@@ -224,7 +244,7 @@ def _method_options() -> list[Callable[..., Any]]:
         click.option(
             "--seeds",
             type=number,
-            help="How many, from --seed on [default: 1; with --protocol clean 5].",
+            help="How many, from --seed on [default: 1; with --protocol clean 5 probes].",
         ),
         click.option(
             "--batch-size", type=number, default=80, show_default=True, help="Clips per step."
@@ -315,7 +335,7 @@ def refuse_idle_options(typed: Arguments) -> None:
         for option, tasks in TASKS_OF.items()
         if typed.task not in tasks and option in typed.options
     ]
-    if typed.task in _PROBED and set(typed.encoders) == {"input"} and not typed.localise:
+    if typed.task in PROBED and set(typed.encoders) == {"input"} and not typed.localise:
         problems += [
             f"{option}: --encoder input has a logistic regression, which does not read it"
             for option in PROBE_OPTIONS

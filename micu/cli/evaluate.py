@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from micu.cli.eval_options import (
+    PROBED,
     Arguments,
     evaluation_options,
     parse_pairs,
@@ -54,7 +55,7 @@ PROBE_EPOCHS = {"cmg": 30}
 """Of the published scripts; 25 for the other tasks."""
 
 SEVERAL_SEEDS = 5
-"""How many seeds `--protocol clean` takes unless told otherwise."""
+"""How many seeds `--protocol clean` takes for tasks with a probe, unless told otherwise."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -95,7 +96,7 @@ def run(typed: Arguments) -> list[Row]:
     loaded = load_model(typed.checkpoint, resolve_device(typed.device))
     sides = open_sides(typed, loaded)
     first = loaded.config.seed if typed.seed is None else typed.seed
-    several = SEVERAL_SEEDS if typed.protocols == (CLEAN,) and typed.task != "efficiency" else 1
+    several = SEVERAL_SEEDS if typed.protocols == (CLEAN,) and typed.task in PROBED else 1
     rows: list[Row] = []
     made: dict[str, dict[str, ClipEncoder]] = {}
     for seed in range(first, first + (typed.seeds or several)):
