@@ -95,7 +95,7 @@ details { margin: .8rem 0; } summary { cursor: pointer; font-weight: 600; }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
   table { font-size: 8px; } th, td { padding: .1rem .2rem; }
   td:not(.number) { white-space: normal; }
-  .wide { overflow: visible; } figure, tr { break-inside: avoid; }
+  .wide { overflow: visible; } figure { width: 19rem; } figure, tr { break-inside: avoid; }
   h2, h3, h3 + p { break-after: avoid; } td.long, td.longer { min-width: 0; }
   details::details-content { content-visibility: visible; block-size: auto; } }
 """
