@@ -112,6 +112,15 @@ class Evaluation:
             }
         )
 
+    def told_splits(self) -> str:
+        """Value of the column `splits`."""
+        asked = {"train": self.train_splits, "test": self.test_splits}
+        return " ".join(
+            f"{part}={'all' if names is None else ','.join(names)}"
+            for part, names in asked.items()
+            if names != ()
+        )
+
     def split(self, rules: SplitRules, known: Sequence[str], job: Job) -> OpenSetSplit:
         """The clips of one protocol and pair; of the ceiling, all from the target manifest."""
         source, target, is_ceiling = job.source, job.target, job.method == CEILING
@@ -226,6 +235,7 @@ def make_row(
         manifest_sha256=" ".join(manifests),
         classes_sha256=evaluation.classes_sha256,
         setting=evaluation.setting,
+        splits=evaluation.told_splits(),
         features=" ".join(
             f"{name}:{store.spec.backbone}@{store.header.fingerprint[:12]}"
             for name, store in stores.items()
