@@ -13,6 +13,8 @@ FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLE
 """Filters that are read; others are plugins, which are code."""
 MAX_CHUNK_BYTES = 256 * 2**20
 """Largest chunk, which is unpacked whole however little of it is read."""
+MAX_RATIO = 1000
+"""How many times its size a packed file may declare."""
 
 
 @contextmanager
@@ -51,7 +53,6 @@ def _refuse_hostile(file: h5py.File, name: str, path: Path) -> None:
     if chunk_bytes > MAX_CHUNK_BYTES:
         raise StoreError(f"{path}: {name} has chunks of {chunk_bytes} bytes")
     declared = math.prod(data.shape) * data.dtype.itemsize
-    if not used and declared > path.stat().st_size:
-        raise StoreError(
-            f"{path}: {name} declares {declared} bytes in a file of {path.stat().st_size}"
-        )
+    size = path.stat().st_size
+    if declared > size * (MAX_RATIO if used else 1):
+        raise StoreError(f"{path}: {name} declares {declared} bytes in a file of {size}")

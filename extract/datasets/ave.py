@@ -86,7 +86,7 @@ def _read_splits(files: Files, rows: int) -> list[str]:
     for split in SPLITS:
         if split not in files:
             continue
-        for row in _read_order(files[split]):
+        for row in _read_order(files[split], rows):
             if not 0 <= row < rows:
                 raise ManifestError(
                     f"{files[split]}: expected line numbers from 0 to {rows - 1}, got {row}; is "
@@ -100,9 +100,11 @@ def _read_splits(files: Files, rows: int) -> list[str]:
     return splits
 
 
-def _read_order(path: Path) -> NDArray[np.int64]:
+def _read_order(path: Path, rows: int) -> NDArray[np.int64]:
     with open_plain(path) as file:
         order = file.get("order")
         if not isinstance(order, h5py.Dataset) or order.ndim != 1 or order.dtype.kind not in "iu":
             raise ManifestError(f"{path}: expected a data set `order` of line numbers")
+        if len(order) > rows:
+            raise ManifestError(f"{path}: numbers {len(order)} lines of {rows}")
         return np.asarray(order[:], np.int64)

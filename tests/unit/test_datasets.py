@@ -146,6 +146,8 @@ def test_order_files_that_do_not_number_the_lines_are_refused(tmp_path: Path) ->
     files = write(tmp_path, Annotations__txt="Bark&aaa&good&2&9\n")
     with pytest.raises(ManifestError, match="from 0 to 0, got 1"):
         rows("ave", [*files, write_order(tmp_path / "train_order.h5", [1])])
+    with pytest.raises(ManifestError, match="numbers 2 lines of 1"):
+        rows("ave", [*files, write_order(tmp_path / "train_order.h5", [0, 0])])
     both = [write_order(tmp_path / f"{split}_order.h5", [0]) for split in ("train", "val")]
     with pytest.raises(ManifestError, match="line 0 is in train already"):
         rows("ave", [*files, *both])

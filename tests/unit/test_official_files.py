@@ -43,8 +43,21 @@ def test_the_official_pretraining_list_has_40801_rows(shared: Path) -> None:
     assert splits(clips) == {"train": 24_515, "val": 8_171, "test": 8_115}
     assert set(labels(clips)) == set(read_class_list(CLASSES / "vggsound-avel40k.csv"))
     assert len(labels(clips)) == len({clip.text for clip in clips}) == 141
+
+
+@pytest.mark.shared
+def test_the_official_lists_share_the_videos_that_the_readme_counts(shared: Path) -> None:
+    pretraining = official(shared, "vggsound-avel40k", "vggsound-avel40k.csv")
     ave = official(shared, "ave", "ave_Annotations.txt")
-    assert (len(find_shared(ave, clips)), len(find_shared(clips, ave))) == (351, 342)
+    names = [f"AVVP_eval_{name}_checked_combined.csv" for name in ("visual", "audio")]
+    avvp = official(shared, "avvp", *names)
+    mixture = official(shared, "ave-avvp", "ave_Annotations.txt", *(f"AVE_{n}" for n in names))
+    by_split = {s: [clip for clip in mixture if clip.split == s] for s in ("train", "test")}
+    valor = [f"valor32k_desc_{split}.json" for split in ("train", "val", "test")]
+    pairs = [(ave, pretraining), (pretraining, ave), (avvp, pretraining)]
+    pairs += [(official(shared, "valor32k", *valor), pretraining)]
+    pairs += [(by_split["test"], by_split["train"])]
+    assert [len(find_shared(*pair)) for pair in pairs] == [351, 342, 72, 1912, 56]
 
 
 @pytest.mark.shared

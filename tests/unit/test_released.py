@@ -217,6 +217,9 @@ def test_tables_that_lead_elsewhere_or_hold_something_else_are_refused(tmp_path:
     def sparse(file: h5py.File) -> None:
         file.create_dataset("avadataset", (3, 10**9), "f8")
 
+    def packed(file: h5py.File) -> None:
+        file.create_dataset("avadataset", (3, 10**9), "f8", compression="gzip")
+
     def integers(file: h5py.File) -> None:
         file["avadataset"] = np.zeros((3, 10), np.int64)
 
@@ -224,7 +227,7 @@ def test_tables_that_lead_elsewhere_or_hold_something_else_are_refused(tmp_path:
         file["features"] = np.zeros((3, 10))
 
     for number, hostile in enumerate(
-        (link, soft, external, virtual, objects, sparse, integers, misnamed)
+        (link, soft, external, virtual, objects, sparse, packed, integers, misnamed)
     ):
         path = tmp_path / f"hostile{number}.h5"
         with h5py.File(path, "w") as file:
