@@ -21,7 +21,7 @@ EXTRA_METRICS = {
 
 LEAKS = {
     "threshold": "the threshold was chosen on the test set",
-    "epoch": "so was the probe's epoch",
+    "epoch": "the probe's epoch was chosen on the test set",
     "test-clips-in-training": "so many test clips are of media that the probe was trained on",
     "test-split": "tested on that split of the manifest, not on its test split",
     "unusable-classes": "so many known classes have no training or no test clip",
