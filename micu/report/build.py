@@ -21,7 +21,7 @@ EXTRA_METRICS = {
 
 LEAKS = {
     "threshold": "the threshold was chosen on the test set",
-    "epoch": "so was the probe's epoch",
+    "epoch": "the probe's epoch was chosen on the test set",
     "test-clips-in-training": "so many test clips are of media that the probe was trained on",
     "test-split": "tested on that split of the manifest, not on its test split",
     "unusable-classes": "so many known classes have no training or no test clip",
@@ -30,8 +30,8 @@ LEAKS = {
 }
 """What the names in "rests on" mean, up to their colon."""
 
-FAIR, LEAKY = "var(--s0)", "var(--s4)"
-"""Colours of bars."""
+BLIND, ON_TEST = "var(--s0)", "var(--s4)"
+"""Colours of bars, by where the threshold was chosen."""
 
 OWN = "Without a figure of the paper"
 LISTED = 20
@@ -88,13 +88,15 @@ def _overview(material: Material, lines: Sequence[Line]) -> list[Block]:
         if cell and cell.printed:
             how = line.of.protocol or line.of.threshold_source
             words = (line.of.setting, _arrows(line.direction), short_preset(line.of.preset), how)
-            colour = LEAKY if line.leaks else FAIR
+            colour = ON_TEST if "threshold:test" in line.leaks else BLIND
             label = " ".join(filter(None, words))
             bars.append((label, cell.mean, cell.printed.number / 100, colour))
     if bars:
         told = "Bars are ours, marks the paper's."
         drawing = draw_bars("HOS, ours and the paper's", told, bars, "paper")
-        keys = legend([("rests on nothing unfair", FAIR, -1), ("rests on a leak", LEAKY, -1)])
+        keys = legend(
+            [("blind to the test set", BLIND, -1), ("threshold chosen on it", ON_TEST, -1)]
+        )
         blocks.append(Drawing(figure(drawing, "HOS: ours (bar) and the paper's (mark), %", keys)))
     blocks += _tell_leaks(lines)
     if material.skipped:

@@ -175,8 +175,11 @@ def show_mean(cell: Cell, metric: str) -> str:
     scale = scale_of(metric)
     if math.isnan(cell.mean):
         return "–"
-    small = scale == 1 and abs(cell.mean) < 1  # seconds of one clip, for example
-    form = ".3g" if small else ",.2f"
+    form = ",.2f"
+    if scale == 1 and abs(cell.mean) < 1:  # seconds of one clip, for example
+        form = ".3g"
+    elif scale == 1 and len(set(cell.values)) == 1 and cell.mean.is_integer():
+        form = ",.0f"
     mean = f"{scale * cell.mean:{form}}"
     spread = cell.deviation
     return mean if math.isnan(spread) else f"{mean} ± {scale * spread:{form}}"

@@ -202,7 +202,17 @@ def _markdown_blocks(blocks: Sequence[Block]) -> list[str]:
                 parts += [f"**{_plain(block.summary)}**", *inner] if inner else []
             case Drawing():
                 continue
-    return parts
+    return _without_bare_titles(parts)
+
+
+def _without_bare_titles(parts: Sequence[str]) -> list[str]:
+    """Titles of drawings alone are left out with these."""
+    following = [*parts[1:], "### "]
+    return [
+        part
+        for part, after in zip(parts, following, strict=False)
+        if not (part.startswith("### ") and after.startswith("### "))
+    ]
 
 
 def _plain(text: str) -> str:

@@ -122,6 +122,8 @@ def test_retrieval_is_compared_as_the_mean_of_both_directions() -> None:
 def test_small_numbers_that_are_no_rates_keep_their_digits() -> None:
     (line,) = compare([replace(RESULT, metric="threshold", value=0.01234)])
     assert tabulate_lines([line], ["threshold"]).rows[1][-1] == "0.0123"
+    (line,) = compare([replace(RESULT, metric="active_codes", value=1234.0)])
+    assert tabulate_lines([line], ["active_codes"]).rows[1][-1] == "1,234"
 
 
 def test_an_undefined_figure_is_a_dash_and_hides_no_seed() -> None:

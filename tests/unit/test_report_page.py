@@ -112,6 +112,7 @@ def test_markdown_has_the_tables_and_no_markup_of_the_labels() -> None:
     assert "| 54.39 " in text
     assert "<script" not in "\n".join(x for x in text.splitlines() if not x.startswith("    "))
     assert "<svg" not in text
+    assert "2 steps" not in text  # the title of a training, which is drawings alone
 
 
 def test_parts_without_content_are_left_out_and_linked_ones_are_there() -> None:
