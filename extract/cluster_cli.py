@@ -50,6 +50,16 @@ def part_option(command: Command) -> Command:
     )(command)
 
 
+def dask_option(command: Command) -> Command:
+    """Give a command `--dask`, which arrives as `dask: str | None`."""
+    return click.option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Run the shards on the Dask cluster of this scheduler, for example tcp://node7:8786: "
+        "one share of them at a time on each worker that was started with --resources GPU=1.",
+    )(command)
+
+
 def max_failures_option(command: Command) -> Command:
     """Give a command `--max-failures`, which arrives as `max_failures: Limit | None`."""
     return click.option(
