@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.3
 """How often the cluster is looked at, s."""
-RESULT_S = 30.0
-"""How long a worker that is done may take to hand its report over, s."""
+ANSWER_S = 60.0
+"""How long the scheduler, or a worker, may take to answer, s."""
 WORKERLESS_S = 300.0
 """How long a run waits for a worker when all are gone, s."""
 BAD_WORKER = 3
@@ -130,14 +130,12 @@ class Dispatcher:
 
     def _look(self) -> list[str]:
         """See who is there; what is wrong with workers that have come."""
-        self._alive = self.client.nthreads().keys()
+        self._alive = self._ask_who_is_there()
         self._seats = {address: n for address, n in self._seats.items() if address in self._alive}
+        self._unfit.intersection_update(self._alive)
         new = [a for a in self._alive if a not in self._seats and a not in self._unfit]
-        found = {}
-        if new:
-            found = self.client.run(look_around, self.errand, workers=new, on_error="return")
         problems = []
-        for address, sight in found.items():
+        for address, sight in self._tell(new, look_around, self.errand).items():
             seen = sight if isinstance(sight, Sight) else Sight(1, (f"cannot look: {sight!r}",))
             if seen.offers < 1 or seen.problems:
                 self._unfit.add(address)
@@ -146,6 +144,25 @@ class Dispatcher:
             if seen.offers >= 1:
                 problems += [f"worker {address} {problem}" for problem in seen.problems]
         return problems
+
+    def _ask_who_is_there(self) -> Collection[str]:
+        try:
+            there: Mapping[str, int] = self.client.nthreads(callback_timeout=ANSWER_S)
+        except OSError as error:
+            raise OSError(f"--dask: the scheduler does not answer: {error}") from error
+        return there.keys()
+
+    def _tell(self, workers: Sequence[str], do: Callable[..., Any], what: Any) -> dict[str, Any]:
+        """What a function returns in the processes of workers, or the error that it raised."""
+        if not workers:  # which Dask takes for all of them
+            return {}
+        try:
+            told: dict[str, Any] = self.client.run(
+                do, what, workers=workers, on_error="return", callback_timeout=ANSWER_S
+            )
+        except OSError as error:  # one did not answer, which takes the answers of all along
+            return dict.fromkeys(workers, error)
+        return told
 
     def _wait_for_seats(self) -> None:
         now = time.monotonic()
@@ -201,7 +218,7 @@ class Dispatcher:
 
     def _judge(self, address: str, flight: Flight) -> None:
         try:
-            report: Report = flight.future.result(timeout=RESULT_S)
+            report: Report = flight.future.result(timeout=ANSWER_S)
         except (Exception, CancelledError) as error:  # noqa: BLE001 - whatever Dask says, try again
             self._failed(address, flight, f"Dask gave no report: {error!r}")
             return
@@ -273,13 +290,12 @@ class Dispatcher:
 
     def _recall(self) -> None:
         """Have the shares that are out publish what is whole, and wait for it."""
-        deadline = time.monotonic() + GRACE_S + RESULT_S
+        deadline = time.monotonic() + GRACE_S + ANSWER_S
         with contextlib.suppress(OSError):  # with the scheduler lost, workers end by themselves
-            busy = [address for address in self.client.nthreads() if address in self.flights]
-            if busy:
-                self.client.run(stop_shares, self.errand.run, workers=busy, on_error="ignore")
+            busy = [address for address in self._ask_who_is_there() if address in self.flights]
+            self._tell(busy, stop_shares, self.errand.run)
             while self.flights and time.monotonic() < deadline:
-                alive = self.client.nthreads()
+                alive = self._ask_who_is_there()
                 for address, flight in list(self.flights.items()):
                     if flight.future.done() or address not in alive:
                         del self.flights[address]

@@ -18,6 +18,7 @@ from typing import Any
 from extract.dask.dispatch import Dispatcher, shards_left
 from extract.dask.worker import Errand
 from extract.parts import Part, merge_set, refuse_other_partitions
+from extract.pipeline import RETRIES
 from extract.plan import Job, Limit, Plan, plan_extraction
 from extract.writer import Summary, prepare_folder
 from micu.commands import stop_signals
@@ -169,9 +170,13 @@ def own_words(words: Sequence[str]) -> list[str]:
 
 def _close_set(plan: Plan, guilty: Mapping[int, str]) -> None:
     """Put the clips of guilty shards in the ledger, and make one index and one ledger of all."""
+    tries = f"failed {RETRIES + 1} times, the last time with nothing beside it"
     failures = [
         Failure(
-            clip.clip_id, "dask", "worker_died", f"shard {shard.number}: {guilty[shard.number]}"
+            clip.clip_id,
+            "dask",
+            "worker_died",
+            f"shard {shard.number} {tries}: {guilty[shard.number]}",
         )
         for shard in plan.shards
         for clip in shard.todo

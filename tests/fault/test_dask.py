@@ -64,12 +64,10 @@ def poisoned(encode: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(self: object, units: list[str]) -> Any:
         time.sleep(0.1)
         if units[0] == "poison":
-            doomed = {os.getppid()}
             if not Path("poisoned-before").exists():
                 Path("poisoned-before").touch()
-                doomed |= {parent(share) for share in shares(os.getsid(0))}
-            for process in (*doomed, os.getpid()):
-                os.kill(process, signal.SIGKILL)
+                kill_worker_of(unfinished_share(os.getsid(0), Path()))
+            kill_worker_of(os.getpid())
         return encode(self, units)
 
     return wrapped
@@ -88,9 +86,26 @@ def _is_share(process: int) -> bool:
     return b"-P" in words and any(b"extract.dask.worker" in word for word in words)
 
 
-def parent(process: int) -> int:
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(re.findall(r"^PPid:\t(\d+)", status, re.MULTILINE)[0])
+def unfinished_share(session: int, folder: Path) -> int:
+    """A share, other than this process, whose last shard is not there yet."""
+    while True:
+        made = {path.name for path in folder.rglob("shard-*.h5")}
+        for process in shares(session):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
+                part = parse_part(words[words.index("--part") + 1])
+                is_made = shard_name((part.last or part.number) - 1) in made
+                if not is_made and process != os.getpid():
+                    return process
+        time.sleep(0.01)
+
+
+def kill_worker_of(share: int) -> None:
+    """Kill a Dask worker and its share at once, as a node that is lost does."""
+    status = Path(f"/proc/{share}/status").read_text()
+    (worker,) = re.findall(r"^PPid:\t(\d+)", status, re.MULTILINE)
+    os.kill(int(worker), signal.SIGKILL)
+    os.kill(share, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -139,19 +154,6 @@ def begin(folder: Path, cluster: Cluster, *words: str) -> Process:
     return process
 
 
-def unfinished_share(cluster: Cluster, folder: Path) -> int:
-    """A share whose last shard is not there yet."""
-    while True:
-        made = {path.name for path in folder.rglob("shard-*.h5")}
-        for process in shares(cluster.session):
-            with contextlib.suppress(OSError):
-                words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
-                part = parse_part(words[words.index("--part") + 1])
-                if shard_name((part.last or part.number) - 1) not in made:
-                    return process
-        time.sleep(0.01)
-
-
 def no_share_is_out(cluster: Cluster) -> bool:
     deadline = time.monotonic() + 20
     while shares(cluster.session) and time.monotonic() < deadline:
@@ -161,16 +163,16 @@ def no_share_is_out(cluster: Cluster) -> bool:
 
 def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path, cluster: Cluster) -> None:
     local, folder = tmp_path / "local", tmp_path / "cluster"
-    write_sounds(local, 12)
-    write_sounds(folder, 12)
+    write_sounds(local, 8)
+    write_sounds(folder, 8)
     assert run(local, *SOUNDS)[0] == 3  # one file is missing
     process = begin(folder, cluster, *SOUNDS)
-    os.kill(parent(unfinished_share(cluster, folder)), signal.SIGKILL)
+    kill_worker_of(unfinished_share(cluster.session, folder))
     code, output = finish(process)
 
     assert code == 3, output
     assert "its Dask worker is gone" in output
-    assert "extracted 11, failed 1 (1 missing), left 0" in output
+    assert "extracted 7, failed 1 (1 missing), left 0" in output
     assert set_bytes(folder) == set_bytes(local)
     files = {path.name for path in (folder / "features").rglob("*") if path.is_file()}
     assert files == {path.name for path in (local / "features").rglob("*") if path.is_file()}
@@ -181,7 +183,7 @@ def test_runs_that_are_ended_leave_no_share_at_work_and_go_on_to_the_same_bytes(
     tmp_path: Path, cluster: Cluster
 ) -> None:
     local, folder = tmp_path / "local", tmp_path / "cluster"
-    texts = [f"{'nan ' if i == 7 else ''}word {i}" for i in range(24)]
+    texts = [f"{'nan ' if i == 7 else ''}word {i}" for i in range(16)]
     write_texts(local, *texts)
     write_texts(folder, *texts)
     assert run(local, *TEXTS)[0] == 3
@@ -208,18 +210,20 @@ def test_runs_that_are_ended_leave_no_share_at_work_and_go_on_to_the_same_bytes(
 def test_a_shard_that_ends_every_worker_is_put_in_the_ledger_and_its_neighbours_are_not(
     tmp_path: Path, cluster: Cluster
 ) -> None:
-    write_texts(tmp_path, *("poison" if i == 5 else f"word {i}" for i in range(12)))
+    write_texts(tmp_path, *("poison" if i == 3 else f"word {i}" for i in range(8)))
     code, output = run(tmp_path, *TEXTS, "--dask", cluster.address)
 
     assert code == 3, output
-    assert output.count("shard 2: its Dask worker is gone") == 3
-    assert len(re.findall(r"shard [^2]: its Dask worker is gone", output)) == 1  # the neighbour
+    assert output.count("shard 1: its Dask worker is gone") == 3
+    assert len(re.findall(r"shard [^1]: its Dask worker is gone", output)) == 1  # the neighbour
     folder = tmp_path / "features" / "m" / "text-toy"
     ledger = read_ledger(folder)
-    assert list(ledger) == ["4", "5"]
-    assert (ledger["5"].stage, ledger["5"].code) == ("dask", "worker_died")
-    assert ledger["5"].message == "shard 2: its Dask worker is gone"
-    assert len(FeatureStore(folder)) == 10
+    assert list(ledger) == ["2", "3"]
+    assert (ledger["3"].stage, ledger["3"].code) == ("dask", "worker_died")
+    assert ledger["3"].message == (
+        "shard 1 failed 3 times, the last time with nothing beside it: its Dask worker is gone"
+    )
+    assert len(FeatureStore(folder)) == 6
     assert run(tmp_path, "verify", "features", "--data")[0] == 0
 
 
