@@ -45,8 +45,8 @@ def part_option(command: Command) -> Command:
         "--part",
         metavar="I/N",
         callback=_to_part,
-        help="Extract only the I-th of N shares of the shards, for example 2/4 "
-        "[default: the place in a Slurm array, else everything].",
+        help="Extract only the I-th of N shares of the shards, for example 2/4, or several of "
+        "them, for example 5-8/200 [default: the place in a Slurm array, else everything].",
     )(command)
 
 

@@ -2,8 +2,8 @@
 
 Processes that share the work (`--part 2/4`) note what they do in files of their own, so that no two
 ever write one file: `index-2of4.jsonl`, `failures-2of4.csv`. Readers read all of them. A part is
-named by its label, here `2of4`, or `5-8of200` for four parts in one; the empty label names the files
-of a run without parts.
+named by its label, here `2of4`, or `5-8of200` for four parts in one; the empty label names the
+files of a run without parts.
 """
 
 import csv

@@ -228,6 +228,7 @@ class Dispatcher:
         elif report.code == EXIT_USAGE:
             raise MicuError(f"worker {address}: {report.last_words}")
         else:
+            logger.warning("worker %s said:\n%s", address, report.told.strip())
             self._failed(address, flight, report.ending, report.code)
 
     def _note(self, address: str, flight: Flight, printed: Any) -> None:

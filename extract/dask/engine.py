@@ -129,7 +129,12 @@ def _connect(address: str) -> Iterator[Any]:
             "with: dask scheduler, and type the address that it prints"
         ) from error
     with client:
-        yield client
+        try:
+            yield client
+        except Exception as error:
+            if isinstance(error, MicuError | OSError) or client.status not in ("closing", "closed"):
+                raise
+            raise OSError(f"--dask {address}: the scheduler was lost: {error}") from error
 
 
 @contextmanager
