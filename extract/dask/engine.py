@@ -73,25 +73,27 @@ def extract_on_cluster(
     started = time.monotonic()
     count = max(-(-plan.run.rows // plan.header.shard_rows) for plan in plans)
     for plan in plans:
-        refuse_other_partitions(plan.folder, Part(1, count))
+        if not plan.replaces:
+            refuse_other_partitions(plan.folder, Part(1, count))
     later = replace(job, overwrite=False, retry_failed=False)
 
     def replan() -> list[Plan]:
         return [plan_extraction(later, plan.header.spec) for plan in plans]
 
-    with stop_signals() as stop, _connect(address) as client, _describe_run(job) as errand:
-        dispatcher = Dispatcher(client, errand, count, replan, max_failures)
-        dispatcher.look_at_all()
-        for plan in plans:
-            prepare_folder(plan)
-        for _ in range(ROUNDS):
-            left = shards_left(replan()) - dispatcher.guilty.keys()
-            if stop.name or not left:
-                break
-            dispatcher.run(sorted(left), stop)
-    if not dispatcher.flights:
-        for plan in replan():
-            _close_set(plan, dispatcher.guilty)
+    with stop_signals() as stop:
+        with _connect(address) as client, _describe_run(job) as errand:
+            dispatcher = Dispatcher(client, errand, count, replan, max_failures)
+            dispatcher.look_at_all()
+            for plan in plans:
+                prepare_folder(plan)
+            for _ in range(ROUNDS):
+                left = shards_left(replan()) - dispatcher.guilty.keys()
+                if stop.name or not left:
+                    break
+                dispatcher.run(sorted(left), stop)
+        if not dispatcher.flights:
+            for plan in replan():
+                _close_set(plan, dispatcher.guilty)
     summaries = [
         _summarise(*pair, dispatcher.told[str(pair[0].folder)])
         for pair in zip(plans, replan(), strict=True)
