@@ -243,7 +243,6 @@ def gather_settings(
         **settings: The other fields of `Settings`.
     """
     device = planning_device(device, dask)
-    compiled = compiled and not dask
     return Settings(
         run=Run(device=device, batch_size=batch_size, precision=precision, compile=compiled),
         dask=dask,

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from extract.backbones import Run
 from extract.dask.engine import own_words
 from extract.dask.worker import Errand, Report, look_around
+from extract.options import gather_settings
 from extract.parts import parse_part
 from micu.files import file_sha256
 from micu.manifest import Clip, write_manifest
@@ -294,6 +296,24 @@ def test_a_report_says_how_a_share_ended(report: Report, ending: str) -> None:
 def test_shares_get_what_was_typed_without_what_is_for_the_whole_run() -> None:
     typed = "text m.csv --dask tcp://a:1 --out x --overwrite --max-failures=5% --json --limit 3"
     assert own_words(typed.split()) == ["text", "m.csv", "--out", "x", "--limit", "3"]
+
+
+def test_a_machine_that_plans_for_a_cluster_needs_no_gpu_and_states_what_shares_will() -> None:
+    typed: dict[str, Any] = dict.fromkeys(
+        ("batch_size", "limit", "shard_rows", "overwrite", "retry_failed", "part", "manifest")
+    )
+    rest = {"media_root": None, "out": Path(), "workers": 1, "clip_timeout_s": None}
+    settings = gather_settings(
+        device="cuda:7",
+        precision="bf16",
+        compiled=True,
+        dask="tcp://a:1",
+        dry_run=False,
+        as_json=False,
+        **typed,
+        **rest,
+    )
+    assert settings.run == Run(device="cpu", precision="bf16", compile=True)
 
 
 @pytest.mark.parametrize(
