@@ -6,6 +6,7 @@ of Caron et al., *SwAV*, NeurIPS 2020.
 """
 
 import copy
+import hashlib
 import math
 
 import torch
@@ -74,10 +75,11 @@ class Teacher(nn.Module):
     """A moving average of the encoders, without dropout, and a queue of the clips that it saw.
 
     Buffers: `queue` (M, Q, D), unit vectors, the newest of which stand before `pushed` modulo Q;
-    `pushed`, how many there were so far.
+    `clips` (Q,), whose they are; `pushed`, how many there were so far.
     """
 
     queue: Tensor
+    clips: Tensor
     pushed: Tensor
 
     def __init__(self, model: MICU, config: TrainConfig) -> None:  # noqa: D107
@@ -88,6 +90,7 @@ class Teacher(nn.Module):
         size = config.baselines.transport.queue_size
         shape = (len(config.modalities), size, config.encoder.embed_dim)
         self.register_buffer("queue", torch.zeros(shape))
+        self.register_buffer("clips", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
@@ -99,10 +102,10 @@ class Teacher(nn.Module):
         steps = embed(self.semantic_encoders, read_words(self.word_readers, features, mask), mask)
         return torch.stack([clip_direction(unit_rows(steps[name]), mask) for name in modalities])
 
-    def filled(self) -> Tensor:
-        """Which places of the queue are taken, (Q,) bool."""
-        places = torch.arange(self.queue.shape[1], device=self.queue.device)
-        return places < self.pushed
+    def others(self, batch: Batch) -> Tensor:
+        """Which places of the queue hold a clip that is not of the batch, (Q,) bool."""
+        places = torch.arange(len(self.clips), device=self.clips.device)
+        return (places < self.pushed) & ~torch.isin(self.clips, self._numbers(batch))
 
     @torch.no_grad()
     def follow_(self, model: MICU, momentum: float) -> None:
@@ -115,13 +118,23 @@ class Teacher(nn.Module):
                 old.lerp_(new, 1 - momentum)
 
     @torch.no_grad()
-    def push_(self, clips: Tensor) -> None:
-        """Put clips, (M, n, D), into the queue in place of the oldest."""
-        size = self.queue.shape[1]
-        clips = clips[:, -size:]
-        places = (self.pushed + torch.arange(clips.shape[1], device=clips.device)) % size
-        self.queue[:, places] = clips
-        self.pushed += clips.shape[1]
+    def push_(self, directions: Tensor, batch: Batch) -> None:
+        """Put a batch's clips, (M, B, D), into the queue in place of the oldest.
+
+        Clips without a real step are left out.
+        """
+        size = len(self.clips)
+        real = batch.mask.any(1)
+        numbers, directions = self._numbers(batch)[real][-size:], directions[:, real][:, -size:]
+        places = (self.pushed + torch.arange(len(numbers), device=numbers.device)) % size
+        self.queue[:, places], self.clips[places] = directions, numbers
+        self.pushed += len(numbers)
+
+    def _numbers(self, batch: Batch) -> Tensor:
+        """A number for each clip's id, (B,) int64."""
+        hashes = [hashlib.blake2b(name.encode(), digest_size=8) for name in batch.clip_ids]
+        numbers = [int.from_bytes(found.digest(), "little", signed=True) for found in hashes]
+        return torch.tensor(numbers, device=self.clips.device)
 
 
 def clip_direction(steps: Tensor, mask: Tensor | None) -> Tensor:
@@ -137,9 +150,10 @@ class TransportLoss(Loss):
 
     Differs: any modalities, averaged over ordered pairs; the codebook of the loss is that of the
     quantizer; plans are made over batch and queue, since uniform use of K codes by fewer clips than
-    that means little; until the queue is full, over what is there. The contrast has every ordered
-    pair, a modality with itself included, averaged. CODIS's language and matching losses have no
-    place here.
+    that means little; until the queue is full, over what is there. What the queue holds of the
+    batch's own clips is left out: in a small data set a clip would be its own negative. The
+    contrast has every ordered pair, a modality with itself included, averaged. CODIS's language and
+    matching losses have no place here.
     """
 
     teacher: Teacher
@@ -157,7 +171,7 @@ class TransportLoss(Loss):
         teacher = self.teacher.embed_clips(batch, self.config.modalities)
         codes = unit_rows(output.codebook)
         known = torch.cat([teacher, self.teacher.queue], 1)  # (M, B + Q, D)
-        has_clip = torch.cat([mask.any(1), self.teacher.filled()])
+        has_clip = torch.cat([mask.any(1), self.teacher.others(batch)])
         mass = has_clip.to(known.dtype) / has_clip.sum().clamp(min=1)
         plan = sinkhorn(1 - known @ codes.detach().T, mass, settings.epsilon, settings.iterations)
         rows = plan[:, : len(mask)].to(student.dtype)
@@ -175,5 +189,4 @@ class TransportLoss(Loss):
     def after_step_(self, model: MICU, output: MICUOutput, batch: Batch, draws: Draws) -> None:
         """The teacher follows the model, and the queue takes in the batch's clips."""
         self.teacher.follow_(model, self.config.baselines.transport.momentum)
-        clips = self.teacher.embed_clips(batch, self.config.modalities)
-        self.teacher.push_(clips[:, batch.mask.any(1)])
+        self.teacher.push_(self.teacher.embed_clips(batch, self.config.modalities), batch)
