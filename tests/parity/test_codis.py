@@ -221,7 +221,7 @@ def test_steps_take_the_code_of_the_largest_cosine_and_all_have_one_length() -> 
     for b, t in itertools.product(range(2), range(3)):
         cosines = [
             float(torch.cosine_similarity(semantic[b, t], code, dim=0))
-            for code in quantizer.directions
+            for code in quantizer.directions.detach()
         ]
         best = int(np.argmax(cosines))
         assert found.codes[b, t] == best

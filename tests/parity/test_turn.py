@@ -103,7 +103,7 @@ def test_masked_steps_are_rebuilt_from_the_codes_of_every_modality(
                     h = layer(h, tokens[None])
                 error = (decoder.rebuild(h)[0] - x).abs()
                 errors.append(error[hidden[b, :length]].flatten())
-            total += float(torch.cat(errors).mean()) / 4
+            total += float(torch.cat(errors).mean().detach()) / 4
     assert got.item() == pytest.approx(total, rel=1e-9)
 
 
