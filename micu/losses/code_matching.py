@@ -26,7 +26,7 @@ def code_distributions(semantic: Tensor, codebook: Tensor, mask: Tensor | None) 
 
     Args:
         semantic: (M, B, T, D).
-        codebook: (K, D).
+        codebook: (K, D); distances are in its type, whatever `autocast` says.
         mask: (B, T) bool, True = real step.
 
     Returns:
@@ -34,9 +34,10 @@ def code_distributions(semantic: Tensor, codebook: Tensor, mask: Tensor | None) 
 
     Reference: equation 3 of Liu et al. The distance is not squared.
     """
-    products = semantic @ codebook.T
-    squared = semantic.square().sum(-1, keepdim=True) - 2 * products + codebook.square().sum(-1)
-    distances = squared.clamp(min=SMALLEST_DISTANCE_SQUARED).sqrt()
+    with torch.autocast(semantic.device.type, enabled=False):
+        x, codes = semantic.to(codebook.dtype), codebook
+        squared = x.square().sum(-1, keepdim=True) - 2 * x @ codes.T + codes.square().sum(-1)
+        distances = squared.clamp(min=SMALLEST_DISTANCE_SQUARED).sqrt()
     return mean_over_steps(torch.softmax(-distances, -1), mask)
 
 

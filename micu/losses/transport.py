@@ -127,7 +127,8 @@ class Teacher(nn.Module):
         real = batch.mask.any(1)
         numbers, directions = self._numbers(batch)[real][-size:], directions[:, real][:, -size:]
         places = (self.pushed + torch.arange(len(numbers), device=numbers.device)) % size
-        self.queue[:, places], self.clips[places] = directions, numbers
+        self.queue[:, places] = directions.to(self.queue.dtype)
+        self.clips[places] = numbers
         self.pushed += len(numbers)
 
     def _numbers(self, batch: Batch) -> Tensor:
@@ -173,7 +174,9 @@ class TransportLoss(Loss):
         known = torch.cat([teacher, self.teacher.queue], 1)  # (M, B + Q, D)
         has_clip = torch.cat([mask.any(1), self.teacher.others(batch)])
         mass = has_clip.to(known.dtype) / has_clip.sum().clamp(min=1)
-        plan = sinkhorn(1 - known @ codes.detach().T, mass, settings.epsilon, settings.iterations)
+        with torch.autocast(mask.device.type, enabled=False):
+            cost = 1 - known @ codes.detach().to(known.dtype).T
+            plan = sinkhorn(cost, mass, settings.epsilon, settings.iterations)
         rows = plan[:, : len(mask)].to(student.dtype)
         rows = rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
         assigned = assignment_loss(student, codes, teacher, rows, settings.gamma)

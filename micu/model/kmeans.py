@@ -15,7 +15,7 @@ def kmeans(
     """Centres of clusters: k-means++, then Lloyd's algorithm for a fixed number of rounds.
 
     Args:
-        vectors: (n, D), n > 0.
+        vectors: (n, D), n > 0; clustered on the CPU, once in a run.
         clusters: K; with fewer different vectors than that, centres repeat.
         generator: On the CPU; the result is a function of it and the vectors.
         rounds: Of Lloyd's algorithm.
@@ -26,7 +26,8 @@ def kmeans(
 
     Reference: Arthur & Vassilvitskii, SODA 2007.
     """
-    draws = torch.rand(clusters, generator=generator, dtype=torch.float64).to(vectors.device)
+    device, vectors = vectors.device, vectors.cpu()
+    draws = torch.rand(clusters, generator=generator, dtype=torch.float64)
     centres = vectors.new_empty(clusters, vectors.shape[1])
     distances = torch.full_like(vectors[:, 0], torch.inf)
     for i, draw in enumerate(draws):
@@ -42,4 +43,5 @@ def kmeans(
         sums = torch.zeros_like(centres).index_add_(0, codes, vectors)
         centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
     codes = nearest_code(vectors, centres)
-    return centres, torch.bincount(codes, minlength=clusters).to(vectors.dtype)
+    counts = torch.bincount(codes, minlength=clusters).to(vectors.dtype)
+    return centres.to(device), counts.to(device)

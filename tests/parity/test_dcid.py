@@ -217,6 +217,14 @@ def test_a_clip_belongs_to_codes_by_the_distance_of_its_steps(mask: Tensor) -> N
         torch.testing.assert_close(got[0, b], torch.stack(shares).mean(0), rtol=1e-9, atol=1e-12)
 
 
+def test_distances_to_codes_keep_their_precision_where_the_rest_is_in_bfloat16() -> None:
+    semantic, codebook = numbers(1, B, T, D).float(), numbers(K, D, seed=1).float()
+    expected = code_distributions(semantic, codebook, FULL)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = code_distributions(semantic, codebook, FULL)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("index", ["paper", "reference"])
 def test_clips_are_matched_by_the_symmetric_cross_entropy(
     index: Literal["paper", "reference"],
