@@ -17,7 +17,7 @@ from extract.slurm import SlurmJob, job_script
 from extract.status import describe_status, read_status
 from micu.commands import EXIT_FAILURES
 from micu.errors import ConfigError
-from micu.store import find_sets
+from micu.store import find_lost_sets, find_sets
 
 Command = Callable[..., Any]
 
@@ -45,8 +45,18 @@ def part_option(command: Command) -> Command:
         "--part",
         metavar="I/N",
         callback=_to_part,
-        help="Extract only the I-th of N shares of the shards, for example 2/4 "
-        "[default: the place in a Slurm array, else everything].",
+        help="Extract only the I-th of N shares of the shards, for example 2/4, or several of "
+        "them, for example 5-8/200 [default: the place in a Slurm array, else everything].",
+    )(command)
+
+
+def dask_option(command: Command) -> Command:
+    """Give a command `--dask`, which arrives as `dask: str | None`."""
+    return click.option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Run the shards on the Dask cluster of this scheduler, for example tcp://node7:8786: "
+        "one share of them at a time on each worker that was started with --resources GPU=1.",
     )(command)
 
 
@@ -98,8 +108,15 @@ def sets_below(features: Path) -> list[Path]:
     """The feature sets at or below a folder.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: There are none, or one has lost its description.
     """
+    lost = find_lost_sets(features)
+    if lost:
+        raise ConfigError(
+            f"{', '.join(map(str, lost))}: has shards and no set.json, so that nothing can be said "
+            "of it; type its extraction command again, which writes set.json and nothing twice, or "
+            "move it elsewhere"
+        )
     folders = find_sets(features)
     if not folders:
         raise ConfigError(

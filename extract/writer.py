@@ -23,6 +23,7 @@ from micu.store import (
     append_ledger,
     describe_difference,
     publish_shard,
+    read_ledger,
     remove_set,
     shard_name,
     write_ledger,
@@ -86,7 +87,7 @@ class SetWriter:
         self._rows: dict[str, FeatureRow] = {}
         self._fresh: list[Failure] = []
         self._unpublished, self._flushed = 0, time.monotonic()
-        _prepare_folder(plan)
+        prepare_folder(plan)
 
     def add(self, clip: Clip, media: Media | Trouble, stop: StopFlag) -> None:
         """Take a decoded clip in, and run the batches that it fills, unless asked to stop."""
@@ -163,13 +164,17 @@ class SetWriter:
         self.summary.write_s += self._flushed - started
 
 
-def _prepare_folder(plan: Plan) -> None:
+def prepare_folder(plan: Plan) -> None:
+    """Make the folder of a set ready for a run, and remove what the run replaces."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     if plan.replaces:
         remove_set(plan.folder)
     remove_stale_temporaries(plan.folder, STALE_S if plan.part else 0.0)
     write_set(plan.folder, plan.header, plan.run)
-    write_ledger(plan.folder, plan.failures.values(), plan.label)
+    # As it is now, not as it was planned with: another run may be at work in the same folder.
+    ledger = read_ledger(plan.folder, [plan.label])
+    kept = [row for clip_id, row in ledger.items() if clip_id not in plan.dropped]
+    write_ledger(plan.folder, kept, plan.label)
     if plan.unlisted:
         append_index(plan.folder, plan.unlisted, plan.label)
 

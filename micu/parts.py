@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from micu.config import TrainConfig
 from micu.data import Batch
@@ -67,12 +67,13 @@ class Encoded:
     """(B, T, D)"""
     codes: dict[str, Tensor]
     """(B, T) int64"""
+    mask: Tensor
+    """(B, T) bool, True = real step"""
 
     @classmethod
-    def of(cls, output: MICUOutput) -> "Encoded":
-        """That of one forward pass."""
-        codes = {name: entry.codes for name, entry in output.quantized.items()}
-        return cls(output.semantic(), codes)
+    def of(cls, output: MICUOutput, mask: Tensor) -> "Encoded":
+        """That of one forward pass over a batch of this mask; pooled means are one more step."""
+        return cls(output.semantic(), output.codes(), output.update_mask(mask))
 
 
 def measure_share(world: World, mask: Tensor) -> Share:
@@ -97,21 +98,52 @@ def _counts(mask: Tensor) -> dict[str, Tensor]:
 
 
 def check_spreadable(losses: Losses) -> None:
-    """Refuse losses that do not say how they add up.
+    """Refuse what cannot be added up over parts of a batch.
 
     Raises:
-        ConfigError: One is neither a mean over something nor a `ClipsLoss`.
+        ConfigError: A loss is neither a mean over something nor a `ClipsLoss`, or the codebook is
+            not that of `UnifiedQuantizer` over the steps alone.
     """
     unknown = [
-        name
-        for name, loss in losses.named_children()
-        if not isinstance(loss, ClipsLoss) and cast(Loss, loss).mean_over is None
+        f"weights.{name}"
+        for name, loss in losses.all().items()
+        if not isinstance(loss, ClipsLoss) and loss.mean_over is None
     ]
+    quantizer = losses.config.quantizer
+    unknown += ["quantizer.learning=gradient"] if quantizer.learning == "gradient" else []
+    unknown += ["quantizer.pool"] if quantizer.pool else []
     if unknown:
         raise ConfigError(
-            f"weights.{', weights.'.join(unknown)}: the loss does not say how it adds up over "
-            "parts of a batch; train in one process, with optimizer.micro_batch=0"
+            f"{', '.join(unknown)}: cannot be added up over processes or micro-batches; train in "
+            "one process, with optimizer.micro_batch=0"
         )
+
+
+def add_up(
+    world: World, terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]
+) -> dict[str, Tensor]:
+    """Add up what the processes' parts have made, to the same bits in each process.
+
+    Args:
+        world: The processes; each calls this at the same time.
+        terms: This process's share of each loss, ().
+        parameters: Their gradients become those of the whole batch; one that has none in any
+            process stays without.
+
+    Returns:
+        The losses of the whole batch.
+    """
+    values = torch.stack([*terms.values()])
+    has_gradient = values.new_tensor([p.grad is not None for p in parameters])
+    world.sum_([values, has_gradient])
+    gradients = []
+    for parameter, count in zip(parameters, has_gradient.tolist(), strict=True):
+        if count and parameter.grad is None:  # a process without clips
+            parameter.grad = torch.zeros_like(parameter)
+        if parameter.grad is not None:
+            gradients.append(parameter.grad)
+    world.sum_(gradients)
+    return dict(zip(terms, values, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +207,7 @@ class PartedBatch:
             if total.requires_grad:
                 total.backward()  # type: ignore[no-untyped-call]
             terms |= {name: terms[name] + value.detach() for name, value in shares.items()}
-            encoded.append(Encoded.of(output))
+            encoded.append(Encoded.of(output, part.batch.mask))
             start = rows.stop
         return Spread(terms, self._join(encoded, losses.config))
 
@@ -192,8 +224,8 @@ class PartedBatch:
             none = _zeros((0, *loss.summary_shape), config, self.mask)
             everyone = self.world.gather(torch.cat([none, *(part[name] for part in summaries)]))
             weight = loss_weight(config.weights, name)
-            value = loss.compare(everyone.requires_grad_(weight != 0), has_steps)
-            if weight != 0:
+            value = loss.compare(everyone.requires_grad_(bool(weight)), has_steps)
+            if weight:
                 (gradient,) = torch.autograd.grad(weight * value, everyone)
                 gradients[name] = gradient[self.share.rows]
             terms[name] = value.detach()
@@ -218,7 +250,7 @@ class PartedBatch:
             n: torch.cat([none, *(p.semantic[n] for p in parts)]) for n in config.modalities
         }
         codes = {n: torch.cat([no_codes, *(p.codes[n] for p in parts)]) for n in config.modalities}
-        return Encoded(semantic, codes)
+        return Encoded(semantic, codes, self.mask)
 
 
 def cut_batch(

@@ -1,9 +1,11 @@
 """One optimisation step, and the state that it moves."""
 
+import copy
 import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +16,15 @@ from micu.config import TrainConfig
 from micu.data import Batch
 from micu.distributed import ALONE, World
 from micu.errors import TrainError
-from micu.losses import Draws, Losses, LossTerms, compute_terms, derive_seed, draw, weigh
+from micu.losses import Draws, Loss, Losses, LossTerms, compute_terms, derive_seed, draw, weigh
 from micu.losses.terms import not_finite
-from micu.model.micu import MICU
+from micu.model.micu import MICU, MICUOutput
 from micu.model.quantizer import code_counts, code_perplexity
-from micu.parts import Encoded, Share, check_spreadable, cut_batch, measure_share
+from micu.parts import Encoded, Share, add_up, check_spreadable, cut_batch, measure_share
 
-FIRST_PASS = ("fine", "coarse", "jigsaw")
-"""Losses that the published script takes from the first of its two forward passes."""
+FIRST_PASS = ("fine", "coarse", "jigsaw", "mmjp")
+"""Losses that the published script takes from the first of its two forward passes; MMJP, which it
+does not have, goes with the jigsaw that it stands for."""
 
 
 @dataclass(slots=True)
@@ -85,12 +88,15 @@ class _Passes:
     """Of the last pass."""
     number: int
     """Of the last pass, from 0."""
+    output: MICUOutput | None = None
+    """Of the last pass; None where there are several, of parts."""
 
 
 def build_state(
     config: TrainConfig,
     shapes: Mapping[str, tuple[int, ...]],
     device: torch.device | str,
+    steps: int = 0,
     world: World = ALONE,
 ) -> TrainState:
     """Everything a run starts with, a pure function of the configuration.
@@ -99,14 +105,15 @@ def build_state(
         config: The run.
         shapes: Step shape of each modality's features.
         device: Where to train.
+        steps: Steps that the run is to have; the schedules of some losses need it.
         world: The processes that train together.
 
     Returns:
         The state before step 0; weights are drawn from `config.seed`.
 
     Raises:
-        ConfigError: The configuration does not fit the shapes, or has a loss that cannot be spread
-            over processes or micro-batches that were asked for.
+        ConfigError: The configuration does not fit the shapes, needs `steps`, or has a part that
+            cannot be spread over processes or micro-batches that were asked for.
     """
     torch.manual_seed(config.seed)
     # Nothing here draws from these two; what code under a run draws is to be the same again.
@@ -114,9 +121,11 @@ def build_state(
     np.random.seed(config.seed % 2**32)  # noqa: NPY002
     dtype = getattr(torch, config.optimizer.dtype)
     model = MICU(config, shapes).to(device, dtype)
-    losses = Losses(config).to(device, dtype)
+    losses = Losses(config)
     if world.size > 1 or config.optimizer.micro_batch:
         check_spreadable(losses)
+    losses.start_(model, steps)
+    losses.to(device, dtype)
     optimizer = build_optimizer(model, losses, config)
     return TrainState(model, losses, optimizer, config, world=world)
 
@@ -126,14 +135,16 @@ def build_optimizer(model: MICU, losses: Losses, config: TrainConfig) -> torch.o
 
     Args:
         model: On its device.
-        losses: Likewise; each one that has parameters is a group, `loss_<name>`.
+        losses: Likewise; each one that has parameters is a group, `loss_<name>`. What needs no
+            gradient, such as estimators with an optimiser of their own, is left out.
         config: The run.
 
     Returns:
         The optimiser; the name stands beside the parameters in `param_groups`.
     """
     parameters = model.parameter_groups()
-    parameters |= {f"loss_{name}": [*loss.parameters()] for name, loss in losses.named_children()}
+    for name, loss in losses.named_children():
+        parameters[f"loss_{name}"] = [p for p in loss.parameters() if p.requires_grad]
     groups = [{"name": name, "params": group} for name, group in parameters.items() if group]
     return torch.optim.Adam(groups, lr=config.optimizer.learning_rate, fused=True)
 
@@ -152,7 +163,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> StepReport:
-    """One update of the model, the losses' parameters and the codebook, in that order.
+    """One update of the losses' estimators, the model, the losses' parameters and the codebook.
+
+    In that order, and then of what else the losses keep, such as a teacher.
 
     All randomness is a pure function of the run's seed and the step: torch's global generator is
     seeded here. Only dropout depends on how the batch is cut, too. Every process calls this, with
@@ -184,6 +197,7 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     state.losses.train()
     quantizer = state.model.quantizer
     codebook = {name: buffer.clone() for name, buffer in quantizer.state_dict().items()}
+    estimators = _estimators(state)
     state.optimizer.zero_grad(set_to_none=True)
     if share is not None:
         passes = _passes_in_parts(state, batch, draws, share)
@@ -201,10 +215,14 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
         _clip_(state, norms)
         _set_learning_rate_(state)
         state.optimizer.step()
-        _update_codebook_(state, passes.encoded, batch, passes.number)
+        _update_codebook_(state, passes.encoded, passes.number)
+        if passes.output is not None:
+            state.losses.after_step_(state.model, passes.output, batch, draws)
         state.nonfinite = 0
     except TrainError:
         quantizer.load_state_dict(codebook)
+        for name, entries in estimators.items():
+            state.losses.get_submodule(name).load_state_dict(entries)
         state.optimizer.zero_grad(set_to_none=True)
         if state.nonfinite >= config.optimizer.skip_nonfinite:
             raise
@@ -213,11 +231,21 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     return _report(state, passes, norms, batch.mask, clips)
 
 
+def _estimators(state: TrainState) -> dict[str, dict[str, Any]]:
+    """A copy of the losses that train something before `compute`, to undo a skipped step."""
+    return {
+        name: copy.deepcopy(loss.state_dict())
+        for name, loss in state.losses.all().items()
+        if type(loss).fit_estimators_ is not Loss.fit_estimators_
+    }
+
+
 def _one_pass(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
     """All losses from one forward pass."""
-    output = state.model(batch)
+    output = state.model(batch, continuous=state.losses.is_continuous(state.step))
+    state.losses.fit_estimators_(output, batch, draws)
     terms = compute_terms(output, batch, state.losses, draws)
-    return _Passes(weigh(terms, state.config.weights), Encoded.of(output), 0)
+    return _Passes(weigh(terms, state.config.weights), Encoded.of(output, batch.mask), 0, output)
 
 
 def _two_passes(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
@@ -229,10 +257,10 @@ def _two_passes(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
     first = state.model(batch, reconstruct=False)
     first_names, rest = _by_pass(state)
     terms = compute_terms(first, batch, state.losses, draws, first_names)
-    _update_codebook_(state, Encoded.of(first), batch, 0)
+    _update_codebook_(state, Encoded.of(first, batch.mask), 0)
     second = state.model(batch)
     terms |= compute_terms(second, batch, state.losses, draws, rest)
-    return _Passes(weigh(terms, state.config.weights), Encoded.of(second), 1)
+    return _Passes(weigh(terms, state.config.weights), Encoded.of(second, batch.mask), 1, second)
 
 
 def _by_pass(state: TrainState) -> list[list[str]]:
@@ -261,33 +289,28 @@ def _passes_in_parts(state: TrainState, batch: Batch, draws: Draws, share: Share
         spread = parted.run(state.model, state.losses, names, reconstruct=is_last)
         terms |= spread.terms
         if not is_last:
-            _update_codebook_(state, spread.encoded, batch, number)
+            _update_codebook_(state, spread.encoded, number)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    values = torch.stack([*terms.values()])
-    has_gradient = torch.tensor(
-        [p.grad is not None for p in parameters], dtype=values.dtype, device=values.device
-    )
-    state.world.sum_([values, has_gradient])
-    gradients = []
-    for parameter, has in zip(parameters, has_gradient.tolist(), strict=True):
-        if has and parameter.grad is None:  # a process without clips
-            parameter.grad = torch.zeros_like(parameter)
-        if has:
-            gradients.append(parameter.grad)
-    state.world.sum_(gradients)
-    loss = weigh(dict(zip(terms, values, strict=True)), state.config.weights)
-    return _Passes(loss, spread.encoded, number)
+    whole = add_up(state.world, terms, parameters)
+    return _Passes(weigh(whole, state.config.weights), spread.encoded, number)
 
 
-def _update_codebook_(state: TrainState, encoded: Encoded, batch: Batch, number: int) -> None:
+def _update_codebook_(state: TrainState, encoded: Encoded, number: int) -> None:
     """Move the codebook towards the features of the step's pass `number`, from 0.
 
-    Its codes are those of the pass: nothing has moved the codebook in between.
+    Its codes are those of the pass: nothing has moved the codebook in between. Before the end of a
+    warm start nothing is quantised, and the codebook waits.
     """
+    if state.losses.is_continuous(state.step):
+        return
     seed = derive_seed(state.config.seed, state.step, f"codebook {number}")
     generator = torch.Generator("cpu").manual_seed(seed)
     state.model.quantizer.update_(
-        encoded.semantic, batch.mask, generator=generator, codes=encoded.codes, world=state.world
+        encoded.semantic,
+        encoded.mask,
+        generator=generator,
+        codes=encoded.codes,
+        world=state.world,
     )
 
 
@@ -322,7 +345,7 @@ def _clip_(state: TrainState, norms: dict[str, Tensor]) -> None:
     """Scale each group's gradient to at most the configured norm."""
     settings = state.config.optimizer
     for group in state.optimizer.param_groups:
-        if group["name"] == "loss_jigsaw" and not settings.clip_jigsaw:
+        if group["name"] in ("loss_jigsaw", "loss_mmjp") and not settings.clip_jigsaw:
             continue
         clip_grads_with_norm_(group["params"], settings.grad_clip, norms[group["name"]])
 
@@ -340,7 +363,8 @@ def _report(
     total = passes.loss.total
     codes = passes.encoded.codes
     size = state.config.quantizer.codebook_size
-    counts = code_counts(torch.stack([*codes.values()]), mask, size, total.dtype)
+    of_steps = torch.stack([*codes.values()])[:, :, : mask.shape[1]]  # without pooled means
+    counts = code_counts(of_steps, mask, size, total.dtype)
     state.world.sum_([counts])
     used = counts > 0
     parts = {

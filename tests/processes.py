@@ -68,6 +68,12 @@ CASES = {
     "draws by row and feature": Case(
         (VAT, NO_DROPOUT, DOUBLE, "jigsaw.block_draw=row", "contrastive.mask_axis=feature")
     ),
+    "masks of their own, MMJP and TURN's contrast": Case(
+        (
+            *(VAT, NO_DROPOUT, DOUBLE, "contrastive.mask_share=independent", "mmjp.permutations=6"),
+            *("weights.mmjp=1", "weights.one_way=0.5", "weights.coarse=none", "mmjp.hidden_dim=8"),
+        )
+    ),
     "weights of 0": Case((VAT, NO_DROPOUT, DOUBLE, "weights.coarse=0", "weights.jigsaw=0")),
     "micro-batches": Case((VAT, NO_DROPOUT, DOUBLE, "optimizer.micro_batch=2")),
     "dropout, of batches that are cut alike": Case(
@@ -102,7 +108,7 @@ def run_case(case: Case, world: World = ALONE) -> Run:
     """Take the steps of a case, or this process's part in them."""
     config = case.config
     shapes = {name: SHAPES[name] for name in config.modalities}
-    state = build_state(config, shapes, "cpu", world)
+    state = build_state(config, shapes, "cpu", world=world)
     reports = []
     for step in range(case.steps):
         batch = make_batch(case, step)
@@ -173,7 +179,9 @@ TRAPPED = replace(CASES["v,a,t"], sizes=(5,), steps=4)
 def poisoned_steps(world: World) -> list[str]:
     """Three steps whose loss is not finite in the second process alone."""
     config = with_overrides(TrainConfig(), [*SMALL, VAT, "optimizer.skip_nonfinite=2"])
-    state = build_state(config, {name: SHAPES[name] for name in config.modalities}, "cpu", world)
+    state = build_state(
+        config, {name: SHAPES[name] for name in config.modalities}, "cpu", world=world
+    )
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
     told = []
     for step in range(3):

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ import click
 
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
 from micu.cli.resume import RunFolder, resume_
+from micu.cli.sweep import OWN, is_sweep, run_sweep, sweep_options
 from micu.commands import exit_codes
 from micu.config import TrainConfig
 from micu.devices import resolve_device
@@ -28,7 +29,7 @@ from micu.errors import ConfigError
 from micu.launch import Place, find_place
 from micu.manifest import MODALITIES
 from micu.overrides import to_json, with_overrides
-from micu.presets import PRESETS
+from micu.presets import PRESETS, list_presets
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
@@ -97,7 +98,16 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(sorted(PRESETS)),
             default="micu",
             show_default=True,
-            help="Settings to start from.",
+            metavar="NAME",
+            help="Settings to start from; --list-presets says which there are.",
+        ),
+        click.option(
+            "--list-presets",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_list_presets,
+            help="List the presets and stop.",
         ),
         click.option(
             "--set",
@@ -107,6 +117,14 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             help="Change a setting, for example quantizer.codebook_size=512; repeatable.",
         ),
         click.option("--seed", type=int, help="Short for --set seed=N."),
+        click.option(
+            "--exclude-manifest",
+            "exclude_manifests",
+            metavar="FILE",
+            multiple=True,
+            help="Leave out the clips of this manifest, and all others of the same YouTube videos; "
+            "repeatable. Short for --set data.exclude_manifests=FILE,FILE.",
+        ),
         click.option("--print-config", is_flag=True, help="Print all settings as JSON and stop."),
         click.option(
             "--out", type=folder, help="Folder of the run [default: runs/PRESET-MODALITIES-SEED]."
@@ -142,8 +160,15 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             "--dry-run", is_flag=True, help="Measure two steps, print what the run takes, and stop."
         ),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+        *sweep_options(),
     ]
     return functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def _list_presets(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(list_presets())
+        context.exit()
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -154,6 +179,7 @@ def main(
     modalities: str | None,
     assignments: tuple[str, ...],
     seed: int | None,
+    exclude_manifests: tuple[str, ...],
     print_config: bool,
     preset: str,
     out: Path | None,
@@ -161,8 +187,20 @@ def main(
 ) -> None:
     """Train MICU on extracted features."""
     with exit_codes(HINT):
-        config = build_config(preset, modalities, seed, assignments)
         place = find_place(os.environ)
+        if is_sweep(click.get_current_context()):
+            if place.size > 1:
+                raise ConfigError(
+                    f"--sweep and --seeds: expected one process, got {place.size}; print the runs "
+                    "with --sweep-print, and start each with torchrun or srun"
+                )
+
+            def build(name: str, swept: Sequence[str]) -> TrainConfig:
+                typed = (*assignments, *swept)
+                return build_config(name, modalities, seed, typed, exclude_manifests)
+
+            sys.exit(run_sweep(click.get_current_context(), build))
+        config = build_config(preset, modalities, seed, assignments, exclude_manifests)
         if print_config:
             if place.rank == 0:
                 click.echo(to_json(config))
@@ -173,7 +211,7 @@ def main(
             chosen=chosen,
             preset=preset,
             out=out or Path("runs") / f"{preset}-{letters}-{config.seed}",
-            **arguments,
+            **{name: value for name, value in arguments.items() if name not in OWN},
         )
         if typed.resume and typed.overwrite:
             raise ConfigError("--resume and --overwrite: expected one of them, got both")
@@ -184,7 +222,11 @@ def main(
 
 
 def build_config(
-    preset: str, modalities: str | None, seed: int | None, assignments: tuple[str, ...]
+    preset: str,
+    modalities: str | None,
+    seed: int | None,
+    assignments: Sequence[str],
+    exclude_manifests: tuple[str, ...] = (),
 ) -> TrainConfig:
     """The configuration that the options ask for.
 
@@ -195,7 +237,15 @@ def build_config(
     if modalities is not None:
         config = replace(config, modalities=parse_modalities(modalities))
     short = [] if seed is None else [f"seed={seed}"]
-    return with_overrides(config, [*short, *assignments])
+    config = with_overrides(config, [*short, *assignments])
+    named = (*config.data.exclude_manifests, *exclude_manifests)
+    return replace(config, data=replace(config.data, exclude_manifests=named))
+
+
+def count_steps(config: TrainConfig, batches: int) -> int:
+    """Steps of a whole run whose epochs have so many batches."""
+    whole = batches * config.optimizer.epochs
+    return min(whole, config.optimizer.max_steps or whole)
 
 
 def run(config: TrainConfig, typed: Arguments, place: Place) -> int:
@@ -235,12 +285,15 @@ def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world
             world=world,
         )
 
-    state = build_state(config, dataset.shapes, device, world)
+    steps = count_steps(config, len(load(0, 0)))
+    state = build_state(config, dataset.shapes, device, steps, world)
     if typed.dry_run:
         _tell_cost(typed, state, dataset, load)
         return 0
     world.check_same("configuration and features", to_json(config) + dataset.sha256)
-    record = describe_run(typed.preset, sets, dataset)
+    everything = replace(config.data, exclude_ids="", exclude_manifests=())
+    excluded = len(select_clips(sets.manifest.clips, everything)) - len(clips)
+    record = {**describe_run(typed.preset, sets, dataset), "excluded_clips": excluded}
     specs = {name: store.spec for name, store in sets.stores.items()}
     summary = _fit(state, load, specs, record, typed, folder)
     if world.is_first:
@@ -288,8 +341,7 @@ def _tell_cost(
     batches = len(load(0, 0))
     if not state.world.is_first:
         return
-    limits = state.config.optimizer
-    steps = min(batches * limits.epochs, limits.max_steps or batches * limits.epochs)
+    steps = count_steps(state.config, batches)
     facts = {
         "clips": len(dataset),
         "shapes": {name: list(shape) for name, shape in dataset.shapes.items()},

@@ -17,10 +17,12 @@ from micu.evaluate.probe import (
     Probe,
     ProbeConfig,
     encode_clips,
+    encode_with_dropout,
     fit_linear,
     fit_probe,
     join_clips,
 )
+from micu.losses import derive_seed
 from micu.manifest import Clip
 from micu.model.micu import MICU
 from micu.store import FeatureStore
@@ -41,12 +43,11 @@ class ClipEncoder(Protocol):
         """Features of the clips in one modality."""
         ...
 
-    def check_same_space(self, source: str, target: str) -> None:
-        """Refuse two modalities between which no probe can be carried over.
+    codebook_size: int
+    """K; 0 for features without codes."""
 
-        Raises:
-            ConfigError: Their features have not the same width.
-        """
+    def width(self, modality: str) -> int:
+        """Numbers per step of its features, D."""
         ...
 
     def train_probe(
@@ -89,12 +90,18 @@ class ClipCache:
         known = frozenset(kept.clip_ids if kept else ())
         missing = [self._clips[name] for name in dict.fromkeys(clip_ids) if name not in known]
         if missing or kept is None:
-            dataset = FeatureDataset({modality: self.stores[modality]}, missing, self._data)
-            loader = make_loader(dataset, BATCH_SIZE, seed=0, epoch=0, shuffle=False)
-            read = self._encode(iterate(loader), modality)
+            read = self._encode(self._read(modality, missing), modality)
             kept = read if kept is None else join_clips([kept, read])
             self._kept[modality] = kept
         return kept.select(clip_ids)
+
+    def read(self, modality: str, clip_ids: Sequence[str]) -> Iterator[Batch]:
+        """Batches of the clips as they were extracted, in the order asked for; nothing is kept."""
+        return self._read(modality, [self._clips[name] for name in clip_ids])
+
+    def _read(self, modality: str, clips: Sequence[Clip]) -> Iterator[Batch]:
+        dataset = FeatureDataset({modality: self.stores[modality]}, clips, self._data)
+        return iterate(make_loader(dataset, BATCH_SIZE, seed=0, epoch=0, shuffle=False))
 
 
 class CodeEncoder:
@@ -120,14 +127,22 @@ class CodeEncoder:
         """Codes of the clips in one modality."""
         return self._cache.get(modality, clip_ids)
 
-    def check_same_space(self, source: str, target: str) -> None:
-        """Nothing to refuse: all modalities share one codebook."""
+    def width(self, modality: str) -> int:
+        """That of the codebook, which all modalities share."""
+        return self.model.config.encoder.embed_dim
 
     def train_probe(
         self, features: ClipFeatures, labels: Tensor, classes: int, config: ProbeConfig, seed: int
     ) -> Iterator[Probe]:
         """The paper's probe after each epoch."""
-        return fit_probe(features, labels, classes, config, seed)
+
+        def renew(epoch: int) -> Tensor:
+            batches = self._cache.read(features.modality, features.clip_ids)
+            drawn = derive_seed(seed, epoch, "probe dropout")
+            return encode_with_dropout(self.model, batches, features.modality, drawn).values
+
+        anew = renew if config.encoder_dropout else None
+        return fit_probe(features, labels, classes, config, seed, anew)
 
     def describe_probe(self, config: ProbeConfig) -> str:
         """The settings of the paper's probe."""
@@ -158,25 +173,16 @@ class InputEncoder:
     def __init__(self, name: str, cache: ClipCache, device: torch.device | str) -> None:  # noqa: D107
         self.name = name
         self.device = torch.device(device)
+        self.codebook_size = 0
         self._cache = cache
 
     def encode(self, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
         """Features of the clips in one modality, (n, T, D)."""
         return self._cache.get(modality, clip_ids)
 
-    def check_same_space(self, source: str, target: str) -> None:
-        """Refuse modalities of different width.
-
-        Raises:
-            ConfigError: Their features have not the same width.
-        """
-        widths = {name: self._cache.stores[name].spec.shape[-1] for name in (source, target)}
-        if widths[source] != widths[target]:
-            raise ConfigError(
-                f"--encoder input: {source} features have {widths[source]} numbers per step and "
-                f"{target} features {widths[target]}, so no probe fits both; --ceiling trains one "
-                "on the target modality"
-            )
+    def width(self, modality: str) -> int:
+        """Channels of the features as they were extracted."""
+        return self._cache.stores[modality].spec.shape[-1]
 
     def train_probe(
         self, features: ClipFeatures, labels: Tensor, classes: int, config: ProbeConfig, seed: int
@@ -187,3 +193,20 @@ class InputEncoder:
     def describe_probe(self, config: ProbeConfig) -> str:
         """The penalties that are tried; `config` does not matter."""
         return f"logistic regression ridge={','.join(map(str, RIDGE))}"
+
+
+def check_same_space(
+    encoder: ClipEncoder, source: str, target_encoder: ClipEncoder, target: str
+) -> None:
+    """Refuse two modalities between which no probe can be carried over.
+
+    Raises:
+        ConfigError: Their features have not the same width.
+    """
+    widths = encoder.width(source), target_encoder.width(target)
+    if widths[0] != widths[1]:
+        raise ConfigError(
+            f"--encoder {encoder.name}: {source} features have {widths[0]} numbers per step and "
+            f"{target} features {widths[1]}, so no probe fits both; --ceiling trains one "
+            "on the target modality"
+        )

@@ -4,10 +4,10 @@ The encoder runs once per clip, in evaluation mode; the probe trains on the tens
 
 Source: sections 4.1 and 4.2 of the MICU paper and its published downstream scripts.
 Differs: the scripts leave the encoder's dropout on while the probe trains, and encode anew in every
-epoch.
+epoch; `ProbeConfig.encoder_dropout` does so too.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
@@ -32,6 +32,12 @@ class ProbeConfig:
 
     epochs: int = 25
     """25 for AVE and UCF↔VGGSound open-set, 16 for UCF; closed-set 30, UCF↔VGGSound 40."""
+    epoch_offset: int = 0
+    """Epochs of these that are not done: the published scripts count on from the checkpoint, so
+    that one of epoch e, from 0, takes away e + 1. The milestones stay where they are."""
+    encoder_dropout: bool = False
+    """Encode the training clips anew for every epoch, with the encoder's dropout on, as the
+    published scripts do."""
     learning_rate: float = 4e-4
     batch_size: int = 80
     grad_clip: float = 0.5
@@ -44,6 +50,11 @@ class ProbeConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"probe.{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.epoch_offset < self.epochs:
+            raise ConfigError(
+                f"probe.epoch_offset: expected 0 to {self.epochs - 1}, less than the epochs, "
+                f"got {self.epoch_offset}"
+            )
 
     def describe(self) -> str:
         """Every setting, as one line; probes trained differently are described differently."""
@@ -65,6 +76,8 @@ class ClipFeatures:
     """(n, T) bool, True = real step"""
     codes: Tensor | None = None
     """(n, T) int64, code of each step; None for raw features"""
+    errors: Tensor | None = None
+    """(n, T), squared distance of each step to its code; None for raw features"""
 
     def select(self, clip_ids: Sequence[str]) -> "ClipFeatures":
         """The same for some of the clips, in the order asked for.
@@ -74,26 +87,29 @@ class ClipFeatures:
         """
         place = {clip_id: row for row, clip_id in enumerate(self.clip_ids)}
         rows = torch.tensor([place[clip_id] for clip_id in clip_ids], dtype=torch.int64)
-        codes = None if self.codes is None else self.codes[rows]
+        codes, errors = (None if x is None else x[rows] for x in (self.codes, self.errors))
         return ClipFeatures(
-            self.modality, tuple(clip_ids), self.values[rows], self.mask[rows], codes
+            self.modality, tuple(clip_ids), self.values[rows], self.mask[rows], codes, errors
         )
 
     def to(self, device: torch.device | str) -> "ClipFeatures":
         """The same elsewhere."""
-        codes = None if self.codes is None else self.codes.to(device)
-        return replace(self, values=self.values.to(device), mask=self.mask.to(device), codes=codes)
+        codes, errors = (None if x is None else x.to(device) for x in (self.codes, self.errors))
+        values, mask = self.values.to(device), self.mask.to(device)
+        return replace(self, values=values, mask=mask, codes=codes, errors=errors)
 
 
 def join_clips(parts: Sequence[ClipFeatures]) -> ClipFeatures:
     """Features of several sets of clips, of one modality and from one encoder, as one."""
     codes = [part.codes for part in parts if part.codes is not None]
+    errors = [part.errors for part in parts if part.errors is not None]
     return ClipFeatures(
         parts[0].modality,
         tuple(clip_id for part in parts for clip_id in part.clip_ids),
         torch.cat([part.values for part in parts]),
         torch.cat([part.mask for part in parts]),
         torch.cat(codes) if codes else None,
+        torch.cat(errors) if errors else None,
     )
 
 
@@ -110,24 +126,59 @@ def encode_clips(model: MICU, batches: Iterable[Batch], modality: str) -> ClipFe
     """
     if model.training:
         raise ValueError("encode_clips: the model is in training mode; call model.eval() first")
+    return _encode(model, batches, modality)
+
+
+def encode_with_dropout(
+    model: MICU, batches: Iterable[Batch], modality: str, seed: int
+) -> ClipFeatures:
+    """As `encode_clips`, but with the encoder's dropout on, drawn from `seed`.
+
+    The model is in evaluation mode again afterwards, and torch's global generator as it was.
+    """
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model.train()
+        try:
+            return _encode(model, batches, modality)
+        finally:
+            model.eval()
+
+
+def _encode(model: MICU, batches: Iterable[Batch], modality: str) -> ClipFeatures:
     weight = next(model.parameters())
     ids: list[str] = []
-    values, masks, codes = [], [], []
+    values, masks, codes, errors = [], [], [], []
     with torch.inference_mode():
         for batch in batches:
             on_device = batch.to(weight.device, weight.dtype)
             encoded = model.encode({modality: on_device.features[modality]}, on_device.mask)
             ids.extend(batch.clip_ids)
-            values.append(encoded[modality].quantized.cpu())
-            codes.append(encoded[modality].codes.cpu())
+            found = encoded[modality]
+            values.append(found.quantized.cpu())
+            codes.append(found.codes.cpu())
+            errors.append((found.semantic - found.quantized).square().sum(-1).cpu())
             masks.append(batch.mask.cpu())
     return ClipFeatures(
-        modality, tuple(ids), torch.cat(values).clone(), torch.cat(masks), torch.cat(codes)
+        modality,
+        tuple(ids),
+        torch.cat(values).clone(),
+        torch.cat(masks),
+        torch.cat(codes),
+        torch.cat(errors).clone(),
     )
 
 
 class Probe(Protocol):
-    """What turns the features of clips into logits over the known classes."""
+    """What turns the features of clips into logits over the known classes: `pool`, `classify`."""
+
+    classify: nn.Linear
+    """(C, D): from what `pool` gives to logits."""
+
+    def pool(self, values: Tensor, mask: Tensor) -> Tensor:
+        """One vector per clip, (B, D), from (B, T, D) and (B, T)."""
+        ...
 
     def logits(self, values: Tensor, mask: Tensor) -> Tensor:
         """Logits of each clip, (B, C), from (B, T, D) and (B, T)."""
@@ -205,7 +256,12 @@ def localization_losses(logits: Tensor, labels: Tensor, alpha: Tensor) -> tuple[
 
 
 def fit_probe(
-    features: ClipFeatures, labels: Tensor, classes: int, config: ProbeConfig, seed: int
+    features: ClipFeatures,
+    labels: Tensor,
+    classes: int,
+    config: ProbeConfig,
+    seed: int,
+    renew: Callable[[int], Tensor] | None = None,
 ) -> Iterator[ClassificationProbe]:
     """Train a classification probe where the features are, and yield it after every epoch.
 
@@ -218,6 +274,7 @@ def fit_probe(
         classes: C.
         config: Optimisation.
         seed: For first weights and order.
+        renew: Values of the training clips anew for an epoch, counted from 0; without it they stay.
     """
     check_shape(labels.shape, "n", "probe labels", n=len(features.clip_ids))
     values, mask = features.values, features.mask
@@ -231,7 +288,9 @@ def fit_probe(
     schedule = torch.optim.lr_scheduler.MultiStepLR(
         optimizer, list(config.milestones), config.gamma
     )
-    for _ in range(config.epochs):
+    for epoch in range(config.epochs - config.epoch_offset):
+        if renew is not None:
+            values = renew(epoch).to(values)
         shuffled = torch.randperm(len(labels), generator=order)
         for rows in torch.split(shuffled, config.batch_size):
             loss = functional.cross_entropy(probe.logits(values[rows], mask[rows]), labels[rows])
@@ -243,19 +302,34 @@ def fit_probe(
         yield probe
 
 
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a probe says about some clips; both in the dtype of the features."""
+
+    logits: NDArray[np.floating]
+    """(n, C)"""
+    pooled: NDArray[np.floating]
+    """(n, D), what the last linear layer reads."""
+
+
+def predict(probe: Probe, features: ClipFeatures, batch_size: int = PREDICTED_AT_ONCE) -> Predicted:
+    """Logits of every clip, and what they are made of."""
+    pooled, logits = [], []
+    with torch.inference_mode():
+        for values, mask in zip(
+            *(torch.split(x, batch_size) for x in (features.values, features.mask)), strict=True
+        ):
+            pooled.append(probe.pool(values, mask))
+            logits.append(probe.classify(pooled[-1]))
+    found = (torch.cat(parts).cpu().numpy() for parts in (logits, pooled))
+    return Predicted(*found)
+
+
 def predict_logits(
     probe: Probe, features: ClipFeatures, batch_size: int = PREDICTED_AT_ONCE
 ) -> NDArray[np.floating]:
     """Logits of every clip, (n, C), in the dtype of the features."""
-    with torch.inference_mode():
-        parts = [
-            probe.logits(values, mask).cpu()
-            for values, mask in zip(
-                *(torch.split(x, batch_size) for x in (features.values, features.mask)), strict=True
-            )
-        ]
-    result: NDArray[np.floating] = torch.cat(parts).numpy()
-    return result
+    return predict(probe, features, batch_size).logits
 
 
 RIDGE = (1e-3, 1e-2, 1e-1, 1.0)
@@ -276,10 +350,13 @@ class LinearClassifier(nn.Module):
         nn.init.zeros_(self.classify.weight)
         nn.init.zeros_(self.classify.bias)
 
+    def pool(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Standardised mean and maximum of each clip, (B, 2 D), from (B, T, D) and (B, T)."""
+        return (_mean_and_max(values, mask) - self.shift) / self.scale
+
     def logits(self, values: Tensor, mask: Tensor) -> Tensor:
         """Logits of each clip, (B, C), from (B, T, D) and (B, T)."""
-        standard = (_mean_and_max(values, mask) - self.shift) / self.scale
-        result: Tensor = self.classify(standard)
+        result: Tensor = self.classify(self.pool(values, mask))
         return result
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import micu.baselines  # noqa: F401 - registers presets
 from micu.cli.resume import RunFolder
 from micu.config import TrainConfig
 from micu.data import FeatureDataset, iterate, make_loader
@@ -17,6 +18,7 @@ from micu.launch import LAUNCHER, Place
 from micu.losses import Loss, compute_terms, draw, weigh
 from micu.overrides import to_json, with_overrides
 from micu.parts import cut_batch, measure_share
+from micu.presets import PRESETS
 from micu.step import build_state, train_step
 from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
 from tests.processes import CASES, DOUBLE, NO_DROPOUT, VAT, Case, make_batch, run_case
@@ -113,10 +115,25 @@ def test_a_loss_that_does_not_say_how_it_adds_up_is_refused(monkeypatch):
 
     build_state(config, shapes, "cpu")
     for settings, world in ((MICRO, ALONE), ("seed=1", World(0, 2))):
-        with pytest.raises(
-            ConfigError, match=r"weights\.jigsaw: the loss does not say how it adds"
-        ):
-            build_state(with_overrides(config, [settings]), shapes, "cpu", world)
+        with pytest.raises(ConfigError, match=r"weights\.jigsaw: cannot be added up"):
+            build_state(with_overrides(config, [settings]), shapes, "cpu", world=world)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_is_spread_or_refused_by_the_name_of_a_setting(preset):
+    refused = {
+        "dcid": "weights.club",
+        "cmcm": "weights.code_matching",
+        "turn": "weights.self_cross",
+        "codis": "quantizer.learning",
+    }
+    config = with_overrides(PRESETS[preset](), [*SMALL, MICRO, "data.steps=10"])
+    shapes = {name: SHAPES[name] for name in config.modalities}
+    if preset in refused:
+        with pytest.raises(ConfigError, match=refused[preset]):
+            build_state(config, shapes, "cpu", steps=10)
+    else:
+        build_state(config, shapes, "cpu", steps=10)
 
 
 # --- shares --------------------------------------------------------------------------------------
