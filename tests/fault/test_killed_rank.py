@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import PROJECT
 from tests.feature_sets import make_clips, write_features
 from tests.training import arguments, assert_same_run
@@ -11,6 +13,7 @@ from tests.training import arguments, assert_same_run
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_is_killed_ends_as_one_that_was_left_alone(tmp_path):
     features = tmp_path / "features"
     write_features(features, make_clips(21))
