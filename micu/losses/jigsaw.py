@@ -19,6 +19,7 @@ from micu.config import TrainConfig
 from micu.data import Batch
 from micu.losses.terms import LOSSES, Draws, Loss
 from micu.model.micu import MICUOutput
+from micu.products import linear
 
 CHUNK_ELEMENTS = 2**21
 """Largest activation that exists at once. Small enough for the processor's cache, where a step is
@@ -139,7 +140,7 @@ def permuted_logits(blocks: Tensor, placed: Tensor, classifier: Sequence[Tensor]
     by_position = weight.view(-1, splits, width)
     cases = torch.einsum("nbw,hjw->njbh", blocks, by_position).flatten(1, 2)  # (N, O * O, H)
     hidden = torch.relu_(placed @ cases + bias)  # (N, P, H)
-    return functional.linear(hidden, answer_weight, answer_bias)
+    return linear(hidden, answer_weight, answer_bias)
 
 
 def _summed_losses(
