@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to go on bit by bit, in one file that holds no code.
 
 Keys of the file (`FORMAT` 1): `format`; `config`, `specs`, `record` and `python_rng` (JSON texts);
-`shapes`; `model`, `losses` and `optimizer` (state dicts); `torch_rng`, `step`, `nonfinite`, `epoch`
-and `batch`. None of them needs more than `torch.load(weights_only=True)`.
+`shapes`; `model`, `losses`, `optimizer` and `scaler` (state dicts; the last is empty unless the run
+is in fp16); `torch_rng`, `step`, `nonfinite`, `epoch` and `batch`. None of them needs more than `torch.load(weights_only=True)`.
 """
 
 import hashlib
@@ -105,6 +105,7 @@ def save_checkpoint(
         "model": state.model.state_dict(),
         "losses": state.losses.state_dict(),
         "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
         "torch_rng": torch.get_rng_state(),
         "python_rng": json.dumps(random.getstate()),
         "step": state.step,
@@ -218,6 +219,11 @@ def restore_(state: TrainState, path: Path) -> tuple[Position, dict[str, Any]]:
         state.model.load_state_dict(content["model"])
         state.losses.load_state_dict(content["losses"])
         state.optimizer.load_state_dict(content["optimizer"])
+        if state.scaler.is_enabled():
+            found = content["scaler"]
+            moved = {"scale": float(found["scale"])}
+            moved["_growth_tracker"] = _read_int(found["_growth_tracker"])
+            state.scaler.load_state_dict({**state.scaler.state_dict(), **moved})
         state.step, state.nonfinite = _read_int(content["step"]), _read_int(content["nonfinite"])
         torch.set_rng_state(content["torch_rng"])
         version, internal, gauss = json.loads(content["python_rng"])

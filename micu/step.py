@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from micu.errors import TrainError
 from micu.losses import Draws, Losses, LossTerms, compute_terms, derive_seed, draw, weigh
 from micu.losses.terms import not_finite
 from micu.model.micu import MICU, MICUOutput
+from micu.precision import LEAST_SCALE, build_scaler, set_tf32_
 
 FIRST_PASS = ("fine", "coarse", "jigsaw")
 """Losses that the published script takes from the first of its two forward passes."""
@@ -30,6 +31,7 @@ class TrainState:
         config: The run.
         step: Steps taken, skipped ones included.
         nonfinite: Steps in a row, up to this one, that were skipped.
+        scaler: Scales the loss in fp16; else it does nothing.
     """
 
     model: MICU
@@ -38,6 +40,9 @@ class TrainState:
     config: TrainConfig
     step: int = 0
     nonfinite: int = 0
+    scaler: torch.amp.GradScaler = field(
+        default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +94,15 @@ def build_state(
         The state before step 0; weights are drawn from `config.seed`.
 
     Raises:
-        ConfigError: The configuration does not fit the shapes.
+        ConfigError: The configuration does not fit the shapes, or the device.
     """
+    set_tf32_(config, device)
     torch.manual_seed(config.seed)
     dtype = getattr(torch, config.optimizer.dtype)
     model = MICU(config, shapes).to(device, dtype)
     losses = Losses(config).to(device, dtype)
-    return TrainState(model, losses, build_optimizer(model, losses, config), config)
+    optimizer, scaler = build_optimizer(model, losses, config), build_scaler(config, device)
+    return TrainState(model, losses, optimizer, config, scaler=scaler)
 
 
 def build_optimizer(model: MICU, losses: Losses, config: TrainConfig) -> torch.optim.Optimizer:
@@ -142,9 +149,11 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     Returns:
         What happened.
 
+    In fp16 a step whose scaled gradient overflows is skipped, and the scale halved.
+
     Raises:
         TrainError: More than `skip_nonfinite` steps in a row have a loss or gradient that is not
-            finite. Weights, codebook and step are as they were before this step.
+            finite, overflows of fp16 aside. Weights, codebook and step are as they were before this step.
     """
     config, step = state.config, state.step
     torch.manual_seed(derive_seed(config.seed, step, "forward"))
@@ -160,9 +169,11 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     forward = _two_passes if config.optimizer.double_forward else _one_pass
     passes = forward(state, batch, draws)
     norms: dict[str, Tensor] = {}
+    overflowed = False
     try:
         passes.loss.check_finite(step, batch.clip_ids)
-        passes.loss.total.backward()  # type: ignore[no-untyped-call]
+        state.scaler.scale(passes.loss.total).backward()  # type: ignore[no-untyped-call]
+        overflowed = _unscale_(state)
         norms = _gradient_norms(state)
         _check_gradients(norms, step, batch)
         _clip_(state, norms)
@@ -173,7 +184,7 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     except TrainError:
         quantizer.load_state_dict(codebook)
         state.optimizer.zero_grad(set_to_none=True)
-        if state.nonfinite >= config.optimizer.skip_nonfinite:
+        if state.nonfinite >= config.optimizer.skip_nonfinite and not overflowed:
             raise
         state.nonfinite += 1
     state.step += 1
@@ -212,6 +223,14 @@ def _update_codebook_(state: TrainState, output: MICUOutput, batch: Batch, numbe
     generator = torch.Generator("cpu").manual_seed(seed)
     codes = {name: entry.codes for name, entry in output.quantized.items()}
     state.model.quantizer.update_(output.semantic(), batch.mask, generator=generator, codes=codes)
+
+
+def _unscale_(state: TrainState) -> bool:
+    """Divide gradients by the scale of the loss, and adapt it; whether it was too large."""
+    before = state.scaler.get_scale()
+    state.scaler.unscale_(state.optimizer)
+    state.scaler.update()
+    return LEAST_SCALE < before > state.scaler.get_scale()
 
 
 def _gradient_norms(state: TrainState) -> dict[str, Tensor]:

@@ -40,10 +40,13 @@ class Draws:
         keep: True = kept; (B, T) if `mask_axis` is `"time"`, (B, D) if it is `"feature"`.
         block_modality: Index into `config.modalities` of each jigsaw block, int64; (O,) if
             `block_draw` is `"batch"`, (B * T, O) if it is `"row"`.
+        labels: Permutation that each row is put in, (B * T,) int64, if `jigsaw.labels` is
+            `"sampled"`.
     """
 
     keep: Tensor
     block_modality: Tensor
+    labels: Tensor | None = None
 
 
 def draw(
@@ -77,7 +80,13 @@ def draw(
     blocks = config.jigsaw.splits
     shape = (blocks,) if config.jigsaw.block_draw == "batch" else (batch_size * steps, blocks)
     block_modality = torch.randint(len(config.modalities), shape, generator=generator)
-    return Draws((noise > config.contrastive.mask_ratio).to(device), block_modality.to(device))
+    labels = None
+    if config.jigsaw.labels == "sampled":
+        source = torch.Generator("cpu").manual_seed(derive_seed(seed, step, "labels"))
+        count = config.jigsaw.permutations
+        labels = torch.randint(count, (batch_size * steps,), generator=source).to(device)
+    keep = (noise > config.contrastive.mask_ratio).to(device)
+    return Draws(keep, block_modality.to(device), labels)
 
 
 class Loss(nn.Module):

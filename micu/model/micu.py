@@ -19,6 +19,7 @@ from micu.model.networks import (
     check_step_shape,
 )
 from micu.model.quantizer import Quantized, UnifiedQuantizer
+from micu.precision import autocast
 from micu.registry import suggest
 
 
@@ -83,6 +84,8 @@ class MICU(nn.Module):
     def forward(self, batch: Batch, *, reconstruct: bool = True) -> MICUOutput:
         """Encode, quantise and rebuild a batch; writes nothing.
 
+        All but the LSTM and the quantizer run in `optimizer.precision`.
+
         Args:
             batch: Features of every modality of the model, and their mask.
             reconstruct: Without, `reconstruction` and `target` are empty: rebuilding grids is most
@@ -92,13 +95,17 @@ class MICU(nn.Module):
         if missing:
             raise ConfigError(f"batch: no features of {', '.join(missing)}")
         mask = _needed(batch.mask)
+        dtype, device = self.quantizer.codebook.dtype, batch.mask.device
         content = self._read({name: batch.features[name] for name in self.modalities}, mask)
-        quantized = self.quantizer.quantize(self._embed(content, mask), mask)
+        with autocast(self.config, device):
+            semantic = self._embed(content, mask)
+        semantic = {name: z.to(dtype) for name, z in semantic.items()}
+        quantized = self.quantizer.quantize(semantic, mask)
         if not reconstruct:
             return MICUOutput(quantized, {}, {})
         # A term of weight 0 is logged only; the graph of its convolutions would fill the memory.
         wanted = torch.is_grad_enabled() and self.config.weights.reconstruction != 0
-        with torch.set_grad_enabled(wanted):
+        with torch.set_grad_enabled(wanted), autocast(self.config, device):
             reconstruction = {
                 name: self._rebuild(name, content[name], quantized[name].quantized)
                 for name in self.modalities
