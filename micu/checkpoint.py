@@ -2,7 +2,8 @@
 
 Keys of the file (`FORMAT` 1): `format`; `config`, `specs`, `record` and `python_rng` (JSON texts);
 `shapes`; `model`, `losses`, `optimizer` and `scaler` (state dicts; the last is empty unless the run
-is in fp16); `torch_rng`, `step`, `nonfinite`, `epoch` and `batch`. None of them needs more than `torch.load(weights_only=True)`.
+is in fp16); `torch_rng`, `step`, `nonfinite`, `epoch` and `batch`. None of them needs more than
+`torch.load(weights_only=True)`.
 """
 
 import hashlib

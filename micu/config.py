@@ -280,6 +280,9 @@ class DataConfig:
     `mask` pads with zeros that nothing looks at, for modalities whose steps are seconds: one mask
     stands for all of a clip, and words are not seconds, so it is refused together with text. Words
     are always padded with zeros."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of features on their way from the disk to the device. float16 halves their memory and rounds
+    them to three digits."""
     exclude_ids: str = ""
     """A CSV file with the column `clip_id`: clips that must not be trained on."""
 

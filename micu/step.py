@@ -153,7 +153,8 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
 
     Raises:
         TrainError: More than `skip_nonfinite` steps in a row have a loss or gradient that is not
-            finite, overflows of fp16 aside. Weights, codebook and step are as they were before this step.
+            finite, overflows of fp16 aside. Weights, codebook and step are as they were before this
+            step.
     """
     config, step = state.config, state.step
     torch.manual_seed(derive_seed(config.seed, step, "forward"))

@@ -29,10 +29,13 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
 
     from micu.checkpoint import Position, Record
-    from micu.data import FeatureDataset, Sample
+    from micu.data import Batch, FeatureDataset
     from micu.step import TrainState
     from micu.store import FeatureSpec
     from micu.train import FitSummary, LoaderFactory
+
+SHORTCUTS = {"seed": "seed", "precision": "optimizer.precision", "tf32": "optimizer.tf32"}
+"""Options that set a setting, by their names, and the setting."""
 
 HINT = (
     "a run that has begun keeps its last checkpoint; the same command with --resume goes on from it"
@@ -51,6 +54,7 @@ class Arguments:
     out: Path
     device: str
     workers: int
+    cache: str | None
     resume: bool
     overwrite: bool
     save_every: int
@@ -101,6 +105,12 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             help="Change a setting, for example quantizer.codebook_size=512; repeatable.",
         ),
         click.option("--seed", type=int, help="Short for --set seed=N."),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16", "fp16"]),
+            help="Short for --set optimizer.precision=NAME.",
+        ),
+        click.option("--tf32", is_flag=True, help="Short for --set optimizer.tf32=true."),
         click.option("--print-config", is_flag=True, help="Print all settings as JSON and stop."),
         click.option(
             "--out", type=folder, help="Folder of the run [default: runs/PRESET-MODALITIES-SEED]."
@@ -112,6 +122,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             default=0,
             show_default=True,
             help="Processes that read features; 0 reads in the training process.",
+        ),
+        click.option(
+            "--cache",
+            type=click.Choice(["float32", "float16"]),
+            help="Keep all features in memory; float16 is short for --set data.dtype=float16 too.",
         ),
         click.option(
             "--resume", is_flag=True, help="Go on with the run in --out, if there is one."
@@ -133,7 +148,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too."),
         click.option(
-            "--dry-run", is_flag=True, help="Measure two steps, print what the run takes, and stop."
+            "--dry-run",
+            is_flag=True,
+            help="Measure a few steps, print what the run takes, and stop.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
     ]
@@ -147,7 +164,6 @@ def main(
     *,
     modalities: str | None,
     assignments: tuple[str, ...],
-    seed: int | None,
     print_config: bool,
     preset: str,
     out: Path | None,
@@ -155,7 +171,9 @@ def main(
 ) -> None:
     """Train MICU on extracted features."""
     with exit_codes(HINT):
-        config = build_config(preset, modalities, seed, assignments)
+        named = {key: arguments.pop(option) for option, key in SHORTCUTS.items()}
+        named["data.dtype"] = arguments["cache"]
+        config = build_config(preset, modalities, named, assignments)
         if print_config:
             click.echo(to_json(config))
             return
@@ -175,9 +193,18 @@ def main(
 
 
 def build_config(
-    preset: str, modalities: str | None, seed: int | None, assignments: tuple[str, ...]
+    preset: str,
+    modalities: str | None,
+    named: Mapping[str, object],
+    assignments: tuple[str, ...],
 ) -> TrainConfig:
     """The configuration that the options ask for.
+
+    Args:
+        preset: Where to start from.
+        modalities: What was typed, if it was.
+        named: Settings that have an option of their own; None or False if it was not typed.
+        assignments: What was typed after `--set`: these come last.
 
     Raises:
         ConfigError: Unknown or bad values, all in one message.
@@ -185,12 +212,15 @@ def build_config(
     config = PRESETS[preset]()
     if modalities is not None:
         config = replace(config, modalities=parse_modalities(modalities))
-    short = [] if seed is None else [f"seed={seed}"]
+    short = [f"{key}={value}" for key, value in named.items() if value not in (None, False)]
     return with_overrides(config, [*short, *assignments])
 
 
 def run(config: TrainConfig, typed: Arguments) -> int:
     """Train as asked, tell about it, and return the exit code."""
+    from micu.cache import CachedDataset
+    from micu.cli.cost import tell_cost
+    from micu.cost import measure_cost
     from micu.data import FeatureDataset, make_loader, select_clips
     from micu.logs import import_tensorboard
     from micu.step import build_state
@@ -204,8 +234,10 @@ def run(config: TrainConfig, typed: Arguments) -> int:
     sets = find_feature_sets(typed.features, config.modalities, typed.manifest, typed.chosen)
     clips = select_clips(sets.manifest.clips, config.data)
     dataset = FeatureDataset(sets.stores, clips, config.data)
+    if typed.cache:
+        dataset = CachedDataset(dataset, shared=typed.workers > 0)
 
-    def load(epoch: int, start: int) -> "DataLoader[Sample]":
+    def load(epoch: int, start: int) -> "DataLoader[Batch]":
         return make_loader(
             dataset,
             config.optimizer.batch_size,
@@ -217,7 +249,8 @@ def run(config: TrainConfig, typed: Arguments) -> int:
 
     state = build_state(config, dataset.shapes, device)
     if typed.dry_run:
-        _tell_cost(typed, state, dataset, load)
+        cost = measure_cost(state, load, typed.workers)
+        tell_cost(cost, state, dataset, as_json=typed.as_json)
         return 0
     record = describe_run(typed.preset, sets, dataset)
     specs = {name: store.spec for name, store in sets.stores.items()}
@@ -288,39 +321,6 @@ def resume_(state: "TrainState", path: Path, record: "Record") -> "Position":
             "the run cannot go on with them: name another --out, or replace it with --overwrite"
         )
     return position
-
-
-def _tell_cost(
-    typed: Arguments, state: "TrainState", dataset: "FeatureDataset", load: "LoaderFactory"
-) -> None:
-    from micu.train import measure_step
-
-    cost = measure_step(state, load)
-    batches = len(load(0, 0))
-    limits = state.config.optimizer
-    steps = min(batches * limits.epochs, limits.max_steps or batches * limits.epochs)
-    facts = {
-        "clips": len(dataset),
-        "shapes": {name: list(shape) for name, shape in dataset.shapes.items()},
-        "steps_per_epoch": batches,
-        "steps": steps,
-        "parameters": sum(p.numel() for p in state.model.parameters())
-        + sum(p.numel() for p in state.losses.parameters()),
-        "step_s": round(cost.seconds, 4),
-        "run_s": round(cost.seconds * steps, 1),
-        "memory_bytes": cost.memory_bytes,
-    }
-    if typed.as_json:
-        click.echo(json.dumps(facts))
-        return
-    shapes = ", ".join(f"{name} {shape}" for name, shape in dataset.shapes.items())
-    click.echo(
-        f"{facts['clips']} clips: {shapes}\n"
-        f"{batches} steps per epoch, {steps} steps, {facts['parameters']:,} parameters\n"
-        f"{cost.seconds:.3f} s per step (measured, without reading features), "
-        f"{cost.seconds * steps / 60:.1f} min for the run\n"
-        f"{cost.memory_bytes / 2**20:.0f} MiB at most"
-    )
 
 
 def _report(summary: "FitSummary", typed: Arguments, clips: int) -> None:
