@@ -206,7 +206,13 @@ MICU = {
         "mask_axis": "time",
         "pair_reduction": "sum",
     },
-    "jigsaw": {"splits": 8, "permutations": 256, "hidden_dim": 512, "block_draw": "batch"},
+    "jigsaw": {
+        "splits": 8,
+        "permutations": 256,
+        "hidden_dim": 512,
+        "block_draw": "batch",
+        "labels": "exact",
+    },
     "weights": {"fine": 1, "coarse": 1, "jigsaw": 2, "reconstruction": 1, "commitment": 1},
     "optimizer": {
         "learning_rate": 4e-4,
@@ -217,9 +223,17 @@ MICU = {
         "clip_jigsaw": True,
         "double_forward": False,
         "dtype": "float32",
+        "precision": "fp32",
+        "tf32": False,
         "skip_nonfinite": 0,
     },
-    "data": {"steps": 10, "splits": ["train"], "padding": "repeat", "exclude_ids": ""},
+    "data": {
+        "steps": 10,
+        "splits": ["train"],
+        "padding": "repeat",
+        "dtype": "float32",
+        "exclude_ids": "",
+    },
 }
 """What the paper and the published code state, and our choices where they disagree."""
 
