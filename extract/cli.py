@@ -26,9 +26,9 @@ from extract.cluster_cli import (
     slurm,
     status,
 )
-from extract.datasets import DATASETS
 from extract.flow.options import FLOW_OPTIONS, flow_settings
 from extract.listing import backbone_rows, backbone_table
+from extract.manifest_cli import import_released, make_manifest, overlap
 from extract.options import (
     SETTINGS,
     extraction_options,
@@ -38,10 +38,10 @@ from extract.options import (
     split_weights,
 )
 from extract.run import Order, run_extraction
+from extract.typed import RememberingCommand
 from extract.verify import verify_set
 from micu.commands import EXIT_FAILURES, run_command
 from micu.devices import resolve_device
-from micu.manifest import read_manifest, write_manifest
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,21 +59,21 @@ def main() -> None:
 # --- extraction ------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(cls=RememberingCommand)
 @extraction_options("video")
 def video(**arguments: Any) -> None:
     """Features of the pictures of every clip in MANIFEST."""
     _extract("video", **arguments)
 
 
-@cli.command()
+@cli.command(cls=RememberingCommand)
 @extraction_options("audio")
 def audio(**arguments: Any) -> None:
     """Features of the sound of every clip in MANIFEST."""
     _extract("audio", **arguments)
 
 
-@cli.command()
+@cli.command(cls=RememberingCommand)
 @extraction_options("flow")
 def flow(*, device: str, **arguments: Any) -> None:
     """Features of the optical flow of every clip in MANIFEST."""
@@ -82,14 +82,14 @@ def flow(*, device: str, **arguments: Any) -> None:
     _extract("flow", device=device, flow=settings, conventions=conventions, **arguments)
 
 
-@cli.command()
+@cli.command(cls=RememberingCommand)
 @extraction_options("text")
 def text(**arguments: Any) -> None:
     """Features of the sentence of every clip in MANIFEST."""
     _extract("text", media_root=None, workers=1, clip_timeout_s=None, **arguments)
 
 
-@cli.command("all")
+@cli.command("all", cls=RememberingCommand)
 @extraction_options("all")
 def extract_all(
     *,
@@ -135,32 +135,6 @@ def _extract(
             f"type: micu-extract {order.modality} --backbone {backbone}"
         )
     run_extraction([order], gather_settings(**known))
-
-
-# --- manifests -------------------------------------------------------------------------------
-
-
-@cli.command("manifest")
-@click.argument("dataset", type=click.Choice(sorted(DATASETS)))
-@click.option(
-    "--annotations",
-    required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The data set's official annotation file.",
-)
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The manifest to write, for example manifests/vggsound.csv.",
-)
-def make_manifest(*, dataset: str, annotations: Path, out: Path) -> None:
-    """Make the manifest of a data set from its official annotation file."""
-    clips = DATASETS[dataset](annotations)
-    write_manifest(out, clips)
-    manifest = read_manifest(out)
-    click.echo(f"{out}: {len(manifest.clips)} clips, sha256 {manifest.sha256[:12]}")
 
 
 # --- looking ---------------------------------------------------------------------------------
@@ -210,7 +184,7 @@ def verify(
     sys.exit(EXIT_FAILURES if any(report.problems for report in reports) else 0)
 
 
-for command in (status, merge, slurm):
+for command in (make_manifest, overlap, import_released, status, merge, slurm):
     cli.add_command(command)
 
 

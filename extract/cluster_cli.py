@@ -17,7 +17,7 @@ from extract.slurm import SlurmJob, job_script
 from extract.status import describe_status, read_status
 from micu.commands import EXIT_FAILURES
 from micu.errors import ConfigError
-from micu.store import find_sets
+from micu.store import find_lost_sets, find_sets
 
 Command = Callable[..., Any]
 
@@ -98,8 +98,15 @@ def sets_below(features: Path) -> list[Path]:
     """The feature sets at or below a folder.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: There are none, or one has lost its description.
     """
+    lost = find_lost_sets(features)
+    if lost:
+        raise ConfigError(
+            f"{', '.join(map(str, lost))}: has shards and no set.json, so that nothing can be said "
+            "of it; type its extraction command again, which writes set.json and nothing twice, or "
+            "move it elsewhere"
+        )
     folders = find_sets(features)
     if not folders:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from micu.errors import ConfigError, StoreError
 from micu.manifest import Clip, Manifest
 from micu.shard import Shard
 from micu.store import (
-    Failure,
     FeatureSpec,
     Header,
     RunRecord,
@@ -42,12 +41,16 @@ class Job:
     limit: int | None = None
     """Extract the first rows of the manifest only."""
     shard_rows: int | None = None
-    """Rows per shard; None sizes shards to about 64 MiB."""
+    """Rows per shard; None takes what the set has, else `usual_rows`."""
+    usual_rows: int | None = None
+    """Rows per shard of a new set; None sizes shards to about 64 MiB."""
     overwrite: bool = False
     """Replace features that were made with other settings."""
     retry_failed: bool = False
     part: Part | None = None
     """Extract only this share of the shards; None is all."""
+    command: str = ""
+    """What was typed; noted in the set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,8 @@ class Plan:
     """Only those with rows to extract."""
     unlisted: dict[str, ShardEntry]
     """Shards that a killed run published without noting them in the index."""
-    failures: dict[str, Failure]
-    """The ledger as it stands: of a part, the rows in its own file."""
+    dropped: frozenset[str]
+    """Clips whose rows leave the ledger, of a part its own: they are stored, or tried again."""
     done: int
     """Clips of the run, or of its part, that are already in a shard."""
     failed: int
@@ -122,8 +125,8 @@ class _Standing:
 
     stored: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset()
-    failures: tuple[Failure, ...] = ()
-    """Rows of the run's own ledger."""
+    mended: frozenset[str] = frozenset()
+    """Clips in the run's own ledger that are stored by now."""
     unlisted: tuple[tuple[str, ShardEntry], ...] = ()
     index: Mapping[str, ShardEntry] = field(default_factory=dict)
 
@@ -142,8 +145,10 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         spec=spec,
         manifest=job.manifest.name,
         manifest_sha256=job.manifest.sha256,
-        shard_rows=job.shard_rows or rows_per_shard(spec.shape, _longest_clip(clips)),
+        shard_rows=job.shard_rows or job.usual_rows or usual_rows(job.manifest, spec),
     )
+    if job.shard_rows is None:
+        header = _with_rows_there(folder, header)
     wanted = min(job.limit or len(clips), len(clips))
     rows_before, replaces = _compare_with_set(job, folder, header)
     standing = _Standing() if replaces or not folder.is_dir() else _take_stock(job, folder, header)
@@ -174,15 +179,30 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
             manifest_path=str(job.manifest.path.resolve()),
             media_root=str(job.media_root.resolve()),
             rows=max(rows_before, wanted),
+            command=job.command,
         ),
         replaces=replaces,
         shards=tuple(shards),
         unlisted=dict(standing.unlisted),
-        failures={row.clip_id: row for row in standing.failures if row.clip_id not in retried},
+        dropped=standing.mended | retried,
         done=done,
         failed=failed,
         part=job.part,
     )
+
+
+def usual_rows(manifest: Manifest, spec: FeatureSpec) -> int:
+    """Rows that make a shard of about 64 MiB of such features of a manifest's clips."""
+    return rows_per_shard(spec.shape, _longest_clip(manifest.clips))
+
+
+def _with_rows_there(folder: Path, header: Header) -> Header:
+    """The header, with as many rows per shard as the set has, if nothing else differs."""
+    if (folder / "set.json").is_file():
+        there, _ = read_set(folder)
+        if replace(header, shard_rows=there.shard_rows).fingerprint == there.fingerprint:
+            return there
+    return header
 
 
 def _check_part(job: Job, folder: Path) -> None:
@@ -244,7 +264,7 @@ def _take_stock(job: Job, folder: Path, header: Header) -> _Standing:
     return _Standing(
         stored=stored,
         failed=frozenset(read_ledger(folder, labels).keys() - stored),
-        failures=tuple(row for key, row in own.items() if key not in stored),
+        mended=stored & own.keys(),
         unlisted=tuple((name, entry) for name, entry in index.items() if noted.get(name) != entry),
         index=index,
     )

@@ -64,7 +64,7 @@ def repair_set(folder: Path) -> Repair:
         deleted=tuple("; ".join(check.problems) for check in broken),
         dropped=dropped,
         kept=tuple("; ".join(check.problems) for check in kept),
-        command=extraction_command(folder, header, run) if broken else "",
+        command=(run.command or extraction_command(folder, header, run)) if broken else "",
     )
 
 
@@ -98,9 +98,9 @@ def _drop_stored(folder: Path, kept: set[str]) -> int:
 
 
 def extraction_command(folder: Path, header: Header, run: RunRecord) -> str:
-    """The command that goes on with a set, without the options that its backbone was given.
+    """The command that goes on with a set that does not know what it was typed with.
 
-    Where such options are left out or wrong, the command refuses with what differs.
+    Options of the backbone are not in it; where they are needed, it refuses with what differs.
     """
     spec = header.spec
     words = ["micu-extract", spec.modality, run.manifest_path, "--backbone", spec.backbone]

@@ -14,16 +14,17 @@ from extract.backbones import build_backbone, find_backbone
 from extract.backbones.base import Backbone, InputSpec, Run
 from extract.decode import describe_reading, read_several
 from extract.flow.methods import FlowSettings
-from extract.media import Reading
+from extract.media import Reading, find_media
 from extract.pictures import check_decoder
 from extract.pipeline import TOO_MANY_FAILED, Target, extract_several
-from extract.plan import Job, Limit, Plan, plan_extraction
+from extract.plan import Job, Limit, Plan, plan_extraction, usual_rows
 from extract.progress import Progress
+from extract.typed import typed_command
 from extract.writer import Summary
 from micu.commands import EXIT_FAILURES, Source, StopFlag, find_source, record_source
-from micu.errors import ConfigError
+from micu.errors import ConfigError, DecodeError
 from micu.files import check_room
-from micu.manifest import NEEDED_COLUMN, Clip, read_manifest
+from micu.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
 
 GPU_WORKERS = 2
 """Workers at most where flow is computed on a GPU: each holds a context and a network there."""
@@ -87,11 +88,11 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         MicuError: What was typed cannot be done.
     """
     source = find_source(settings.out, settings.manifest)
-    columns = dict.fromkeys(NEEDED_COLUMN[order.modality] for order in orders)
     job = Job(
-        manifest=read_manifest(source.manifest, need=tuple(columns)),
+        manifest=_read_rows(source.manifest, orders),
         media_root=settings.media_root or source.media_root,
         out=settings.out,
+        command=typed_command(),
         **settings.job,
     )
     check_decoder(settings.decoder)
@@ -101,25 +102,27 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         flow=settings.flow,
         flow_cache=settings.flow_cache,
     )
+    networks = {
+        order.backbone: build_backbone(order.backbone, order.weights, settings.run, **order.options)
+        for order in orders
+    }
+    # One number for all, so that a part of each set is a part of the same clips.
+    rows = min(usual_rows(job.manifest, network.spec) for network in networks.values())
+    job = replace(job, usual_rows=rows)
     targets, wants = {}, {}
     for order in orders:
-        network = build_backbone(order.backbone, order.weights, settings.run, **order.options)
+        network = networks[order.backbone]
         wants[order.backbone] = replace(network.wants, **order.conventions)
         plan = _plan(job, network, wants[order.backbone], reading)
         targets[order.backbone] = Target(plan, network)
-        _announce(plan, job.media_root)
+        announce(plan, job.media_root)
     plans = [target.plan for target in targets.values()]
     if settings.dry_run:
         described = [_plan_json(plan) for plan in plans]
         click.echo(json.dumps(described[0] if len(described) == 1 else described, indent=1))
         return
-    rows = {plan.header.shard_rows for plan in plans}
-    if job.part is not None and len(rows) > 1:
-        raise ConfigError(
-            f"--part with several backbones: expected one number of rows per shard, got "
-            f"{sorted(rows)}; a part would have other clips of each set, and decode most of them "
-            f"for each. Type --shard-rows {min(rows)}"
-        )
+    _check_shard_rows(plans)
+    _check_media_root(plans, job.media_root)
     check_room(settings.out, sum(plan.bytes_needed for plan in plans))
     record_source(settings.out, Source(source.manifest, job.media_root))
     progress = Progress(sum(plan.todo for plan in plans))
@@ -136,7 +139,20 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         max_failures=settings.max_failures,
     )
     progress.close()
-    _end(summaries, plans, settings.as_json)
+    end_run(summaries, plans, settings.as_json)
+
+
+def _read_rows(path: Path, orders: Sequence[Order]) -> Manifest:
+    """The rows of the manifest that every backbone is to look at."""
+    modalities = dict.fromkeys(order.modality for order in orders)
+    manifest = read_manifest(path, tuple(dict.fromkeys(NEEDED_COLUMN[m] for m in modalities)))
+    views = [manifest.for_modality(modality) for modality in modalities]
+    if any(len(view.clips) != len(views[0].clips) for view in views):
+        raise ConfigError(
+            f"{path}: has rows that are only a further sentence of another row, which text alone "
+            "looks at; extract text in a run of its own: micu-extract text"
+        )
+    return views[0]
 
 
 def _plan(job: Job, network: Backbone, wants: InputSpec, reading: Reading) -> Plan:
@@ -144,7 +160,52 @@ def _plan(job: Job, network: Backbone, wants: InputSpec, reading: Reading) -> Pl
     return plan_extraction(job, replace(network.spec, preprocessing=described))
 
 
-def _end(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> None:
+def _check_shard_rows(plans: Sequence[Plan]) -> None:
+    """Refuse parts of sets that were begun with different numbers of rows per shard."""
+    rows = sorted({plan.header.shard_rows for plan in plans})
+    if plans[0].part is not None and len(rows) > 1:
+        raise ConfigError(
+            f"--part with several backbones: expected sets of one number of rows per shard, got "
+            f"{rows} there; a part would have other clips of each set. Extract them one by one, "
+            "or to a new --out"
+        )
+
+
+LOOKED_AT = 32
+"""Clips by which a media root is judged."""
+
+
+def _check_media_root(plans: Sequence[Plan], media_root: Path) -> None:
+    """Refuse a media root that holds none of the files, before every clip fails one by one.
+
+    Raises:
+        ConfigError: None of some clips, taken from all over a set that is not begun yet, is there.
+    """
+    for plan in plans:
+        begun = plan.done or plan.failed or plan.dropped
+        todo = [clip for shard in plan.shards for clip in shard.todo]
+        if plan.header.spec.modality == "text" or begun or len(todo) < LOOKED_AT:
+            continue
+        looked_at = todo[:: len(todo) // LOOKED_AT][:LOOKED_AT]
+        if not any(
+            (media_root / clip.path).exists() for clip in looked_at if "\0" not in clip.path
+        ):
+            raise ConfigError(
+                f"media root {media_root}: expected the manifest's files there, got none of "
+                f"{len(looked_at)} that were looked for, such as {looked_at[0].path!r}; "
+                "type --media-root"
+            )
+
+
+def _is_there(clip: Clip, media_root: Path) -> bool:
+    try:
+        find_media(clip.path, media_root)
+    except DecodeError as error:
+        return error.code != "missing"
+    return True
+
+
+def end_run(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> None:
     """Say what became of it, and end the process."""
     for summary, plan in zip(summaries, plans, strict=True):
         _report(summary, plan)
@@ -167,7 +228,8 @@ def _end(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> 
     sys.exit(EXIT_FAILURES if failed else 0)
 
 
-def _announce(plan: Plan, media_root: Path) -> None:
+def announce(plan: Plan, *media: Path) -> None:
+    """Tell what a run is going to do."""
     spec = plan.header.spec
     first = "T" if spec.hop_s else "L"
     click.echo(
@@ -178,7 +240,7 @@ def _announce(plan: Plan, media_root: Path) -> None:
     )
     click.echo(f"wants {json.dumps(dict(spec.preprocessing))}", err=True)
     if spec.modality != "text":
-        click.echo(f"media root {media_root}", err=True)
+        click.echo(f"media root {', '.join(map(str, media))}", err=True)
     part = f", part {plan.part}" if plan.part else ""
     if plan.replaces:
         shards = len(list(plan.folder.glob("shard-*.h5")))

@@ -53,13 +53,15 @@ class Contents:
     rows: int
     """Rows of the manifest that were to be extracted."""
     known: tuple[Clip, ...]
-    """Every row of the manifest."""
+    """Every row of the manifest that the modality is extracted from."""
     homes: dict[str, list[str]]
     """Names of the shards that hold a clip, by clip id."""
     ledger: dict[str, Failure]
     ledger_files: dict[str, str]
     """Name of the ledger that holds a clip, by clip id."""
     shard_problems: list[str]
+    has_parts: bool
+    """Whether parts have files of their own there."""
 
     @property
     def clips(self) -> tuple[Clip, ...]:
@@ -81,6 +83,17 @@ class Contents:
             for clip_id, homes in self.homes.items()
             if len(homes) > 1
         ]
+
+    def mended(self) -> set[str]:
+        """Clips that a part has stored, and that the ledger of the run before it still names.
+
+        A part writes no file but its own: they leave that ledger at the merge.
+        """
+        return {
+            clip_id
+            for clip_id, name in self.ledger_files.items()
+            if self.has_parts and name == ledger_name() and clip_id in self.homes
+        }
 
     def strangers(self) -> list[str]:
         """Ids that are no row of the manifest, one line each."""
@@ -114,7 +127,7 @@ def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False
         contents.rows,
         len(contents.known),
         sum(map(len, contents.homes.values())),
-        len(contents.ledger),
+        len(contents.ledger) - len(contents.mended()),
         (*contents.shard_problems, *_row_problems(contents), *contents.strangers()),
     )
 
@@ -127,7 +140,8 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
         ManifestError: Its manifest cannot be read.
     """
     header, run = read_set(folder)
-    known = read_manifest(manifest or Path(run.manifest_path))
+    whole = read_manifest(manifest or Path(run.manifest_path))
+    known = whole.for_modality(header.spec.modality)
     problems: list[str] = []
     if known.sha256 != header.manifest_sha256:
         problems.append(f"manifest {known.path} has changed since the extraction")
@@ -136,12 +150,16 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
         problems += check.problems
         for clip_id in check.clip_ids:
             homes.setdefault(clip_id, []).append(check.path.name)
+    labels = part_labels(folder)
     files = {
         clip_id: ledger_name(label)
-        for label in ("", *part_labels(folder))
+        for label in ("", *labels)
         for clip_id in read_ledger(folder, [label])
     }
-    return Contents(header, run.rows, known.clips, homes, read_ledger(folder), files, problems)
+    ledger = read_ledger(folder)
+    return Contents(
+        header, run.rows, known.clips, homes, ledger, files, problems, has_parts=bool(labels)
+    )
 
 
 def check_shards(folder: Path, header: Header, *, data: bool) -> Iterator[ShardCheck]:
@@ -180,9 +198,10 @@ def _check_shard(
 def _row_problems(contents: Contents) -> list[str]:
     """Rows that are nowhere or in two places."""
     problems = []
+    listed = contents.ledger.keys() - contents.mended()
     for clip in contents.clips:
         places = list(contents.homes.get(clip.clip_id, ()))
-        if clip.clip_id in contents.ledger:
+        if clip.clip_id in listed:
             places.append(contents.ledger_files[clip.clip_id])
         if len(places) != 1:
             where = " and ".join(places) or "no shard and not in the ledger"

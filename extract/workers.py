@@ -5,16 +5,13 @@ A worker that does not come back in time is killed, one that dies costs the clip
 others go on. Arrays come back through shared memory, not through a pipe.
 """
 
-import contextlib
 import fcntl
 import functools
 import mmap
 import multiprocessing
 import os
-import re
 import resource
 import signal
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +26,7 @@ from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 
 from extract.backbones.base import Media
+from extract.blocks import block_folder, write_block
 from extract.media import IO_ERROR
 from micu.errors import ClipError, DecodeError, MicuError
 from micu.manifest import Clip
@@ -161,19 +159,19 @@ def decode_in_processes(
         worker_bytes: Memory that a worker may take beside libraries and shared blocks; None is
             what there is.
     """
-    _remove_stale_blocks()
     # Children of a process with threads that is forked can hang; those of the server cannot.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["extract.decode"])
-    pool = ProcessPool(
-        workers, initializer=_start_worker, initargs=(worker_bytes,), context=context
-    )
-    try:
-        yield _Processes(pool, functools.partial(_decode_to_block, read), clip_timeout_s)
-    finally:
-        pool.stop()
-        pool.join()
-        _remove_stale_blocks(os.getpid())
+    with block_folder() as blocks:
+        pool = ProcessPool(
+            workers, initializer=_start_worker, initargs=(worker_bytes,), context=context
+        )
+        try:
+            decode = functools.partial(_decode_to_block, read, blocks)
+            yield _Processes(pool, decode, clip_timeout_s)
+        finally:
+            pool.stop()
+            pool.join()
 
 
 class _Processes:
@@ -186,7 +184,7 @@ class _Processes:
 
     def submit(self, clip: Clip, names: Sequence[str]) -> "Future[Outcome]":
         future: Future[Any] = self._pool.schedule(
-            self._decode, args=(clip, names, os.getpid()), timeout=self._clip_timeout_s
+            self._decode, args=(clip, names), timeout=self._clip_timeout_s
         )
         return future
 
@@ -272,7 +270,7 @@ class Parcel:
         return replace(self.outcome, media=media)
 
 
-def _decode_to_block(read: Reader, clip: Clip, names: Sequence[str], owner: int) -> Parcel:
+def _decode_to_block(read: Reader, blocks: Path, clip: Clip, names: Sequence[str]) -> Parcel:
     """Read a clip in a worker."""
     try:
         outcome = decode_clip(read, clip, names)
@@ -290,71 +288,7 @@ def _decode_to_block(read: Reader, clip: Clip, names: Sequence[str], owner: int)
             shapes = tuple(part.shape for part in parts)
             described[name] = _Arrays(parts[0].dtype.str, shapes, is_one)
             media[name] = replace(found, units=())
-    block = _write_block(arrays, owner)
+    block = write_block(arrays, blocks)
     if not block:
         return Parcel(outcome)
     return Parcel(replace(outcome, media=media), block=block, arrays=described)
-
-
-_BLOCK_PREFIX = "micu-block-"
-STALE_S = 3600.0
-"""Age from which a block may have been left behind, s."""
-
-
-def _blocks_folder() -> Path:
-    shared = Path("/dev/shm")
-    return shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
-
-
-def _write_block(arrays: Sequence[NDArray[Any]], owner: int) -> str:
-    """Put arrays end to end into a file of shared memory; its name, or nothing if it is full."""
-    size = sum(array.nbytes for array in arrays)
-    if not size:
-        return ""
-    if not hasattr(os, "posix_fallocate"):  # not Linux
-        return ""
-    handle, name = tempfile.mkstemp(prefix=f"{_BLOCK_PREFIX}{owner}-", dir=_blocks_folder())
-    try:
-        # Without room of its own, the first write to a page that does not fit is a crash.
-        os.posix_fallocate(handle, 0, size)
-        with mmap.mmap(handle, size) as memory:
-            start = 0
-            for array in arrays:
-                place = np.frombuffer(memory, array.dtype, array.size, start).reshape(array.shape)
-                place[...] = array
-                start += array.nbytes
-                del place
-    except OSError:
-        Path(name).unlink()
-        return ""
-    finally:
-        os.close(handle)
-    return name
-
-
-def _remove_stale_blocks(owner: int | None = None) -> None:
-    """Remove the blocks of runs that are dead, or those that `owner` has left.
-
-    A container may share the folder with another whose processes it cannot see: only what is older
-    than an hour, which no block of a run that lives is, counts as left behind.
-    """
-    for path in _blocks_folder().glob(f"{_BLOCK_PREFIX}*"):
-        found = re.match(rf"{_BLOCK_PREFIX}(\d+)-", path.name)
-        if found is None:
-            continue
-        with contextlib.suppress(OSError):
-            is_old = time.time() - path.stat().st_mtime > STALE_S
-            if int(found[1]) == owner or (
-                owner is None and is_old and not _is_alive(int(found[1]))
-            ):
-                path.unlink()
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -23,6 +23,7 @@ from micu.store import (
     append_ledger,
     describe_difference,
     publish_shard,
+    read_ledger,
     remove_set,
     shard_name,
     write_ledger,
@@ -169,7 +170,10 @@ def _prepare_folder(plan: Plan) -> None:
         remove_set(plan.folder)
     remove_stale_temporaries(plan.folder, STALE_S if plan.part else 0.0)
     write_set(plan.folder, plan.header, plan.run)
-    write_ledger(plan.folder, plan.failures.values(), plan.label)
+    # As it is now, not as it was planned with: another run may be at work in the same folder.
+    ledger = read_ledger(plan.folder, [plan.label])
+    kept = [row for clip_id, row in ledger.items() if clip_id not in plan.dropped]
+    write_ledger(plan.folder, kept, plan.label)
     if plan.unlisted:
         append_index(plan.folder, plan.unlisted, plan.label)
 

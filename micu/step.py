@@ -16,8 +16,9 @@ from micu.losses.terms import not_finite
 from micu.model.micu import MICU, MICUOutput
 from micu.precision import LEAST_SCALE, build_scaler, set_tf32_
 
-FIRST_PASS = ("fine", "coarse", "jigsaw")
-"""Losses that the published script takes from the first of its two forward passes."""
+FIRST_PASS = ("fine", "coarse", "jigsaw", "mmjp")
+"""Losses that the published script takes from the first of its two forward passes; MMJP, which it
+does not have, goes with the jigsaw that it stands for."""
 
 
 @dataclass(slots=True)
@@ -139,7 +140,8 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     """One update of the model, the losses' parameters and the codebook, in that order.
 
     All randomness, dropout included, is a pure function of the run's seed and the step: torch's
-    global generator is seeded here.
+    global generator is seeded here. In fp16 a step whose scaled gradient overflows is skipped, and
+    the scale halved.
 
     Args:
         state: Moved in place.
@@ -148,8 +150,6 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
 
     Returns:
         What happened.
-
-    In fp16 a step whose scaled gradient overflows is skipped, and the scale halved.
 
     Raises:
         TrainError: More than `skip_nonfinite` steps in a row have a loss or gradient that is not
@@ -261,7 +261,7 @@ def _clip_(state: TrainState, norms: dict[str, Tensor]) -> None:
     """Scale each group's gradient to at most the configured norm."""
     settings = state.config.optimizer
     for group in state.optimizer.param_groups:
-        if group["name"] == "loss_jigsaw" and not settings.clip_jigsaw:
+        if group["name"] in ("loss_jigsaw", "loss_mmjp") and not settings.clip_jigsaw:
             continue
         clip_grads_with_norm_(group["params"], settings.grad_clip, norms[group["name"]])
 

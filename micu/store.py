@@ -69,6 +69,7 @@ __all__ = [
     "append_ledger",
     "check_row",
     "describe_difference",
+    "find_lost_sets",
     "find_sets",
     "index_name",
     "indexed_shards",
@@ -101,6 +102,8 @@ class RunRecord:
     media_root: str
     rows: int
     """How many of the manifest's first rows were to be extracted (`--limit`)."""
+    command: str = ""
+    """What was typed, as a line for a shell."""
 
 
 def set_folder(root: Path, manifest_name: str, modality: str, backbone: str) -> Path:
@@ -112,6 +115,12 @@ def set_folder(root: Path, manifest_name: str, modality: str, backbone: str) -> 
 def find_sets(root: Path) -> list[Path]:
     """Every feature set at or below `root`, sorted."""
     return sorted(path.parent for path in root.rglob("set.json"))
+
+
+def find_lost_sets(root: Path) -> list[Path]:
+    """Every folder at or below `root` that has shards and lost its `set.json`, sorted."""
+    folders = {path.parent for path in root.rglob("shard-*.h5")}
+    return sorted(folder for folder in folders if not (folder / "set.json").is_file())
 
 
 def rows_per_shard(shape: Sequence[int], steps: int | None) -> int:

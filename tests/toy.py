@@ -71,8 +71,9 @@ def toy_clips(count: int) -> list[Clip]:
     ]
 
 
-def toy_plan(folder: Path, count: int = 25, shard_rows: int = 8, **job: object) -> Plan:
+def toy_plan(folder: Path, count: int = 25, shard_rows: int | None = 8, **job: object) -> Plan:
     """Plan an extraction of `toy_clips` to `folder/features`."""
+    folder.mkdir(exist_ok=True)
     path = folder / "toys.csv"
     if not path.exists():
         write_manifest(path, toy_clips(count))

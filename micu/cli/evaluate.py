@@ -8,15 +8,16 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from micu.cli.features import FeatureSets, find_feature_sets, parse_modality
+from micu.cli.features import FeatureSets, find_feature_sets, parse_pairs
+from micu.cli.selection import select, select_on_option
 from micu.commands import exit_codes
 from micu.devices import resolve_device
 from micu.errors import ConfigError
@@ -38,11 +39,14 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.evaluate.tasks import Evaluation
 
 
-PROBE_OPTIONS = ("--probe-epochs", "--probe-batch-size", "--probe-learning-rate")
+PROBE_OPTIONS = (
+    *("--probe-epochs", "--probe-batch-size", "--probe-learning-rate"),
+    *("--probe-epoch-offset", "--probe-encoder-dropout"),
+)
 TASK_OPTIONS = {
     "oscmg": (
         *("--source", "--target", "--pairs", "--known", "--ceiling", "--chance", "--score"),
-        *PROBE_OPTIONS,
+        *("--select-on", *PROBE_OPTIONS),
     ),
     "codebook": ("--codebook-out",),
 }
@@ -53,7 +57,8 @@ TASK_OPTIONS = {
 class Arguments:
     """What was typed."""
 
-    checkpoint: Path
+    checkpoints: tuple[Path, ...]
+    select_on: str | None
     task: str
     features: Path
     manifest: Path | None
@@ -69,6 +74,8 @@ class Arguments:
     probe_epochs: int
     probe_batch_size: int
     probe_learning_rate: float
+    probe_epoch_offset: int
+    probe_encoder_dropout: bool
     seed: int | None
     seeds: int
     out: Path
@@ -160,6 +167,20 @@ def _method_options() -> list[Callable[..., Any]]:
             show_default=True,
             help="Raise it for sets of some hundred clips: their epochs have few steps.",
         ),
+        click.option(
+            "--probe-epoch-offset",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Epochs of these that are left out. The published scripts go on counting from the "
+            "checkpoint's: type its epoch + 1.",
+        ),
+        click.option(
+            "--probe-encoder-dropout",
+            is_flag=True,
+            help="Keep the encoder's dropout on while the probe trains, as published.",
+        ),
+        select_on_option(),
         click.option("--seed", type=int, help="Of the probe [default: the checkpoint's]."),
         click.option(
             "--seeds", type=number, default=1, show_default=True, help="How many, from --seed on."
@@ -186,10 +207,18 @@ def _output_options() -> list[Callable[..., Any]]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="micu")
-@click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument(
+    "checkpoints",
+    metavar="CHECKPOINT",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+)
 @_options
 def main(source: str | None, target: str | None, pairs: str | None, **arguments: Any) -> None:
     """Evaluate CHECKPOINT: the last.pt of a micu-train run, or the authors' MICU.pt.
+
+    Of several checkpoints of a run, --select-on chooses the one that is evaluated.
 
     Task oscmg prints two protocols side by side: `source-val` chooses epoch and threshold on
     held-out source clips; `oracle` chooses them on the test set, as the paper's figures do.
@@ -215,50 +244,41 @@ def _typed_options(context: click.Context) -> frozenset[str]:
     )
 
 
-def parse_pairs(
-    source: str | None, target: str | None, pairs: str | None
-) -> tuple[tuple[str, str], ...]:
-    """Pairs of modalities from the options, each once.
-
-    Raises:
-        ConfigError: A part is not a modality, or the options contradict each other.
-    """
-    if (source is None) != (target is None):
-        raise ConfigError("--source and --target: expected both, got one of them")
-    texts = [] if source is None or target is None else [f"{source}:{target}"]
-    texts += [text for text in (pairs or "").split(",") if text.strip()]
-    found: dict[tuple[str, str], None] = {}
-    for text in texts:
-        parts = text.split(":")
-        if len(parts) != 2:
-            raise ConfigError(f"--pairs: expected SOURCE:TARGET such as v:a, got {text!r}")
-        found[parse_modality(parts[0]), parse_modality(parts[1])] = None
-    return tuple(found)
-
-
 def run(typed: Arguments) -> list[Row]:
     """Evaluate as asked, and add the rows of each seed to the results file."""
-    from micu.evaluate.models import check_features, load_model
     from micu.evaluate.open_set import SCORES
     from micu.evaluate.tasks import TASKS
 
-    task, _ = TASKS[typed.task], SCORES[typed.score]
+    _, _ = TASKS[typed.task], SCORES[typed.score]
     _refuse_foreign_options(typed)
+    alone = replace(typed, encoders=("checkpoint",), ceiling=False, chance=False)
+    chosen, told = select(typed.checkpoints, typed.select_on, lambda path: _evaluate(alone, path))
+    rows: list[Row] = []
+    for found in _evaluate(typed, chosen):
+        noted = [replace(r, note=r.note + told) if r.checkpoint_sha256 else r for r in found]
+        write_rows(noted, typed.out)
+        rows += noted
+    return rows
+
+
+def _evaluate(typed: Arguments, checkpoint: Path) -> Iterator[list[Row]]:
+    """Rows of one checkpoint, seed by seed."""
+    from micu.evaluate.models import check_features, load_model
+    from micu.evaluate.tasks import TASKS
+
     device = resolve_device(typed.device)
-    loaded = load_model(typed.checkpoint, device)
+    loaded = load_model(checkpoint, device)
+    if typed.probe_encoder_dropout and not loaded.config.encoder.dropout:
+        raise ConfigError(f"--probe-encoder-dropout: {checkpoint} has no dropout; leave it out")
     asked = dict.fromkeys(name for pair in typed.pairs for name in pair)
     modalities = tuple(asked) if typed.task == "oscmg" else loaded.config.modalities
     _refuse_idle_features(typed, modalities)
     sets = find_feature_sets(typed.features, modalities, typed.manifest, typed.chosen)
     check_features(sets.stores, loaded)
     first = loaded.config.seed if typed.seed is None else typed.seed
-    rows: list[Row] = []
     made: dict[str, ClipEncoder] = {}
     for seed in range(first, first + typed.seeds):
-        found = task(_evaluation(typed, sets, loaded, seed, device, made))
-        write_rows(found, typed.out)
-        rows += found
-    return rows
+        yield TASKS[typed.task](_evaluation(typed, sets, loaded, seed, device, made))
 
 
 def _refuse_foreign_options(typed: Arguments) -> None:
@@ -334,6 +354,8 @@ def _evaluation(
             epochs=typed.probe_epochs,
             batch_size=typed.probe_batch_size,
             learning_rate=typed.probe_learning_rate,
+            epoch_offset=typed.probe_epoch_offset,
+            encoder_dropout=typed.probe_encoder_dropout,
         ),
         score=typed.score,
         preset=describe_preset(loaded),

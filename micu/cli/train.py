@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
+from micu.cli.sweep import OWN, is_sweep, run_sweep, sweep_options
 from micu.commands import exit_codes
 from micu.config import TrainConfig
 from micu.devices import resolve_device
@@ -23,7 +24,7 @@ from micu.errors import ConfigError
 from micu.files import lock_folder
 from micu.manifest import MODALITIES
 from micu.overrides import to_json, with_overrides
-from micu.presets import PRESETS
+from micu.presets import PRESETS, list_presets
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
@@ -95,7 +96,16 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(sorted(PRESETS)),
             default="micu",
             show_default=True,
-            help="Settings to start from.",
+            metavar="NAME",
+            help="Settings to start from; --list-presets says which there are.",
+        ),
+        click.option(
+            "--list-presets",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_list_presets,
+            help="List the presets and stop.",
         ),
         click.option(
             "--set",
@@ -111,6 +121,14 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             help="Short for --set optimizer.precision=NAME.",
         ),
         click.option("--tf32", is_flag=True, help="Short for --set optimizer.tf32=true."),
+        click.option(
+            "--exclude-manifest",
+            "exclude_manifests",
+            metavar="FILE",
+            multiple=True,
+            help="Leave out the clips of this manifest, and all others of the same YouTube videos; "
+            "repeatable. Short for --set data.exclude_manifests=FILE,FILE.",
+        ),
         click.option("--print-config", is_flag=True, help="Print all settings as JSON and stop."),
         click.option(
             "--out", type=folder, help="Folder of the run [default: runs/PRESET-MODALITIES-SEED]."
@@ -153,8 +171,15 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             help="Measure a few steps, print what the run takes, and stop.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+        *sweep_options(),
     ]
     return functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def _list_presets(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(list_presets())
+        context.exit()
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -164,6 +189,7 @@ def main(
     *,
     modalities: str | None,
     assignments: tuple[str, ...],
+    exclude_manifests: tuple[str, ...],
     print_config: bool,
     preset: str,
     out: Path | None,
@@ -173,7 +199,14 @@ def main(
     with exit_codes(HINT):
         named = {key: arguments.pop(option) for option, key in SHORTCUTS.items()}
         named["data.dtype"] = arguments["cache"]
-        config = build_config(preset, modalities, named, assignments)
+        if is_sweep(click.get_current_context()):
+
+            def build(name: str, swept: Sequence[str]) -> TrainConfig:
+                typed = (*assignments, *swept)
+                return build_config(name, modalities, named, typed, exclude_manifests)
+
+            sys.exit(run_sweep(click.get_current_context(), build))
+        config = build_config(preset, modalities, named, assignments, exclude_manifests)
         if print_config:
             click.echo(to_json(config))
             return
@@ -183,7 +216,7 @@ def main(
             chosen=chosen,
             preset=preset,
             out=out or Path("runs") / f"{preset}-{letters}-{config.seed}",
-            **arguments,
+            **{name: value for name, value in arguments.items() if name not in OWN},
         )
         if typed.resume and typed.overwrite:
             raise ConfigError("--resume and --overwrite: expected one of them, got both")
@@ -196,7 +229,8 @@ def build_config(
     preset: str,
     modalities: str | None,
     named: Mapping[str, object],
-    assignments: tuple[str, ...],
+    assignments: Sequence[str],
+    exclude_manifests: tuple[str, ...] = (),
 ) -> TrainConfig:
     """The configuration that the options ask for.
 
@@ -205,6 +239,7 @@ def build_config(
         modalities: What was typed, if it was.
         named: Settings that have an option of their own; None or False if it was not typed.
         assignments: What was typed after `--set`: these come last.
+        exclude_manifests: What was typed after `--exclude-manifest`.
 
     Raises:
         ConfigError: Unknown or bad values, all in one message.
@@ -213,7 +248,9 @@ def build_config(
     if modalities is not None:
         config = replace(config, modalities=parse_modalities(modalities))
     short = [f"{key}={value}" for key, value in named.items() if value not in (None, False)]
-    return with_overrides(config, [*short, *assignments])
+    config = with_overrides(config, [*short, *assignments])
+    excluded = (*config.data.exclude_manifests, *exclude_manifests)
+    return replace(config, data=replace(config.data, exclude_manifests=excluded))
 
 
 def run(config: TrainConfig, typed: Arguments) -> int:
@@ -252,7 +289,9 @@ def run(config: TrainConfig, typed: Arguments) -> int:
         cost = measure_cost(state, load, typed.workers)
         tell_cost(cost, state, dataset, as_json=typed.as_json)
         return 0
-    record = describe_run(typed.preset, sets, dataset)
+    everything = replace(config.data, exclude_ids="", exclude_manifests=())
+    excluded = len(select_clips(sets.manifest.clips, everything)) - len(clips)
+    record = {**describe_run(typed.preset, sets, dataset), "excluded_clips": excluded}
     specs = {name: store.spec for name, store in sets.stores.items()}
     with lock_folder(typed.out):
         summary = _fit(state, load, specs, record, typed)

@@ -126,6 +126,10 @@ class Outcome:
     metrics: OpenSetMetrics
     n_clips: int
     """Test clips."""
+    val_acc: float
+    """Closed-set accuracy of the probe on the validation clips: source modality, known classes."""
+    n_validation: int
+    """Validation clips."""
 
 
 def split_clips(
@@ -306,7 +310,8 @@ def run_oscmg(
         on_validation.append(predict_logits(probe, features["validation"]))
         on_test.append(predict_logits(probe, features["test"]))
     test_labels, known_score = split.labels(split.test), SCORES[score]
-    chosen = choose_on_validation(on_validation, split.labels(split.validation), known_score)
+    validation_labels = split.labels(split.validation)
+    chosen = choose_on_validation(on_validation, validation_labels, known_score)
     oracle = choose_on_test(on_test, test_labels, known_score)
     told = _tell_choices(split, chosen, oracle, len(on_test))
     return [
@@ -321,6 +326,8 @@ def run_oscmg(
                 known_score(on_test[choice.epoch]),
             ),
             len(split.test),
+            float((on_validation[choice.epoch].argmax(-1) == validation_labels).mean()),
+            len(validation_labels),
         )
         for name, choice in (("source-val", chosen), ("oracle", oracle))
     ]

@@ -5,7 +5,7 @@ its `@TASKS.register` line.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from micu.errors import ConfigError
@@ -108,7 +108,7 @@ def _outcome_rows(
     evaluation: Evaluation, encoder: ClipEncoder, source: str, target: str, outcome: Outcome
 ) -> list[Row]:
     values = {**outcome.metrics.values(), "probe": outcome.epoch + 1.0}
-    return [
+    rows = [
         _row(
             evaluation,
             task="oscmg",
@@ -127,6 +127,10 @@ def _outcome_rows(
         )
         for metric, value in values.items()
     ]
+    validated = replace(
+        rows[-1], metric="val_acc", value=outcome.val_acc, n_clips=outcome.n_validation
+    )
+    return [*rows, validated]
 
 
 def _chance_rows(evaluation: Evaluation, source: str, target: str, tested: int) -> list[Row]:

@@ -1,14 +1,13 @@
 """The losses of equation 8: `LOSSES` by name, and their weighted sum."""
 
 from collections.abc import Collection
-from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
 from micu.config import TrainConfig
 from micu.data import Batch
-from micu.losses import autoencoder, contrastive, jigsaw  # noqa: F401
+from micu.losses import autoencoder, contrastive, jigsaw, mmjp  # noqa: F401
 from micu.losses.terms import (
     LOSSES,
     Draws,
@@ -36,7 +35,7 @@ __all__ = [
 
 
 class Losses(nn.Module):
-    """Every registered loss, with what they own: the jigsaw's classifier and permutation table.
+    """Every loss that has a weight, with what it owns, for example the jigsaw's classifier.
 
     They stand in the order of `LossWeights`, whatever the order of the imports.
 
@@ -52,8 +51,8 @@ class Losses(nn.Module):
         self.config = config
         for name in LOSSES:
             loss_weight(config.weights, name)
-        for weight in fields(config.weights):
-            self.add_module(weight.name, LOSSES[weight.name](config))
+        for name in config.terms():
+            self.add_module(name, LOSSES[name](config))
 
 
 def compute_terms(
@@ -80,7 +79,7 @@ def compute_terms(
         if names is not None and name not in names:
             continue
         assert isinstance(loss, Loss)
-        has_weight = loss_weight(losses.config.weights, name) != 0
+        has_weight = bool(loss_weight(losses.config.weights, name))
         with torch.set_grad_enabled(torch.is_grad_enabled() and has_weight):
             terms[name] = loss.compute(output, batch, draws)
     return terms

@@ -37,7 +37,8 @@ class Draws:
     """All randomness of one step's losses, made before the forward pass.
 
     Attributes:
-        keep: True = kept; (B, T) if `mask_axis` is `"time"`, (B, D) if it is `"feature"`.
+        keep: True = kept; (B, T) if `mask_axis` is `"time"`, (B, D) if it is `"feature"`; with
+            `mask_share` `"independent"` (M, B, T) or (M, B, D).
         block_modality: Index into `config.modalities` of each jigsaw block, int64; (O,) if
             `block_draw` is `"batch"`, (B * T, O) if it is `"row"`.
         labels: Permutation that each row is put in, (B * T,) int64, if `jigsaw.labels` is
@@ -71,12 +72,14 @@ def draw(
     Returns:
         The step's draws.
 
-    Reference: sections 3.3 and 3.4. The same mask serves every modality; r > `mask_ratio` keeps.
+    Reference: sections 3.3 and 3.4. The same mask serves every modality, unless `mask_share` says
+    otherwise; r > `mask_ratio` keeps.
     """
     generator = torch.Generator("cpu").manual_seed(derive_seed(seed, step, "losses"))
     by_time = config.contrastive.mask_axis == "time"
     width = steps if by_time else config.encoder.embed_dim
-    noise = torch.rand((batch_size, width), generator=generator, dtype=torch.float32)
+    masks = [len(config.modalities)] if config.contrastive.mask_share == "independent" else []
+    noise = torch.rand((*masks, batch_size, width), generator=generator, dtype=torch.float32)
     blocks = config.jigsaw.splits
     shape = (blocks,) if config.jigsaw.block_draw == "batch" else (batch_size * steps, blocks)
     block_modality = torch.randint(len(config.modalities), shape, generator=generator)
@@ -169,8 +172,8 @@ def not_finite(step: int, what: Sequence[str], clip_ids: Sequence[str]) -> str:
     )
 
 
-def loss_weight(weights: LossWeights, name: str) -> float:
-    """The configured weight of a term.
+def loss_weight(weights: LossWeights, name: str) -> float | None:
+    """The configured weight of a term; None if it is left out.
 
     Raises:
         ConfigError: A loss is registered that has no weight.
@@ -180,7 +183,8 @@ def loss_weight(weights: LossWeights, name: str) -> float:
             f"weights.{name}: expected a weight for the registered loss {name!r}, got none; "
             "add the field to LossWeights in micu/config.py"
         )
-    return float(getattr(weights, name))
+    weight: float | None = getattr(weights, name)
+    return weight
 
 
 def weigh(terms: Mapping[str, Tensor], weights: LossWeights) -> LossTerms:
@@ -196,6 +200,6 @@ def weigh(terms: Mapping[str, Tensor], weights: LossWeights) -> LossTerms:
     total = torch.zeros_like(next(iter(terms.values())))
     for name, term in terms.items():
         weight = loss_weight(weights, name)
-        if weight != 0:
+        if weight:
             total = total + weight * term
     return LossTerms(total, dict(terms))

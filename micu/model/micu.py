@@ -29,9 +29,10 @@ class MICUOutput:
 
     quantized: dict[str, Quantized]
     reconstruction: dict[str, Tensor]
-    """(B, T, *step shape); for text (B, T, 2 * text_hidden_dim)."""
+    """(B, T, *step shape); for text (B, T, 2 * text_hidden_dim), unless its target is the input."""
     target: dict[str, Tensor]
-    """What `reconstruction` is to equal: the features, and for text the LSTM's output."""
+    """What `reconstruction` is to equal: the features, and for text the LSTM's output or, with
+    `text_target` `"input"`, the features too."""
 
     def semantic(self) -> dict[str, Tensor]:
         """What the codebook is updated with: (B, T, D) by modality, without gradient."""
@@ -42,7 +43,8 @@ class MICU(nn.Module):
     """The model of Huang et al., ICCV 2025, for any two or more modalities.
 
     Submodules, each by modality: `word_readers` (text alone), `semantic_encoders`,
-    `specific_encoders`, `reconstructors`; and the `quantizer` that all share.
+    `specific_encoders`, `reconstructors` (none if the reconstruction loss is left out); and the
+    `quantizer` that all share.
 
     Args:
         config: The run.
@@ -75,7 +77,11 @@ class MICU(nn.Module):
                 shape = (2 * hidden_dim,)
             gated = FRONTS[name] == "gate"
             self.semantic_encoders[name] = SemanticEncoder(shape, gated, config.encoder)
+            if "reconstruction" not in config.terms():
+                continue
             self.specific_encoders[name] = SpecificEncoder(shape, config.reconstruction)
+            if config.reconstruction.text_target == "input":
+                shape = self.shapes[name]
             self.reconstructors[name] = Reconstructor(
                 shape, config.encoder.embed_dim, config.reconstruction
             )
@@ -89,7 +95,7 @@ class MICU(nn.Module):
         Args:
             batch: Features of every modality of the model, and their mask.
             reconstruct: Without, `reconstruction` and `target` are empty: rebuilding grids is most
-                of the cost.
+                of the cost. They are empty too if the reconstruction loss is left out.
         """
         missing = [name for name in self.modalities if name not in batch.features]
         if missing:
@@ -101,7 +107,7 @@ class MICU(nn.Module):
             semantic = self._embed(content, mask)
         semantic = {name: z.to(dtype) for name, z in semantic.items()}
         quantized = self.quantizer.quantize(semantic, mask)
-        if not reconstruct:
+        if not (reconstruct and self.reconstructors):
             return MICUOutput(quantized, {}, {})
         # A term of weight 0 is logged only; the graph of its convolutions would fill the memory.
         wanted = torch.is_grad_enabled() and self.config.weights.reconstruction != 0
@@ -110,9 +116,11 @@ class MICU(nn.Module):
                 name: self._rebuild(name, content[name], quantized[name].quantized)
                 for name in self.modalities
             }
-        keeps = self.config.reconstruction.text_target_grad
+        settings = self.config.reconstruction
+        targets = batch.features if settings.text_target == "input" else content
+        keeps = settings.text_target_grad
         target = {
-            name: x.detach() if name in self.word_readers and not keeps else x
+            name: targets[name].detach() if name in self.word_readers and not keeps else x
             for name, x in content.items()
         }
         return MICUOutput(quantized, reconstruction, target)

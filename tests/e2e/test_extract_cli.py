@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import extract.media
+import extract.run
 from extract.backbones.base import FlowInput, FrameInput, WaveformInput
 from extract.cli import cli
 from extract.decode import read, read_several
-from micu.errors import ManifestError
+from micu.errors import ConfigError, ManifestError
 from micu.manifest import Clip, read_manifest, write_manifest
-from micu.store import FeatureStore, read_ledger
+from micu.store import FeatureStore, find_sets, read_ledger, read_set
 from tests.conftest import PROJECT
 from tests.media_files import tone, write_media
 from tests.toy import shard_bytes, toy_clips
@@ -224,6 +226,60 @@ def test_several_backbones_in_one_pass_give_the_features_of_each_alone(project: 
         assert "shard-00000.h5" in first
     again = invoke("all", "--backbones", ",".join(DEMO_NAMES), "--tvl1", "--out", "once", *words)
     assert "made with other settings" in str(again.exception)  # without --set it is another set
+
+
+def write_sentences(count: int) -> None:
+    clips = [Clip(clip_id=str(i), text=f"word{i}", end_s=2.0) for i in range(count)]
+    write_manifest(Path("sentences.csv"), clips)
+
+
+def test_parts_of_several_backbones_have_the_same_clips(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set that was begun with another number of rows per shard is refused."""
+    write_sentences(5)
+    small = {"toy": 4, "bert-demo": 2}
+    monkeypatch.setattr(extract.run, "usual_rows", lambda _, spec: small[spec.backbone])
+    words = ("sentences.csv", "--weights", "random", "--part", "1/2")
+    both = ("all", "--backbones", "toy,bert-demo", *words)
+    assert invoke(*both).exit_code == 0
+    for folder in find_sets(Path("features")):
+        assert read_set(folder)[0].shard_rows == 2
+        assert FeatureStore(folder).clip_ids == ("0", "1", "4")
+    alone = ("text", "--backbone", "bert-demo", *words, "--shard-rows", "3", "--out", "other")
+    assert invoke(*alone).exit_code == 0
+    refused = invoke(*both, "--out", "other")
+    assert "got [2, 3] there" in str(refused.exception)
+
+
+def test_a_media_root_that_holds_no_file_is_refused_before_every_clip_fails(
+    project: Path,
+) -> None:
+    clips = [Clip(clip_id=str(i), path=f"{i}.wav", end_s=1.0) for i in range(40)]
+    write_manifest(Path("sounds.csv"), clips)
+    words = ("audio", "sounds.csv", "--backbone", "htsat-demo", "--weights", "random")
+    refused = invoke(*words)
+    assert isinstance(refused.exception, ConfigError)
+    assert "none of 32" in str(refused.exception)
+    assert "--media-root" in str(refused.exception)
+    assert not Path("features").exists()
+    for i in range(3):  # among those that are looked at
+        write_media(Path(f"{i}.wav"), sound=tone(1.0, 8000), sound_codec="pcm_s16le")
+    assert invoke(*words).exit_code == 3
+    assert len(read_ledger(Path("features/sounds/audio-htsat-demo"))) == 37
+
+
+def test_a_set_knows_the_command_that_it_was_typed_with(project: Path) -> None:
+    write_sentences(3)
+    words = ("text", "sentences.csv", "--backbone", "bert-demo", "--weights=random")
+    assert invoke(*words, "--max-words", "2", "--part", "1/2", "--json").exit_code == 0
+    (folder,) = find_sets(Path("features"))
+    typed = read_set(folder)[1].command
+    command = shlex.join(("micu-extract", *words, "--max-words", "2"))
+    assert typed == f"cd {shlex.quote(str(project))} && {command}"
+    (folder / "shard-00000.h5").write_bytes(b"")
+    repaired = invoke("verify", "--data", "--repair")
+    assert typed in repaired.output
 
 
 def test_each_stream_is_decoded_once_for_all_backbones(

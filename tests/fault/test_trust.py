@@ -15,7 +15,7 @@ from extract.pipeline import Summary, extract_manifest
 from extract.workers import Trouble, decode_clip
 from micu.errors import DecodeError, StoreError
 from micu.manifest import Clip
-from micu.store import FeatureStore
+from micu.store import Failure, FeatureStore, append_ledger, read_ledger
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 
@@ -127,3 +127,13 @@ def test_a_file_system_that_does_not_answer_is_not_a_missing_file(
     assert isinstance(trouble, Trouble)
     assert trouble.may_pass
     assert trouble.wait_s > 0
+
+
+def test_a_failure_that_another_run_noted_after_the_planning_stays_in_the_ledger(
+    tmp_path: Path,
+) -> None:
+    plan = toy_plan(tmp_path)
+    plan.folder.mkdir(parents=True)
+    append_ledger(plan.folder, [Failure("../c/24", "decode", "empty", "of another run")])
+    extract_manifest(plan, Toy(), toy_read)
+    assert read_ledger(plan.folder).keys() == {"../c/9", "../c/19", "../c/24"}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import extract.blocks as blocks
 import extract.workers as workers
 from extract.backbones.base import Media
 from extract.pipeline import Summary, extract_manifest
@@ -38,8 +39,13 @@ def run_texts(folder: Path, *texts: str, timeout_s: float = TIMEOUT_S) -> Summar
     )
 
 
-def blocks(process: int) -> list[Path]:
-    return list(workers._blocks_folder().glob(f"micu-block-{process}-*"))
+@pytest.fixture
+def shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that takes the place of the machine's shared memory."""
+    folder = tmp_path / "shm"
+    folder.mkdir()
+    monkeypatch.setattr(blocks, "shared_memory", lambda: folder)
+    return folder
 
 
 def test_a_decoder_that_hangs_in_c_is_killed_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -105,12 +111,14 @@ def test_a_run_that_is_stopped_does_not_wait_for_its_workers(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["one", "many"])
-def test_arrays_arrive_whole_and_leave_nothing_behind(kind: str) -> None:
+def test_arrays_arrive_whole_and_leave_nothing_behind(kind: str, shared_memory: Path) -> None:
     clip = Clip(clip_id="5", text=kind)
     with decode_in_processes(read_arrays, 1, TIMEOUT_S) as decoders:
         names = ("a", "b")
         media = decoders.settle(decoders.submit(clip, names), names).media
-        assert blocks(os.getpid()) == []
+        (folder,) = shared_memory.iterdir()
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert list(shared_memory.iterdir()) == []
     for name in names:
         expected, got = array_read(clip, name), media[name]
         assert isinstance(got, type(expected))
@@ -120,17 +128,19 @@ def test_arrays_arrive_whole_and_leave_nothing_behind(kind: str) -> None:
         np.testing.assert_array_equal(got.times_s, expected.times_s)
 
 
-def test_a_block_without_room_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_without_room_is_not_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def refuse(handle: int, start: int, size: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     clip = Clip(clip_id="5", text="one")
-    parcel = workers._decode_to_block(read_arrays, clip, ("a",), os.getpid())
+    parcel = workers._decode_to_block(read_arrays, tmp_path, clip, ("a",))
 
     assert parcel.block == ""
     np.testing.assert_array_equal(parcel.open().media["a"].units, array_read(clip, "a").units)
-    assert blocks(os.getpid()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_device_without_memory_is_a_mistake_of_the_run_not_of_a_clip() -> None:
@@ -148,24 +158,30 @@ def test_torch_computes_on_one_thread_in_a_worker() -> None:
     assert media.notes == {"threads": 1}
 
 
-def test_blocks_of_runs_that_are_dead_are_removed() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "pass"])
-    child.wait()
-    stale = workers._blocks_folder() / f"micu-block-{child.pid}-x"
-    alive = workers._blocks_folder() / f"micu-block-{os.getpid()}-x"
-    young = stale.with_name(f"{stale.name}-young")
-    for path in (stale, alive, young):
-        path.touch()
-    for path in (stale, alive):
-        os.utime(path, (0, 0))
-    try:
-        workers._remove_stale_blocks()
-        assert [path.exists() for path in (stale, alive, young)] == [False, True, True]
-        workers._remove_stale_blocks(child.pid)
-        assert not young.exists()
-    finally:
-        workers._remove_stale_blocks(os.getpid())
-    assert not alive.exists()
+def test_blocks_of_a_killed_run_go_with_the_next_one_and_no_others_do(shared_memory: Path) -> None:
+    code = (
+        "import time\n"
+        "from pathlib import Path\n"
+        "import extract.blocks as blocks\n"
+        f"blocks.shared_memory = lambda: Path({str(shared_memory)!r})\n"
+        "with blocks.block_folder() as folder:\n"
+        "    (folder / 'block').touch()\n"
+        "    print(folder, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        theirs = Path(run.stdout.readline().strip())
+        with blocks.block_folder() as ours:
+            blocks.remove_abandoned()
+            assert theirs.is_dir()
+            assert ours.is_dir()
+        run.kill()
+    assert (theirs / "block").is_file()
+    with blocks.block_folder():
+        assert not theirs.exists()
+    assert list(shared_memory.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")

@@ -12,6 +12,7 @@ from micu.config import (
     EncoderConfig,
     JigsawConfig,
     LossWeights,
+    MmjpConfig,
     TrainConfig,
 )
 from micu.data import Batch
@@ -37,13 +38,19 @@ CONFIG = TrainConfig(
     encoder=EncoderConfig(embed_dim=D, heads=2),
     contrastive=ContrastiveConfig(tau=0.5),
     jigsaw=JigsawConfig(splits=4, permutations=5, hidden_dim=6),
+    mmjp=MmjpConfig(splits=2, permutations=7, hidden_dim=6),
+    weights=LossWeights(mmjp=1.0),
 )
 WITH = {
     "as the default": CONFIG,
     "feature mask, dot product, mean over pairs, rows": replace(
         CONFIG,
         contrastive=ContrastiveConfig(
-            tau=2.0, normalize=False, mask_axis="feature", pair_reduction="mean"
+            tau=2.0,
+            normalize=False,
+            mask_axis="feature",
+            mask_share="independent",
+            pair_reduction="mean",
         ),
         jigsaw=replace(CONFIG.jigsaw, block_draw="row"),
     ),
@@ -95,8 +102,8 @@ def case(request: pytest.FixtureRequest) -> tuple[Loss, TrainConfig]:
     return getattr(losses_of(config), name), config
 
 
-def test_the_registered_losses_are_those_of_equation_8() -> None:
-    names = ["fine", "coarse", "jigsaw", "reconstruction", "commitment"]
+def test_the_registered_losses_are_those_of_equation_8_and_the_other_jigsaw() -> None:
+    names = ["fine", "coarse", "jigsaw", "reconstruction", "commitment", "mmjp"]
     assert sorted(LOSSES) == sorted(names)
     assert [name for name, _ in Losses(CONFIG).named_children()] == names
 
@@ -196,7 +203,9 @@ def test_reconstruction_and_commitment_are_sums_over_the_modalities() -> None:
 
 
 def test_the_total_is_the_sum_of_the_terms_times_their_weights() -> None:
-    weights = LossWeights(fine=0.5, coarse=2.0, jigsaw=3.0, reconstruction=5.0, commitment=7.0)
+    weights = LossWeights(
+        fine=0.5, coarse=2.0, jigsaw=3.0, reconstruction=5.0, commitment=7.0, mmjp=11.0
+    )
     losses = losses_of(replace(CONFIG, weights=weights))
     loss = compute_losses(output(*inputs()), batch(), losses, the_draws(CONFIG))
     expected = sum(getattr(weights, name) * term.item() for name, term in loss.terms.items())
@@ -213,6 +222,26 @@ def test_a_loss_of_weight_zero_is_logged_without_a_graph(name: str) -> None:
     torch.testing.assert_close(loss.terms[name], whole.terms[name].detach())
     rest = whole.total - getattr(CONFIG.weights, name) * whole.terms[name]
     torch.testing.assert_close(loss.total, rest)
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_loss_that_is_left_out_is_not_even_made(name: str) -> None:
+    config = replace(CONFIG, weights=replace(CONFIG.weights, **{name: None}))
+    drawn = the_draws(CONFIG)
+    losses = losses_of(config)
+    loss = compute_losses(output(*inputs()), batch(), losses, drawn)
+    assert name not in loss.terms
+    assert not [key for key in losses.state_dict() if key.startswith(f"{name}.")]
+    whole = compute_losses(output(*inputs()), batch(), losses_of(CONFIG), drawn)
+    assert loss.terms.keys() == whole.terms.keys() - {name}
+    for key in {"fine", "coarse", "reconstruction", "commitment"} - {name}:
+        torch.testing.assert_close(loss.terms[key], whole.terms[key])
+
+
+def test_no_splits_are_no_jigsaw() -> None:
+    config = replace(CONFIG, jigsaw=JigsawConfig(splits=0))
+    loss = compute_losses(output(*inputs()), batch(), losses_of(config), the_draws(config))
+    assert "jigsaw" not in loss.terms
 
 
 def test_detached_losses_have_the_same_values_and_no_graph() -> None:
@@ -312,12 +341,21 @@ def test_draws_have_the_configured_shapes_and_shares() -> None:
         draw(config, 500, T, seed=0, step=0, device="cpu") for config in WITH.values()
     )
     assert (first.keep.shape, first.block_modality.shape) == ((500, T), (4,))
-    assert (second.keep.shape, second.block_modality.shape) == ((500, D), (500 * T, 4))
+    assert (second.keep.shape, second.block_modality.shape) == ((3, 500, D), (500 * T, 4))
     assert first.keep.dtype == torch.bool
     for drawn in (first, second):
         assert drawn.keep.double().mean().item() == pytest.approx(0.7, abs=0.04)
     shares = torch.bincount(second.block_modality.flatten(), minlength=3) / (500 * T * 4)
     assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_modalities_share_one_mask_or_have_one_each() -> None:
+    apart = replace(CONFIG, contrastive=replace(CONFIG.contrastive, mask_share="independent"))
+    same, each = (draw(c, 500, T, seed=0, step=0, device="cpu").keep for c in (CONFIG, apart))
+    assert (same.shape, each.shape) == ((500, T), (3, 500, T))
+    for one, other in itertools.combinations(each.double(), 2):
+        together = ((one - one.mean()) * (other - other.mean())).mean()
+        assert abs(together.item()) < 0.01  # 0.21 if they were the same
 
 
 def test_nothing_is_masked_at_ratio_zero_but_by_an_exact_zero() -> None:

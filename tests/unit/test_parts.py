@@ -165,6 +165,8 @@ def test_clips_that_a_part_mended_leave_the_ledger_at_the_merge(tmp_path: Path) 
         plan = toy_plan(tmp_path, part=Part(number, 2), retry_failed=True)
         extract_manifest(plan, Toy(), lenient)
     assert len(FeatureStore(folder)) == 25
+    before = verify_set(folder, data=True)
+    assert (before.stored, before.failed, before.problems) == (25, 0, ())
     report = merge_set(folder)
     assert (report.folded, report.failed, report.stored) == (True, 0, 25)
     assert read_ledger(folder) == {}
@@ -174,11 +176,11 @@ def test_clips_that_a_part_mended_leave_the_ledger_at_the_merge(tmp_path: Path) 
 def test_a_plan_rewrites_rows_of_its_own_ledger_only(tmp_path: Path) -> None:
     folder = Path(run(tmp_path, part=Part(1, 2)).folder)
     append_ledger(folder, [Failure("../c/0", "decode", "empty", "stored all the same")], "1of2")
-    assert set(toy_plan(tmp_path, part=Part(1, 2)).failures) == {"../c/19"}
-    assert toy_plan(tmp_path, part=Part(1, 2), retry_failed=True).failures == {}
-    assert toy_plan(tmp_path, part=Part(2, 2)).failures == {}
+    assert toy_plan(tmp_path, part=Part(1, 2)).dropped == {"../c/0"}
+    assert toy_plan(tmp_path, part=Part(1, 2), retry_failed=True).dropped == {"../c/0", "../c/19"}
+    assert toy_plan(tmp_path, part=Part(2, 2)).dropped == set()
     everything = toy_plan(tmp_path)
-    assert (everything.failures, everything.failed) == ({}, 1)
+    assert (everything.dropped, everything.failed) == (set(), 1)
 
 
 # --- what is refused -------------------------------------------------------------------------

@@ -242,6 +242,14 @@ def test_shards_are_small_where_lengths_are_unknown(tmp_path: Path) -> None:
     assert toy_plan(tmp_path, shard_rows=None).header.shard_rows == 64
 
 
+def test_a_set_keeps_the_rows_per_shard_that_it_was_begun_with(tmp_path: Path) -> None:
+    run(tmp_path, limit=11)  # 8 rows per shard
+    assert toy_plan(tmp_path, shard_rows=None, usual_rows=100).header.shard_rows == 8
+    with pytest.raises(StoreError, match="shard_rows: expected 16, got 8"):
+        toy_plan(tmp_path, shard_rows=16)
+    assert toy_plan(tmp_path / "new", shard_rows=None, usual_rows=100).header.shard_rows == 100
+
+
 def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
     summary = run(tmp_path)
     with (tmp_path / "toys.csv").open("a") as file:

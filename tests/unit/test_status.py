@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from extract.cli import cli
 from extract.cluster_cli import status
 from extract.parts import Part
 from extract.pipeline import extract_manifest
@@ -83,3 +84,16 @@ def test_a_folder_without_sets_says_what_to_name(tmp_path: Path) -> None:
     done = CliRunner().invoke(status, [str(tmp_path)])
     assert isinstance(done.exception, ConfigError)
     assert "--out" in str(done.exception)
+
+
+@pytest.mark.parametrize("command", ["status", "merge", "verify"])
+def test_a_set_without_its_description_is_named_and_not_passed_over(
+    tmp_path: Path, command: str
+) -> None:
+    folder = extract(tmp_path)
+    (folder / "set.json").unlink()
+    result = CliRunner().invoke(cli, [command, str(tmp_path)])
+    assert isinstance(result.exception, ConfigError)
+    assert str(folder) in str(result.exception)
+    extract(tmp_path)
+    assert CliRunner().invoke(cli, [command, str(tmp_path)]).exit_code == 0
