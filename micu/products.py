@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 @cache
@@ -21,7 +22,7 @@ def has_onednn() -> bool:
 def _is_ours(x: Tensor) -> bool:
     """Whether oneDNN multiplies it."""
     plain = x.dtype == torch.float32 and x.device.type == "cpu"
-    return plain and has_onednn() and not torch.is_autocast_enabled("cpu")
+    return plain and x.numel() > 0 and has_onednn() and not torch.is_autocast_enabled("cpu")
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -41,6 +42,7 @@ class _Linear(torch.autograd.Function):
         return product(rows, weight.T)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (rows, weight), grad = ctx.saved_tensors, grad_outputs[0]
         return (

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from micu.products import linear, product
 
@@ -111,6 +112,7 @@ class _SmallConvolution(torch.autograd.Function):
         return _mapped(leave, _products(_mapped(enter, cells), _weights(weigh, weight, transposed)))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (cells, weight), (enter, weigh, leave) = ctx.saved_tensors, ctx.algorithm
         grad = _mapped(leave.T, grad_outputs[0])  # (R, N, O)

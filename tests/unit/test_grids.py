@@ -114,6 +114,20 @@ def test_products_are_torchs_in_any_layout(dtype: torch.dtype, layout: str) -> N
     torch.testing.assert_close(product(left, right), torch.mm(left, right))
 
 
+@pytest.mark.parametrize(("rows", "width"), [(0, 4), (3, 0)])
+def test_products_of_nothing_are_torchs(rows: int, width: int) -> None:
+    left, right = torch.randn(rows, width), torch.randn(width, 2)
+    assert torch.equal(product(left, right), left @ right)
+    assert linear(left, right.T).shape == (rows, 2)
+
+
+def test_a_gradient_of_the_gradient_is_refused() -> None:
+    layer, x = LAYERS["valid"](), torch.randn(2, 6, 5, 5, requires_grad=True)
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_without_onednn_products_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     has_onednn.cache_clear()
     monkeypatch.delattr(torch.ops.mkldnn, "_linear_pointwise", raising=False)
