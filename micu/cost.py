@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from micu.config import TrainConfig
 from micu.data import Batch, iterate
 from micu.step import TrainState, train_step
 from micu.train import LoaderFactory
@@ -63,6 +64,12 @@ class RunCost:
         return "steps" if self.step_s >= self.read_s else "reading"
 
 
+def count_steps(config: TrainConfig, batches: int) -> int:
+    """Steps of a whole run whose epochs have so many batches."""
+    whole = batches * config.optimizer.epochs
+    return min(whole, config.optimizer.max_steps or whole)
+
+
 def measure_cost(state: TrainState, load: LoaderFactory, workers: int) -> RunCost:
     """Read some batches and do some steps with them.
 
@@ -83,14 +90,13 @@ def measure_cost(state: TrainState, load: LoaderFactory, workers: int) -> RunCos
         began = time.perf_counter()
         train_step(state, batch)  # its report is read from the device: it has ended
         seconds.append(time.perf_counter() - began)
-    every = batches * limits.epochs
     return RunCost(
         step_s=statistics.median(seconds[1:]),
         read_s=read_s,
         workers=workers,
         memory_bytes=_peak_memory(device),
         batches=batches,
-        steps=min(every, limits.max_steps or every),
+        steps=count_steps(state.config, batches),
     )
 
 

@@ -1,13 +1,15 @@
 """Named runs: `micu` (recommended), `paper` (as printed), `reference` (as published code runs).
 
 The rest are the ablations of the paper's tables and figures: `micu` with one thing changed. What
-the paper has in the same table or figure as its own method is `micu`.
+the paper has in the same table or figure as its own method is `micu`. `micu.baselines` has the
+methods that it is compared with.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from micu.baselines import BASELINES
 from micu.config import (
     ContrastiveConfig,
     DataConfig,
@@ -170,6 +172,10 @@ for _size in (256, 512, 800, 1024):
         f"Figure 5: {_size} codes.",
         quantizer=QuantizerConfig(codebook_size=_size),
     )
+
+
+for _name, _preset in BASELINES.items():
+    PRESETS.register(_name)(_preset)
 
 
 def list_presets() -> str:

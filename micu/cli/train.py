@@ -257,7 +257,7 @@ def run(config: TrainConfig, typed: Arguments) -> int:
     """Train as asked, tell about it, and return the exit code."""
     from micu.cache import CachedDataset
     from micu.cli.cost import tell_cost
-    from micu.cost import measure_cost
+    from micu.cost import count_steps, measure_cost
     from micu.data import FeatureDataset, make_loader, select_clips
     from micu.logs import import_tensorboard
     from micu.step import build_state
@@ -284,7 +284,7 @@ def run(config: TrainConfig, typed: Arguments) -> int:
             workers=typed.workers,
         )
 
-    state = build_state(config, dataset.shapes, device)
+    state = build_state(config, dataset.shapes, device, count_steps(config, len(load(0, 0))))
     if typed.dry_run:
         cost = measure_cost(state, load, typed.workers)
         tell_cost(cost, state, dataset, as_json=typed.as_json)

@@ -150,7 +150,8 @@ def test_differences_are_named_by_their_full_key():
         (["weights.fine=-1"], "weights.fine: expected >= 0, got -1.0"),
         (
             [f"weights.{name}=0" for name in asdict(LossWeights())],
-            "weights.fine, coarse, jigsaw, reconstruction, commitment, mmjp: expected at least one",
+            "weights.fine, coarse, jigsaw, reconstruction, commitment, mmjp, club, "
+            "cpc, code_matching, self_cross, one_way, transport: expected at least one",
         ),
         (
             [f"weights.{name}=none" for name in asdict(LossWeights())],
@@ -221,6 +222,8 @@ MICU = {
         "dead_after": 300,
         "active_within": 100,
         "null_code": False,
+        "learning": "average",
+        "pool": False,
     },
     "reconstruction": {
         "grid_width": 2048,
@@ -251,6 +254,12 @@ MICU = {
         "reconstruction": 1,
         "commitment": 1,
         "mmjp": None,
+        "club": None,
+        "cpc": None,
+        "code_matching": None,
+        "self_cross": None,
+        "one_way": None,
+        "transport": None,
     },
     "optimizer": {
         "learning_rate": 4e-4,
@@ -272,6 +281,21 @@ MICU = {
         "dtype": "float32",
         "exclude_ids": "",
         "exclude_manifests": [],
+    },
+    "baselines": {
+        "club": {"inner_steps": 5, "learning_rate": 1e-3, "hidden_dim": 128},
+        "cpc": {"layers": 2, "self_weight": 0.1, "candidates": "predictions"},
+        "code_matching": {"index": "paper", "warmup": 0, "warmup_vectors": 20_000},
+        "self_cross": {"memory": "pooled", "mask_start": 0.5, "mask_end": 1, "layers": 2},
+        "transport": {
+            "momentum": 0.995,
+            "queue_size": 4000,
+            "epsilon": 0.05,
+            "iterations": 20,
+            "gamma": 0.1,
+            "tau": 0.07,
+            "contrast_weight": 1,
+        },
     },
 }
 """What the paper and the published code state, and our choices where they disagree."""

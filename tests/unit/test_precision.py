@@ -41,7 +41,7 @@ def scaled_by(scale: float) -> TrainState:
 
 
 @HALF
-def test_networks_compute_in_half_and_hand_over_whole_embeddings(
+def test_networks_compute_in_half_and_hand_over_what_is_whole(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.dtype] = []
@@ -52,12 +52,18 @@ def test_networks_compute_in_half_and_hand_over_whole_embeddings(
         return lookup(x, codebook)
 
     monkeypatch.setattr("micu.model.quantizer.nearest_code", watched)
-    output = fresh(name).model(batch())
+    model, made = fresh(name).model, {}
+    for key, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            module.register_forward_hook(lambda _m, _x, out, key=key: made.update({key: out.dtype}))
+    output = model(batch())
+    assert set(made.values()) == {HALVES[name]}
+    assert any("net" in key for key in made)
     assert set(seen) == {torch.float32}
     for modality in SHAPES:
         entry = output.quantized[modality]
-        assert {entry.semantic.dtype, entry.quantized.dtype} == {torch.float32}
-        assert output.reconstruction[modality].dtype == HALVES[name]
+        handed = [entry.semantic, entry.quantized, output.reconstruction[modality]]
+        assert {x.dtype for x in handed} == {torch.float32}
 
 
 @HALF
