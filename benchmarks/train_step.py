@@ -1,20 +1,41 @@
-"""How much of the machine's float32 speed a training step gets, and what each of its forms is worth.
+"""How much of the machine's float32 speed a training step gets, and what its other forms cost.
 
 The step of the preset `micu`: B = 80 clips of T = 10 steps, video 7x7x512, audio 128, text 10x768,
-dropout on. The machine's peak is that of large matrix products of the same type in this process, by
-torch.mm and by oneDNN, whichever is faster. Peak, our step and its peer alternate in rounds; figures
-are medians over rounds, by the clock; beside them stands the processor time, which other processes on
-the machine disturb less.
+dropout on. The machine's peak is that of large matrix products of the same type in this process,
+by torch.mm and by oneDNN, whichever is faster. Peak, step and peer alternate in rounds; figures are
+medians over rounds, by the clock. `_cpu` after a name is by processor time, which other
+processes on the machine disturb less; with one thread (`--threads 1`) it is exact.
 
 The peer is the lean published arithmetic: one pass of the encoders, losses in batches, and the 3x3
 convolutions through `nn.Conv2d` on channel-first grids.
 
 Figures: `share_of_peak_fp32`, what the layers need (see `operations.py`) per second over the peak;
 it may exceed 1, since the convolutions get by with fewer multiplications than their definition has.
-`executed_share_of_peak_fp32`, the same of what was carried out. `speedup_over_lean`, the peer's time
-over ours. `seconds_per_step`, `peak_memory_gib` (of two steps, before anything else ran).
+`executed_share_of_peak_fp32`, the same of what was carried out. `speedup_over_lean`, the peer's
+time over ours. `seconds_per_step`, `peak_memory_gib` (of two steps, before anything else ran).
 
-`--candidates` measures other forms of the step, one round each. NOTES
+`--candidates` measures other forms, one step each. Measured on one thread of an EPYC with AVX-512,
+processor time as a multiple of the step as it is (18.5 s), with the prediction first:
+
+- torch's convolutions, channel first, instead of few products (`micu.model.grids`): 3.6. 2.91; the
+  products are kept. They are 0.44 times as many operations, and torch's gradients for weights run
+  at a quarter of the peak on such small grids; evaluation and interpolation take a third of what
+  that saves.
+- Few products through torch.mm, which is MKL at half of oneDNN's speed here: 1.5. 1.61; oneDNN
+  kept.
+- Tiles of three cells instead of five, which round three times less: 1.15. 1.19; not kept, since
+  4e-6 is far below what dropout does.
+- A product for each pair of a cell and a tap (im2col without padding): 1.5. 2.77; not kept: the
+  products are as fast, but up to 225 weight matrices are copied instead of 49.
+- torch's convolutions, channel last: slower than channel first. 4.14; not kept.
+- Jigsaw with one sampled label per row: 0.96. 0.95; an option (`jigsaw.labels=sampled`), since its
+  gradient is noisier.
+- Adam fused, which it was: foreach 1.02, by parameter 1.03. 1.04 and 1.08; fused stays.
+- Encoders without a loop over modalities: at most all that they take, 0.97. 0.976 at the very
+  best; not kept.
+- Features from memory as float16: 1.00. 1.002 for making them whole; an option (`--cache float16`)
+  that takes half of the memory.
+- Huge pages for torch (THP_MEM_ALLOC_ENABLE=1): 0.9. None beyond the noise; not kept.
 
 Run: python benchmarks/train_step.py [--rounds 3] [--candidates] [--precision bf16]
 """
