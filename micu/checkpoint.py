@@ -2,8 +2,9 @@
 
 Keys of the file (`FORMAT` 1): `format`; `config`, `specs` and `record` (JSON texts); `rng` (one
 JSON text per process: states of the generators of torch, CUDA, Python and NumPy); `shapes`;
-`model`, `losses` and `optimizer` (state dicts); `step`, `nonfinite`, `epoch` and `batch`. None of
-them needs more than `torch.load(weights_only=True)`.
+`model`, `losses`, `optimizer` and `scaler` (state dicts; the last is empty unless the run is in
+fp16); `step`, `nonfinite`, `epoch` and `batch`. None of them needs more than
+`torch.load(weights_only=True)`.
 """
 
 import hashlib
@@ -115,6 +116,7 @@ def save_checkpoint(
         "model": state.model.state_dict(),
         "losses": state.losses.state_dict(),
         "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
         "rng": rng,
         "step": state.step,
         "nonfinite": state.nonfinite,
@@ -260,6 +262,11 @@ def restore_(state: TrainState, path: Path) -> tuple[Position, dict[str, Any]]:
         state.model.load_state_dict(content["model"])
         state.losses.load_state_dict(content["losses"])
         state.optimizer.load_state_dict(content["optimizer"])
+        if state.scaler.is_enabled():
+            found = content["scaler"]
+            moved = {"scale": float(found["scale"])}
+            moved["_growth_tracker"] = _read_int(found["_growth_tracker"])
+            state.scaler.load_state_dict({**state.scaler.state_dict(), **moved})
         state.step, state.nonfinite = _read_int(content["step"]), _read_int(content["nonfinite"])
         processes, world = len(content["rng"]), state.world
         if world.rank < processes:

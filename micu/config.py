@@ -186,6 +186,9 @@ class JigsawConfig:
     hidden_dim: int = 512
     block_draw: Literal["batch", "row"] = "batch"
     """Draw each block's modality once per batch (published code) or once per row."""
+    labels: Literal["exact", "sampled"] = "exact"
+    """Put every row in all P permutations (published code), or in one that is drawn anew for each
+    row and step: the same loss on average, for P times less work."""
 
     def __post_init__(self) -> None:  # noqa: D105
         count = permutation_count(self.splits)
@@ -286,6 +289,11 @@ class OptimizerConfig:
     memory for the same loss and gradients up to rounding, at the price of embedding every clip
     twice. Dropout differs from that of the whole batch."""
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the products in the networks: as `dtype`, or autocast to half the bits. Weights, codebook
+    and losses stay in float32, and fp16's gradients are scaled."""
+    tf32: bool = False
+    """Let NVIDIA's GPUs compute float32 products in TF32: three digits instead of seven."""
     skip_nonfinite: int = 0
     """How many steps in a row may have a loss or gradient that is not finite: such a step changes
     nothing. With 0 the first one stops the run."""
@@ -300,6 +308,12 @@ class OptimizerConfig:
                 f"epochs: expected at least 1, got {self.epochs}": self.epochs < 1,
                 f"max_steps: expected at least 0, got {self.max_steps}": self.max_steps < 0,
                 f"grad_clip: expected > 0, got {self.grad_clip}": self.grad_clip <= 0,
+                f"precision: expected fp32 with dtype=float64, got {self.precision}": (
+                    self.dtype == "float64" and self.precision != "fp32"
+                ),
+                "tf32: expected false with dtype=float64, got true": (
+                    self.dtype == "float64" and self.tf32
+                ),
                 f"skip_nonfinite: expected at least 0, got {self.skip_nonfinite}": (
                     self.skip_nonfinite < 0
                 ),
@@ -321,6 +335,9 @@ class DataConfig:
     `mask` pads with zeros that nothing looks at, for modalities whose steps are seconds: one mask
     stands for all of a clip, and words are not seconds, so it is refused together with text. Words
     are always padded with zeros."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of features on their way from the disk to the device. float16 halves their memory and rounds
+    them to three digits."""
     exclude_ids: str = ""
     """A CSV file with the column `clip_id`: clips that must not be trained on."""
     exclude_manifests: tuple[str, ...] = ()

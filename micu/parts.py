@@ -166,7 +166,14 @@ class PartedBatch:
     share: Share
     world: World
 
-    def run(self, model: MICU, losses: Losses, names: Sequence[str], reconstruct: bool) -> Spread:
+    def run(
+        self,
+        model: MICU,
+        losses: Losses,
+        names: Sequence[str],
+        reconstruct: bool,
+        scaler: torch.amp.GradScaler,
+    ) -> Spread:
         """Forward and backward; gradients are added to `Parameter.grad`.
 
         Args:
@@ -174,6 +181,7 @@ class PartedBatch:
             losses: The run's.
             names: Which of them.
             reconstruct: Rebuild the inputs, which some losses need.
+            scaler: Scales the loss, and with it the gradients, in fp16.
         """
         chosen = {name: cast(Loss, losses.get_submodule(name)) for name in names}
         among = {name: loss for name, loss in chosen.items() if isinstance(loss, ClipsLoss)}
@@ -205,7 +213,7 @@ class PartedBatch:
                 if name in gradients:
                     total = total + (summary * gradients[name][rows]).sum()
             if total.requires_grad:
-                total.backward()  # type: ignore[no-untyped-call]
+                scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             terms |= {name: terms[name] + value.detach() for name, value in shares.items()}
             encoded.append(Encoded.of(output, part.batch.mask))
             start = rows.stop

@@ -4,7 +4,7 @@ import copy
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from micu.losses.terms import not_finite
 from micu.model.micu import MICU, MICUOutput
 from micu.model.quantizer import code_counts, code_perplexity
 from micu.parts import Encoded, Share, add_up, check_spreadable, cut_batch, measure_share
+from micu.precision import LEAST_SCALE, build_scaler, set_tf32_
 
 FIRST_PASS = ("fine", "coarse", "jigsaw", "mmjp")
 """Losses that the published script takes from the first of its two forward passes; MMJP, which it
@@ -39,6 +40,7 @@ class TrainState:
         step: Steps taken, skipped ones included.
         nonfinite: Steps in a row, up to this one, that were skipped.
         world: The processes that train together; what they move stays the same in all of them.
+        scaler: Scales the loss in fp16; else it does nothing.
     """
 
     model: MICU
@@ -48,6 +50,9 @@ class TrainState:
     step: int = 0
     nonfinite: int = 0
     world: World = ALONE
+    scaler: torch.amp.GradScaler = field(
+        default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +117,10 @@ def build_state(
         The state before step 0; weights are drawn from `config.seed`.
 
     Raises:
-        ConfigError: The configuration does not fit the shapes, needs `steps`, or has a part that
-            cannot be spread over processes or micro-batches that were asked for.
+        ConfigError: The configuration does not fit the shapes or the device, needs `steps`, or has
+            a part that cannot be spread over processes or micro-batches that were asked for.
     """
+    set_tf32_(config, device)
     torch.manual_seed(config.seed)
     # Nothing here draws from these two; what code under a run draws is to be the same again.
     random.seed(config.seed)
@@ -126,8 +132,8 @@ def build_state(
         check_spreadable(losses)
     losses.start_(model, steps)
     losses.to(device, dtype)
-    optimizer = build_optimizer(model, losses, config)
-    return TrainState(model, losses, optimizer, config, world=world)
+    optimizer, scaler = build_optimizer(model, losses, config), build_scaler(config, device)
+    return TrainState(model, losses, optimizer, config, world=world, scaler=scaler)
 
 
 def build_optimizer(model: MICU, losses: Losses, config: TrainConfig) -> torch.optim.Optimizer:
@@ -170,6 +176,7 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     All randomness is a pure function of the run's seed and the step: torch's global generator is
     seeded here. Only dropout depends on how the batch is cut, too. Every process calls this, with
     its own clips of the batch, and all take the same step.
+    In fp16 a step whose scaled gradient overflows is skipped, and the scale halved.
 
     Args:
         state: Moved in place.
@@ -181,7 +188,8 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
 
     Raises:
         TrainError: More than `skip_nonfinite` steps in a row have a loss or gradient that is not
-            finite. Weights, codebook and step are as they were before this step.
+            finite, overflows of fp16 aside. Weights, codebook and step are as they were before this
+            step.
         ProcessError: Another process is gone.
     """
     config, step = state.config, state.step
@@ -206,10 +214,12 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     else:
         passes = _one_pass(state, batch, draws)
     norms: dict[str, Tensor] = {}
+    overflowed = False
     try:
         _refuse(passes.loss.nonfinite(), state, batch)
         if share is None:
-            passes.loss.total.backward()  # type: ignore[no-untyped-call]
+            state.scaler.scale(passes.loss.total).backward()  # type: ignore[no-untyped-call]
+        overflowed = _unscale_(state)
         norms = _gradient_norms(state)
         _refuse(_nonfinite_gradients(norms), state, batch)
         _clip_(state, norms)
@@ -224,7 +234,7 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
         for name, entries in estimators.items():
             state.losses.get_submodule(name).load_state_dict(entries)
         state.optimizer.zero_grad(set_to_none=True)
-        if state.nonfinite >= config.optimizer.skip_nonfinite:
+        if state.nonfinite >= config.optimizer.skip_nonfinite and not overflowed:
             raise
         state.nonfinite += 1
     state.step += 1
@@ -286,7 +296,7 @@ def _passes_in_parts(state: TrainState, batch: Batch, draws: Draws, share: Share
         seed = f"forward {state.step}/{number}"
         parted = cut_batch(batch, draws, share, state.world, state.config, seed)
         is_last = number == len(passes) - 1
-        spread = parted.run(state.model, state.losses, names, reconstruct=is_last)
+        spread = parted.run(state.model, state.losses, names, is_last, state.scaler)
         terms |= spread.terms
         if not is_last:
             _update_codebook_(state, spread.encoded, number)
@@ -312,6 +322,14 @@ def _update_codebook_(state: TrainState, encoded: Encoded, number: int) -> None:
         codes=encoded.codes,
         world=state.world,
     )
+
+
+def _unscale_(state: TrainState) -> bool:
+    """Divide gradients by the scale of the loss, and adapt it; whether it was too large."""
+    before = state.scaler.get_scale()
+    state.scaler.unscale_(state.optimizer)
+    state.scaler.update()
+    return LEAST_SCALE < before > state.scaler.get_scale()
 
 
 def _gradient_norms(state: TrainState) -> dict[str, Tensor]:

@@ -5,9 +5,7 @@ A run's folder holds `config.json`, `metrics.jsonl` and `metrics.csv` (one row p
 """
 
 import logging
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +18,7 @@ from torch.utils.data import DataLoader
 from micu.checkpoint import LAST, Position, Record, mark_last, save_checkpoint
 from micu.commands import StopFlag, stop_signals
 from micu.config import TrainConfig
-from micu.data import Sample, iterate
+from micu.data import Batch, iterate
 from micu.errors import ConfigError
 from micu.files import remove_stale_temporaries, write_atomically
 from micu.logs import METRICS, MetricsLog, Progress, Row, metrics_row
@@ -34,7 +32,7 @@ CONFIG = "config.json"
 MAY_CHANGE = ("optimizer.epochs", "optimizer.max_steps", "optimizer.skip_nonfinite")
 """Settings that no finished step depends on: a resumed run may have others."""
 
-LoaderFactory = Callable[[int, int], DataLoader[Sample]]
+LoaderFactory = Callable[[int, int], DataLoader[Batch]]
 """(epoch, first batch) → what this process has of the batches of that epoch from there on."""
 
 
@@ -237,32 +235,3 @@ def clear_run(out: Path) -> None:
         *out.glob("step-*.pt"),
     ]:
         path.unlink(missing_ok=True)
-
-
-# --- looking before leaping ------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StepCost:
-    """What one optimisation step costs here, measured."""
-
-    seconds: float
-    """Of the second step; the first one pays for warming up."""
-    memory_bytes: int
-    """Peak of the device, or of this process on the CPU."""
-
-
-def measure_step(state: TrainState, load: LoaderFactory) -> StepCost:
-    """Do two real steps and measure the second."""
-    device = next(state.model.parameters()).device
-    dtype = getattr(torch, state.config.optimizer.dtype)
-    batch = next(iterate(load(0, 0))).to(device, dtype)
-    seconds = 0.0
-    for _ in range(2):
-        began = time.perf_counter()
-        float(train_step(state, batch).total)
-        seconds = time.perf_counter() - began
-    if device.type == "cuda":
-        return StepCost(seconds, torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return StepCost(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

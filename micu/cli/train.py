@@ -35,11 +35,14 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
 
     from micu.checkpoint import Record
-    from micu.data import FeatureDataset, Sample
+    from micu.data import Batch, FeatureDataset
     from micu.distributed import World
     from micu.step import TrainState
     from micu.store import FeatureSpec
     from micu.train import FitSummary, LoaderFactory
+
+SHORTCUTS = {"seed": "seed", "precision": "optimizer.precision", "tf32": "optimizer.tf32"}
+"""Options that set a setting, by their names, and the setting."""
 
 HINT = (
     "a run that has begun keeps its last checkpoint; the same command with --resume goes on from it"
@@ -58,6 +61,7 @@ class Arguments:
     out: Path
     device: str
     workers: int
+    cache: str | None
     resume: bool
     overwrite: bool
     save_every: int
@@ -118,6 +122,12 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--seed", type=int, help="Short for --set seed=N."),
         click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16", "fp16"]),
+            help="Short for --set optimizer.precision=NAME.",
+        ),
+        click.option("--tf32", is_flag=True, help="Short for --set optimizer.tf32=true."),
+        click.option(
             "--exclude-manifest",
             "exclude_manifests",
             metavar="FILE",
@@ -136,6 +146,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             default=0,
             show_default=True,
             help="Processes that read features; 0 reads in the training process.",
+        ),
+        click.option(
+            "--cache",
+            type=click.Choice(["float32", "float16"]),
+            help="Keep all features in memory; float16 is short for --set data.dtype=float16 too.",
         ),
         click.option(
             "--resume", is_flag=True, help="Go on with the run in --out, if there is one."
@@ -157,7 +172,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too."),
         click.option(
-            "--dry-run", is_flag=True, help="Measure two steps, print what the run takes, and stop."
+            "--dry-run",
+            is_flag=True,
+            help="Measure a few steps, print what the run takes, and stop.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
         *sweep_options(),
@@ -178,7 +195,6 @@ def main(
     *,
     modalities: str | None,
     assignments: tuple[str, ...],
-    seed: int | None,
     exclude_manifests: tuple[str, ...],
     print_config: bool,
     preset: str,
@@ -188,6 +204,8 @@ def main(
     """Train MICU on extracted features."""
     with exit_codes(HINT):
         place = find_place(os.environ)
+        named = {key: arguments.pop(option) for option, key in SHORTCUTS.items()}
+        named["data.dtype"] = arguments["cache"]
         if is_sweep(click.get_current_context()):
             if place.size > 1:
                 raise ConfigError(
@@ -197,10 +215,10 @@ def main(
 
             def build(name: str, swept: Sequence[str]) -> TrainConfig:
                 typed = (*assignments, *swept)
-                return build_config(name, modalities, seed, typed, exclude_manifests)
+                return build_config(name, modalities, named, typed, exclude_manifests)
 
             sys.exit(run_sweep(click.get_current_context(), build))
-        config = build_config(preset, modalities, seed, assignments, exclude_manifests)
+        config = build_config(preset, modalities, named, assignments, exclude_manifests)
         if print_config:
             if place.rank == 0:
                 click.echo(to_json(config))
@@ -224,11 +242,18 @@ def main(
 def build_config(
     preset: str,
     modalities: str | None,
-    seed: int | None,
+    named: Mapping[str, object],
     assignments: Sequence[str],
     exclude_manifests: tuple[str, ...] = (),
 ) -> TrainConfig:
     """The configuration that the options ask for.
+
+    Args:
+        preset: Where to start from.
+        modalities: What was typed, if it was.
+        named: Settings that have an option of their own; None or False if it was not typed.
+        assignments: What was typed after `--set`: these come last.
+        exclude_manifests: What was typed after `--exclude-manifest`.
 
     Raises:
         ConfigError: Unknown or bad values, all in one message.
@@ -236,16 +261,10 @@ def build_config(
     config = PRESETS[preset]()
     if modalities is not None:
         config = replace(config, modalities=parse_modalities(modalities))
-    short = [] if seed is None else [f"seed={seed}"]
+    short = [f"{key}={value}" for key, value in named.items() if value not in (None, False)]
     config = with_overrides(config, [*short, *assignments])
-    named = (*config.data.exclude_manifests, *exclude_manifests)
-    return replace(config, data=replace(config.data, exclude_manifests=named))
-
-
-def count_steps(config: TrainConfig, batches: int) -> int:
-    """Steps of a whole run whose epochs have so many batches."""
-    whole = batches * config.optimizer.epochs
-    return min(whole, config.optimizer.max_steps or whole)
+    excluded = (*config.data.exclude_manifests, *exclude_manifests)
+    return replace(config, data=replace(config.data, exclude_manifests=excluded))
 
 
 def run(config: TrainConfig, typed: Arguments, place: Place) -> int:
@@ -261,6 +280,9 @@ def run(config: TrainConfig, typed: Arguments, place: Place) -> int:
 
 def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world: "World") -> int:
     """`run`, for one process among those that have met."""
+    from micu.cache import CachedDataset
+    from micu.cli.cost import tell_cost
+    from micu.cost import count_steps, measure_cost
     from micu.data import FeatureDataset, make_loader, select_clips
     from micu.logs import import_tensorboard
     from micu.step import build_state
@@ -273,8 +295,10 @@ def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world
     sets = find_feature_sets(typed.features, config.modalities, typed.manifest, typed.chosen)
     clips = select_clips(sets.manifest.clips, config.data)
     dataset = FeatureDataset(sets.stores, clips, config.data)
+    if typed.cache:
+        dataset = CachedDataset(dataset, shared=typed.workers > 0)
 
-    def load(epoch: int, start: int) -> "DataLoader[Sample]":
+    def load(epoch: int, start: int) -> "DataLoader[Batch]":
         return make_loader(
             dataset,
             config.optimizer.batch_size,
@@ -288,7 +312,9 @@ def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world
     steps = count_steps(config, len(load(0, 0)))
     state = build_state(config, dataset.shapes, device, steps, world)
     if typed.dry_run:
-        _tell_cost(typed, state, dataset, load)
+        cost = measure_cost(state, load, typed.workers)
+        if world.is_first:
+            tell_cost(cost, state, dataset, as_json=typed.as_json)
         return 0
     world.check_same("configuration and features", to_json(config) + dataset.sha256)
     everything = replace(config.data, exclude_ids="", exclude_manifests=())
@@ -330,40 +356,6 @@ def describe_run(
         "data_sha256": dataset.sha256,
         "clips": len(dataset),
     }
-
-
-def _tell_cost(
-    typed: Arguments, state: "TrainState", dataset: "FeatureDataset", load: "LoaderFactory"
-) -> None:
-    from micu.train import measure_step
-
-    cost = measure_step(state, load)
-    batches = len(load(0, 0))
-    if not state.world.is_first:
-        return
-    steps = count_steps(state.config, batches)
-    facts = {
-        "clips": len(dataset),
-        "shapes": {name: list(shape) for name, shape in dataset.shapes.items()},
-        "steps_per_epoch": batches,
-        "steps": steps,
-        "parameters": sum(p.numel() for p in state.model.parameters())
-        + sum(p.numel() for p in state.losses.parameters()),
-        "step_s": round(cost.seconds, 4),
-        "run_s": round(cost.seconds * steps, 1),
-        "memory_bytes": cost.memory_bytes,
-    }
-    if typed.as_json:
-        click.echo(json.dumps(facts))
-        return
-    shapes = ", ".join(f"{name} {shape}" for name, shape in dataset.shapes.items())
-    click.echo(
-        f"{facts['clips']} clips: {shapes}\n"
-        f"{batches} steps per epoch, {steps} steps, {facts['parameters']:,} parameters\n"
-        f"{cost.seconds:.3f} s per step (measured, without reading features), "
-        f"{cost.seconds * steps / 60:.1f} min for the run\n"
-        f"{cost.memory_bytes / 2**20:.0f} MiB at most"
-    )
 
 
 def _report(summary: "FitSummary", typed: Arguments, clips: int) -> None:

@@ -42,12 +42,15 @@ class Draws:
             `mask_share` `"independent"` (M, B, T) or (M, B, D).
         block_modality: Index into `config.modalities` of each jigsaw block, int64; (O,) if
             `block_draw` is `"batch"`, (B * T, O) if it is `"row"`.
+        labels: Permutation that each row is put in, (B * T,) int64, if `jigsaw.labels` is
+            `"sampled"`.
         seed: The run's seed.
         step: Optimisation step, from 0.
     """
 
     keep: Tensor
     block_modality: Tensor
+    labels: Tensor | None = None
     seed: int = 0
     step: int = 0
 
@@ -66,7 +69,8 @@ class Draws:
         keep, blocks = self.keep[..., rows, :], self.block_modality
         if blocks.ndim == 2:
             blocks = blocks.view(-1, steps, blocks.shape[1])[rows].flatten(0, 1)
-        return replace(self, keep=keep, block_modality=blocks)
+        labels = None if self.labels is None else self.labels.view(-1, steps)[rows].flatten()
+        return replace(self, keep=keep, block_modality=blocks, labels=labels)
 
 
 def draw(
@@ -102,8 +106,13 @@ def draw(
     blocks = config.jigsaw.splits
     shape = (blocks,) if config.jigsaw.block_draw == "batch" else (batch_size * steps, blocks)
     block_modality = torch.randint(len(config.modalities), shape, generator=generator)
+    labels = None
+    if config.jigsaw.labels == "sampled":
+        source = torch.Generator("cpu").manual_seed(derive_seed(seed, step, "labels"))
+        count = config.jigsaw.permutations
+        labels = torch.randint(count, (batch_size * steps,), generator=source).to(device)
     keep = noise > config.contrastive.mask_ratio
-    return Draws(keep.to(device), block_modality.to(device), seed, step)
+    return Draws(keep.to(device), block_modality.to(device), labels, seed, step)
 
 
 class Loss(nn.Module):

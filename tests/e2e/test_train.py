@@ -7,17 +7,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+import micu.cost
 import micu.train
 from micu.checkpoint import load_checkpoint
 from micu.cli.features import find_feature_sets, parse_modalities
 from micu.cli.train import main
 from micu.commands import stop_signals
 from micu.config import TrainConfig
+from micu.cost import RunCost, measure_cost
 from micu.data import FeatureDataset, iterate, make_loader
 from micu.errors import ConfigError, ManifestError, StoreError
 from micu.files import file_sha256
@@ -228,8 +231,97 @@ def test_a_dry_run_measures_and_writes_nothing(features, out):
     assert (facts["clips"], facts["steps_per_epoch"], facts["steps"]) == (24, 3, 15)
     assert facts["shapes"] == {"audio": [6], "video": [5, 5, 4]}
     assert facts["step_s"] > 0
+    assert facts["read_s"] > 0
+    assert facts["limit"] in ("steps", "reading")
+    assert facts["epoch_s"] == pytest.approx(3 * (facts["step_s"] + facts["read_s"]), abs=0.06)
+    assert facts["run_s"] == pytest.approx(5 * facts["epoch_s"], abs=0.3)
     assert facts["memory_bytes"] > 2**20
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("step_s", "read_s", "workers", "pace_s", "limit"),
+    [
+        (2, 1, 0, 3, "steps"),
+        (1, 2, 0, 3, "reading"),
+        (2, 1, 4, 2, "steps"),
+        (1, 2, 4, 2, "reading"),
+    ],
+)
+def test_the_slower_of_reading_and_steps_sets_the_pace_unless_they_take_turns(
+    step_s, read_s, workers, pace_s, limit
+):
+    cost = RunCost(step_s, read_s, workers, memory_bytes=0, batches=10, steps=25)
+
+    assert (cost.epoch_s, cost.run_s, cost.limit) == (10 * pace_s, 25 * pace_s, limit)
+
+
+def test_a_dry_run_tells_people_what_takes_the_time(features, out):
+    result = train(features, out, "--dry-run", "--set", "optimizer.max_steps=7")
+
+    assert result.exit_code == 0, result.output
+    assert "24 clips: " in result.stdout
+    assert "3 steps per epoch, 7 steps" in result.stdout
+    assert "to read a batch by the training process: most of the time goes to" in result.stdout
+    assert "min per epoch" in result.stdout
+
+
+def test_steps_are_measured_after_a_warm_up_and_the_median_counts(monkeypatch):
+    now, seconds = [0.0], iter([100.0, 2.0, 9.0, 3.0])
+    monkeypatch.setattr(micu.cost.time, "perf_counter", lambda: now[0])
+
+    def step(state, batch):
+        now[0] += next(seconds)
+
+    def read():
+        for number in range(9):
+            now[0] += 50.0 if number == 0 else 1.0
+            yield SimpleNamespace(to=lambda device, dtype: None)
+
+    class Loader:
+        def __len__(self):
+            return 9
+
+    monkeypatch.setattr(micu.cost, "train_step", step)
+    monkeypatch.setattr(micu.cost, "iterate", lambda loader: read())
+    state = SimpleNamespace(model=torch.nn.Linear(1, 1), config=TrainConfig())
+
+    cost = measure_cost(state, lambda epoch, start: Loader(), workers=0)
+
+    assert (cost.step_s, cost.read_s) == (3.0, 1.0)
+    assert (cost.batches, cost.steps) == (9, 45)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_run_from_memory_says_how_its_features_were_kept(features, tmp_path, dtype):
+    plain, cached = tmp_path / "plain", tmp_path / "cached"
+    settings = ("--set", "optimizer.max_steps=4")
+    assert train(features, plain, *settings, "--set", f"data.dtype={dtype}").exit_code == 0
+    result = train(features, cached, *settings, "--cache", dtype)
+
+    assert result.exit_code == 0, result.output
+    assert load_checkpoint(cached / "last.pt").config.data.dtype == dtype
+    assert_same_run(plain, cached)
+
+
+def test_options_with_names_of_their_own_set_their_settings():
+    options = ["--precision", "bf16", "--seed", "3", "--cache", "float16", "--print-config"]
+    shown = json.loads(CliRunner().invoke(main, options).stdout)
+
+    assert shown["optimizer"]["precision"] == "bf16"
+    assert shown["seed"] == 3
+    assert shown["data"]["dtype"] == "float16"
+    assert shown["optimizer"]["tf32"] is False
+
+
+def test_a_run_in_half_precision_trains_and_does_not_resume_in_another(features, out):
+    settings = ("--set", "optimizer.max_steps=2")
+    result = train(features, out, *settings, "--precision", "bf16")
+    other = train(features, out, *settings, "--resume")
+
+    assert result.exit_code == 0, result.output
+    assert other.exit_code == 2
+    assert "optimizer.precision: there bf16, here fp32" in other.stderr
 
 
 def test_missing_tensorboard_names_the_extra_and_leaves_no_run(features, out, monkeypatch):
@@ -275,6 +367,7 @@ def test_print_config_needs_no_features_and_shows_every_override():
         (["--preset", "mico"], "'micu'"),
         (["--device", "tpu"], "expected auto, cpu, cuda"),
         (["--features", "nowhere"], "records no extraction"),
+        (["--tf32"], "optimizer.tf32: expected a CUDA device, got cpu"),
     ],
 )
 def test_bad_options_exit_with_two_and_a_message(features, out, options, message):

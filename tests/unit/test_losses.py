@@ -72,6 +72,7 @@ WITH = {
         ),
         jigsaw=replace(CONFIG.jigsaw, block_draw="row"),
     ),
+    "sampled labels": replace(CONFIG, jigsaw=replace(CONFIG.jigsaw, labels="sampled")),
 }
 
 
@@ -347,8 +348,27 @@ def test_draws_are_a_pure_function_of_seed_and_step() -> None:
         assert not torch.equal(first.keep, other.keep)
 
 
+def test_labels_are_drawn_when_sampled_and_change_no_other_draw() -> None:
+    config = replace(CONFIG, jigsaw=replace(CONFIG.jigsaw, labels="sampled"))
+    plain = draw(CONFIG, 500, T, seed=1, step=2, device="cpu")
+    first, again, next_ = (draw(config, 500, T, seed=1, step=s, device="cpu") for s in (2, 2, 3))
+    assert plain.labels is None
+    assert first.labels is not None
+    assert again.labels is not None
+    assert next_.labels is not None
+    assert torch.equal(plain.keep, first.keep)
+    assert torch.equal(plain.block_modality, first.block_modality)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.labels, next_.labels)
+    shares = torch.bincount(first.labels, minlength=5) / len(first.labels)
+    assert first.labels.shape == (500 * T,)
+    assert (shares - 1 / 5).abs().max() < 0.05
+
+
 def test_draws_have_the_configured_shapes_and_shares() -> None:
-    first, second = (draw(config, 500, T, seed=0, step=0, device="cpu") for config in WITH.values())
+    first, second, _ = (
+        draw(config, 500, T, seed=0, step=0, device="cpu") for config in WITH.values()
+    )
     assert (first.keep.shape, first.block_modality.shape) == ((500, T), (4,))
     assert (second.keep.shape, second.block_modality.shape) == ((3, 500, D), (500 * T, 4))
     assert first.keep.dtype == torch.bool
