@@ -12,7 +12,7 @@ from typing import Any
 
 from micu.checkpoint import LoadedModel
 from micu.errors import ManifestError
-from micu.evaluate.encoders import ClipEncoder
+from micu.evaluate.encoders import ClipEncoder, check_same_space
 from micu.evaluate.leaks import CHECKPOINT_ON_TEST, Pretraining
 from micu.evaluate.probe import ProbeConfig
 from micu.evaluate.report import Row
@@ -51,6 +51,10 @@ class Job:
     """Of the clips to train on."""
     target_encoder: ClipEncoder
     """Of the clips to test on."""
+
+    def told(self) -> str:
+        """Its name in messages."""
+        return f"{self.method} {self.source} → {self.target}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,13 @@ class Evaluation:
     tell: Callable[[str], None]
     """Takes a line about progress."""
     _splits: dict[tuple[str, str, str, bool], OpenSetSplit] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
+
+    def tell_once(self, line: str) -> None:
+        """Tell a line that was not told before."""
+        if line not in self._told:
+            self._told.add(line)
+            self.tell(line)
 
     def rules(self, protocol: str, **given: Any) -> SplitRules:
         """How clips are chosen under a protocol; `given` are the task's own fields."""
@@ -125,21 +136,28 @@ class Evaluation:
         )
 
     def split(self, rules: SplitRules, known: Sequence[str], job: Job) -> OpenSetSplit:
-        """The clips of one protocol and pair; of the ceiling, all from the target manifest."""
+        """The clips of one protocol and pair; of the ceiling, all from the target manifest.
+
+        Raises:
+            ManifestError: A set of clips would be empty; the message names the job.
+        """
         source, target, is_ceiling = job.source, job.target, job.method == CEILING
         key = (rules.protocol, source, target, is_ceiling)
         if key not in self._splits:
             side = self.target if is_ceiling else self.source
-            self._splits[key] = split_clips(
-                side.clips,
-                known,
-                source_ids=side.stores[source],
-                target_ids=self.target.stores[target],
-                seed=self.seed,
-                targets=None if side is self.target else self.target.clips,
-                paired_ids=side.stores.get(target, ()),
-                rules=rules,
-            )
+            try:
+                self._splits[key] = split_clips(
+                    side.clips,
+                    known,
+                    source_ids=side.stores[source],
+                    target_ids=self.target.stores[target],
+                    seed=self.seed,
+                    targets=None if side is self.target else self.target.clips,
+                    paired_ids=side.stores.get(target, ()),
+                    rules=rules,
+                )
+            except ManifestError as error:
+                raise ManifestError(f"{job.told()}, {rules.protocol}: {error}") from error
         return self._splits[key]
 
     def each_protocol(self, make: Callable[[str], list[Row]]) -> list[Row]:
@@ -172,20 +190,52 @@ class Evaluation:
             for target in dict.fromkeys(target for _, target in self.pairs):
                 yield Job(CEILING, target, target, ceiling, ceiling)
 
+    def possible_jobs(self, plan: Callable[["Evaluation", str, Job], object]) -> list[Job]:
+        """The jobs, each of which can be under one protocol or more.
+
+        A ceiling for which there are no clips is told of, and left out: source and target modality
+        may be those of two data sets.
+
+        Raises:
+            ConfigError: A job cannot be as it was asked for.
+            ManifestError: There are not the clips for another job under any protocol.
+        """
+        jobs: list[Job] = []
+        for job in self.jobs():
+            check_same_space(job.encoder, job.source, job.target_encoder, job.target)
+            problems: list[ManifestError] = []
+            for protocol in self.protocols:
+                try:
+                    plan(self, protocol, job)
+                except ManifestError as error:
+                    problems.append(error)
+            if len(problems) < len(self.protocols):
+                jobs.append(job)
+            elif job.method == CEILING:
+                self.tell(f"left out: {problems[0]}")
+            else:
+                raise problems[0]
+        return jobs
+
     def evaluate_jobs(
         self,
+        plan: Callable[["Evaluation", str, Job], object],
         evaluate: Callable[["Evaluation", Job], list[Row]],
         guess: Callable[["Evaluation", Job, str], list[Row]],
     ) -> list[Row]:
         """The rows of every job, and of guessing where that was asked for.
 
+        All of them are planned before the first is trained.
+
         Args:
+            plan: Makes the sets of clips of a protocol and job, and checks what was asked of them.
             evaluate: Gives the rows of a job under every protocol.
             guess: Gives those of guessing, for a pair and a protocol.
         """
-        rows = [row for job in self.jobs() for row in evaluate(self, job)]
+        jobs = self.possible_jobs(plan)
+        rows = [row for job in jobs for row in evaluate(self, job)]
         if self.with_chance:
-            for job in self.jobs():
+            for job in jobs:
                 if job.method == self.encoders[0]:
                     rows += self.each_protocol(partial(guess, self, replace(job, method="chance")))
         return rows
@@ -194,7 +244,7 @@ class Evaluation:
         """A line about the training that begins."""
         validation = f"{len(split.validation)} validation, " if split.validation else ""
         return (
-            f"seed {self.seed}: {job.method} {job.source} → {job.target}, {protocol}: "
+            f"seed {self.seed}: {job.told()}, {protocol}: "
             f"{len(split.train)} training, {validation}{len(split.test)} test clips"
         )
 
