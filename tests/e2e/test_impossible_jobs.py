@@ -1,5 +1,5 @@
-"""What `micu-eval` does where the data do not allow all that was asked: two data sets in one manifest,
-as UCF↔VGGSound, whose training clips have video alone and whose test clips have sound alone."""
+"""What `micu-eval` does where the data do not allow all that was asked: two data sets in one
+manifest, as UCF↔VGGSound, whose training clips have video alone and the test clips sound alone."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from micu.errors import ConfigError, ManifestError
+from micu.errors import ManifestError
 from micu.evaluate.metrics import UNKNOWN
 from micu.evaluate.open_set import Outcome, chance, run_oscmg
 from micu.evaluate.probe import ClipFeatures, ProbeConfig, fit_probe
