@@ -8,7 +8,7 @@ from micu.errors import ConfigError, ManifestError
 from micu.evaluate.class_map import read_class_map
 from micu.evaluate.leaks import Pretraining, find_pretraining
 from micu.evaluate.splits import OpenSetSplit, SplitRules, hold_out, media_item, split_clips
-from micu.manifest import Clip, Event, Manifest
+from micu.manifest import Clip, Event, Manifest, read_manifest, write_manifest
 from tests.models import loaded_model
 
 PAPER, CLEAN = (SplitRules(protocol=name) for name in ("paper", "clean"))
@@ -180,6 +180,21 @@ def test_an_overlap_is_counted_if_the_pretraining_is_known_and_said_to_be_unknow
     with pytest.raises(ConfigError, match="the checkpoint was trained from ffffffffffff"):
         find_pretraining(loaded, [], other)
     assert find_pretraining(loaded_model(), [], other) == known
+
+
+def test_the_pretraining_s_manifest_is_found_where_it_lay_if_it_is_unchanged(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "pre.csv"
+    write_manifest(path, pretraining_manifest("sentence {0}").clips)
+    digest = read_manifest(path).sha256
+    loaded = loaded_model(manifest_sha256=digest, manifest=str(path))
+    tested = pretraining_manifest("").clips[:3]
+    assert find_pretraining(loaded, [], None).leaks(tested) == ("pretraining-overlap:3",)
+    write_manifest(path, pretraining_manifest("another {0}").clips)
+    assert find_pretraining(loaded, [], None).leaks(tested) == ("pretraining-overlap:unknown",)
+    path.unlink()
+    assert find_pretraining(loaded, [], None).leaks(tested) == ("pretraining-overlap:unknown",)
 
 
 def test_sentences_that_are_the_label_are_a_leak() -> None:
