@@ -17,12 +17,10 @@ from micu.evaluate.encoders import ClipEncoder, check_same_space
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.metrics import Floats, retrieval_recall
 from micu.evaluate.report import Row
-from micu.evaluate.splits import CLEAN, TEST
-from micu.manifest import Clip
+from micu.evaluate.splits import CLEAN, TEST, name_splits
+from micu.manifest import MODALITIES, Clip
 
 RANKS = (1, 5, 10)
-CAPTIONS = "text"
-"""The modality of which an item may have several."""
 
 
 @TASKS.register("retrieval")
@@ -46,9 +44,9 @@ def evaluate_retrieval(evaluation: Evaluation) -> list[Row]:
 
 
 def _in_order(pair: tuple[str, str]) -> tuple[str, str]:
-    """Both directions are evaluated; captions come second."""
-    first, second = pair
-    return (second, first) if first == CAPTIONS else (first, second)
+    """Both directions are evaluated, so that either pair stands for both; captions come second."""
+    first, second = sorted(pair, key=MODALITIES.index)
+    return first, second
 
 
 def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target: str) -> list[Row]:
@@ -79,7 +77,8 @@ def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target:
             (target, source, f"r{rank}", back),
             (source, target, f"r{rank}_mean", (forth + back) / 2),
         ]
-    pretrained = evaluation.pretraining.leaks((*items, *captions)) if name == "checkpoint" else ()
+    tested = dict.fromkeys((*items, *captions))  # a row may be an item and its caption
+    pretrained = evaluation.pretraining.leaks(tested) if name == "checkpoint" else ()
     return [
         make_row(
             evaluation,
@@ -93,7 +92,7 @@ def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target:
             value=value,
             n_clips=len(items) if query == source else len(captions),
             features=(source, target),
-            leaks=";".join(pretrained),
+            leaks=";".join((*name_splits(tested), *pretrained)),
             note=f"{len(items)} items, {len(captions)} captions; a tie counts with its chance",
         )
         for query, gallery, metric, value in values

@@ -209,9 +209,7 @@ def _as_listed(
     shared = sum(media_item(clip) in trained for clip in test)
     if shared:
         leaks.append(f"test-clips-in-training:{shared}")
-    others = sorted({clip.split for clip in test} - {TEST, ""})
-    if others:
-        leaks.append(f"test-split:{','.join(others)}")
+    leaks += name_splits(test)
     lost = len(known) - len(_learnable(train, test, known, rules, []))
     if lost:
         leaks.append(f"unusable-classes:{lost}")
@@ -223,6 +221,12 @@ def _as_listed(
         held_out=False,
         leaks=tuple(leaks),
     )
+
+
+def name_splits(test: Iterable[Clip]) -> tuple[str, ...]:
+    """The leak of test clips that are of another split than `test`."""
+    others = sorted({clip.split for clip in test} - {TEST, ""})
+    return (f"test-split:{','.join(others)}",) if others else ()
 
 
 def _without_seen(test: Sequence[Clip], rules: SplitRules, told: list[str]) -> list[Clip]:
