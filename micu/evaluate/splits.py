@@ -316,7 +316,24 @@ def _refuse_empty(
                 f"(known classes, source modality, split {_spell(rules.train_splits)}) and for "
                 f"the test (target modality, split {_spell(rules.test_splits)}); the manifest's "
                 f"labelled rows have {splits or 'no label'}; see --train-splits and --test-splits"
+                + (_tell_merged(clips) if rules.protocol == CLEAN else "")
             )
+
+
+def _tell_merged(clips: Sequence[Clip]) -> str:
+    """How many clips count as parts of one media item, by their ids."""
+    items: dict[str, set[str]] = {}
+    for clip in clips:
+        items.setdefault(media_item(clip), set()).add(clip.group)
+    merged = {item: groups for item, groups in items.items() if len(groups) > 1}
+    if not merged:
+        return ""
+    count = sum(map(len, merged.values()))
+    return (
+        f"; {count} ids are taken for parts of {len(merged)} YouTube videos or UCF101 recordings, "
+        f"the first {next(iter(merged))!r}, and stay on one side: if they are not, give the rows a "
+        "group of another form"
+    )
 
 
 def _spell(splits: tuple[str, ...] | None) -> str:
