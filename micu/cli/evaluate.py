@@ -219,6 +219,7 @@ def _evaluation(
         pairs=typed.pairs,
         known=tuple(dict.fromkeys(aliases.get(name, name) for name in known)),
         classes_sha256=file_sha256(typed.known) if typed.known else "",
+        class_map_sha256=file_sha256(typed.class_map) if typed.class_map else "",
         probe=ProbeConfig(
             epochs=typed.probe_epochs or PROBE_EPOCHS.get(typed.task, 25),
             batch_size=typed.probe_batch_size,

@@ -61,6 +61,8 @@ def evaluate_efficiency(evaluation: Evaluation) -> list[Row]:
         "seconds_per_step": training_s,
         "seconds_per_clip": inference_s / count,
     }
+    place = _name(device).replace(" ", "-")
+    measured_with = f"batch:{count} device:{place} threads:{torch.get_num_threads()}"
     memory = "device" if device.type == "cuda" else "process, libraries included"
     note = (
         f"{_name(device)}, {torch.get_num_threads()} threads, {dtype}, batches of {count} clips "
@@ -79,6 +81,7 @@ def evaluate_efficiency(evaluation: Evaluation) -> list[Row]:
             value=value,
             n_clips=count,
             features=tuple(evaluation.source.stores),
+            measured_with=measured_with,
             note=note,
         )
         for metric, value in values.items()

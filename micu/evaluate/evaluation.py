@@ -77,6 +77,8 @@ class Evaluation:
     """Empty: every class."""
     classes_sha256: str
     """Of the file that names the known classes."""
+    class_map_sha256: str
+    """Of the file that joins names of classes; empty without one."""
     probe: ProbeConfig
     selected_on: str | None
     """Which threshold's rows the checkpoint was chosen by among several, if it was."""
@@ -134,6 +136,15 @@ class Evaluation:
             for part, names in asked.items()
             if names != ()
         )
+
+    def conditions(self, method: str) -> Iterator[str]:
+        """What the rows of a method depend on beside what has a column of its own."""
+        if self.class_map_sha256:
+            yield f"class-map:{self.class_map_sha256[:12]}"
+        if method == "checkpoint" and self.pretraining.manifest_sha256:
+            yield f"pretraining:{self.pretraining.manifest_sha256[:12]}"
+        if method == "checkpoint" and self.selected_on:
+            yield f"selected-on:{self.selected_on}"
 
     def split(self, rules: SplitRules, known: Sequence[str], job: Job) -> OpenSetSplit:
         """The clips of one protocol and pair; of the ceiling, all from the target manifest.
@@ -267,12 +278,14 @@ def make_row(
     train: str,
     test: str,
     features: Sequence[str],
+    measured_with: str = "",
     **given: Any,
 ) -> Row:
     """A row with the provenance that all rows of an evaluation share.
 
     `features` are the modalities whose feature sets the number depends on, the last one that of the
     target manifest. The checkpoint's hash and preset stay empty for methods that do not use them.
+    `measured_with` are conditions of the task's own.
     """
     from_checkpoint = method == "checkpoint"
     has_model = from_checkpoint or method == "untrained"
@@ -292,6 +305,7 @@ def make_row(
         classes_sha256=evaluation.classes_sha256,
         setting=evaluation.setting,
         splits=evaluation.told_splits(),
+        conditions=" ".join((*evaluation.conditions(method), *measured_with.split())),
         features=" ".join(
             f"{name}:{store.spec.backbone}@{store.header.fingerprint[:12]}"
             for name, store in stores.items()

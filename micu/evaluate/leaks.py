@@ -36,6 +36,8 @@ class Pretraining:
     """Their media items; None where they are not known."""
     text_is_label: bool = False
     """Whether text was pretrained on, and every class had one sentence alone."""
+    manifest_sha256: str = ""
+    """Of the manifest that says so; empty where there is none."""
 
     def leaks(self, test: Iterable[Clip]) -> tuple[str, ...]:
         """What a test on some clips leaks."""
@@ -92,6 +94,7 @@ def find_pretraining(
     return Pretraining(
         frozenset(map(media_item, clips)),
         WORDS in loaded.config.modalities and _says_the_class(clips),
+        manifest.sha256,
     )
 
 

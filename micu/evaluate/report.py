@@ -58,6 +58,10 @@ class Row:
     note: str = ""
     setting: str = ""
     """What the paper's tables call the data and its known classes; `micu.report.paper` has them."""
+    conditions: str = ""
+    """What else the number depends on, `name:value` with spaces between: `pretraining` and
+    `class-map` (first digits of the hashes of these files), `selected-on`, and what the cost was
+    measured with."""
 
     def key(self) -> tuple[object, ...]:
         """What two rows about the same number have in common."""

@@ -1,0 +1,66 @@
+"""Rows of `micu-eval` that were obtained otherwise stand beside each other in a results file."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from micu.cli.evaluate import main
+from micu.evaluate.report import Row, read_rows
+from micu.manifest import read_manifest, write_manifest
+from tests.feature_sets import CLASSES, make_clips
+from tests.oracle import know_nothing, write_checkpoint, write_sets
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features, known classes, a manifest of what was pretrained on, a class map, a checkpoint."""
+    folder = tmp_path_factory.mktemp("conditions")
+    write_sets(folder, "m", make_clips(36, ("train", "val", "test")), "avt", CLASSES)
+    (folder / "known.csv").write_text("label\ndrum\nengine\n")
+    (folder / "map.csv").write_text("label,other\nviolin,fiddle\n")
+    seen = read_manifest(folder / "m.csv").clips[:18]
+    write_manifest(folder / "seen.csv", seen)
+    write_checkpoint(folder / "last.pt", folder / "features")
+    return folder
+
+
+def evaluate(root: Path, out: Path, *options: str | Path) -> list[Row]:
+    arguments = [root / "last.pt", "--out", out, "--device", "cpu", *options]
+    result = CliRunner().invoke(main, [str(x) for x in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return read_rows(out)
+
+
+def test_a_selected_checkpoint_and_another_pretraining_or_class_map_replace_no_row(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_nothing(monkeypatch)
+    out = tmp_path / "r.csv"
+    given = ("--features", root / "features", "--manifest", root / "m.csv", "--pairs", "v:a")
+    open_set = (*given, "--known", root / "known.csv", "--probe-epochs", "1")
+    first = evaluate(root, out, *open_set)
+    assert {row.conditions for row in first} == {""}
+    (tmp_path / "again.pt").write_bytes((root / "last.pt").read_bytes())
+    for options, condition in (
+        ((tmp_path / "again.pt", "--select-on", "oracle"), "selected-on:oracle"),
+        (("--pretraining-manifest", root / "seen.csv"), "pretraining:"),
+        (("--class-map", root / "map.csv"), "class-map:"),
+    ):
+        before = read_rows(out)
+        rows = evaluate(root, out, *open_set, *options)
+        assert len(rows) == len(before) + len(first)
+        added = [row for row in rows if row.conditions.startswith(condition)]
+        assert len(added) == len(first)
+    assert len(evaluate(root, out, *open_set)) == 4 * len(first)
+
+
+def test_costs_of_other_batches_stand_beside_each_other(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.csv"
+    for size, conditions in ((1, 1), (2, 2), (2, 2)):
+        rows = evaluate(
+            root, out, "--task", "efficiency", "--batch-size", str(size), "--steps", "1"
+        )
+        assert len({row.conditions for row in rows}) == conditions
+    assert {row.conditions.split()[0] for row in rows} == {"batch:1", "batch:2"}
+    assert "device:cpu" in rows[0].conditions
