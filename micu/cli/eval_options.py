@@ -174,7 +174,8 @@ def _clip_options() -> list[Callable[..., Any]]:
         click.option(
             "--test-splits",
             metavar="NAMES",
-            help="Values to test on, or all [default: test]. AVE's published cmg: train.",
+            help="Values to test on, or all [default: test; under paper, --setting ave of cmg has "
+            "train, as published].",
         ),
     ]
 
@@ -202,7 +203,8 @@ def _method_options() -> list[Callable[..., Any]]:
             type=click.Choice(["both", PAPER, CLEAN]),
             default="both",
             show_default=True,
-            help="paper: everything as published, leaks included; clean: without them.",
+            help="paper: clips, epoch and threshold as published, leaks included; clean: without "
+            "them.",
         ),
         click.option(
             "--threshold",
@@ -235,8 +237,8 @@ def _probe_options() -> list[Callable[..., Any]]:
         click.option(
             "--probe-epochs",
             type=number,
-            help="Epochs of the probe [default: 25; 30 for cmg. The published scripts take 16 for "
-            "UCF open-set and 40 for UCF↔VGGSound closed-set].",
+            help="Epochs of the probe [default: those of the --setting's published script; without "
+            "one 25, and 30 for cmg].",
         ),
         click.option("--probe-batch-size", type=number, default=80, show_default=True),
         click.option(

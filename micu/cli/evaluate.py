@@ -52,7 +52,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.evaluate.evaluation import Evaluation, Side
 
 PROBE_EPOCHS = {"cmg": 30}
-"""Of the published scripts; 25 for the other tasks."""
+"""Of most published scripts; 25 for the other tasks. `--setting` has those of its own script."""
 
 SEVERAL_SEEDS = 5
 """How many seeds `--protocol clean` takes for tasks with a probe, unless told otherwise."""
@@ -201,6 +201,7 @@ def _evaluation(
     from micu.evaluate.leaks import find_pretraining
     from micu.evaluate.models import describe_preset
     from micu.evaluate.probe import ProbeConfig
+    from micu.evaluate.published import find_published
 
     aliases = read_class_map(typed.class_map) if typed.class_map else {}
     source = _side(typed, sides[0], loaded, seed, made.setdefault("source", {}), aliases)
@@ -209,6 +210,8 @@ def _evaluation(
         target = _side(typed, sides[1], loaded, seed, made.setdefault("target", {}), aliases)
     known = read_class_list(typed.known) if typed.known else ()
     pretrained_on = typed.pretraining_manifest
+    published = find_published(typed.task, typed.setting)
+    usual_epochs = published.epochs if published else PROBE_EPOCHS.get(typed.task, 25)
     return Evaluation(
         source=source,
         target=target,
@@ -221,7 +224,7 @@ def _evaluation(
         classes_sha256=file_sha256(typed.known) if typed.known else "",
         class_map_sha256=file_sha256(typed.class_map) if typed.class_map else "",
         probe=ProbeConfig(
-            epochs=typed.probe_epochs or PROBE_EPOCHS.get(typed.task, 25),
+            epochs=typed.probe_epochs or usual_epochs,
             batch_size=typed.probe_batch_size,
             learning_rate=typed.probe_learning_rate,
             epoch_offset=typed.probe_epoch_offset,
@@ -246,6 +249,7 @@ def _evaluation(
         steps=typed.steps,
         details=typed.details,
         setting=typed.setting,
+        published=published,
         tell=functools.partial(click.echo, err=True),
     )
 

@@ -15,8 +15,9 @@ from micu.errors import ManifestError
 from micu.evaluate.encoders import ClipEncoder, check_same_space
 from micu.evaluate.leaks import CHECKPOINT_ON_TEST, Pretraining
 from micu.evaluate.probe import ProbeConfig
+from micu.evaluate.published import Published
 from micu.evaluate.report import Row
-from micu.evaluate.splits import TEST, TRAIN, OpenSetSplit, SplitRules, split_clips
+from micu.evaluate.splits import PAPER, TEST, TRAIN, OpenSetSplit, SplitRules, split_clips
 from micu.evaluate.thresholds import ORACLE
 from micu.manifest import Clip, Manifest
 from micu.registry import Registry
@@ -105,6 +106,8 @@ class Evaluation:
     """Folder for what stands behind the rows, clip by clip."""
     setting: str
     """What the paper's tables call it; "" for other data."""
+    published: Published | None
+    """What the published script of the setting does."""
     tell: Callable[[str], None]
     """Takes a line about progress."""
     _splits: dict[tuple[str, str, str, bool], OpenSetSplit] = field(default_factory=dict)
@@ -118,19 +121,36 @@ class Evaluation:
 
     def rules(self, protocol: str, **given: Any) -> SplitRules:
         """How clips are chosen under a protocol; `given` are the task's own fields."""
+        tested = self._test_splits(protocol)
         return SplitRules(
             **{
                 "protocol": protocol,
                 "train_splits": self.train_splits if self.train_splits != () else (TRAIN,),
-                "test_splits": self.test_splits if self.test_splits != () else (TEST,),
+                "test_splits": tested if tested != () else (TEST,),
                 "seen": self.pretraining.seen,
                 **given,
             }
         )
 
-    def told_splits(self) -> str:
+    def _test_splits(self, protocol: str) -> tuple[str, ...] | None:
+        """Those asked for, else those that `paper` has in this setting; () for the usual ones."""
+        unusual = self.published and self.published.test_splits != (TEST,)
+        if self.published and unusual and protocol == PAPER and self.test_splits == ():
+            return self.published.test_splits
+        return self.test_splits
+
+    def departures(self, protocol: str, method: str) -> str:
+        """In what a row under `paper` is not as published, to be added to its note."""
+        has_probe = method in ("checkpoint", "untrained")
+        if not self.published or not has_probe or protocol != PAPER:
+            return ""
+        tested = self._test_splits(protocol)
+        found = self.published.departures(self.probe, tested if tested != () else (TEST,))
+        return f"; published: {', '.join(found)}" if found else ""
+
+    def told_splits(self, protocol: str) -> str:
         """Value of the column `splits`."""
-        asked = {"train": self.train_splits, "test": self.test_splits}
+        asked = {"train": self.train_splits, "test": self._test_splits(protocol)}
         return " ".join(
             f"{part}={'all' if names is None else ','.join(names)}"
             for part, names in asked.items()
@@ -278,6 +298,8 @@ def make_row(
     train: str,
     test: str,
     features: Sequence[str],
+    protocol: str = "",
+    note: str = "",
     measured_with: str = "",
     **given: Any,
 ) -> Row:
@@ -304,7 +326,9 @@ def make_row(
         manifest_sha256=" ".join(manifests),
         classes_sha256=evaluation.classes_sha256,
         setting=evaluation.setting,
-        splits=evaluation.told_splits(),
+        splits=evaluation.told_splits(protocol),
+        protocol=protocol,
+        note=note + evaluation.departures(protocol, method),
         conditions=" ".join((*evaluation.conditions(method), *measured_with.split())),
         features=" ".join(
             f"{name}:{store.spec.backbone}@{store.header.fingerprint[:12]}"

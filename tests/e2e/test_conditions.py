@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from micu.cli.eval_options import PROBED
 from micu.cli.evaluate import main
+from micu.evaluate.published import Published, find_published
 from micu.evaluate.report import Row, read_rows
 from micu.manifest import read_manifest, write_manifest
+from micu.report.paper import SETTINGS
 from tests.feature_sets import CLASSES, make_clips
 from tests.oracle import know_nothing, write_checkpoint, write_sets
 
@@ -64,3 +67,37 @@ def test_costs_of_other_batches_stand_beside_each_other(root: Path, tmp_path: Pa
         assert len({row.conditions for row in rows}) == conditions
     assert {row.conditions.split()[0] for row in rows} == {"batch:1", "batch:2"}
     assert "device:cpu" in rows[0].conditions
+
+
+def test_a_setting_is_trained_and_tested_as_its_published_script_and_says_what_is_not(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_nothing(monkeypatch)
+    given = ("--features", root / "features", "--manifest", root / "m.csv", "--pairs", "v:a")
+    closed = (*given, "--task", "cmg", "--setting")
+    rows = evaluate(root, tmp_path / "ave.csv", *closed, "ave")
+    paper, clean = (
+        next(row for row in rows if row.protocol == name) for name in ("paper", "clean")
+    )
+    assert (paper.splits, clean.splits) == ("test=train", "")
+    assert "test-split:train" in paper.leaks
+    assert paper.probe.startswith("epochs=30 ")
+    assert paper.note.endswith(
+        "; published: epochs counted on from the checkpoint's (--probe-epoch-offset), "
+        "the encoder's dropout on while the probe trains"
+    )
+    assert "published" not in clean.note
+    rows = evaluate(root, tmp_path / "vgg.csv", *closed, "ucf-vgg", "--protocol", "paper")
+    assert rows[0].probe.startswith("epochs=40 ")
+    typed = ("--probe-epochs", "2", "--probe-epoch-offset", "1", "--test-splits", "val")
+    rows = evaluate(root, tmp_path / "typed.csv", *closed, "ave", *typed, "--protocol", "paper")
+    assert "published: 30 epochs of the probe, the encoder's" in rows[0].note
+    assert rows[0].note.endswith("tested on split train")
+
+
+def test_every_setting_with_a_probe_has_its_published_script() -> None:
+    for name, setting in SETTINGS.items():
+        has_probe = setting.task in PROBED
+        assert (find_published(setting.task, name) is not None) == has_probe, name
+    assert find_published("oscmg", "ucf-17-vaf") == Published(16)
+    assert find_published("oscmg", "ucf-vgg-8") == Published(25)
