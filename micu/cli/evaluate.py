@@ -39,7 +39,8 @@ from micu.evaluate.report import (
     write_rows,
 )
 from micu.evaluate.scores import SCORES
-from micu.evaluate.splits import CLEAN
+from micu.evaluate.splits import CLEAN, PAPER
+from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
 from micu.files import file_sha256, write_atomically
 from micu.manifest import MODALITIES, Manifest, read_class_list, read_manifest
 from micu.report.build import render_rows
@@ -100,14 +101,37 @@ def run(typed: Arguments) -> list[Row]:
     refuse_idle_options(typed)
     if typed.setting:
         check_setting(typed.setting, typed.task)
-    alone = replace(typed, encoders=("checkpoint",), ceiling=False, chance=False, details=None)
-    chosen, told = select(typed.checkpoints, typed.select_on, lambda path: _evaluate(alone, path))
+    judged = _selection_arguments(typed)
+    chosen, told = select(typed.checkpoints, typed.select_on, lambda path: _evaluate(judged, path))
     rows: list[Row] = []
     for found in _evaluate(typed, chosen):
         noted = [replace(r, note=r.note + told) if r.checkpoint_sha256 else r for r in found]
         write_rows(noted, typed.out)
         rows += noted
     return rows
+
+
+def _selection_arguments(typed: Arguments) -> Arguments:
+    """What is evaluated to select by: the protocol and threshold that the criterion is read from.
+
+    They need not be those that are evaluated afterwards, nor need its score, if that is all.
+    """
+    return replace(
+        typed,
+        encoders=("checkpoint",),
+        ceiling=False,
+        chance=False,
+        details=None,
+        protocol=PAPER if typed.select_on == ORACLE else CLEAN,
+        thresholds=(SOURCE_VAL,),
+        score="msp" if typed.score == "all" else typed.score,
+        seeds=_count_seeds(typed),
+    )
+
+
+def _count_seeds(typed: Arguments) -> int:
+    several = SEVERAL_SEEDS if typed.protocols == (CLEAN,) and typed.task in PROBED else 1
+    return typed.seeds or several
 
 
 def _evaluate(typed: Arguments, checkpoint: Path) -> Iterator[list[Row]]:
@@ -120,9 +144,8 @@ def _evaluate(typed: Arguments, checkpoint: Path) -> Iterator[list[Row]]:
         raise ConfigError(f"--probe-encoder-dropout: {checkpoint} has no dropout; leave it out")
     sides = open_sides(typed, loaded)
     first = loaded.config.seed if typed.seed is None else typed.seed
-    several = SEVERAL_SEEDS if typed.protocols == (CLEAN,) and typed.task in PROBED else 1
     made: dict[str, dict[str, ClipEncoder]] = {}
-    for seed in range(first, first + (typed.seeds or several)):
+    for seed in range(first, first + _count_seeds(typed)):
         yield TASKS[typed.task](_evaluation(typed, sides, loaded, seed, made))
 
 
