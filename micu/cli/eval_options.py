@@ -31,6 +31,7 @@ TASKS_OF = {
     **dict.fromkeys(("--score", "--threshold", "--details", "--select-on"), ("oscmg",)),
     "--test-splits": _PAIRED,
     "--localise": ("cmg",),
+    "--items": ("retrieval",),
     "--codebook-out": ("codebook",),
     "--protocol": (*_PAIRED, "codebook"),
     "--pretraining-manifest": (*_PAIRED, "codebook"),
@@ -67,6 +68,7 @@ class Arguments:
     thresholds: tuple[str, ...]
     score: str
     localise: bool
+    items: int | None
     probe_epochs: int | None
     probe_batch_size: int
     probe_learning_rate: float
@@ -227,6 +229,11 @@ def _method_options() -> list[Callable[..., Any]]:
             "--localise",
             is_flag=True,
             help="Find which class is there in which second, from the manifest's events.",
+        ),
+        click.option(
+            "--items",
+            type=click.IntRange(min=1),
+            help="Retrieve among the first so many items [default: all].",
         ),
     ]
 

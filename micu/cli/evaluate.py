@@ -267,6 +267,7 @@ def _evaluation(
             [sets.manifest for sets in sides],
             read_manifest(pretrained_on) if pretrained_on else None,
         ),
+        items=typed.items,
         codebook_path=typed.codebook_out,
         batch_size=typed.batch_size,
         steps=typed.steps,

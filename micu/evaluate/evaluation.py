@@ -96,6 +96,8 @@ class Evaluation:
     preset: str
     loaded: LoadedModel
     pretraining: Pretraining
+    items: int | None
+    """Of retrieval: how many, the first ones; None is all."""
     codebook_path: Path | None
     """Where to write each code's counts."""
     batch_size: int

@@ -208,7 +208,8 @@ def _codebooks(material: Material) -> list[Block]:
         metrics = list(dict.fromkeys(name for line in lines for name in line.cells))
         blocks.append(tabulate_lines(lines, metrics))
     for name, use in material.codebooks.items():
-        blocks += [Title(name), Drawing(draw_codebook(use))]
+        told = f"{name} (protocol {use.protocol})" if use.protocol else name
+        blocks += [Title(told), Drawing(draw_codebook(use))]
     return blocks
 
 

@@ -92,7 +92,8 @@ def _settings() -> Iterator[tuple[str, Setting]]:
     yield "avvp", Setting("cmg", "AVVP, localisation", (_BEST_EPOCH, twice, batches))
     yield "ave-avvp", Setting("cmg", "AVE to AVVP, localisation", (_BEST_EPOCH, batches))
     yield "ucf-vgg", Setting("cmg", "UCF with VGGSound, accuracy", (_BEST_EPOCH, _VGG_SEEN))
-    yield "mscoco", Setting("retrieval", "MSCOCO, pictures and captions", (_NO_CODE,))
+    gallery = "its figures are those of 500 or 1,000 pictures with one caption each, which not said"
+    yield "mscoco", Setting("retrieval", "MSCOCO, pictures and captions", (_NO_CODE, gallery))
     yield "clotho", Setting("retrieval", "Clotho, sounds and captions", (_NO_CODE,))
 
 

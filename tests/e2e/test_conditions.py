@@ -2,17 +2,34 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from micu.cli.eval_options import PROBED
 from micu.cli.evaluate import main
+from micu.evaluate.codebook import read_codebook
 from micu.evaluate.published import Published, find_published
 from micu.evaluate.report import Row, read_rows
-from micu.manifest import read_manifest, write_manifest
+from micu.manifest import Clip, read_manifest, write_manifest
 from micu.report.paper import SETTINGS
-from tests.feature_sets import CLASSES, make_clips
-from tests.oracle import know_nothing, write_checkpoint, write_sets
+from micu.store import FeatureRow
+from tests.feature_sets import CLASSES, make_clips, write_features
+from tests.oracle import (
+    BACKBONES,
+    OFFICIAL,
+    know_everything,
+    know_nothing,
+    write_checkpoint,
+    write_sets,
+)
+
+
+def numbered_row(clip: Clip, modality: str, shape: tuple[int, ...], steps: int) -> FeatureRow:
+    """Features that say which picture a row is about."""
+    values = np.full((steps, *shape), int(clip.group[2]), np.float32)
+    times_s = np.full(steps, np.nan) if modality == "text" else np.arange(steps) + 0.5
+    return FeatureRow(clip.clip_id, values, np.ones(steps, np.bool_), times_s)
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +39,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sets(folder, "m", make_clips(36, ("train", "val", "test")), "avt", CLASSES)
     (folder / "known.csv").write_text("label\ndrum\nengine\n")
     (folder / "map.csv").write_text("label,other\nviolin,fiddle\n")
+    pictures = [
+        Clip(clip_id=f"p/{i}#{k}", path="x.jpg" * (not k), text="words", group=f"p/{i}#0")
+        for i in range(6)
+        for k in range(2)
+    ]
+    write_features(
+        folder / "features",
+        pictures,
+        OFFICIAL,
+        name="pictures",
+        backbones=BACKBONES,
+        make=numbered_row,
+    )
     seen = read_manifest(folder / "m.csv").clips[:18]
     write_manifest(folder / "seen.csv", seen)
     write_checkpoint(folder / "last.pt", folder / "features")
@@ -101,3 +131,51 @@ def test_every_setting_with_a_probe_has_its_published_script() -> None:
         assert (find_published(setting.task, name) is not None) == has_probe, name
     assert find_published("oscmg", "ucf-17-vaf") == Published(16)
     assert find_published("oscmg", "ucf-vgg-8") == Published(25)
+
+
+def test_the_gallery_of_retrieval_is_chosen_and_has_one_caption_each_where_published(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_everything(monkeypatch, channel=1)
+    given = ("--features", root / "features", "--manifest", root / "pictures.csv")
+    retrieval = (*given, "--task", "retrieval", "--pairs", "a:t")
+    out = tmp_path / "r.csv"
+    evaluate(root, out, *retrieval, "--setting", "mscoco")
+    rows = evaluate(root, out, *retrieval, "--setting", "mscoco", "--items", "4")
+    sizes = {
+        (row.protocol, row.conditions, row.test_modality): row.n_clips
+        for row in rows
+        if row.metric == "r1"
+    }
+    for protocol, captions in (("paper", 1), ("clean", 2)):
+        for condition, items in (("", 6), ("items:4", 4)):
+            assert sizes[protocol, condition, "text"] == items
+            assert sizes[protocol, condition, "audio"] == items * captions
+    assert {row.value for row in rows if row.metric == "r1"} == {1.0}
+    arguments = [root / "last.pt", *retrieval, "--items", "7", "--out", out]
+    result = CliRunner().invoke(main, [str(x) for x in arguments], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert "--items 7: under clean there are only 6" in result.stderr
+
+
+def test_codes_that_agree_are_shared_by_all_and_padded_words_are_not_counted(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_everything(monkeypatch, channel=1)
+    counts = tmp_path / "codes.csv"
+    given = ("--features", root / "features", "--manifest", root / "pictures.csv")
+    rows = evaluate(
+        *(root, tmp_path / "r.csv", *given, "--task", "codebook", "--codebook-out", counts)
+    )
+    found = {(row.protocol, row.metric): row.value for row in rows if not row.test_modality}
+    agreed = {row.value for row in rows if row.metric == "agreement"}
+    assert agreed == {1.0}
+    for protocol in ("paper", "clean"):
+        assert found[protocol, "used_by_all"] == found[protocol, "shared_by_3"] == 1.0
+    use = read_codebook(counts)
+    assert use.protocol == "paper"
+    assert {name: int(steps.sum()) for name, steps in use.counts.items()} == {
+        "audio": 12 * 10,
+        "video": 12 * 10,
+        "text": 12 * 4,
+    }
