@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from micu.checkpoint import load_checkpoint
 from micu.cli.eval_options import PROBED
 from micu.cli.evaluate import main
 from micu.evaluate.codebook import read_codebook
@@ -13,6 +14,7 @@ from micu.evaluate.published import Published, find_published
 from micu.evaluate.report import Row, read_rows
 from micu.manifest import Clip, read_manifest, write_manifest
 from micu.report.paper import SETTINGS
+from micu.step import build_state
 from micu.store import FeatureRow
 from tests.feature_sets import CLASSES, make_clips, write_features
 from tests.oracle import (
@@ -97,6 +99,14 @@ def test_costs_of_other_batches_stand_beside_each_other(root: Path, tmp_path: Pa
         assert len({row.conditions for row in rows}) == conditions
     assert {row.conditions.split()[0] for row in rows} == {"batch:1", "batch:2"}
     assert "device:cpu" in rows[0].conditions
+    model = load_checkpoint(root / "last.pt", "cpu").model
+    counted = {row.metric: row.value for row in rows}
+    unused = (model.specific_encoders, model.reconstructors)
+    left_out = sum(p.numel() for part in unused for p in part.parameters())
+    state = build_state(model.config, model.shapes, "cpu")
+    losses = sum(p.numel() for p in state.losses.parameters())
+    difference = counted["parameters"] - counted["parameters_downstream"]
+    assert difference == left_out + losses  # the codebook is in both
 
 
 def test_a_setting_is_trained_and_tested_as_its_published_script_and_says_what_is_not(
