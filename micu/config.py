@@ -273,6 +273,7 @@ class OptimizerConfig:
 
     learning_rate: float = 4e-4
     batch_size: int = 80
+    """Clips per step, of all processes together."""
     epochs: int = 5
     max_steps: int = 0
     """Stop after so many steps; 0 is no limit."""
@@ -283,6 +284,10 @@ class OptimizerConfig:
     double_forward: bool = False
     """Run the model twice per step, as the published code does: contrastive and jigsaw losses from
     the first pass, the others from the second, and the codebook updated by both."""
+    micro_batch: int = 0
+    """Clips that a process puts through the networks at once; 0 is all it has of the batch. Less
+    memory for the same loss and gradients up to rounding, at the price of embedding every clip
+    twice. Dropout differs from that of the whole batch."""
     dtype: Literal["float32", "float64"] = "float32"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the products in the networks: as `dtype`, or autocast to half the bits. Weights, codebook
@@ -299,6 +304,7 @@ class OptimizerConfig:
             {
                 f"learning_rate: expected > 0, got {self.learning_rate}": self.learning_rate <= 0,
                 f"batch_size: expected at least 2, got {self.batch_size}": self.batch_size < 2,
+                f"micro_batch: expected at least 0, got {self.micro_batch}": self.micro_batch < 0,
                 f"epochs: expected at least 1, got {self.epochs}": self.epochs < 1,
                 f"max_steps: expected at least 0, got {self.max_steps}": self.max_steps < 0,
                 f"grad_clip: expected > 0, got {self.grad_clip}": self.grad_clip <= 0,

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from micu.align import align_steps, repeat_real_steps, starts_on_grid
 from micu.config import DataConfig
+from micu.distributed import ALONE, World, share_rows
 from micu.errors import ConfigError, ManifestError, StoreError
 from micu.manifest import Clip, read_manifest
 from micu.overlap import find_shared
@@ -54,6 +55,11 @@ class Batch:
         }
         mask = self.mask.to(device, non_blocking=True)
         return Batch(features, mask, self.clip_ids, self.labels)
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of its clips."""
+        features = {name: values[rows] for name, values in self.features.items()}
+        return Batch(features, self.mask[rows], self.clip_ids[rows], self.labels[rows])
 
 
 def select_clips(clips: Sequence[Clip], config: DataConfig) -> tuple[Clip, ...]:
@@ -289,18 +295,20 @@ def make_loader(
     shuffle: bool = True,
     drop_last: bool = False,
     workers: int = 0,
+    world: World = ALONE,
 ) -> DataLoader[Batch]:
-    """Batches of one epoch.
+    """Batches of one epoch, or one process's clips of each.
 
     Args:
         dataset: Where the samples come from.
-        batch_size: B; the last batch may be smaller.
+        batch_size: B, of all processes together; the last batch may be smaller.
         seed: Of the order, with `epoch`.
         epoch: Counted from 0.
         start: First batch, to go on inside an epoch.
         shuffle: In random order; else in the data set's.
         drop_last: Leave out a last batch that is smaller.
         workers: Processes that read; 0 reads in this one. The batches are the same.
+        world: The processes that train together.
 
     Returns:
         A loader whose items are `Batch`, and whose length is the number of batches left.
@@ -316,10 +324,11 @@ def make_loader(
             f"optimizer.batch_size: expected at most the {len(dataset)} clips there are, "
             f"got {batch_size}"
         )
+    own = [batch[share_rows(len(batch), world.rank, world.size)] for batch in batches[start:]]
     start_methods = multiprocessing.get_all_start_methods()
     method = "forkserver" if "forkserver" in start_methods else "spawn"
     return DataLoader(
-        _Batches(dataset, batches[start:]),
+        _Batches(dataset, own),
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=method if workers else None,

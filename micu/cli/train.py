@@ -1,5 +1,7 @@
 """`micu-train`: features in, checkpoints out. Safe to interrupt and to type again with `--resume`.
 
+Under torchrun or srun one model is trained by all their processes (`micu.launch`).
+
 Exit codes: 0 all good, 2 usage or an error with a message, 74 input/output error, 75 stopped but
 resumable, 130 Ctrl-C.
 """
@@ -7,8 +9,10 @@ resumable, 130 Ctrl-C.
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
+from micu.cli.resume import RunFolder, resume_
 from micu.cli.sweep import OWN, is_sweep, run_sweep, sweep_options
 from micu.commands import exit_codes
 from micu.config import TrainConfig
 from micu.devices import resolve_device
 from micu.errors import ConfigError
-from micu.files import lock_folder
+from micu.launch import Place, find_place
 from micu.manifest import MODALITIES
 from micu.overrides import to_json, with_overrides
 from micu.presets import PRESETS, list_presets
@@ -29,8 +34,9 @@ from micu.presets import PRESETS, list_presets
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
 
-    from micu.checkpoint import Position, Record
+    from micu.checkpoint import Record
     from micu.data import Batch, FeatureDataset
+    from micu.distributed import World
     from micu.step import TrainState
     from micu.store import FeatureSpec
     from micu.train import FitSummary, LoaderFactory
@@ -197,9 +203,15 @@ def main(
 ) -> None:
     """Train MICU on extracted features."""
     with exit_codes(HINT):
+        place = find_place(os.environ)
         named = {key: arguments.pop(option) for option, key in SHORTCUTS.items()}
         named["data.dtype"] = arguments["cache"]
         if is_sweep(click.get_current_context()):
+            if place.size > 1:
+                raise ConfigError(
+                    f"--sweep and --seeds: expected one process, got {place.size}; print the runs "
+                    "with --sweep-print, and start each with torchrun or srun"
+                )
 
             def build(name: str, swept: Sequence[str]) -> TrainConfig:
                 typed = (*assignments, *swept)
@@ -208,7 +220,8 @@ def main(
             sys.exit(run_sweep(click.get_current_context(), build))
         config = build_config(preset, modalities, named, assignments, exclude_manifests)
         if print_config:
-            click.echo(to_json(config))
+            if place.rank == 0:
+                click.echo(to_json(config))
             return
         letters = "".join(name[0] for name in config.modalities)
         chosen = {name: arguments.pop(f"{name}_features") or "" for name in MODALITIES}
@@ -220,8 +233,9 @@ def main(
         )
         if typed.resume and typed.overwrite:
             raise ConfigError("--resume and --overwrite: expected one of them, got both")
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        code = run(config, typed)
+        level = logging.INFO if place.rank == 0 else logging.ERROR
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        code = run(config, typed, place)
     sys.exit(code)
 
 
@@ -253,19 +267,29 @@ def build_config(
     return replace(config, data=replace(config.data, exclude_manifests=excluded))
 
 
-def run(config: TrainConfig, typed: Arguments) -> int:
+def run(config: TrainConfig, typed: Arguments, place: Place) -> int:
     """Train as asked, tell about it, and return the exit code."""
+    import torch
+
+    from micu.distributed import join
+
+    device = resolve_device(place.device_name(typed.device, torch.cuda.device_count()))
+    with join(place, device) as world:
+        return _run(config, typed, place, device, world)
+
+
+def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world: "World") -> int:
+    """`run`, for one process among those that have met."""
     from micu.cache import CachedDataset
     from micu.cli.cost import tell_cost
     from micu.cost import count_steps, measure_cost
     from micu.data import FeatureDataset, make_loader, select_clips
     from micu.logs import import_tensorboard
     from micu.step import build_state
-    from micu.train import find_resumable
 
-    device = resolve_device(typed.device)
+    folder = RunFolder(typed.out, typed.resume, typed.overwrite, place)
     if not typed.dry_run:
-        find_resumable(typed.out, config, resume=typed.resume, overwrite=typed.overwrite)
+        world.decide(lambda: folder.find_begun(config))
     if typed.tensorboard:
         import_tensorboard()
     sets = find_feature_sets(typed.features, config.modalities, typed.manifest, typed.chosen)
@@ -282,20 +306,24 @@ def run(config: TrainConfig, typed: Arguments) -> int:
             epoch=epoch,
             start=start,
             workers=typed.workers,
+            world=world,
         )
 
-    state = build_state(config, dataset.shapes, device, count_steps(config, len(load(0, 0))))
+    steps = count_steps(config, len(load(0, 0)))
+    state = build_state(config, dataset.shapes, device, steps, world)
     if typed.dry_run:
         cost = measure_cost(state, load, typed.workers)
-        tell_cost(cost, state, dataset, as_json=typed.as_json)
+        if world.is_first:
+            tell_cost(cost, state, dataset, as_json=typed.as_json)
         return 0
+    world.check_same("configuration and features", to_json(config) + dataset.sha256)
     everything = replace(config.data, exclude_ids="", exclude_manifests=())
     excluded = len(select_clips(sets.manifest.clips, everything)) - len(clips)
     record = {**describe_run(typed.preset, sets, dataset), "excluded_clips": excluded}
     specs = {name: store.spec for name, store in sets.stores.items()}
-    with lock_folder(typed.out):
-        summary = _fit(state, load, specs, record, typed)
-    _report(summary, typed, len(dataset))
+    summary = _fit(state, load, specs, record, typed, folder)
+    if world.is_first:
+        _report(summary, typed, len(dataset))
     return summary.stopped.exit_code if summary.stopped.name else 0
 
 
@@ -305,21 +333,16 @@ def _fit(
     specs: "Mapping[str, FeatureSpec]",
     record: "Record",
     typed: Arguments,
+    folder: RunFolder,
 ) -> "FitSummary":
-    """Train in a folder that no other process is at work in."""
-    from micu.train import Plan, clear_run, find_resumable, fit
+    """Train in a folder that no other run is at work in."""
+    from micu.train import Plan, fit
 
-    # Looked at before the features were read too: another run may have ended here meanwhile.
-    resumable = find_resumable(
-        typed.out, state.config, resume=typed.resume, overwrite=typed.overwrite
-    )
-    position = None
-    if resumable is not None:
-        position = resume_(state, resumable, record)
-    elif typed.overwrite:
-        clear_run(typed.out)
     plan = Plan(specs, record, typed.save_every, typed.keep, typed.tensorboard)
-    return fit(state, load, typed.out, plan, position)
+    with ExitStack() as stack:
+        begun = state.world.decide(lambda: folder.enter(state.config, stack))
+        position = resume_(state, Path(begun), record) if begun else None
+        return fit(state, load, typed.out, plan, position)
 
 
 def describe_run(
@@ -333,33 +356,6 @@ def describe_run(
         "data_sha256": dataset.sha256,
         "clips": len(dataset),
     }
-
-
-def resume_(state: "TrainState", path: Path, record: "Record") -> "Position":
-    """Put a fresh run back to where a checkpoint was written.
-
-    Args:
-        state: The run.
-        path: The checkpoint.
-        record: What the run would note beside its state.
-
-    Returns:
-        The batch that comes next.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be read, or was trained on other features.
-    """
-    from micu.checkpoint import restore_
-    from micu.errors import CheckpointError
-
-    position, before = restore_(state, path)
-    if before.get("data_sha256") != record["data_sha256"]:
-        raise CheckpointError(
-            f"{path}: trained on {before.get('clips')} clips of {before.get('manifest')}, here are "
-            f"{record['clips']} of {record['manifest']}, or the features were made otherwise; "
-            "the run cannot go on with them: name another --out, or replace it with --overwrite"
-        )
-    return position
 
 
 def _report(summary: "FitSummary", typed: Arguments, clips: int) -> None:

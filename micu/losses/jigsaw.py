@@ -258,6 +258,8 @@ def sampled_jigsaw_loss(
 class JigsawLoss(Loss):
     """Permutation classification on blocks of different modalities; owns classifier and table."""
 
+    mean_over = "steps"
+
     permutations: Tensor
 
     def __init__(self, config: TrainConfig) -> None:  # noqa: D107

@@ -269,6 +269,7 @@ MICU = {
         "grad_clip": 0.5,
         "clip_jigsaw": True,
         "double_forward": False,
+        "micro_batch": 0,
         "dtype": "float32",
         "precision": "fp32",
         "tf32": False,
