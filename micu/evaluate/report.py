@@ -18,6 +18,9 @@ from micu.files import write_atomically
 CHANGES = " with "
 """Between a preset's name and what was changed in it."""
 
+RELEASED = "released"
+"""Begins what stands for the preset of a checkpoint of the authors."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
