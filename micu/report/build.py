@@ -145,7 +145,8 @@ def _means(lines: Sequence[Line], number: int) -> list[str]:
     for line in lines:
         row = line.of
         if line.table == number and row.method == MODEL:
-            key = (row.preset, row.protocol, row.threshold_source, row.score, row.probe)
+            method = (row.preset, row.checkpoint_sha256)
+            key = (*method, row.protocol, row.threshold_source, row.score)
             found.setdefault(key, []).append(line)
     texts = []
     for group in found.values():

@@ -22,6 +22,7 @@ from micu.report.page import (
     render_html,
     render_report_markdown,
 )
+from micu.report.paper import read_printed
 from micu.report.read import Material, Result
 from micu.report.svg import WIDTH
 from tests.unit.test_compare import RESULT
@@ -96,6 +97,28 @@ def test_what_rests_on_a_leak_is_folded_and_named() -> None:
     assert any("oracle" in summary for summary in folded)
     assert not any("source-val" in summary for summary in folded)
     assert "best on the test set" in page
+
+
+def test_the_mean_over_all_columns_is_there_though_sets_have_probes_of_their_own() -> None:
+    letters = {"V": "video", "A": "audio"}
+    columns = [
+        replace(
+            RESULT,
+            setting=figure.setting,
+            train_modality=letters[figure.direction[0]],
+            test_modality=letters[figure.direction[-1]],
+            value=figure.number / 100 + 0.01,
+            probe=f"epochs={16 if 'ucf' in figure.setting else 25}",
+        )
+        for figure in read_printed()
+        if (figure.table, figure.method, figure.metric) == (2, "MICU", "hos")
+    ]
+    page = render_html("T", build_report(Material(results=columns)))
+    assert len(columns) == 12
+    assert "Mean over all 12 columns, micu, source-val: ours" in page
+    assert "(+1.00)" in page
+    page = render_html("T", build_report(Material(results=columns[1:])))
+    assert "Mean over all" not in page
 
 
 def test_the_leaks_that_are_named_are_explained_and_no_others() -> None:
