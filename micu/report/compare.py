@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from micu.evaluate.columns import NOT_RATES
-from micu.evaluate.report import CHANGES, Table
+from micu.evaluate.report import CHANGES, Table, shares_seeds
 from micu.report.paper import (
     SETTINGS,
     Printed,
@@ -61,7 +61,7 @@ class Line:
     """One job, over its seeds."""
 
     of: Result
-    """One of its rows, for what all of them have in common."""
+    """One of its rows, for what all of them have in common; no hash of several checkpoints."""
     direction: str
     """V->A, V<->A; empty for tasks without."""
     runs: int
@@ -86,8 +86,17 @@ def compare(results: Sequence[Result]) -> list[Line]:
     groups: dict[tuple[object, ...], list[Result]] = {}
     for row in results:
         groups.setdefault(row.group(), []).append(row)
-    lines = [_line(rows) for rows in groups.values()]
+    lines = [_line(runs) for rows in groups.values() for runs in _repetitions(rows)]
     return in_reading_order([*lines, *_both_ways(groups.values())])
+
+
+def _repetitions(rows: Sequence[Result]) -> Iterable[list[Result]]:
+    """Rows that a mean may be taken over: checkpoints that share a seed stand apart."""
+    shared = shares_seeds((row.seed, row.checkpoint_sha256) for row in rows)
+    apart: dict[str, list[Result]] = {}
+    for row in rows:
+        apart.setdefault(row.checkpoint_sha256 if shared else "", []).append(row)
+    return apart.values()
 
 
 def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
@@ -104,6 +113,8 @@ def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
     }
     runs = len({(row.seed, row.checkpoint_sha256) for row in rows})
     shown = direction if first.train_modality and first.test_modality else first.test_modality
+    if len({row.checkpoint_sha256 for row in rows}) > 1:
+        first = replace(first, checkpoint_sha256="")
     return Line(first, shown, runs, cells)
 
 
@@ -152,8 +163,7 @@ def _both_ways(groups: Iterable[Sequence[Result]]) -> list[Line]:
             for both in found.values()
             if len({row.train_modality for row in both}) == len(both) == 2
         ]
-        if means:
-            lines.append(_line(means, both_ways=True))
+        lines += [_line(runs, both_ways=True) for runs in _repetitions(means)]
     return lines
 
 
@@ -200,9 +210,11 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> Table:
         for name in shown
         if any(name in line.cells and line.cells[name].printed for line in lines)
     }
-    several = [name for name in ("score", "probe", "features") if _differ(lines, name)]
+    several = [
+        name for name in ("score", "probe", "features", "checkpoint_sha256") if _differ(lines, name)
+    ]
     header = ["setting", "from → to", "method", "preset", "protocol", "threshold"]
-    header += [*several, *_unknown(lines), "rests on", "runs"]
+    header += [*(name.partition("_")[0] for name in several), *_unknown(lines), "rests on", "runs"]
     for name in shown:
         title = metric_title(name)
         header += [title, f"{title} paper", f"{title} Δ"] if name in compared else [title]
@@ -225,11 +237,16 @@ def _identity(line: Line, several: Sequence[str], unknown: Sequence[str]) -> tup
         short_preset(row.preset),
         row.protocol,
         row.threshold_source.replace("none", ""),
-        *(getattr(row, name) for name in several),
+        *(_shown(row, name) for name in several),
         *(others.get(name, "") for name in unknown),
         line.leaks.replace(";", "; "),
         str(line.runs),
     )
+
+
+def _shown(row: Result, name: str) -> str:
+    text: str = getattr(row, name)
+    return text[:12] if name.endswith("_sha256") else text
 
 
 def _figures(line: Line, metrics: Sequence[str], compared: set[str]) -> list[str]:
@@ -271,7 +288,7 @@ def render_csv(lines: Sequence[Line]) -> str:
     """Every line and metric: ours, deviation, runs, the paper's figure; rates in percent."""
     unknown = list(dict.fromkeys(name for line in lines for name, _ in line.of.more))
     shared = ("task", "setting", "method", "preset", "protocol", "threshold_source", "score")
-    rest = ("probe", "features", "manifest_sha256", "classes_sha256")
+    rest = ("probe", "features", "checkpoint_sha256", "manifest_sha256", "classes_sha256")
     header = [*shared, "direction", "metric", "ours", "deviation", "runs", "n_clips", "paper"]
     header += ["difference", "paper_table", "paper_method", "paper_note", "leaks", *rest, *unknown]
     text = io.StringIO()

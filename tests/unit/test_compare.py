@@ -41,6 +41,22 @@ def test_seeds_are_averaged_and_stand_beside_the_paper_s_figure() -> None:
     assert table[1][-3:] == ("55.00 ± 7.07", "54.39", "+0.61")
 
 
+def test_checkpoints_that_share_a_seed_stand_on_lines_of_their_own() -> None:
+    there = replace(RESULT, setting="ave-14-vaf")
+    back = replace(there, train_modality="audio", test_modality="video")
+    rows = [replace(row, checkpoint_sha256=sha) for row in (there, back) for sha in ("aa", "bb")]
+    rows.append(replace(there, seed="2"))
+    lines = compare(rows)
+    assert sorted((line.direction, line.of.checkpoint_sha256, line.runs) for line in lines) == [
+        *(("A->V", "aa", 1), ("A->V", "bb", 1), ("V->A", "aa", 2), ("V->A", "bb", 1)),
+        *(("V<->A", "aa", 1), ("V<->A", "bb", 1)),
+    ]
+    table = tabulate_lines(lines, ["hos"]).rows
+    assert [row[table[0].index("checkpoint")] for row in table[1:3]] == ["aa", "bb"]
+    found = csv.DictReader(render_csv(lines).splitlines())
+    assert {row["checkpoint_sha256"] for row in found} == {"aa", "bb"}
+
+
 @pytest.mark.parametrize(
     "change",
     [{"setting": ""}, {"method": "untrained"}, {"metric": "auroc"}, {"test_modality": "text"}],
