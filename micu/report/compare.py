@@ -2,9 +2,10 @@
 
 import csv
 import io
+import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from micu.evaluate.columns import NOT_RATES
@@ -87,7 +88,7 @@ def compare(results: Sequence[Result]) -> list[Line]:
     for row in results:
         groups.setdefault(row.group(), []).append(row)
     lines = [_line(runs) for rows in groups.values() for runs in _repetitions(rows)]
-    return in_reading_order([*lines, *_both_ways(groups.values())])
+    return in_reading_order([*lines, *_both_ways(results)])
 
 
 def _repetitions(rows: Sequence[Result]) -> Iterable[list[Result]]:
@@ -136,35 +137,63 @@ def in_reading_order(lines: Sequence[Line]) -> list[Line]:
     return sorted(lines, key=place)
 
 
-def _both_ways(groups: Iterable[Sequence[Result]]) -> list[Line]:
-    """Means of two directions, where the paper prints those: per seed, and where both are there."""
-    pairs: dict[tuple[object, ...], list[Result]] = {}
-    for rows in groups:
-        first = rows[0]
-        known = SETTINGS.get(first.setting)
-        averaged = first.setting.endswith(BOTH_WAYS) or (known and known.task == "retrieval")
-        if averaged and first.train_modality != first.test_modality:
-            ordered = sorted((first.train_modality, first.test_modality), key=_rank)
+def _both_ways(results: Iterable[Result]) -> list[Line]:
+    """Means of two directions, where the paper prints those: per seed, and where both are there.
+
+    Either way may have manifests, feature sets and leaks of its own; the mean names those of both.
+    """
+    runs: dict[tuple[object, ...], list[Result]] = {}
+    for row in results:
+        known = SETTINGS.get(row.setting)
+        averaged = row.setting.endswith(BOTH_WAYS) or (known and known.task == "retrieval")
+        if averaged and row.train_modality != row.test_modality:
+            ordered = sorted((row.train_modality, row.test_modality), key=_rank)
             same = replace(
-                first,
+                row,
                 train_modality=ordered[0],
                 test_modality=ordered[1],
-                features=" ".join(sorted(first.features.split())),
-                manifest_sha256=" ".join(sorted(first.manifest_sha256.split())),
+                features=" ".join(sorted(kind.partition("@")[0] for kind in row.features.split())),
+                manifest_sha256="",
+                leaks="",
             )
-            pairs.setdefault(same.group(), []).extend(rows)
-    lines = []
-    for rows in pairs.values():
-        found: dict[tuple[str, str, str], list[Result]] = {}
-        for row in rows:
-            found.setdefault((row.metric, row.seed, row.checkpoint_sha256), []).append(row)
-        means = [
-            replace(both[0], value=(both[0].value + both[1].value) / 2)
-            for both in found.values()
-            if len({row.train_modality for row in both}) == len(both) == 2
-        ]
-        lines += [_line(runs, both_ways=True) for runs in _repetitions(means)]
-    return lines
+            runs.setdefault(same.key(), []).append(row)
+    jobs: dict[tuple[object, ...], list[Result]] = {}
+    for rows in runs.values():
+        for mean in _means_of_opposites(rows):
+            jobs.setdefault(mean.group(), []).append(mean)
+    return [
+        _line(found, both_ways=True) for means in jobs.values() for found in _repetitions(means)
+    ]
+
+
+def _means_of_opposites(rows: Sequence[Result]) -> Iterator[Result]:
+    """The mean of a number and the one of the other way; of several, of those that look alike."""
+    there = [row for row in rows if _rank(row.train_modality) < _rank(row.test_modality)]
+    back = [row for row in rows if _rank(row.train_modality) > _rank(row.test_modality)]
+    for one, other in itertools.product(there, back):
+        if len(there) == len(back) == 1 or _basis(one) == _basis(other):
+            yield replace(
+                one,
+                value=(one.value + other.value) / 2,
+                n_clips=_total(one.n_clips, other.n_clips),
+                features=_union(one.features, other.features, " "),
+                manifest_sha256=_union(one.manifest_sha256, other.manifest_sha256, " "),
+                leaks=_union(one.leaks, other.leaks, ";"),
+            )
+
+
+def _basis(row: Result) -> tuple[object, ...]:
+    return row.leaks, *(set(text.split()) for text in (row.manifest_sha256, row.features))
+
+
+def _union(one: str, other: str, separator: str) -> str:
+    """The names of two lists, each once, in the order in which they come."""
+    names = filter(None, (*one.split(separator), *other.split(separator)))
+    return separator.join(dict.fromkeys(names))
+
+
+def _total(one: str, other: str) -> str:
+    return str(int(one) + int(other)) if one.isdecimal() and other.isdecimal() else ""
 
 
 def _rank(modality: str) -> int:

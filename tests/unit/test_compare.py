@@ -124,6 +124,39 @@ def test_means_of_both_directions_are_per_seed_and_only_of_what_has_both() -> No
     assert len(compare([RESULT, replace(back, setting="ave-14")])) == 2
 
 
+def test_the_mean_of_both_directions_joins_what_each_rests_on() -> None:
+    there = replace(
+        RESULT,
+        setting="ucf-vgg-8-vaf",
+        features="video:a@1 audio:b@1",
+        manifest_sha256="m1",
+        leaks="threshold:test;pretraining-overlap:12",
+        n_clips="12",
+    )
+    back = replace(
+        there,
+        train_modality="audio",
+        test_modality="video",
+        features="audio:b@2 video:a@2",
+        manifest_sha256="m2",
+        leaks="threshold:test;epoch:test",
+        n_clips="30",
+        value=0.3,
+    )
+    (mean,) = [line for line in compare([there, back]) if line.direction == "V<->A"]
+    assert mean.cells["hos"].mean == pytest.approx(0.4)
+    assert mean.leaks == "threshold:test;pretraining-overlap:12;epoch:test"
+    assert mean.of.manifest_sha256 == "m1 m2"
+    assert mean.of.features == "video:a@1 audio:b@1 audio:b@2 video:a@2"
+    other = replace(there, manifest_sha256="m3")
+    unclear = compare([there, other, back])
+    assert not [line for line in unclear if line.direction == "V<->A"]
+    alike = replace(other, train_modality="audio", test_modality="video", value=0.1)
+    (mean,) = [line for line in compare([there, other, alike]) if line.direction == "V<->A"]
+    assert mean.of.manifest_sha256 == "m3"
+    assert mean.cells["hos"].values == (pytest.approx(0.3),)
+
+
 def test_retrieval_is_compared_as_the_mean_of_both_directions() -> None:
     there = replace(RESULT, task="retrieval", setting="clotho", metric="r1", value=0.02)
     there = replace(there, train_modality="audio", test_modality="text")
