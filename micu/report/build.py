@@ -32,7 +32,10 @@ LEAKS = {
 """What the names in "rests on" mean, up to their colon."""
 
 BLIND, ON_TEST = "var(--s0)", "var(--s4)"
-"""Colours of bars, by where the threshold was chosen."""
+"""Colours of bars, by whether anything was chosen on the test set."""
+
+PAPER_SCORES = ("", "msp")
+"""What the paper lays its thresholds on; older files do not say."""
 
 OWN = "Without a figure of the paper"
 LISTED = 20
@@ -83,26 +86,58 @@ def _overview(material: Material, lines: Sequence[Line]) -> list[Block]:
         "of the paper beside them.",
         READING,
     ]
-    bars = []
-    for line in compared:
-        cell = line.cells.get("hos")
-        if cell and cell.printed:
-            how = line.of.protocol or line.of.threshold_source
-            words = (line.of.setting, _arrows(line.direction), short_preset(line.of.preset), how)
-            colour = ON_TEST if "threshold:test" in line.leaks else BLIND
-            label = " ".join(filter(None, words))
-            bars.append((label, cell.mean, cell.printed.number / 100, colour))
+    bars = _bars(compared)
     if bars:
         told = "Bars are ours, marks the paper's."
         drawing = draw_bars("HOS, ours and the paper's", told, bars, "paper")
         keys = legend(
-            [("blind to the test set", BLIND, -1), ("threshold chosen on it", ON_TEST, -1)]
+            [
+                ("blind to the test set", BLIND, -1),
+                ("threshold, epoch or checkpoint chosen on it", ON_TEST, -1),
+            ]
         )
         blocks.append(Drawing(figure(drawing, "HOS: ours (bar) and the paper's (mark), %", keys)))
     blocks += _tell_leaks(lines)
     if material.skipped:
         blocks.append(f"Not read: {'; '.join(material.skipped)}")
     return blocks
+
+
+def _bars(lines: Sequence[Line]) -> list[tuple[str, float, float, str]]:
+    """Label, HOS of ours and of the paper, colour; scores of ours only where a job has no `msp`."""
+    found = [
+        (line, cell, cell.printed)
+        for line in lines
+        if (cell := line.cells.get("hos")) and cell.printed
+    ]
+    as_printed = {_but_score(line) for line, *_ in found if line.of.score in PAPER_SCORES}
+    drawn = [
+        bar
+        for bar in found
+        if bar[0].of.score in PAPER_SCORES or _but_score(bar[0]) not in as_printed
+    ]
+    labels = [_label(line) for line, *_ in drawn]
+    bars = []
+    for label, (line, cell, printed) in zip(labels, drawn, strict=True):
+        twin = f" {line.of.checkpoint_sha256[:12]}" if labels.count(label) > 1 else ""
+        colour = ON_TEST if line.is_chosen_on_test else BLIND
+        bars.append((label + twin, cell.mean, printed.number / 100, colour))
+    return bars
+
+
+def _but_score(line: Line) -> tuple[str, ...]:
+    row = line.of
+    names = (row.setting, line.direction, row.preset, row.checkpoint_sha256)
+    return (*names, row.protocol, row.threshold_source)
+
+
+def _label(line: Line) -> str:
+    """What is evaluated, and below it how."""
+    row = line.of
+    what = (row.setting, _arrows(line.direction), short_preset(row.preset))
+    score = "" if row.score in PAPER_SCORES else row.score
+    how = (row.protocol, row.threshold_source, score)
+    return "\n".join(" ".join(filter(None, words)) for words in (what, how))
 
 
 def _tell_leaks(lines: Sequence[Line]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from micu.evaluate.columns import NOT_RATES
+from micu.evaluate.leaks import CHECKPOINT_ON_TEST, EPOCH_ON_TEST, THRESHOLD_ON_TEST
 from micu.evaluate.report import CHANGES, Table, shares_seeds
 from micu.report.paper import (
     SETTINGS,
@@ -27,7 +28,7 @@ BOTH_WAYS = "-vaf"
 """Ends the settings whose printed figures are means of both directions, as retrieval's are."""
 
 ORACLE = "oracle"
-ORACLE_LEAKS = "threshold:test;epoch:test"
+ORACLE_LEAKS = f"{THRESHOLD_ON_TEST};{EPOCH_ON_TEST}"
 """What rows of an oracle threshold rest on, where an older file does not say."""
 
 
@@ -80,6 +81,12 @@ class Line:
         """What the numbers rest on that fair ones would not."""
         older = ORACLE_LEAKS if self.of.threshold_source == ORACLE else ""
         return self.of.leaks or older
+
+    @property
+    def is_chosen_on_test(self) -> bool:
+        """Whether threshold, epoch or checkpoint was chosen on the test set."""
+        chosen = (THRESHOLD_ON_TEST, EPOCH_ON_TEST, CHECKPOINT_ON_TEST)
+        return any(leak in chosen for leak in self.leaks.split(";"))
 
 
 def compare(results: Sequence[Result]) -> list[Line]:

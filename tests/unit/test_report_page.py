@@ -121,6 +121,32 @@ def test_the_mean_over_all_columns_is_there_though_sets_have_probes_of_their_own
     assert "Mean over all" not in page
 
 
+def test_bars_say_what_they_are_of_and_whether_anything_was_chosen_on_the_test_set() -> None:
+    clean = replace(RESULT, protocol="clean", score="msp")
+    rows = [
+        clean,
+        replace(clean, score="energy"),  # of the scores of one job, the paper's
+        replace(clean, checkpoint_sha256="bb", preset="dcid", leaks="checkpoint:test"),
+        replace(clean, threshold_source="paired-quantile"),
+        replace(clean, protocol="paper", threshold_source="oracle", score="energy"),
+        replace(clean, test_modality="video", train_modality="audio"),
+        replace(clean, test_modality="video", train_modality="audio", checkpoint_sha256="bb"),
+    ]
+    page = render_html("T", build_report(Material(results=rows)))
+    chart = page[page.index("<svg") : page.index('<ul class="legend"')]
+    texts = re.findall(r'<text x="0" y="\d+">(.*?)</text><text class="small".*?>(.*?)<', chart)
+    colours = re.findall(r'<rect [^>]*fill="var\(--(\w+)\)"', chart)
+    assert dict(zip(texts, colours, strict=True)) == {
+        ("ave-14 V→A micu", "clean source-val"): "s0",
+        ("ave-14 V→A dcid", "clean source-val"): "s4",
+        ("ave-14 V→A micu", "clean paired-quantile"): "s0",
+        ("ave-14 V→A micu", "paper oracle energy"): "s4",
+        ("ave-14 A→V micu", "clean source-val aa"): "s0",
+        ("ave-14 A→V micu", "clean source-val bb"): "s0",
+    }
+    assert "threshold, epoch or checkpoint chosen on it" in page
+
+
 def test_the_leaks_that_are_named_are_explained_and_no_others() -> None:
     rows = [replace(RESULT, leaks="epoch:test;pretraining-overlap:12;new-kind:3")]
     page = render_html("T", build_report(Material(results=rows)))
