@@ -27,6 +27,9 @@ MODEL = "checkpoint"
 BOTH_WAYS = "-vaf"
 """Ends the settings whose printed figures are means of both directions, as retrieval's are."""
 
+MOST_DIGITS = 16
+"""Of a count in a file; what has as many is none."""
+
 ORACLE = "oracle"
 ORACLE_LEAKS = f"{THRESHOLD_ON_TEST};{EPOCH_ON_TEST}"
 """What rows of an oracle threshold rest on, where an older file does not say."""
@@ -40,6 +43,8 @@ class Cell:
     """One per run, rates in [0, 1]; NaN where it is not defined."""
     printed: Printed | None = None
     """The paper's figure for it, rates in percent."""
+    n_clips: str = ""
+    """Clips that each is over, `19 to 21` where the runs differ; empty where no run says."""
 
     @property
     def mean(self) -> float:
@@ -110,20 +115,35 @@ def _repetitions(rows: Sequence[Result]) -> Iterable[list[Result]]:
 def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
     first = rows[0]
     direction = direction_of(first.train_modality, first.test_modality, both_ways=both_ways)
-    values: dict[str, list[float]] = {}
+    found: dict[str, list[Result]] = {}
     for row in rows:
-        values.setdefault(row.metric, []).append(row.value)
+        found.setdefault(row.metric, []).append(row)
     own = first.method == MODEL
     method = paper_method(first.preset) if own else ""
     cells = {
-        metric: Cell(tuple(found), find_printed(first.setting, method, direction, metric))
-        for metric, found in values.items()
+        metric: Cell(
+            tuple(row.value for row in same),
+            find_printed(first.setting, method, direction, metric),
+            _range(_counts(row.n_clips for row in same)),
+        )
+        for metric, same in found.items()
     }
     runs = len({(row.seed, row.checkpoint_sha256) for row in rows})
     shown = direction if first.train_modality and first.test_modality else first.test_modality
     if len({row.checkpoint_sha256 for row in rows}) > 1:
         first = replace(first, checkpoint_sha256="")
     return Line(first, shown, runs, cells)
+
+
+def _counts(texts: Iterable[str]) -> list[int]:
+    """Those of the texts that are counts."""
+    return [int(text) for text in texts if text.isdecimal() and len(text) < MOST_DIGITS]
+
+
+def _range(counts: Sequence[int]) -> str:
+    """One count, or the least and the largest of several; empty for none."""
+    ends = (min(counts), max(counts)) if counts else ()
+    return " to ".join(map(str, dict.fromkeys(ends)))
 
 
 def in_reading_order(lines: Sequence[Line]) -> list[Line]:
@@ -178,11 +198,12 @@ def _means_of_opposites(rows: Sequence[Result]) -> Iterator[Result]:
     there = [row for row in rows if _rank(row.train_modality) < _rank(row.test_modality)]
     back = [row for row in rows if _rank(row.train_modality) > _rank(row.test_modality)]
     for one, other in itertools.product(there, back):
+        counts = _counts((one.n_clips, other.n_clips))
         if len(there) == len(back) == 1 or _basis(one) == _basis(other):
             yield replace(
                 one,
                 value=(one.value + other.value) / 2,
-                n_clips=_total(one.n_clips, other.n_clips),
+                n_clips=str(sum(counts)) if len(counts) > 1 else "",
                 features=_union(one.features, other.features, " "),
                 manifest_sha256=_union(one.manifest_sha256, other.manifest_sha256, " "),
                 leaks=_union(one.leaks, other.leaks, ";"),
@@ -197,10 +218,6 @@ def _union(one: str, other: str, separator: str) -> str:
     """The names of two lists, each once, in the order in which they come."""
     names = filter(None, (*one.split(separator), *other.split(separator)))
     return separator.join(dict.fromkeys(names))
-
-
-def _total(one: str, other: str) -> str:
-    return str(int(one) + int(other)) if one.isdecimal() and other.isdecimal() else ""
 
 
 def _rank(modality: str) -> int:
@@ -338,7 +355,7 @@ def render_csv(lines: Sequence[Line]) -> str:
                 [
                     *(getattr(line.of, name) for name in shared),
                     *(line.direction, metric, _number(scale * cell.mean)),
-                    *(_number(scale * cell.deviation), line.runs, line.of.n_clips),
+                    *(_number(scale * cell.deviation), line.runs, cell.n_clips),
                     printed.value if printed else "",
                     _number(cell.difference),
                     *((printed.table, printed.method, printed.note) if printed else ("", "", "")),

@@ -180,6 +180,20 @@ def test_an_undefined_figure_is_a_dash_and_hides_no_seed() -> None:
     assert tabulate_lines([line], ["hos"]).rows[1][-2:] == ("–", "54.39")
 
 
+def test_the_csv_says_over_how_many_clips_each_metric_is() -> None:
+    there = replace(RESULT, setting="ave-14-vaf", n_clips="30")
+    back = replace(there, train_modality="audio", test_modality="video", n_clips="12")
+    rows = [there, replace(there, metric="val_acc", n_clips="20"), back]
+    rows.append(replace(back, seed="2", n_clips="14"))
+    found = csv.DictReader(render_csv(compare(rows)).splitlines())
+    assert {(row["direction"], row["metric"]): row["n_clips"] for row in found} == {
+        ("V->A", "hos"): "30",
+        ("V->A", "val_acc"): "20",
+        ("A->V", "hos"): "12 to 14",
+        ("V<->A", "hos"): "42",
+    }
+
+
 def test_the_csv_has_every_metric_with_its_figure() -> None:
     rows = [RESULT, replace(RESULT, metric="auroc", value=0.7, more=())]
     found = list(csv.DictReader(render_csv(compare(rows)).splitlines()))
