@@ -87,6 +87,7 @@ def test_a_report_of_everything_is_whole_and_escapes_every_label() -> None:
     assert "54.39" in page
     assert "−4.39" in page
     assert "Maps place clips by PCA" in page
+    assert "<p>Thresholds, confusion and map: checkpoint.</p>" in page
     assert page.count("<svg") > 8
     assert f'viewBox="0 0 {WIDTH} ' in page
 
@@ -162,6 +163,8 @@ def test_markdown_has_the_tables_and_no_markup_of_the_labels() -> None:
     assert "<script" not in "\n".join(x for x in text.splitlines() if not x.startswith("    "))
     assert "<svg" not in text
     assert "2 steps" not in text  # the title of a training, which is drawings alone
+    assert "Behind the open-set figures" not in text
+    assert not re.search("confusion|source-val ·|Maps", text)
 
 
 def test_parts_without_content_are_left_out_and_linked_ones_are_there() -> None:
