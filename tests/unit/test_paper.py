@@ -154,6 +154,18 @@ def paper(*options: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+@pytest.mark.parametrize("name", tuple(SETTINGS))
+def test_what_the_figures_rest_on_names_the_pretraining_and_the_pick_of_the_checkpoint(
+    name: str,
+) -> None:
+    told = "; ".join(SETTINGS[name].rests_on)
+    assert "checkpoint is the best on AVE" in told
+    assert ("sentences of the pretraining" in told) == (not name.endswith("-vaf"))
+    assert ("72 of AVVP's" in told) == ("avvp" in name)
+    assert ("56 of AVVP's rows are videos of AVE" in told) == (name == "ave-avvp")
+    assert ("351 of AVE's" in told) == name.startswith("ave")
+
+
 def test_one_table_is_printed_as_text_with_what_its_figures_rest_on() -> None:
     code, text = paper("--table", "7")
     assert code == 0
