@@ -86,21 +86,26 @@ def _overview(material: Material, lines: Sequence[Line]) -> list[Block]:
         "of the paper beside them.",
         READING,
     ]
-    bars = _bars(compared)
-    if bars:
-        told = "Bars are ours, marks the paper's."
-        drawing = draw_bars("HOS, ours and the paper's", told, bars, "paper")
-        keys = legend(
-            [
-                ("blind to the test set", BLIND, -1),
-                ("threshold, epoch or checkpoint chosen on it", ON_TEST, -1),
-            ]
-        )
-        blocks.append(Drawing(figure(drawing, "HOS: ours (bar) and the paper's (mark), %", keys)))
+    charts = [
+        _chart(setting, [line for line in compared if line.of.setting == setting])
+        for setting in dict.fromkeys(line.of.setting for line in compared if "hos" in line.cells)
+    ]
+    blocks += [Drawing("".join(charts))] if charts else []
     blocks += _tell_leaks(lines)
     if material.skipped:
         blocks.append(f"Not read: {'; '.join(material.skipped)}")
     return blocks
+
+
+def _chart(setting: str, lines: Sequence[Line]) -> str:
+    """HOS of one setting beside the paper's."""
+    title = f"HOS, {setting}: ours (bar) and the paper's (mark), %"
+    keys = [
+        ("blind to the test set", BLIND, -1),
+        ("threshold, epoch or checkpoint chosen on it", ON_TEST, -1),
+    ]
+    drawing = draw_bars(title, "Bars are ours, marks the paper's.", _bars(lines), "paper")
+    return figure(drawing, title, legend(keys))
 
 
 def _bars(lines: Sequence[Line]) -> list[tuple[str, float, float, str]]:
@@ -127,14 +132,14 @@ def _bars(lines: Sequence[Line]) -> list[tuple[str, float, float, str]]:
 
 def _but_score(line: Line) -> tuple[str, ...]:
     row = line.of
-    names = (row.setting, line.direction, row.preset, row.checkpoint_sha256)
+    names = (line.direction, row.preset, row.checkpoint_sha256)
     return (*names, row.protocol, row.threshold_source)
 
 
 def _label(line: Line) -> str:
     """What is evaluated, and below it how."""
     row = line.of
-    what = (row.setting, _arrows(line.direction), short_preset(row.preset))
+    what = (_arrows(line.direction), short_preset(row.preset))
     score = "" if row.score in PAPER_SCORES else row.score
     how = (row.protocol, row.threshold_source, score)
     return "\n".join(" ".join(filter(None, words)) for words in (what, how))

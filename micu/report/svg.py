@@ -217,7 +217,7 @@ def draw_bars(
         told = "–" if math.isnan(value) else f"{100 * value:.1f}"
         if not math.isnan(other):
             at = _px(full * _clip(other))
-            parts.append(f'<path class="target" d="M{at} {y + 15}v18"/>')
+            parts.append(f'<path class="target" d="M{at} {y + 16}v16"/>')
             told += f" ({mark} {100 * other:.1f})"
         parts.append(f'<text x="{full + 6}" y="{y + 28}">{escape(told)}</text>')
     return _svg(WIDTH, max(1, len(bars)) * row, title, description, parts)
