@@ -9,7 +9,7 @@ from micu.report.figures import draw_codebook, draw_training
 from micu.report.open_set import open_set_section
 from micu.report.page import Block, Code, Drawing, Fold, Section, Title, render_html
 from micu.report.paper import SETTINGS, TABLES, metric_title, read_printed
-from micu.report.read import Material, result_of
+from micu.report.read import Material, Result, result_of
 from micu.report.svg import draw_bars, figure, legend
 from micu.store import Header
 
@@ -139,10 +139,13 @@ def _but_score(line: Line) -> tuple[str, ...]:
 def _label(line: Line) -> str:
     """What is evaluated, and below it how."""
     row = line.of
-    what = (_arrows(line.direction), short_preset(row.preset))
+    return f"{_arrows(line.direction)} {short_preset(row.preset)}\n{_told_how(row)}"
+
+
+def _told_how(row: Result) -> str:
+    """Protocol, threshold, and the score if it is not the paper's."""
     score = "" if row.score in PAPER_SCORES else row.score
-    how = (row.protocol, row.threshold_source, score)
-    return "\n".join(" ".join(filter(None, words)) for words in (what, how))
+    return " ".join(filter(None, (row.protocol, row.threshold_source.replace("none", ""), score)))
 
 
 def _tell_leaks(lines: Sequence[Line]) -> list[str]:
@@ -206,7 +209,7 @@ def _means(lines: Sequence[Line], number: int) -> list[str]:
             ours = sum(100 * cell.mean for cell, _ in cells) / len(cells)
             theirs = sum(printed.number for _, printed in cells if printed) / len(cells)
             first = group[0].of
-            how = first.protocol or first.threshold_source
+            how = _told_how(first)
             difference = f"{ours - theirs:+.2f}".replace("-", "−")
             texts.append(
                 f"Mean over all {len(cells)} columns, {short_preset(first.preset)}, {how}: ours "

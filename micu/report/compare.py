@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from micu.evaluate.columns import NOT_RATES
-from micu.evaluate.leaks import CHECKPOINT_ON_TEST, EPOCH_ON_TEST, THRESHOLD_ON_TEST
 from micu.evaluate.report import CHANGES, Table, shares_seeds
 from micu.report.paper import (
     SETTINGS,
@@ -27,11 +26,14 @@ MODEL = "checkpoint"
 BOTH_WAYS = "-vaf"
 """Ends the settings whose printed figures are means of both directions, as retrieval's are."""
 
+CHOSEN_ON_TEST = ("threshold:test", "epoch:test", "checkpoint:test")
+"""Of the names of `micu.evaluate.leaks`, which needs torch."""
+
 MOST_DIGITS = 16
 """Of a count in a file; what has as many is none."""
 
 ORACLE = "oracle"
-ORACLE_LEAKS = f"{THRESHOLD_ON_TEST};{EPOCH_ON_TEST}"
+ORACLE_LEAKS = "threshold:test;epoch:test"
 """What rows of an oracle threshold rest on, where an older file does not say."""
 
 
@@ -90,8 +92,7 @@ class Line:
     @property
     def is_chosen_on_test(self) -> bool:
         """Whether threshold, epoch or checkpoint was chosen on the test set."""
-        chosen = (THRESHOLD_ON_TEST, EPOCH_ON_TEST, CHECKPOINT_ON_TEST)
-        return any(leak in chosen for leak in self.leaks.split(";"))
+        return any(leak in CHOSEN_ON_TEST for leak in self.leaks.split(";"))
 
 
 def compare(results: Sequence[Result]) -> list[Line]:

@@ -118,6 +118,9 @@ def test_the_mean_over_all_columns_is_there_though_sets_have_probes_of_their_own
     assert len(columns) == 12
     assert "Mean over all 12 columns, micu, source-val: ours" in page
     assert "(+1.00)" in page
+    others = [replace(row, score="energy", protocol="clean") for row in columns]
+    page = render_html("T", build_report(Material(results=[*columns, *others])))
+    assert "Mean over all 12 columns, micu, clean source-val energy: ours" in page
     page = render_html("T", build_report(Material(results=columns[1:])))
     assert "Mean over all" not in page
 
