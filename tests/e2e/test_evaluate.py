@@ -286,7 +286,7 @@ def test_the_authors_checkpoint_is_evaluated_and_its_rows_say_what_is_not_known(
     result = evaluate(tmp_path, "--pairs", "v:a", "--probe-epochs", "1", out=out)
     assert result.exit_code == 0, result.output
     rows = read_rows(out)
-    assert {row.preset for row in rows} == {"released (features unchecked)"}
+    assert {row.preset for row in rows} == {"released last (features unchecked)"}
     assert {row.checkpoint_sha256 for row in rows} == {file_sha256(tmp_path / "last.pt")}
 
 
