@@ -1,7 +1,6 @@
 """One optimisation step, and the state that it moves."""
 
 import copy
-import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from micu.config import TrainConfig
 from micu.data import Batch
 from micu.distributed import ALONE, World
 from micu.errors import TrainError
+from micu.gradients import clip_, gradient_norms, nonfinite_gradients, unscale_
 from micu.losses import Draws, Loss, Losses, LossTerms, compute_terms, derive_seed, draw, weigh
 from micu.losses.terms import not_finite
 from micu.model.micu import MICU, MICUOutput
 from micu.model.quantizer import code_counts, code_perplexity
 from micu.parts import Encoded, Share, add_up, check_spreadable, cut_batch, measure_share
-from micu.precision import LEAST_SCALE, build_scaler, set_tf32_
+from micu.precision import build_scaler, set_tf32_
 
 FIRST_PASS = ("fine", "coarse", "jigsaw", "mmjp")
 """Losses that the published script takes from the first of its two forward passes; MMJP, which it
@@ -219,10 +218,10 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
         _refuse(passes.loss.nonfinite(), state, batch)
         if share is None:
             state.scaler.scale(passes.loss.total).backward()  # type: ignore[no-untyped-call]
-        overflowed = _unscale_(state)
-        norms = _gradient_norms(state)
-        _refuse(_nonfinite_gradients(norms), state, batch)
-        _clip_(state, norms)
+        overflowed = unscale_(state.optimizer, state.scaler)
+        norms = gradient_norms(state.optimizer)
+        _refuse(nonfinite_gradients(norms), state, batch)
+        clip_(state.optimizer, norms, config.optimizer)
         _set_learning_rate_(state)
         state.optimizer.step()
         _update_codebook_(state, passes.encoded, passes.number)
@@ -324,48 +323,11 @@ def _update_codebook_(state: TrainState, encoded: Encoded, number: int) -> None:
     )
 
 
-def _unscale_(state: TrainState) -> bool:
-    """Divide gradients by the scale of the loss, and adapt it; whether it was too large."""
-    before = state.scaler.get_scale()
-    state.scaler.unscale_(state.optimizer)
-    state.scaler.update()
-    return LEAST_SCALE < before > state.scaler.get_scale()
-
-
-def _gradient_norms(state: TrainState) -> dict[str, Tensor]:
-    """L2 norm of each group's gradient, ()."""
-    norms = {}
-    for group in state.optimizer.param_groups:
-        gradients = [p.grad for p in group["params"] if p.grad is not None]
-        none = group["params"][0].new_zeros(())  # a loss of weight 0 leaves its classifier without
-        norms[group["name"]] = get_total_norm(gradients) if gradients else none
-    return norms
-
-
-def _nonfinite_gradients(norms: dict[str, Tensor]) -> list[str]:
-    """What to say about each norm that is not finite."""
-    values = torch.stack(list(norms.values())).tolist()
-    return [
-        f"gradient of {name!r} is {value}"
-        for name, value in zip(norms, values, strict=True)
-        if not math.isfinite(value)
-    ]
-
-
 def _refuse(bad: list[str], state: TrainState, batch: Batch) -> None:
     """Stop the step if something is not finite, naming the clips of all processes."""
     if bad:
         clip_ids = state.world.gather_texts(batch.clip_ids)
         raise TrainError(not_finite(state.step, bad, clip_ids))
-
-
-def _clip_(state: TrainState, norms: dict[str, Tensor]) -> None:
-    """Scale each group's gradient to at most the configured norm."""
-    settings = state.config.optimizer
-    for group in state.optimizer.param_groups:
-        if group["name"] in ("loss_jigsaw", "loss_mmjp") and not settings.clip_jigsaw:
-            continue
-        clip_grads_with_norm_(group["params"], settings.grad_clip, norms[group["name"]])
 
 
 def _set_learning_rate_(state: TrainState) -> None:

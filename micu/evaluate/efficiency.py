@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from micu.data import Batch, FeatureDataset, iterate, make_loader
 from micu.errors import ConfigError
@@ -137,7 +137,7 @@ def _peak_memory(device: torch.device) -> float:
 
 def _trained(model: MICU, losses: nn.Module) -> int:
     """Parameters of all that is trained, and the codebook, which may be a buffer."""
-    trained = {id(p): p for p in (*model.parameters(), *losses.parameters())}
+    trained: dict[int, Tensor] = {id(p): p for p in (*model.parameters(), *losses.parameters())}
     trained[id(model.quantizer.codebook)] = model.quantizer.codebook
     return sum(p.numel() for p in trained.values())
 

@@ -6,8 +6,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from micu.config import DataConfig, JigsawConfig, LossWeights, OptimizerConfig, TrainConfig
+from micu.config import DataConfig, LossWeights, OptimizerConfig, TrainConfig
 from micu.errors import ConfigError
+from micu.jigsaw_config import JigsawConfig
 from micu.overrides import config_differences, from_json, to_json, with_overrides
 from micu.presets import PRESETS
 

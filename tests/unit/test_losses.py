@@ -12,15 +12,14 @@ from micu.config import (
     ContrastiveConfig,
     DataConfig,
     EncoderConfig,
-    JigsawConfig,
     LossWeights,
-    MmjpConfig,
     QuantizerConfig,
     ReconstructionConfig,
     TrainConfig,
 )
 from micu.data import Batch
 from micu.errors import ConfigError
+from micu.jigsaw_config import JigsawConfig, MmjpConfig
 from micu.losses import (
     LOSSES,
     Draws,
