@@ -318,6 +318,11 @@ def _conclude(
     )
 
 
+def _has_both(split: OpenSetSplit) -> bool:
+    """Whether clips of known and of unknown classes are tested."""
+    return len({clip.label in split.known for clip in split.test}) == 2
+
+
 def _tell_choice(split: OpenSetSplit, threshold_source: str, chosen: Choice, probes: int) -> str:
     """How epoch and threshold were chosen, in words."""
     if split.held_out:
@@ -328,6 +333,11 @@ def _tell_choice(split: OpenSetSplit, threshold_source: str, chosen: Choice, pro
         )
     else:
         origin, differs = f"split {VALIDATION!r} of the manifest", ""
+    if threshold_source == ORACLE and not _has_both(split):
+        return (
+            "no HOS without test clips of known and of unknown classes: the lowest score of the "
+            f"first of {probes} probes{differs}"
+        )
     if threshold_source == ORACLE:
         return (
             f"best HOS on the test set over 10 thresholds and {probes} probes; "

@@ -61,6 +61,20 @@ def test_all_scores_are_those_that_the_clips_allow_and_the_one_left_out_is_named
     assert result.stderr.count(told) == 1
 
 
+def test_without_unknown_clips_no_score_is_ranked_and_no_note_claims_a_best(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_everything(monkeypatch, channel=0)
+    (tmp_path / "all.csv").write_text("\n".join(["label", *CLASSES]) + "\n")
+    out, known = tmp_path / "r.csv", ("--known", str(tmp_path / "all.csv"))
+    result = evaluate(root, out, "both", "--pairs", "v:a", *known, "--score", "all")
+    assert result.exit_code == 0, result.output
+    assert "nan" not in result.stdout
+    notes = {row.note for row in read_rows(out) if row.threshold_source == "oracle"}
+    assert not [note for note in notes if "best HOS" in note]
+    assert [note for note in notes if "no HOS without test clips of known and of unknown" in note]
+
+
 def test_a_ceiling_without_training_clips_is_told_of_and_left_out(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
