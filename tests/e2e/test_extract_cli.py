@@ -269,6 +269,33 @@ def test_a_media_root_that_holds_no_file_is_refused_before_every_clip_fails(
     assert len(read_ledger(Path("features/sounds/audio-htsat-demo"))) == 37
 
 
+def test_a_path_that_no_file_system_takes_costs_its_clip_alone(project: Path) -> None:
+    paths = ["x" * 300 + ".wav", *(f"{i}.wav" for i in range(39))]
+    write_manifest(Path("sounds.csv"), [Clip(clip_id=path, path=path) for path in paths])
+    write_media(Path("38.wav"), sound=tone(1.0, 8000), sound_codec="pcm_s16le")
+    words = ("audio", "sounds.csv", "--backbone", "htsat-demo", "--weights", "random")
+    assert "none of 32" in str(invoke(*words).exception)
+    for i in range(3):
+        Path(f"{i}.wav").hardlink_to("38.wav")
+    assert invoke(*words).exit_code == 3
+    ledger = read_ledger(Path("features/sounds/audio-htsat-demo"))
+    assert len(ledger) == 36
+    assert ledger[paths[0]].code == "missing"
+
+
+def test_links_out_of_the_media_root_are_refused_with_what_to_type(project: Path) -> None:
+    for folder in ("media", "links"):
+        Path(folder).mkdir()
+    write_media(Path("media/a.wav"), sound=tone(1.0, 8000), sound_codec="pcm_s16le")
+    for i in range(40):
+        Path(f"links/{i}.wav").symlink_to("../media/a.wav")
+    write_manifest(Path("s.csv"), [Clip(clip_id=str(i), path=f"{i}.wav") for i in range(40)])
+    words = ("audio", "s.csv", "--backbone", "htsat-demo", "--weights", "random")
+    refused = invoke(*words, "--media-root", "links")
+    assert "name a folder above both" in str(refused.exception)
+    assert not Path("features").exists()
+
+
 def test_a_set_knows_the_command_that_it_was_typed_with(project: Path) -> None:
     write_sentences(3)
     words = ("text", "sentences.csv", "--backbone", "bert-demo", "--weights=random")
