@@ -150,7 +150,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     if job.shard_rows is None:
         header = _with_rows_there(folder, header)
     wanted = min(job.limit or len(clips), len(clips))
-    rows_before, replaces = _compare_with_set(job, folder, header)
+    before, replaces = _compare_with_set(job, folder, header)
     standing = _Standing() if replaces or not folder.is_dir() else _take_stock(job, folder, header)
     shards, done, failed = [], 0, 0
     retried: set[str] = set()
@@ -175,12 +175,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     return Plan(
         folder=folder,
         header=header,
-        run=RunRecord(
-            manifest_path=str(job.manifest.path.resolve()),
-            media_root=str(job.media_root.resolve()),
-            rows=max(rows_before, wanted),
-            command=job.command,
-        ),
+        run=_record_run(job, wanted, before),
         replaces=replaces,
         shards=tuple(shards),
         unlisted=dict(standing.unlisted),
@@ -189,6 +184,20 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         failed=failed,
         part=job.part,
     )
+
+
+def _record_run(job: Job, wanted: int, before: RunRecord | None) -> RunRecord:
+    """What the set notes of a run over its first `wanted` rows, and of the runs before it."""
+    run = RunRecord(
+        manifest_path=str(job.manifest.path.resolve()),
+        media_root=str(job.media_root.resolve()),
+        rows=wanted,
+        command=job.command,
+    )
+    # A command with a smaller --limit would not make every shard again.
+    if before is not None and wanted < before.rows:
+        return replace(run, rows=before.rows, command=before.command)
+    return run
 
 
 def usual_rows(manifest: Manifest, spec: FeatureSpec) -> int:
@@ -221,22 +230,22 @@ def _check_part(job: Job, folder: Path) -> None:
         )
 
 
-def _compare_with_set(job: Job, folder: Path, header: Header) -> tuple[int, bool]:
-    """Rows that the set was run over so far, and whether it is of another making and goes."""
+def _compare_with_set(job: Job, folder: Path, header: Header) -> tuple[RunRecord | None, bool]:
+    """What the set notes of earlier runs, and whether it is of another making and goes."""
+    run_before = None
     if (folder / "set.json").is_file():
         before, run_before = read_set(folder)
-        rows = run_before.rows
     else:  # lost, or never written: the shards say what made them
-        before, rows = _header_of_shards(folder, header), 0
+        before = _header_of_shards(folder, header)
     if before.fingerprint == header.fingerprint:
-        return rows, False
+        return run_before, False
     if not job.overwrite:
         raise StoreError(
             f"{folder}: {describe_difference(header, before)}\n"
             "mixing them would blend two kinds of features; extract to another --out, or "
             "replace these with --overwrite"
         )
-    return 0, True
+    return None, True
 
 
 def _header_of_shards(folder: Path, expected: Header) -> Header:

@@ -91,11 +91,12 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         MicuError: What was typed cannot be done.
     """
     source = find_source(settings.out, settings.manifest)
+    media_root = settings.media_root or source.media_root
     job = Job(
         manifest=_read_rows(source.manifest, orders),
-        media_root=settings.media_root or source.media_root,
+        media_root=media_root,
         out=settings.out,
-        command=typed_command(),
+        command=typed_command(source.manifest, media_root),
         **settings.job,
     )
     if settings.dask:
