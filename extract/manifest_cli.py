@@ -15,6 +15,7 @@ from extract.datasets.layout import locate_media
 from extract.imports import RELEASED, ImportOrder, import_features
 from extract.probe import describe_probes, probe_media, probe_path, write_probes
 from extract.typed import RememberingCommand
+from micu.errors import ManifestError
 from micu.files import write_atomically
 from micu.manifest import Clip, Manifest, read_manifest, write_manifest
 from micu.overlap import Shared, find_shared
@@ -106,6 +107,9 @@ def _publish(out: Path, clips: Sequence[Clip]) -> Manifest:
         write_manifest(draft, clips)
         manifest = read_manifest(draft)
         draft.replace(out)
+    except ManifestError as error:
+        told = str(error).replace(str(draft), f"{out}, as it would be written")
+        raise ManifestError(told) from error
     finally:
         draft.unlink(missing_ok=True)
     return replace(manifest, path=out)
