@@ -199,6 +199,16 @@ def echo_problems(problems: tuple[str, ...]) -> None:
         click.echo(f"     and {len(problems) - SHOWN_PROBLEMS} more")
 
 
+_NOT_IN_A_SCRIPT = {
+    "--part": "the script adds it",
+    "--dask": "tasks of an array share the work already; on a Dask cluster, type the command itself",
+    "--overwrite": "each task would remove what the others have; overwrite once, before",
+    "--retry-failed": "a task that goes back into the queue would begin with them again; type it "
+    "once after `micu-extract merge`, without parts",
+}
+"""Options that the tasks of an array cannot have, and why."""
+
+
 @click.command()
 @click.argument("modality", type=click.Choice(["video", "audio", "flow", "text", "all"]))
 @click.option("--parts", type=click.IntRange(min=1), required=True, help="Tasks of the array.")
@@ -212,9 +222,8 @@ def slurm(*, modality: str, arguments: tuple[str, ...], **asked: Any) -> None:
 
     After -- follow the ARGUMENTS of `micu-extract MODALITY`: the manifest and its options.
     """
-    if any(word.partition("=")[0] in ("--part", "--overwrite") for word in arguments):
-        raise ConfigError(
-            "micu-extract slurm: expected arguments without --part and --overwrite, got "
-            f"{' '.join(arguments)}; the script adds --part, and overwriting is done once, before"
-        )
+    for word in arguments:
+        why = _NOT_IN_A_SCRIPT.get(word.partition("=")[0])
+        if why:
+            raise ConfigError(f"micu-extract slurm: expected arguments without {word}: {why}")
     click.echo(job_script(SlurmJob(modality=modality, arguments=arguments, **asked)), nl=False)
