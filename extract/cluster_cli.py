@@ -201,7 +201,7 @@ def echo_problems(problems: tuple[str, ...]) -> None:
 
 _NOT_IN_A_SCRIPT = {
     "--part": "the script adds it",
-    "--dask": "tasks of an array share the work already; on a Dask cluster, type the command itself",
+    "--dask": "the tasks share the work already; on a Dask cluster, type the command itself",
     "--overwrite": "each task would remove what the others have; overwrite once, before",
     "--retry-failed": "a task that goes back into the queue would begin with them again; type it "
     "once after `micu-extract merge`, without parts",

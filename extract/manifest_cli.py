@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from extract.datasets.layout import locate_media
 from extract.imports import RELEASED, ImportOrder, import_features
 from extract.probe import describe_probes, probe_media, probe_path, write_probes
 from extract.typed import RememberingCommand
+from micu.devices import count_cores
 from micu.errors import ManifestError
 from micu.files import write_atomically
 from micu.manifest import Clip, Manifest, read_manifest, write_manifest
@@ -83,7 +83,7 @@ def make_manifest(
     manifest = _publish(out, clips)
     root = media_root or _root_of(dataset, annotations) or out.parent
     if probe:
-        probes = probe_media(manifest.clips, root, workers or os.cpu_count() or 1)
+        probes = probe_media(manifest.clips, root, workers or count_cores())
         write_probes(probe_path(out), probes)
         click.echo(f"{probe_path(out)}: {describe_probes(probes)}", err=True)
     click.echo(f"{out}: {len(manifest.clips)} clips, sha256 {manifest.sha256[:12]}")
@@ -193,7 +193,7 @@ def _shared_csv(shared: Sequence[Shared]) -> bytes:
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    default=os.cpu_count() or 1,
+    default=count_cores,
     show_default="one per core",
     help="Processes that unpack.",
 )

@@ -1,6 +1,8 @@
 """Exit codes of the tools, and what they tell."""
 
+import os
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -82,3 +84,14 @@ def test_ctrl_c_ends_every_tool_with_130(monkeypatch, capsys, main, inside, argu
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), exit_codes():
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("words", [["audio", "m.csv"], ["import", "ave", "m.csv"]])
+def test_a_job_with_some_of_the_cores_has_a_worker_for_each_of_those(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.csv").touch()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7, 9}, raising=False)
+    with extract.cli.cli.commands[words[0]].make_context(words[0], words[1:]) as context:
+        assert context.params["workers"] == 3
