@@ -1,8 +1,8 @@
 """`micu-extract`: features of video, audio, flow and text; the list of backbones; the proof.
 
 Every command is safe to interrupt and to type again: what is done is not done twice. Exit codes:
-0 all good, 2 usage or manifest, 3 finished with failures, 74 input/output error, 75 stopped but
-resumable, 130 Ctrl-C.
+0 all good, 2 usage or manifest, 3 finished with failures, 71 no memory left on the device, 74
+input/output error, 75 stopped but resumable, 130 Ctrl-C.
 """
 
 import json

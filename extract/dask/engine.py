@@ -71,6 +71,7 @@ def extract_on_cluster(
         ConfigError: There is no scheduler, no worker with a GPU to offer, or one that does not see
             the run's files.
         MicuError: A worker refused the run, or none is left.
+        DeviceError: Workers have no memory left on their devices, and others do not make up for it.
         OSError: The scheduler was lost, or a disk refused a shard.
     """
     started = time.monotonic()

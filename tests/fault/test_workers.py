@@ -17,7 +17,7 @@ from extract.backbones.base import Media
 from extract.pipeline import Summary, extract_manifest
 from extract.plan import Job, plan_extraction
 from extract.workers import decode_in_processes
-from micu.errors import MicuError
+from micu.errors import DeviceError, MicuError
 from micu.manifest import Clip, read_manifest, write_manifest
 from micu.store import FeatureStore, read_ledger
 from tests.hostile import (
@@ -156,8 +156,15 @@ def test_a_device_without_memory_is_a_mistake_of_the_run_not_of_a_clip() -> None
     def read(clip: Clip, names: object) -> dict[str, Media]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(MicuError, match="fewer --workers"):
+    with pytest.raises(DeviceError, match="fewer --workers"):
         workers.decode_clip(read, Clip(clip_id="a"), ("x",))
+
+
+def test_a_device_without_memory_is_told_from_other_mistakes_in_a_process_too(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(DeviceError, match="fewer --workers"):
+        run_texts(tmp_path, "a", "device")
 
 
 def test_torch_computes_on_one_thread_in_a_worker() -> None:

@@ -10,7 +10,7 @@ import pytest
 import extract.cli
 import extract.demo
 from micu.commands import exit_codes, run_command
-from micu.errors import ConfigError
+from micu.errors import ConfigError, DeviceError
 
 
 def tool(action):
@@ -41,6 +41,7 @@ def raises(error):
         (lambda: click.get_current_context().exit(75), ["act"], 75, ""),
         (raises(ConfigError("no such thing")), ["act"], 2, "error: no such thing"),
         (raises(click.UsageError("type more")), ["act"], 2, "type more"),
+        (raises(DeviceError("no memory")), ["act"], 71, "error: no memory"),
         (raises(OSError("disk full")), ["act"], 74, "error: disk full\ntype it again"),
         (raises(KeyboardInterrupt()), ["act"], 130, "interrupted; type it again"),
         (raises(click.Abort()), ["act"], 130, "interrupted; type it again"),
