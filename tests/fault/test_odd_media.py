@@ -257,6 +257,19 @@ def test_pictures_that_turn_out_to_be_huge_are_not_allocated(tmp_path):
     assert largest_memory_mib() - before < 100
 
 
+def test_pictures_that_are_huge_by_every_account_are_not_called_damaged(tmp_path):
+    path = write_media(tmp_path / "a.avi", frames=10, codec="mjpeg")
+    data = path.read_bytes()
+    in_jpeg = b"\x08" + (32).to_bytes(2, "big") + (48).to_bytes(2, "big")
+    in_avi = (48).to_bytes(4, "little") + (32).to_bytes(4, "little")
+    assert data.count(in_jpeg) == 10
+    assert data.count(in_avi) >= 1
+    data = data.replace(in_jpeg, b"\x08" + (8960).to_bytes(2, "big") + (16000).to_bytes(2, "big"))
+    data = data.replace(in_avi, (16000).to_bytes(4, "little") + (8960).to_bytes(4, "little"))
+    path.write_bytes(data)
+    assert outcome("a.avi", FRAMES, tmp_path) == "too_large"
+
+
 # --- what is unusual but good ------------------------------------------------------------------
 
 
