@@ -31,7 +31,7 @@ DECODE_ERRORS = {
     "no_video": "the file has no moving pictures (cover art does not count)",
     "no_audio": "the file has no sound",
     "no_text": "the manifest row has no text",
-    "too_large": "a picture or the whole clip is larger than is safe to hold in memory",
+    "too_large": "a picture, a clip or the shard padded to it is too large to hold in memory",
     "too_short": "fewer than two pictures, so that nothing can move",
     "outside_media": "nothing of the clip's time lies within its media",
     "corrupt": "more than a fifth of what the clip needs is damaged or missing",

@@ -97,14 +97,13 @@ class Plan:
     def bytes_needed(self) -> int:
         """Most that its shards can take; 0 for those whose clips do not all say how long they are.
 
-        A step has its values, a mask and a time; a shard has a header besides.
+        A shard has a header besides its rows.
         """
         total = 0
         for shard in self.shards:
             steps = _longest_clip(shard.rows)
             if steps is not None:
-                step_bytes = 4 * int(np.prod(self.header.spec.shape)) + 9
-                whole = len(shard.rows) * steps * step_bytes + 16 * 1024
+                whole = padded_bytes(self.header.spec, len(shard.rows), steps) + 16 * 1024
                 total += max(0, whole - shard.size)
         return total
 
@@ -194,6 +193,11 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
 def usual_rows(manifest: Manifest, spec: FeatureSpec) -> int:
     """Rows that make a shard of about 64 MiB of such features of a manifest's clips."""
     return rows_per_shard(spec.shape, _longest_clip(manifest.clips))
+
+
+def padded_bytes(spec: FeatureSpec, rows: int, steps: int) -> int:
+    """Bytes of so many rows of so many steps: a step has its values, a mask and a time."""
+    return rows * steps * (4 * int(np.prod(spec.shape)) + 9)
 
 
 def _with_rows_there(folder: Path, header: Header) -> Header:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from extract.backbones.base import Backbone, Media
 from extract.batches import ClipEncoder, Decoded, Encoded
 from extract.parts import STALE_S
-from extract.plan import Limit, Plan, ShardPlan
+from extract.plan import Limit, Plan, ShardPlan, padded_bytes
 from extract.workers import Trouble
 from micu.commands import StopFlag
 from micu.errors import StoreError
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 FLUSH_S = 120.0
 """How often an unfinished shard is published with the rows it has, s: what a kill can cost."""
+MAX_SHARD_BYTES = 2 * 2**30
+"""Largest shard that one clip may ask for, by its length, to which all are padded; bytes."""
 
 
 @dataclass(slots=True)
@@ -131,17 +133,33 @@ class SetWriter:
                 self._open_shard()
             self._missing -= 1
             summary = self.summary
-            if isinstance(clip.row, Failure):
-                self._fresh.append(clip.row)
+            row = self._fit(clip.row)
+            if isinstance(row, Failure):
+                self._fresh.append(row)
                 summary.failed += 1
-                summary.codes[clip.row.code] = summary.codes.get(clip.row.code, 0) + 1
+                summary.codes[row.code] = summary.codes.get(row.code, 0) + 1
             else:
-                self._rows[clip.row.clip_id] = clip.row
+                self._rows[row.clip_id] = row
                 self._unpublished += 1
                 summary.extracted += 1
             self._on_clip(summary)
             if not self._missing or time.monotonic() - self._flushed > FLUSH_S:
                 self._publish()
+
+    def _fit(self, row: FeatureRow | Failure) -> FeatureRow | Failure:
+        """The row, unless padding its whole shard to it would take too much memory."""
+        assert self._shard is not None
+        if isinstance(row, Failure):
+            return row
+        needed = padded_bytes(self._plan.header.spec, len(self._shard.rows), len(row.values))
+        if needed <= MAX_SHARD_BYTES:
+            return row
+        message = (
+            f"{len(row.values)} steps would pad the {len(self._shard.rows)} rows of its shard to "
+            f"{needed} bytes, expected at most {MAX_SHARD_BYTES}; set start_s and end_s in the "
+            "manifest to cut it into shorter clips, or type a smaller --shard-rows and a new --out"
+        )
+        return Failure(row.clip_id, "encode", "too_large", message)
 
     def _open_shard(self) -> None:
         self._shard = self._coming.popleft()

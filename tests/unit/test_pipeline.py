@@ -115,6 +115,19 @@ def test_values_that_are_not_finite_end_in_the_ledger(tmp_path: Path) -> None:
     assert FeatureStore(Path(summary.folder)).clip_ids == ("a", "c")
 
 
+def test_a_clip_that_would_pad_its_whole_shard_beyond_the_cap_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = 5  # words of a toy clip, each of 3 float32, a mask and a time
+    monkeypatch.setattr(writer, "MAX_SHARD_BYTES", 8 * (longest - 1) * (3 * 4 + 1 + 8))
+    plan = toy_plan(tmp_path, count=9)
+    extract_manifest(plan, Toy(), toy_read)
+    (failure,) = read_ledger(plan.folder).values()
+    assert (failure.clip_id, failure.stage, failure.code) == ("../c/4", "encode", "too_large")
+    assert "--shard-rows" in failure.message
+    assert verify_set(plan.folder, data=True).problems == ()
+
+
 def test_an_unexpected_error_in_one_clip_does_not_end_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
