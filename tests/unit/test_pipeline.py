@@ -316,6 +316,19 @@ def test_verify_finds_values_that_are_not_finite_and_a_wrong_index(tmp_path: Pat
     assert any("not those that the index lists" in p for p in verify_set(folder).problems)
 
 
+def test_shards_that_no_index_knows_are_not_called_good(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path).folder)
+    (folder / "index.jsonl").unlink()
+    shard = folder / "shard-00001.h5"
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 1
+    shard.write_bytes(data)
+    (problem,) = verify_set(folder, data=True).problems
+    assert "4 shards are in no index" in problem
+    assert "shard-00001.h5" in problem
+    assert verify_set(folder).problems == ()  # nothing of the bytes was asked
+
+
 def test_features_that_were_moved_are_verified_against_a_named_manifest(tmp_path: Path) -> None:
     folder = Path(run(tmp_path).folder)
     (tmp_path / "toys.csv").rename(tmp_path / "moved.csv")
