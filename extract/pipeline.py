@@ -116,7 +116,7 @@ def extract_several(
         max_failures: More of them in one set stop the run, with `stopped_by` `TOO_MANY_FAILED`.
 
     Raises:
-        OSError: The disk refused a shard or the ledger; earlier shards are whole.
+        OSError: The disk refused a shard, the ledger or the flow cache; earlier shards are whole.
     """
     started = time.monotonic()
     writers = {

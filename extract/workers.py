@@ -29,7 +29,7 @@ from pebble import ProcessExpired, ProcessPool
 from extract.backbones.base import Media
 from extract.blocks import block_folder, write_block
 from extract.media import IO_ERROR
-from micu.errors import ClipError, DecodeError, MicuError
+from micu.errors import ClipError, DecodeError, MicuError, StoreError
 from micu.manifest import Clip
 
 Reader = Callable[[Clip, Sequence[str]], Mapping[str, Media | DecodeError]]
@@ -72,6 +72,7 @@ class Decoders(Protocol):
 
         Raises:
             MicuError: A mistake of the whole run, not of the clip.
+            OSError: The disk refused what a reader keeps.
         """
         ...
 
@@ -81,6 +82,7 @@ def decode_clip(read: Reader, clip: Clip, names: Sequence[str]) -> Outcome:
 
     Raises:
         MicuError: A mistake of the whole run, not of the clip.
+        OSError: The disk refused what a reader keeps, such as computed flow.
     """
     started = time.monotonic()
     media: dict[str, Media | Trouble]
@@ -91,6 +93,11 @@ def decode_clip(read: Reader, clip: Clip, names: Sequence[str]) -> Outcome:
         }
     except ClipError as error:
         media = dict.fromkeys(names, _trouble(error))
+    except StoreError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        # Only now: readers take an error of the system for one of the media.
+        raise OSError(str(error)) from error
     except MicuError:
         raise
     except Exception as error:  # one clip must not end a run of days

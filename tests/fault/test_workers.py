@@ -85,6 +85,11 @@ def test_a_mistake_of_the_whole_run_ends_it_from_a_worker_too(tmp_path: Path) ->
         run_texts(tmp_path, "a", "fatal")
 
 
+def test_a_full_disk_under_what_a_worker_keeps_is_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="make room"):
+        run_texts(tmp_path, "a", "full")
+
+
 def test_processes_and_threads_give_the_same_bytes(tmp_path: Path) -> None:
     plans = {}
     for name, timeout_s in (("threads", None), ("processes", TIMEOUT_S)):
