@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -169,7 +170,8 @@ def decode_in_processes(
     """
     # Children of a process with threads that is forked can hang; those of the server cannot.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["extract.decode"])
+    context.set_forkserver_preload(["extract.worker_server"])
+    _start_servers()
 
     def build_pool() -> ProcessPool:
         return ProcessPool(
@@ -183,6 +185,20 @@ def decode_in_processes(
             yield processes
         finally:
             processes.close()
+
+
+def _start_servers() -> None:
+    """Start what workers are forked from, and what clears up after it, deaf to a signal to stop.
+
+    Schedulers send it to all processes of a run, which then stops by itself. Blocked signals are
+    inherited; one that comes meanwhile is not lost.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        resource_tracker.ensure_running()
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 BROKEN_POOLS = 3
