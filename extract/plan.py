@@ -64,6 +64,8 @@ class ShardPlan:
     """What the index says of the shard on disk, whose rows are kept; empty where there is none."""
     size: int = 0
     """Of the shard on disk, bytes."""
+    damaged: Mapping[str, int] = field(default_factory=dict)
+    """Corrupt frames of clips in the shard on disk, as the index says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +172,9 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
                 failed += 1
         if todo:
             known = standing.index.get(shard_name(number), ShardEntry("", 0, ()))
-            shards.append(ShardPlan(number, rows, tuple(todo), known.sha256, known.size))
+            shards.append(
+                ShardPlan(number, rows, tuple(todo), known.sha256, known.size, known.damaged)
+            )
     return Plan(
         folder=folder,
         header=header,

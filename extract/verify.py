@@ -30,6 +30,8 @@ class SetReport:
     stored: int
     failed: int
     problems: tuple[str, ...]
+    damaged: int = 0
+    """Stored clips some of whose frames were corrupt; the index names them."""
 
 
 @dataclass(slots=True)
@@ -130,6 +132,7 @@ def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False
         sum(map(len, contents.homes.values())),
         len(contents.ledger) - len(contents.mended()),
         (*contents.shard_problems, *_row_problems(contents), *contents.strangers()),
+        sum(len(entry.damaged) for entry in indexed_shards(folder).values()),
     )
 
 

@@ -88,6 +88,7 @@ class SetWriter:
         self._missing = 0
         self._rows: dict[str, FeatureRow] = {}
         self._fresh: list[Failure] = []
+        self._damaged: dict[str, int] = {}
         self._unpublished, self._flushed = 0, time.monotonic()
         prepare_folder(plan)
 
@@ -123,7 +124,8 @@ class SetWriter:
             return Failure(clip.clip_id, "decode", media.code, media.message)
         if media.notes.get("corrupt_frames"):
             self.summary.damaged += 1
-            count = media.notes["corrupt_frames"]
+            count = int(media.notes["corrupt_frames"])
+            self._damaged[clip.clip_id] = count
             logger.warning("clip %r: %s corrupt frames", clip.clip_id, count)
         return media
 
@@ -174,8 +176,14 @@ class SetWriter:
         append_ledger(self._plan.folder, self._fresh, self._plan.label)
         rows = [self._rows[clip.clip_id] for clip in self._shard.rows if clip.clip_id in self._rows]
         if rows and self._unpublished:
+            known = {**self._shard.damaged, **self._damaged}
             publish_shard(
-                self._plan.folder, self._shard.number, self._plan.header, rows, self._plan.label
+                self._plan.folder,
+                self._shard.number,
+                self._plan.header,
+                rows,
+                self._plan.label,
+                {row.clip_id: known[row.clip_id] for row in rows if row.clip_id in known},
             )
         self._fresh, self._unpublished = [], 0
         self._flushed = time.monotonic()

@@ -17,6 +17,7 @@ from micu.manifest import Clip, write_manifest
 from micu.store import (
     FeatureRow,
     FeatureStore,
+    indexed_shards,
     publish_shard,
     read_ledger,
     read_set,
@@ -192,6 +193,18 @@ def test_damage_is_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFix
     summary = extract_manifest(toy_plan(tmp_path), Toy(), read)
     assert summary.damaged == 1
     assert "clip '../c/2': 1 corrupt frames" in caplog.text
+
+
+def test_clips_that_were_stored_with_damage_are_named_in_the_set(tmp_path: Path) -> None:
+    def read(clip: Clip):  # type: ignore[no-untyped-def]
+        return replace(toy_read(clip), notes={"corrupt_frames": 3 * (clip.clip_id == "../c/2")})
+
+    extract_manifest(toy_plan(tmp_path, limit=5), Toy(), read)
+    folder = Path(run(tmp_path).folder)  # writes the shard again, with the clips that it lacked
+    assert verify_set(folder).damaged == 1
+    noted = indexed_shards(folder)
+    assert noted["shard-00000.h5"].damaged == {"../c/2": 3}
+    assert not any(noted[name].damaged for name in noted.keys() - {"shard-00000.h5"})
 
 
 def test_a_ledger_row_that_was_cut_off_is_tried_again(tmp_path: Path) -> None:
