@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from extract.backbones.base import Backbone, Media
@@ -90,6 +91,8 @@ class SetWriter:
         self._fresh: list[Failure] = []
         self._damaged: dict[str, int] = {}
         self._unpublished, self._flushed = 0, time.monotonic()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._writing: deque[Future[None]] = deque()
         prepare_folder(plan)
 
     def add(self, clip: Clip, media: Media | Trouble, stop: StopFlag) -> None:
@@ -112,9 +115,17 @@ class SetWriter:
         return limit.reached(summary.failed, done, at_end=done == self._plan.todo)
 
     def close(self) -> None:
-        """Publish what is whole: an error on the way must not cost it."""
-        if self._fresh or self._unpublished:
-            self._publish()
+        """Publish what is whole: an error on the way must not cost it.
+
+        Raises:
+            OSError: The disk refused something.
+        """
+        try:
+            if self._fresh or self._unpublished:
+                self._begin_writing()
+            self._settle(wait=True)
+        finally:
+            self._thread.shutdown()
         self.summary.infer_s = self._encoder.infer_s
         self.summary.left = self._plan.todo - self.summary.extracted - self.summary.failed
 
@@ -130,6 +141,7 @@ class SetWriter:
         return media
 
     def _store(self, encoded: Iterable[Encoded]) -> None:
+        self._settle(wait=False)
         for clip in encoded:
             if not self._missing:
                 self._open_shard()
@@ -170,24 +182,35 @@ class SetWriter:
         self._flushed = time.monotonic()
 
     def _publish(self) -> None:
-        """Write the ledger, then the shard; a clip in both counts as stored when planning."""
+        """Have a thread write what there is while the network goes on; at most one shard waits."""
+        self._settle(wait=True)
+        self._begin_writing()
+
+    def _begin_writing(self) -> None:
         assert self._shard is not None
-        started = time.monotonic()
-        append_ledger(self._plan.folder, self._fresh, self._plan.label)
         rows = [self._rows[clip.clip_id] for clip in self._shard.rows if clip.clip_id in self._rows]
-        if rows and self._unpublished:
-            known = {**self._shard.damaged, **self._damaged}
-            publish_shard(
-                self._plan.folder,
-                self._shard.number,
-                self._plan.header,
-                rows,
-                self._plan.label,
-                {row.clip_id: known[row.clip_id] for row in rows if row.clip_id in known},
-            )
+        known = {**self._shard.damaged, **self._damaged}
+        damaged = {row.clip_id: known[row.clip_id] for row in rows if row.clip_id in known}
+        is_new = bool(rows and self._unpublished)
+        arguments = (self._shard.number, rows if is_new else [], damaged, self._fresh)
+        self._writing.append(self._thread.submit(self._write, *arguments))
         self._fresh, self._unpublished = [], 0
         self._flushed = time.monotonic()
-        self.summary.write_s += self._flushed - started
+
+    def _write(
+        self, number: int, rows: list[FeatureRow], damaged: dict[str, int], failures: list[Failure]
+    ) -> None:
+        """Write the ledger, then the shard; a clip in both counts as stored when planning."""
+        started, plan = time.monotonic(), self._plan
+        append_ledger(plan.folder, failures, plan.label)
+        if rows:
+            publish_shard(plan.folder, number, plan.header, rows, plan.label, damaged)
+        self.summary.write_s += time.monotonic() - started
+
+    def _settle(self, *, wait: bool) -> None:
+        """Raise what went wrong in writing, of what is written, or of all after a wait."""
+        while self._writing and (wait or self._writing[0].done()):
+            self._writing.popleft().result()
 
 
 def prepare_folder(plan: Plan) -> None:

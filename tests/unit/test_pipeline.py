@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import extract.pipeline as pipeline
-import extract.writer as writer
 from extract.pipeline import extract_manifest
 from extract.verify import verify_set
 from micu.errors import DecodeError, ExtraError, StoreError
@@ -17,7 +16,6 @@ from micu.manifest import Clip, write_manifest
 from micu.store import (
     FeatureRow,
     FeatureStore,
-    indexed_shards,
     publish_shard,
     read_ledger,
     read_set,
@@ -86,21 +84,6 @@ def test_limit_then_everything_leaves_the_same_bytes(tmp_path: Path) -> None:
     assert shard_bytes(Path(part.folder)) == shard_bytes(Path(whole.folder))
 
 
-def test_unfinished_shards_are_published_now_and_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "FLUSH_S", 0.0)
-    plan = toy_plan(tmp_path, shard_rows=64)
-    seen = []
-
-    def look(summary: pipeline.Summary) -> None:
-        shard = plan.folder / "shard-00000.h5"
-        seen.append(len(FeatureStore(plan.folder)) if shard.exists() else 0)
-
-    extract_manifest(plan, Toy(), toy_read, on_clip=look)
-    assert seen[:4] == [0, 1, 2, 3]
-
-
 def test_values_that_are_not_finite_end_in_the_ledger(tmp_path: Path) -> None:
     tmp_path.joinpath("x").mkdir()
     write_manifest(
@@ -114,19 +97,6 @@ def test_values_that_are_not_finite_end_in_the_ledger(tmp_path: Path) -> None:
     summary = run(tmp_path / "x")
     assert summary.codes == {"non_finite": 1}
     assert FeatureStore(Path(summary.folder)).clip_ids == ("a", "c")
-
-
-def test_a_clip_that_would_pad_its_whole_shard_beyond_the_cap_fails_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    longest = 5  # words of a toy clip, each of 3 float32, a mask and a time
-    monkeypatch.setattr(writer, "MAX_SHARD_BYTES", 8 * (longest - 1) * (3 * 4 + 1 + 8))
-    plan = toy_plan(tmp_path, count=9)
-    extract_manifest(plan, Toy(), toy_read)
-    (failure,) = read_ledger(plan.folder).values()
-    assert (failure.clip_id, failure.stage, failure.code) == ("../c/4", "encode", "too_large")
-    assert "--shard-rows" in failure.message
-    assert verify_set(plan.folder, data=True).problems == ()
 
 
 def test_an_unexpected_error_in_one_clip_does_not_end_the_run(
@@ -184,27 +154,6 @@ def test_a_run_that_is_stopped_does_not_wait_for_a_decoder(tmp_path: Path) -> No
     assert summary.stopped_by == "SIGTERM"
     assert summary.extracted <= 3
     assert run(tmp_path).left == 0
-
-
-def test_damage_is_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def read(clip: Clip):  # type: ignore[no-untyped-def]
-        return replace(toy_read(clip), notes={"corrupt_frames": int(clip.clip_id == "../c/2")})
-
-    summary = extract_manifest(toy_plan(tmp_path), Toy(), read)
-    assert summary.damaged == 1
-    assert "clip '../c/2': 1 corrupt frames" in caplog.text
-
-
-def test_clips_that_were_stored_with_damage_are_named_in_the_set(tmp_path: Path) -> None:
-    def read(clip: Clip):  # type: ignore[no-untyped-def]
-        return replace(toy_read(clip), notes={"corrupt_frames": 3 * (clip.clip_id == "../c/2")})
-
-    extract_manifest(toy_plan(tmp_path, limit=5), Toy(), read)
-    folder = Path(run(tmp_path).folder)  # writes the shard again, with the clips that it lacked
-    assert verify_set(folder).damaged == 1
-    noted = indexed_shards(folder)
-    assert noted["shard-00000.h5"].damaged == {"../c/2": 3}
-    assert not any(noted[name].damaged for name in noted.keys() - {"shard-00000.h5"})
 
 
 def test_a_ledger_row_that_was_cut_off_is_tried_again(tmp_path: Path) -> None:
