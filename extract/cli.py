@@ -183,6 +183,7 @@ def verify(
         click.echo(
             f"{state} {report.folder}: {report.rows}{only} rows = {report.stored} stored "
             f"+ {report.failed} failed"
+            + (f" ({report.damaged} of the stored have corrupt frames)" if report.damaged else "")
         )
         echo_problems(report.problems)
     sys.exit(EXIT_FAILURES if any(report.problems for report in reports) else 0)

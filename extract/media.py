@@ -31,7 +31,7 @@ DECODE_ERRORS = {
     "no_video": "the file has no moving pictures (cover art does not count)",
     "no_audio": "the file has no sound",
     "no_text": "the manifest row has no text",
-    "too_large": "a picture or the whole clip is larger than is safe to hold in memory",
+    "too_large": "a picture, a clip or the shard padded to it is too large to hold in memory",
     "too_short": "fewer than two pictures, so that nothing can move",
     "outside_media": "nothing of the clip's time lies within its media",
     "corrupt": "more than a fifth of what the clip needs is damaged or missing",
@@ -63,6 +63,7 @@ _OPTIONS = {
 IO_ERROR = "io_error"
 _MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
 """What network file systems answer for a moment, and systems with too many open files."""
+_READ_BYTES = 2**20
 
 Kind = Literal["video", "audio"]
 
@@ -101,11 +102,30 @@ class Window:
         return None if self.end is None else self.end - self.start
 
 
-def may_pass(error: Exception) -> bool:
-    """Whether an error says nothing of the file, and another try may find it in order."""
-    # FFmpeg says EIO of files that are cut off, too.
+def may_pass(error: Exception, path: Path | None = None) -> bool:
+    """Whether an error says nothing of the file, and another try may find it in order.
+
+    FFmpeg says EIO of files that are cut off, too: then the system is asked to read the file.
+
+    Args:
+        error: What went wrong.
+        path: The file that FFmpeg read; None where it read none.
+    """
+    if not isinstance(error, OSError) or error.errno not in _MAY_PASS:
+        return False
     is_vague = isinstance(error, av.error.FFmpegError) and error.errno == errno.EIO
-    return isinstance(error, OSError) and error.errno in _MAY_PASS and not is_vague
+    return not is_vague or (path is not None and not _can_be_read(path))
+
+
+def _can_be_read(path: Path) -> bool:
+    """Whether the system gives all bytes of a file."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            while file.read(_READ_BYTES):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def find_media(path: str, media_root: Path) -> Path:
@@ -167,8 +187,7 @@ class Source:
         except MemoryError as error:
             raise out_of_memory(self.name) from error
         except (av.error.FFmpegError, UnicodeError) as error:
-            if may_pass(error):
-                raise DecodeError(IO_ERROR, f"{self.name}: {_reason(error)}") from error
+            self.raise_if_passing(error)
             raise DecodeError("unreadable", f"{self.name}: {_reason(error)}") from error
         try:
             self.stream = self._choose()
@@ -245,6 +264,16 @@ class Source:
         except av.error.FFmpegError:
             return False
         return True
+
+    def raise_if_passing(self, error: Exception) -> None:
+        """Raise what FFmpeg met while it read the file, if that says nothing of the file.
+
+        Raises:
+            DecodeError: `io_error`.
+        """
+        if may_pass(error, self.path):
+            told = getattr(error, "strerror", None) or str(error)
+            raise DecodeError(IO_ERROR, f"{self.name}: {told}") from error
 
     def close(self) -> None:
         """Close the file."""

@@ -102,8 +102,8 @@ def extract_several(
 
     A clip is decoded once for all the sets that lack it, and ends in a shard or in the ledger of
     each. A signal to stop (TERM, USR1, INT) publishes what is whole and returns with `stopped_by`
-    set. At most 2 * workers + 1 decoded clips wait, and for each set the rows of one shard and the
-    units of one batch: memory does not grow with the manifest.
+    set. At most 2 * workers + 1 decoded clips wait, and for each set the units of one batch and the
+    rows of two shards, one of which is being written: memory does not grow with the manifest.
 
     Args:
         targets: What to make, by a name that `read` knows; plans of one manifest.
@@ -116,7 +116,7 @@ def extract_several(
         max_failures: More of them in one set stop the run, with `stopped_by` `TOO_MANY_FAILED`.
 
     Raises:
-        OSError: The disk refused a shard or the ledger; earlier shards are whole.
+        OSError: The disk refused a shard, the ledger or the flow cache; earlier shards are whole.
     """
     started = time.monotonic()
     writers = {

@@ -65,6 +65,8 @@ class ShardPlan:
     """What the index says of the shard on disk, whose rows are kept; empty where there is none."""
     size: int = 0
     """Of the shard on disk, bytes."""
+    damaged: Mapping[str, int] = field(default_factory=dict)
+    """Corrupt frames of clips in the shard on disk, as the index says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,7 @@ class Plan:
         large as those that are there; for nothing where there are none. Computed flow that is kept
         is not counted.
 
-        A step has its values, a mask and a time; a shard has a header besides.
+        A shard has a header besides its rows.
         """
         total = 0
         for shard in self.shards:
@@ -114,8 +116,7 @@ class Plan:
             if steps is None:
                 total += max(0, int(len(shard.rows) * self.row_bytes) - shard.size)
             else:
-                step_bytes = 4 * int(np.prod(self.header.spec.shape)) + 9
-                whole = len(shard.rows) * steps * step_bytes + 16 * 1024
+                whole = padded_bytes(self.header.spec, len(shard.rows), steps) + 16 * 1024
                 total += max(0, whole - shard.size)
         return max(0, total - self.frees)
 
@@ -187,7 +188,9 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
                 failed += 1
         if todo:
             known = standing.index.get(shard_name(number), ShardEntry("", 0, ()))
-            shards.append(ShardPlan(number, rows, tuple(todo), known.sha256, known.size))
+            shards.append(
+                ShardPlan(number, rows, tuple(todo), known.sha256, known.size, known.damaged)
+            )
     return Plan(
         folder=folder,
         header=header,
@@ -221,6 +224,11 @@ def _record_run(job: Job, wanted: int, before: RunRecord | None) -> RunRecord:
 def usual_rows(manifest: Manifest, spec: FeatureSpec) -> int:
     """Rows that make a shard of about 64 MiB of such features of a manifest's clips."""
     return rows_per_shard(spec.shape, _longest_clip(manifest.clips))
+
+
+def padded_bytes(spec: FeatureSpec, rows: int, steps: int) -> int:
+    """Bytes of so many rows of so many steps: a step has its values, a mask and a time."""
+    return rows * steps * (4 * int(np.prod(spec.shape)) + 9)
 
 
 def _with_rows_there(folder: Path, header: Header) -> Header:

@@ -14,7 +14,7 @@ from typing import Any
 
 import av
 
-from extract.media import Source, Window, out_of_memory
+from extract.media import MAX_PIXELS, Source, Window, out_of_memory
 from micu.errors import DecodeError
 
 MAX_DAMAGE = 0.2
@@ -177,18 +177,31 @@ def nothing_decoded(
         )
     if damage.packets == 0 and not damage.cut_off:
         return DecodeError(f"no_{source.kind}", f"{source.name}: its {source.kind} stream is empty")
+    context = source.stream.codec_context
+    if source.kind == "video" and not (context.width and context.height):
+        # FFmpeg, which is told the cap, keeps the size of larger pictures to itself.
+        return DecodeError(
+            "too_large",
+            f"{source.name}: its pictures have no size that can be decoded: they are larger than "
+            f"{MAX_PIXELS} px, or damaged",
+        )
     return DecodeError("corrupt", f"{source.name}: nothing of its {source.kind} can be decoded")
 
 
 def _read_packets(source: Source, damage: Damage) -> Iterator[Any]:
-    """Packets of the stream; None flushes the decoder after an error that ends the file."""
+    """Packets of the stream; None flushes the decoder after an error that ends the file.
+
+    Raises:
+        DecodeError: `io_error`, where it is the file system that failed.
+    """
     packets = source.container.demux(source.stream)
     while True:
         try:
             packet = next(packets, None)
         except MemoryError as error:
             raise out_of_memory(source.name) from error
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            source.raise_if_passing(error)  # a file system that goes away is no end of the file
             damage.cut_off = True
             yield None
             return

@@ -30,6 +30,8 @@ class SetReport:
     stored: int
     failed: int
     problems: tuple[str, ...]
+    damaged: int = 0
+    """Stored clips some of whose frames were corrupt; the index names them."""
 
 
 @dataclass(slots=True)
@@ -108,7 +110,8 @@ def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False
     Args:
         folder: A feature set.
         manifest: Where its manifest is now; None takes the path noted by the extraction.
-        data: Also hash every shard against the index and look for values that are not finite.
+        data: Also hash every shard against the index, which must know it, and look for values that
+            are not finite.
 
     Returns:
         The report; problems are listed, not raised. A shard that cannot be opened is one, and its
@@ -129,6 +132,7 @@ def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False
         sum(map(len, contents.homes.values())),
         len(contents.ledger) - len(contents.mended()),
         (*contents.shard_problems, *_row_problems(contents), *contents.strangers()),
+        sum(len(entry.damaged) for entry in indexed_shards(folder).values()),
     )
 
 
@@ -150,6 +154,8 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
         problems += check.problems
         for clip_id in check.clip_ids:
             homes.setdefault(clip_id, []).append(check.path.name)
+    if data:
+        problems += _unlisted_shards(folder)
     labels = part_labels(folder)
     files = {
         clip_id: ledger_name(label)
@@ -193,6 +199,19 @@ def _check_shard(
         check.problems.append(f"{path}: its clips are not those that the index lists")
     if data and noted is not None and file_sha256(path) != noted.sha256:
         check.problems.append(f"{path}: its bytes are not those that were written (sha256 differs)")
+
+
+def _unlisted_shards(folder: Path) -> list[str]:
+    """One line about the shards of which no index notes what was written."""
+    there = {path.name for path in folder.glob("shard-*.h5")}
+    unlisted = sorted(there - indexed_shards(folder).keys())
+    if not unlisted:
+        return []
+    return [
+        f"{folder}: {len(unlisted)} shards are in no index, so that their bytes cannot be compared "
+        f"with what was written: {', '.join(unlisted[:10])}; delete them and type the extraction "
+        "command again, which otherwise notes them as they are"
+    ]
 
 
 def _row_problems(contents: Contents) -> list[str]:

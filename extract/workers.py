@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ from pebble import ProcessExpired, ProcessPool
 from extract.backbones.base import Media
 from extract.blocks import block_folder, write_block
 from extract.media import IO_ERROR
-from micu.errors import ClipError, DecodeError, DeviceError, MicuError
+from micu.errors import ClipError, DecodeError, DeviceError, MicuError, StoreError
 from micu.manifest import Clip
 
 Reader = Callable[[Clip, Sequence[str]], Mapping[str, Media | DecodeError]]
@@ -72,6 +73,7 @@ class Decoders(Protocol):
 
         Raises:
             MicuError: A mistake of the whole run, not of the clip.
+            OSError: The disk refused what a reader keeps.
         """
         ...
 
@@ -81,6 +83,7 @@ def decode_clip(read: Reader, clip: Clip, names: Sequence[str]) -> Outcome:
 
     Raises:
         MicuError: A mistake of the whole run, not of the clip.
+        OSError: The disk refused what a reader keeps, such as computed flow.
     """
     started = time.monotonic()
     media: dict[str, Media | Trouble]
@@ -91,6 +94,11 @@ def decode_clip(read: Reader, clip: Clip, names: Sequence[str]) -> Outcome:
         }
     except ClipError as error:
         media = dict.fromkeys(names, _trouble(error))
+    except StoreError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        # Only now: readers take an error of the system for one of the media.
+        raise OSError(str(error)) from error
     except MicuError:
         raise
     except Exception as error:  # one clip must not end a run of days
@@ -162,7 +170,8 @@ def decode_in_processes(
     """
     # Children of a process with threads that is forked can hang; those of the server cannot.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["extract.decode"])
+    context.set_forkserver_preload(["extract.worker_server"])
+    _start_servers()
 
     def build_pool() -> ProcessPool:
         return ProcessPool(
@@ -176,6 +185,20 @@ def decode_in_processes(
             yield processes
         finally:
             processes.close()
+
+
+def _start_servers() -> None:
+    """Start what workers are forked from, and what clears up after it, deaf to a signal to stop.
+
+    Schedulers send it to all processes of a run, which then stops by itself. Blocked signals are
+    inherited; one that comes meanwhile is not lost.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        resource_tracker.ensure_running()
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 BROKEN_POOLS = 3

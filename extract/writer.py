@@ -4,12 +4,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from extract.backbones.base import Backbone, Media
 from extract.batches import ClipEncoder, Decoded, Encoded
 from extract.parts import STALE_S
-from extract.plan import Limit, Plan, ShardPlan
+from extract.plan import Limit, Plan, ShardPlan, padded_bytes
 from extract.workers import Trouble
 from micu.commands import StopFlag
 from micu.errors import StoreError
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 FLUSH_S = 120.0
 """How often an unfinished shard is published with the rows it has, s: what a kill can cost."""
+MAX_SHARD_BYTES = 2 * 2**30
+"""Largest shard that one clip may ask for, by its length, to which all are padded; bytes."""
 
 
 @dataclass(slots=True)
@@ -86,7 +89,10 @@ class SetWriter:
         self._missing = 0
         self._rows: dict[str, FeatureRow] = {}
         self._fresh: list[Failure] = []
+        self._damaged: dict[str, int] = {}
         self._unpublished, self._flushed = 0, time.monotonic()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._writing: deque[Future[None]] = deque()
         prepare_folder(plan)
 
     def add(self, clip: Clip, media: Media | Trouble, stop: StopFlag) -> None:
@@ -109,9 +115,17 @@ class SetWriter:
         return limit.reached(summary.failed, done, at_end=done == self._plan.todo)
 
     def close(self) -> None:
-        """Publish what is whole: an error on the way must not cost it."""
-        if self._fresh or self._unpublished:
-            self._publish()
+        """Publish what is whole: an error on the way must not cost it.
+
+        Raises:
+            OSError: The disk refused something.
+        """
+        try:
+            if self._fresh or self._unpublished:
+                self._begin_writing()
+            self._settle(wait=True)
+        finally:
+            self._thread.shutdown()
         self.summary.infer_s = self._encoder.infer_s
         self.summary.left = self._plan.todo - self.summary.extracted - self.summary.failed
 
@@ -121,27 +135,45 @@ class SetWriter:
             return Failure(clip.clip_id, "decode", media.code, media.message)
         if media.notes.get("corrupt_frames"):
             self.summary.damaged += 1
-            count = media.notes["corrupt_frames"]
+            count = int(media.notes["corrupt_frames"])
+            self._damaged[clip.clip_id] = count
             logger.warning("clip %r: %s corrupt frames", clip.clip_id, count)
         return media
 
     def _store(self, encoded: Iterable[Encoded]) -> None:
+        self._settle(wait=False)
         for clip in encoded:
             if not self._missing:
                 self._open_shard()
             self._missing -= 1
             summary = self.summary
-            if isinstance(clip.row, Failure):
-                self._fresh.append(clip.row)
+            row = self._fit(clip.row)
+            if isinstance(row, Failure):
+                self._fresh.append(row)
                 summary.failed += 1
-                summary.codes[clip.row.code] = summary.codes.get(clip.row.code, 0) + 1
+                summary.codes[row.code] = summary.codes.get(row.code, 0) + 1
             else:
-                self._rows[clip.row.clip_id] = clip.row
+                self._rows[row.clip_id] = row
                 self._unpublished += 1
                 summary.extracted += 1
             self._on_clip(summary)
             if not self._missing or time.monotonic() - self._flushed > FLUSH_S:
                 self._publish()
+
+    def _fit(self, row: FeatureRow | Failure) -> FeatureRow | Failure:
+        """The row, unless padding its whole shard to it would take too much memory."""
+        assert self._shard is not None
+        if isinstance(row, Failure):
+            return row
+        needed = padded_bytes(self._plan.header.spec, len(self._shard.rows), len(row.values))
+        if needed <= MAX_SHARD_BYTES:
+            return row
+        message = (
+            f"{len(row.values)} steps would pad the {len(self._shard.rows)} rows of its shard to "
+            f"{needed} bytes, expected at most {MAX_SHARD_BYTES}; set start_s and end_s in the "
+            "manifest to cut it into shorter clips, or type a smaller --shard-rows and a new --out"
+        )
+        return Failure(row.clip_id, "encode", "too_large", message)
 
     def _open_shard(self) -> None:
         self._shard = self._coming.popleft()
@@ -150,18 +182,35 @@ class SetWriter:
         self._flushed = time.monotonic()
 
     def _publish(self) -> None:
-        """Write the ledger, then the shard; a clip in both counts as stored when planning."""
+        """Have a thread write what there is while the network goes on; at most one shard waits."""
+        self._settle(wait=True)
+        self._begin_writing()
+
+    def _begin_writing(self) -> None:
         assert self._shard is not None
-        started = time.monotonic()
-        append_ledger(self._plan.folder, self._fresh, self._plan.label)
         rows = [self._rows[clip.clip_id] for clip in self._shard.rows if clip.clip_id in self._rows]
-        if rows and self._unpublished:
-            publish_shard(
-                self._plan.folder, self._shard.number, self._plan.header, rows, self._plan.label
-            )
+        known = {**self._shard.damaged, **self._damaged}
+        damaged = {row.clip_id: known[row.clip_id] for row in rows if row.clip_id in known}
+        is_new = bool(rows and self._unpublished)
+        arguments = (self._shard.number, rows if is_new else [], damaged, self._fresh)
+        self._writing.append(self._thread.submit(self._write, *arguments))
         self._fresh, self._unpublished = [], 0
         self._flushed = time.monotonic()
-        self.summary.write_s += self._flushed - started
+
+    def _write(
+        self, number: int, rows: list[FeatureRow], damaged: dict[str, int], failures: list[Failure]
+    ) -> None:
+        """Write the ledger, then the shard; a clip in both counts as stored when planning."""
+        started, plan = time.monotonic(), self._plan
+        append_ledger(plan.folder, failures, plan.label)
+        if rows:
+            publish_shard(plan.folder, number, plan.header, rows, plan.label, damaged)
+        self.summary.write_s += time.monotonic() - started
+
+    def _settle(self, *, wait: bool) -> None:
+        """Raise what went wrong in writing, of what is written, or of all after a wait."""
+        while self._writing and (wait or self._writing[0].done()):
+            self._writing.popleft().result()
 
 
 def prepare_folder(plan: Plan) -> None:

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 
 from micu.errors import StoreError
@@ -39,6 +39,8 @@ class ShardEntry:
     sha256: str
     size: int
     clip_ids: tuple[str, ...]
+    damaged: Mapping[str, int] = field(default_factory=dict)
+    """Corrupt frames of those clips that were stored in spite of some."""
 
 
 def index_name(label: str = "") -> str:
@@ -157,9 +159,14 @@ def _read_one_index(path: Path) -> dict[str, ShardEntry]:
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             value = json.loads(line)
-            entry = ShardEntry(value["sha256"], value["size"], tuple(value["clip_ids"]))
+            entry = ShardEntry(
+                value["sha256"],
+                value["size"],
+                tuple(value["clip_ids"]),
+                {clip_id: int(count) for clip_id, count in value.get("damaged", {}).items()},
+            )
             noted[value["shard"]] = entry
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return noted
 

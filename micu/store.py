@@ -149,14 +149,31 @@ def shard_number(name: str) -> int | None:
 
 
 def publish_shard(
-    folder: Path, number: int, header: Header, rows: Sequence[FeatureRow], label: str = ""
+    folder: Path,
+    number: int,
+    header: Header,
+    rows: Sequence[FeatureRow],
+    label: str = "",
+    damaged: Mapping[str, int] | None = None,
 ) -> None:
-    """Write a shard under its final name and note it in the index of the part `label`."""
+    """Write a shard under its final name and note it in the index of the part `label`.
+
+    Args:
+        folder: A feature set.
+        number: Of the shard.
+        header: Of the set.
+        rows: In order.
+        label: Of the part; empty for a run without parts.
+        damaged: Corrupt frames by clip id, for the index; of other clips there is nothing to note.
+    """
     name = shard_name(number)
     data = encode_shard(header, rows)
     write_atomically(folder / name, data)
     entry = ShardEntry(
-        hashlib.sha256(data).hexdigest(), len(data), tuple(row.clip_id for row in rows)
+        hashlib.sha256(data).hexdigest(),
+        len(data),
+        tuple(row.clip_id for row in rows),
+        dict(damaged or {}),
     )
     append_index(folder, {name: entry}, label)
 

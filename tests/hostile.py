@@ -1,6 +1,7 @@
 """Readers that do to their worker what hostile media do to a decoder; importable by workers."""
 
 import ctypes
+import errno
 import os
 import signal
 import time
@@ -11,7 +12,7 @@ import numpy as np
 
 from extract.backbones.base import Media
 from extract.probe import ReadProbe
-from micu.errors import ExtraError
+from micu.errors import ExtraError, StoreError
 from micu.manifest import Clip
 from tests.toy import toy_read
 
@@ -36,6 +37,8 @@ def hostile_read(clip: Clip) -> Media:
         raise ExtraError("decord", "decord")
     if deed == "device":
         raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")  # torch's
+    if deed == "full":
+        raise StoreError("the cache: make room") from OSError(errno.ENOSPC, "no space")
     if deed == "slow":
         time.sleep(0.3)
     return toy_read(clip)

@@ -41,6 +41,7 @@ def write_media(
     picture: Callable[[int], Array] = flat_picture,
     pts: Sequence[int] | None = None,
     codec: str = "libx264",
+    pix_fmt: str = "",
     gop: int = 10,
     sound: Array | None = None,
     rate: int = 8000,
@@ -59,7 +60,8 @@ def write_media(
         if frames:
             video = container.add_stream(codec, rate=fps)
             video.height, video.width = picture(0).shape[:2]
-            video.pix_fmt = {"libx264": "yuv420p", "mpeg4": "yuv420p"}.get(codec, "yuvj420p")
+            usual = {"libx264": "yuv420p", "mpeg4": "yuv420p"}.get(codec, "yuvj420p")
+            video.pix_fmt = pix_fmt or usual
             video.bit_rate = 4_000_000
             video.options = {"g": str(gop)} if codec != "mjpeg" else {}
             if rotation:

@@ -257,6 +257,19 @@ def test_pictures_that_turn_out_to_be_huge_are_not_allocated(tmp_path):
     assert largest_memory_mib() - before < 100
 
 
+def test_pictures_that_are_huge_by_every_account_are_not_called_damaged(tmp_path):
+    path = write_media(tmp_path / "a.avi", frames=10, codec="mjpeg")
+    data = path.read_bytes()
+    in_jpeg = b"\x08" + (32).to_bytes(2, "big") + (48).to_bytes(2, "big")
+    in_avi = (48).to_bytes(4, "little") + (32).to_bytes(4, "little")
+    assert data.count(in_jpeg) == 10
+    assert data.count(in_avi) >= 1
+    data = data.replace(in_jpeg, b"\x08" + (8960).to_bytes(2, "big") + (16000).to_bytes(2, "big"))
+    data = data.replace(in_avi, (16000).to_bytes(4, "little") + (8960).to_bytes(4, "little"))
+    path.write_bytes(data)
+    assert outcome("a.avi", FRAMES, tmp_path) == "too_large"
+
+
 # --- what is unusual but good ------------------------------------------------------------------
 
 
@@ -277,6 +290,29 @@ def test_colour_formats_and_odd_sizes_come_out_as_rgb(tmp_path):
     )
     media = read_media(Clip(clip_id="c", path=path.name), FRAMES, tmp_path)
     assert frame_of(media.units[0]) == 20
+
+
+STRIPES = {
+    "gray": ([90, 90, 90], [200, 200, 200]),
+    "gray10le": ([90, 90, 90], [200, 200, 200]),
+    "yuv444p": ([220, 30, 40], [30, 60, 210]),
+    "yuv444p10le": ([220, 30, 40], [30, 60, 210]),
+}
+"""Colours of neighbouring columns, by pixel format: halved chroma would blend them."""
+
+
+@pytest.mark.parametrize("pix_fmt", STRIPES)
+def test_pictures_without_colour_or_with_all_of_it_keep_their_columns(tmp_path, pix_fmt):
+    picture = np.empty((32, 32, 3), np.uint8)
+    picture[:, ::2], picture[:, 1::2] = STRIPES[pix_fmt]
+    codec = "ffv1" if "gray" in pix_fmt else "libx264"
+    path = tmp_path / "a.mkv"
+    write_media(path, frames=3, codec=codec, pix_fmt=pix_fmt, picture=lambda i: picture)
+    with extract.media.av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.pix_fmt == pix_fmt
+    whole = FrameInput(fps=4, resize=32, crop=32)
+    media = read_media(Clip(clip_id="c", path=path.name), whole, tmp_path)
+    np.testing.assert_allclose(media.units[0].astype(int), picture.astype(int), atol=12)
 
 
 # --- real files --------------------------------------------------------------------------------

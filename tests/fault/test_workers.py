@@ -94,6 +94,11 @@ def test_a_mistake_of_the_whole_run_ends_it_from_a_worker_too(tmp_path: Path) ->
         run_texts(tmp_path, "a", "fatal")
 
 
+def test_a_full_disk_under_what_a_worker_keeps_is_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="make room"):
+        run_texts(tmp_path, "a", "full")
+
+
 def test_processes_and_threads_give_the_same_bytes(tmp_path: Path) -> None:
     plans = {}
     for name, timeout_s in (("threads", None), ("processes", TIMEOUT_S)):
@@ -314,3 +319,48 @@ def _processes() -> list[int]:
             if state != "Z":
                 found.append(int(entry.name))
     return found
+
+
+STOPPED_AT_ONCE = """
+import time
+from extract.workers import decode_in_processes
+from tests.hostile import read_hostile
+from micu.manifest import Clip
+
+if __name__ == "__main__":
+    for i in range(12):
+        with decode_in_processes(read_hostile, 2, 60.0) as decoders:
+            future = decoders.submit(Clip(clip_id="a", text="a"), ("x",))
+            if i == 0:
+                future.result()
+            time.sleep(i * 0.002)
+"""
+"""Pools that stop while their workers are still starting."""
+
+STOPPED_AS_A_GROUP = """
+import os, signal, sys
+from pathlib import Path
+from tests.fault.test_workers import run_texts
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGALRM, lambda number, frame: os.killpg(0, signal.SIGUSR1))
+    signal.setitimer(signal.ITIMER_REAL, 2.0)
+    summary = run_texts(Path(sys.argv[1]), *["slow a"] * 60)
+    sys.exit(summary.stopped_by != "SIGUSR1")
+"""
+"""A signal to stop that reaches every process of the run, as Slurm sends it."""
+
+
+@pytest.mark.parametrize("script", [STOPPED_AT_ONCE, STOPPED_AS_A_GROUP])
+def test_workers_of_a_run_that_stops_print_no_tracebacks(tmp_path: Path, script: str) -> None:
+    path = tmp_path / "stops.py"
+    path.write_text(script)
+    done = subprocess.run(
+        [sys.executable, path, tmp_path],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

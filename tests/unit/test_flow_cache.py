@@ -21,7 +21,8 @@ from extract.backbones.base import FlowInput, Media
 from extract.decode import read
 from extract.flow.methods import FlowSettings
 from extract.media import Reading
-from micu.errors import DecodeError, StoreError
+from extract.workers import decode_clip
+from micu.errors import DecodeError
 from micu.manifest import Clip
 from tests.media_files import write_media
 
@@ -387,8 +388,8 @@ def test_a_pipe_in_place_of_a_file_is_replaced(reading):
 
 def test_a_cache_that_cannot_be_written_stops_the_run_and_says_what_to_do(reading):
     reading.flow_cache.write_text("a file, not a folder")
-    with pytest.raises(StoreError, match="--flow-cache"):
-        read(CLIP, WANTS, reading)
+    with pytest.raises(OSError, match="--flow-cache"):
+        decode_clip(lambda clip, names: {"": read(clip, WANTS, reading)}, CLIP, ("",))
 
 
 def test_what_killed_writers_left_is_removed(reading):

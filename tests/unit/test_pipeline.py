@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import extract.pipeline as pipeline
-import extract.writer as writer
 from extract.pipeline import extract_manifest
 from extract.verify import verify_set
 from micu.errors import DecodeError, ExtraError, StoreError
@@ -85,21 +84,6 @@ def test_limit_then_everything_leaves_the_same_bytes(tmp_path: Path) -> None:
     assert shard_bytes(Path(part.folder)) == shard_bytes(Path(whole.folder))
 
 
-def test_unfinished_shards_are_published_now_and_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "FLUSH_S", 0.0)
-    plan = toy_plan(tmp_path, shard_rows=64)
-    seen = []
-
-    def look(summary: pipeline.Summary) -> None:
-        shard = plan.folder / "shard-00000.h5"
-        seen.append(len(FeatureStore(plan.folder)) if shard.exists() else 0)
-
-    extract_manifest(plan, Toy(), toy_read, on_clip=look)
-    assert seen[:4] == [0, 1, 2, 3]
-
-
 def test_values_that_are_not_finite_end_in_the_ledger(tmp_path: Path) -> None:
     tmp_path.joinpath("x").mkdir()
     write_manifest(
@@ -170,15 +154,6 @@ def test_a_run_that_is_stopped_does_not_wait_for_a_decoder(tmp_path: Path) -> No
     assert summary.stopped_by == "SIGTERM"
     assert summary.extracted <= 3
     assert run(tmp_path).left == 0
-
-
-def test_damage_is_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def read(clip: Clip):  # type: ignore[no-untyped-def]
-        return replace(toy_read(clip), notes={"corrupt_frames": int(clip.clip_id == "../c/2")})
-
-    summary = extract_manifest(toy_plan(tmp_path), Toy(), read)
-    assert summary.damaged == 1
-    assert "clip '../c/2': 1 corrupt frames" in caplog.text
 
 
 def test_a_ledger_row_that_was_cut_off_is_tried_again(tmp_path: Path) -> None:
@@ -301,6 +276,19 @@ def test_verify_finds_values_that_are_not_finite_and_a_wrong_index(tmp_path: Pat
     index = folder / "index.jsonl"
     index.write_text(index.read_text().replace("../c/24", "../c/23"))
     assert any("not those that the index lists" in p for p in verify_set(folder).problems)
+
+
+def test_shards_that_no_index_knows_are_not_called_good(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path).folder)
+    (folder / "index.jsonl").unlink()
+    shard = folder / "shard-00001.h5"
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 1
+    shard.write_bytes(data)
+    (problem,) = verify_set(folder, data=True).problems
+    assert "4 shards are in no index" in problem
+    assert "shard-00001.h5" in problem
+    assert verify_set(folder).problems == ()  # nothing of the bytes was asked
 
 
 def test_features_that_were_moved_are_verified_against_a_named_manifest(tmp_path: Path) -> None:
