@@ -76,6 +76,9 @@ CASES = {
     ),
     "weights of 0": Case((VAT, NO_DROPOUT, DOUBLE, "weights.coarse=0", "weights.jigsaw=0")),
     "micro-batches": Case((VAT, NO_DROPOUT, DOUBLE, "optimizer.micro_batch=2")),
+    "fp16, and a first process without clips": Case(
+        (VAT, NO_DROPOUT, "optimizer.precision=fp16"), sizes=(1,), steps=5
+    ),
     "dropout, of batches that are cut alike": Case(
         (VAT, DOUBLE, "optimizer.micro_batch=3"), (6,), alone=()
     ),

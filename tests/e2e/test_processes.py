@@ -87,7 +87,10 @@ def test_two_processes_equal_one(two, name):
         state, reports = rank["runs"][name]
         assert furthest(one.state, state) < tolerance
         for ours, theirs in zip(one.reports, reports, strict=True):
-            assert numbers(theirs) == pytest.approx(numbers(asdict(ours)), rel=tolerance, abs=1e-9)
+            expected = numbers(asdict(ours))  # nan where fp16 overflows
+            assert numbers(theirs) == pytest.approx(
+                expected, rel=tolerance, abs=1e-9, nan_ok="fp16" in name
+            )
     assert is_equal(two[0]["runs"][name][0], two[1]["runs"][name][0])
 
 
