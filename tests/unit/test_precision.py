@@ -9,6 +9,7 @@ import torch
 from micu.checkpoint import Position, restore_, save_checkpoint
 from micu.config import OptimizerConfig, TrainConfig
 from micu.errors import CheckpointError, ConfigError, TrainError
+from micu.gradients import unscale_
 from micu.losses import draw
 from micu.model import quantizer
 from micu.step import TrainState, build_state, train_step
@@ -110,6 +111,19 @@ def test_a_step_that_overflows_in_fp16_is_skipped_and_the_scale_halved() -> None
     assert (state.step, state.nonfinite) == (2, 0)
 
 
+def test_overflows_leave_the_steps_that_may_be_skipped_as_they_are() -> None:
+    state = scaled_by(2.0**60)
+    state.config = replace(
+        state.config, optimizer=replace(state.config.optimizer, skip_nonfinite=1)
+    )
+    for number in range(2):
+        assert train_step(state, batch(number)).skipped
+    assert train_step(state, poisoned()).skipped
+    assert train_step(state, batch()).skipped
+    with pytest.raises(TrainError, match="step 4: loss 'fine' is nan"):
+        train_step(state, poisoned())
+
+
 def test_a_loss_that_is_not_finite_is_no_overflow() -> None:
     state = scaled_by(256.0)
     with pytest.raises(TrainError, match="loss 'fine' is nan"):
@@ -142,6 +156,18 @@ def test_a_resumed_run_in_fp16_goes_on_with_its_scale(tmp_path: Path) -> None:
         train_step(resumed, batch(number))
     assert resumed.scaler.state_dict() == whole.scaler.state_dict()
     assert_same(snapshot(resumed), snapshot(whole))
+
+
+def test_a_process_without_clips_in_its_first_step_knows_the_scale(tmp_path: Path) -> None:
+    path = tmp_path / "step-000002.pt"
+    save_checkpoint(scaled_by(2.0**10), path, specs=SPECS, position=Position(0, 2), extra={})
+    begun, resumed = fresh("fp16"), fresh("fp16")
+    restore_(resumed, path)
+    for state, scale in ((begun, 2.0**16), (resumed, 2.0**10)):
+        for parameter in state.model.parameters():  # summed over the processes, none of its own
+            parameter.grad = torch.full_like(parameter, scale)
+        assert not unscale_(state.optimizer, state.scaler)
+        assert {x.grad.unique().item() for x in state.model.parameters() if x.grad is not None} == {1}
 
 
 def test_a_checkpoint_without_a_scale_does_not_resume_a_run_in_fp16(tmp_path: Path) -> None:
