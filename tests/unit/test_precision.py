@@ -167,7 +167,9 @@ def test_a_process_without_clips_in_its_first_step_knows_the_scale(tmp_path: Pat
         for parameter in state.model.parameters():  # summed over the processes, none of its own
             parameter.grad = torch.full_like(parameter, scale)
         assert not unscale_(state.optimizer, state.scaler)
-        assert {x.grad.unique().item() for x in state.model.parameters() if x.grad is not None} == {1}
+        assert {x.grad.unique().item() for x in state.model.parameters() if x.grad is not None} == {
+            1
+        }
 
 
 def test_a_checkpoint_without_a_scale_does_not_resume_a_run_in_fp16(tmp_path: Path) -> None:
