@@ -68,7 +68,8 @@ class Draws:
         """
         keep, blocks = self.keep[..., rows, :], self.block_modality
         if blocks.ndim == 2:
-            blocks = blocks.unflatten(0, (-1, steps))[rows].flatten(0, 1)
+            clips = blocks.view(len(blocks) // steps, steps, blocks.shape[1])
+            blocks = clips[rows].flatten(0, 1)
         labels = None if self.labels is None else self.labels.view(-1, steps)[rows].flatten()
         return replace(self, keep=keep, block_modality=blocks, labels=labels)
 
