@@ -1,6 +1,7 @@
 """Features that stay in memory: read once, then given out batch by batch."""
 
 import logging
+import socket
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from micu.data import Batch, FeatureDataset
+from micu.distributed import ALONE, World
 from micu.errors import ConfigError
 from micu.memory import available_memory, shared_memory
 
@@ -25,13 +27,16 @@ class CachedDataset(FeatureDataset):
     Args:
         dataset: What is read, all of it, before this returns; features keep its `config.dtype`.
         shared: Put them where loader processes see them, too, instead of a copy each.
+        world: The processes that train together; each calls this, and has a copy of its own.
 
     Raises:
         ConfigError: They would not fit in the memory that is available.
         StoreError: A clip cannot be read.
     """
 
-    def __init__(self, dataset: FeatureDataset, *, shared: bool) -> None:  # noqa: D107
+    def __init__(  # noqa: D107
+        self, dataset: FeatureDataset, *, shared: bool, world: World = ALONE
+    ) -> None:
         self.stores, self.config, self.clips = dataset.stores, dataset.config, dataset.clips
         dtype = getattr(torch, self.config.dtype)
         shapes = {
@@ -39,7 +44,12 @@ class CachedDataset(FeatureDataset):
             for name, shape in dataset.shapes.items()
         }
         size = sum(dtype.itemsize * torch.Size(shape).numel() for shape in shapes.values())
-        _check_fits(size, self.config.dtype, shared)
+        machine = socket.gethostname()
+        copies = world.gather_texts([machine]).count(machine)
+        # No process takes memory before all have looked.
+        misfits = world.gather_texts([_find_misfit(size, copies, self.config.dtype, shared)])
+        if any(misfits):
+            raise ConfigError(next(filter(None, misfits)))
         logger.info("reading %d clips into %.1f GiB of memory", len(self.clips), size / 2**30)
         self._features = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
         self._mask = torch.empty((len(self.clips), self.config.steps), dtype=torch.bool)
@@ -77,16 +87,18 @@ def _gathered(values: Tensor, index: Tensor) -> Tensor:
     return torch.index_select(values, 0, index, out=out)
 
 
-def _check_fits(size: int, dtype: str, shared: bool) -> None:
-    """Refuse features that memory, or the part of it that processes share, cannot take."""
+def _find_misfit(size: int, copies: int, dtype: str, shared: bool) -> str:
+    """Why memory, or the part of it that processes share, cannot take the features; else empty."""
     half = "use --cache float16, which takes half, or leave" if dtype == "float32" else "leave"
+    whose = f" of {copies} processes of this machine" if copies > 1 else ""
     places = {"memory is available": available_memory()}
     if shared:
         places["is free in /dev/shm, which loader processes share"] = shared_memory()
     for place, free in places.items():
-        if free is not None and size > SPARE * free:
-            raise ConfigError(
-                f"--cache {dtype}: the features take {size / 2**30:.2f} GiB, and "
+        if free is not None and copies * size > SPARE * free:
+            return (
+                f"--cache {dtype}: the features{whose} take {copies * size / 2**30:.2f} GiB, and "
                 f"{free / 2**30:.2f} GiB {place}; {half} --cache out"
                 + (", or --workers" if shared else "")
             )
+    return ""

@@ -237,7 +237,7 @@ class OptimizerConfig:
     """Let NVIDIA's GPUs compute float32 products in TF32: three digits instead of seven."""
     skip_nonfinite: int = 0
     """How many steps in a row may have a loss or gradient that is not finite: such a step changes
-    nothing. With 0 the first one stops the run."""
+    nothing. With 0 the first one stops the run. Overflows of fp16 do not count."""
 
     def __post_init__(self) -> None:  # noqa: D105
         _check(

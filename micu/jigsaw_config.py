@@ -34,6 +34,9 @@ class JigsawConfig:
                 f"permutations: expected 1 to {self.splits}! = {count}, got {self.permutations}": (
                     self.splits != 0 and not 1 <= self.permutations <= count
                 ),
+                f"permutations: expected at least 1, got {self.permutations}": (
+                    self.splits == 0 and self.permutations < 1
+                ),
                 f"hidden_dim: expected at least 1, got {self.hidden_dim}": self.hidden_dim < 1,
             },
         )

@@ -79,6 +79,8 @@ def find_place(environ: Mapping[str, str]) -> Place:
     if "WORLD_SIZE" in environ or "RANK" in environ:
         local = ("LOCAL_RANK",) if "LOCAL_RANK" in environ else ()
         numbers = _numbers(environ, ("RANK", "WORLD_SIZE", *local))
+        if numbers["WORLD_SIZE"] > 1:
+            _check_master(environ)
         launcher = ""
         if "TORCHELASTIC_RUN_ID" in environ:
             launcher = f"{environ['TORCHELASTIC_RUN_ID']} {_parent()}"
@@ -105,6 +107,21 @@ def find_place(environ: Mapping[str, str]) -> Place:
         numbers["SLURM_LOCALID"],
         f"tcp://{_slurm_address(environ)}",
     )
+
+
+def _check_master(environ: Mapping[str, str]) -> None:
+    """Refuse processes that are not told where to meet, which would look like one that is gone."""
+    is_given = {
+        "MASTER_ADDR": bool(environ.get("MASTER_ADDR")),
+        "MASTER_PORT": environ.get("MASTER_PORT", "").isdecimal(),
+    }
+    bad = [name for name, given in is_given.items() if not given]
+    if bad:
+        raise ConfigError(
+            f"{', '.join(bad)}: expected where process 0 of several listens, got "
+            f"{', '.join(repr(environ.get(name)) for name in bad)}; start the processes with "
+            "torchrun or srun, export the host and a free port of it, or unset RANK and WORLD_SIZE"
+        )
 
 
 def _check_restarts(environ: Mapping[str, str]) -> None:

@@ -25,7 +25,10 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
 def build_scaler(config: TrainConfig, device: torch.device | str) -> torch.amp.GradScaler:
     """Scaling of the loss, so that fp16 does not round small gradients to zero; else it is off."""
     kind = torch.device(device).type
-    return torch.amp.GradScaler(kind, enabled=config.optimizer.precision == "fp16")
+    scaler = torch.amp.GradScaler(kind, enabled=config.optimizer.precision == "fp16")
+    # It makes its scale at first use, and a process may have no clip, and no loss, in that step.
+    scaler.scale(torch.zeros((), device=device))
+    return scaler
 
 
 def set_tf32_(config: TrainConfig, device: torch.device | str) -> None:

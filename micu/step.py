@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class TrainState:
         optimizer: Adam over both; one parameter group per part that is clipped on its own.
         config: The run.
         step: Steps taken, skipped ones included.
-        nonfinite: Steps in a row, up to this one, that were skipped.
+        nonfinite: Steps in a row, up to this one, that were skipped; not those that overflowed.
         world: The processes that train together; what they move stays the same in all of them.
         scaler: Scales the loss in fp16; else it does nothing.
     """
@@ -227,7 +227,7 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
         _update_codebook_(state, passes.encoded, passes.number)
         if passes.output is not None:
             state.losses.after_step_(state.model, passes.output, batch, draws)
-        state.nonfinite = 0
+        state.nonfinite, skipped = 0, False
     except TrainError:
         quantizer.load_state_dict(codebook)
         for name, entries in estimators.items():
@@ -235,9 +235,10 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
         state.optimizer.zero_grad(set_to_none=True)
         if state.nonfinite >= config.optimizer.skip_nonfinite and not overflowed:
             raise
-        state.nonfinite += 1
+        state.nonfinite += not overflowed
+        skipped = True
     state.step += 1
-    return _report(state, passes, norms, batch.mask, clips)
+    return replace(_report(state, passes, norms, batch.mask, clips), skipped=skipped)
 
 
 def _estimators(state: TrainState) -> dict[str, dict[str, Any]]:
@@ -368,5 +369,4 @@ def _report(
         shared_codes=read["codes"]["all"] / max(1.0, read["codes"]["any"]),
         learning_rate=learning_rate(state.config, state.step - 1),
         clips=clips,
-        skipped=state.nonfinite > 0,
     )

@@ -76,6 +76,9 @@ CASES = {
     ),
     "weights of 0": Case((VAT, NO_DROPOUT, DOUBLE, "weights.coarse=0", "weights.jigsaw=0")),
     "micro-batches": Case((VAT, NO_DROPOUT, DOUBLE, "optimizer.micro_batch=2")),
+    "fp16, and a first process without clips": Case(
+        (VAT, NO_DROPOUT, "optimizer.precision=fp16"), sizes=(1,), steps=5
+    ),
     "dropout, of batches that are cut alike": Case(
         (VAT, DOUBLE, "optimizer.micro_batch=3"), (6,), alone=()
     ),
@@ -105,20 +108,20 @@ def make_batch(case: Case, step: int) -> Batch:
 
 
 def run_case(case: Case, world: World = ALONE) -> Run:
-    """Take the steps of a case, or this process's part in them."""
+    """Take the steps of a case on the world's device, or this process's part in them."""
     config = case.config
     shapes = {name: SHAPES[name] for name in config.modalities}
-    state = build_state(config, shapes, "cpu", world=world)
-    reports = []
+    state = build_state(config, shapes, world.device, world=world)
+    dtype, reports = getattr(torch, config.optimizer.dtype), []
     for step in range(case.steps):
         batch = make_batch(case, step)
         rows = share_rows(len(batch.clip_ids), world.rank, world.size)
-        reports.append(train_step(state, batch.part(rows)))
+        reports.append(train_step(state, batch.part(rows).to(world.device, dtype)))
     found = dict(state.model.state_dict(prefix="model."))
     found |= state.losses.state_dict(prefix="losses.")
     for i, entry in enumerate(state.optimizer.state_dict()["state"].values()):
         found |= {f"optimizer.{i}.{key}": value for key, value in entry.items()}
-    return Run({key: value.clone() for key, value in found.items()}, reports)
+    return Run({key: value.cpu().clone() for key, value in found.items()}, reports)
 
 
 def _local_negatives(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +275,17 @@ def run_two(folder: Path, commands: Sequence[Sequence[str]]) -> None:
     for number in range(len(commands)):
         (folder / f"port{number}").write_text(str(free_port()))
     torch.multiprocessing.spawn(_enter, (free_port(), folder, commands), nprocs=2)
+
+
+def run_case_in_two(folder: Path, name: str, device: str) -> None:
+    """Run one case in two processes, each on its device of this kind, to `folder/RANK.pt`."""
+    torch.multiprocessing.spawn(_enter_case, (free_port(), folder, name, device), nprocs=2)
+
+
+def _enter_case(rank: int, port: int, folder: Path, name: str, device: str) -> None:
+    place = Place(rank, 2, rank, f"tcp://127.0.0.1:{port}")
+    with join(place, device if device == "cpu" else f"{device}:{rank}") as world:
+        torch.save(run_case(CASES[name], world).state, folder / f"{rank}.pt")
 
 
 def _enter(rank: int, port: int, folder: Path, commands: Sequence[Sequence[str]]) -> None:

@@ -179,7 +179,7 @@ def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world
     clips = select_clips(sets.manifest.clips, config.data)
     dataset = FeatureDataset(sets.stores, clips, config.data)
     if typed.cache:
-        dataset = CachedDataset(dataset, shared=typed.workers > 0)
+        dataset = CachedDataset(dataset, shared=typed.workers > 0, world=world)
 
     def load(epoch: int, start: int) -> "DataLoader[Batch]":
         return make_loader(

@@ -101,8 +101,8 @@ class CodeMatchingLoss(Loss):
             self.warmup_steps = max(1, round(share * needed_steps(steps, what)))
 
     def is_continuous(self, step: int) -> bool:
-        """Whether the warm-up goes on."""
-        return step < self.warmup_steps
+        """Whether the warm-up goes on: also after a skipped last step, until there are clusters."""
+        return step < self.warmup_steps or self.stored > 0
 
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """Sum over pairs, (); 0 during the warm-up."""
@@ -123,7 +123,7 @@ class CodeMatchingLoss(Loss):
         if self.is_continuous(draws.step):
             semantic = self.stack(output.semantic())
             self._keep_(semantic[:, output.update_mask(batch.mask)].flatten(0, 1))
-        if self.stored and not self.is_continuous(draws.step + 1):
+        if self.stored and draws.step + 1 >= self.warmup_steps:
             vectors = self.vectors[: self.stored]
             size = self.config.quantizer.codebook_size
             centres, counts = kmeans(vectors, size, draws.generator("k-means"))

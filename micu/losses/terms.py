@@ -41,9 +41,9 @@ class Draws:
         keep: True = kept; (B, T) if `mask_axis` is `"time"`, (B, D) if it is `"feature"`; with
             `mask_share` `"independent"` (M, B, T) or (M, B, D).
         block_modality: Index into `config.modalities` of each jigsaw block, int64; (O,) if
-            `block_draw` is `"batch"`, (B * T, O) if it is `"row"`.
+            `block_draw` is `"batch"`, (B * T, O) if it is `"row"`. Without a jigsaw O is 0.
         labels: Permutation that each row is put in, (B * T,) int64, if `jigsaw.labels` is
-            `"sampled"`.
+            `"sampled"` and there is a jigsaw.
         seed: The run's seed.
         step: Optimisation step, from 0.
     """
@@ -68,7 +68,8 @@ class Draws:
         """
         keep, blocks = self.keep[..., rows, :], self.block_modality
         if blocks.ndim == 2:
-            blocks = blocks.view(-1, steps, blocks.shape[1])[rows].flatten(0, 1)
+            clips = blocks.view(len(blocks) // steps, steps, blocks.shape[1])
+            blocks = clips[rows].flatten(0, 1)
         labels = None if self.labels is None else self.labels.view(-1, steps)[rows].flatten()
         return replace(self, keep=keep, block_modality=blocks, labels=labels)
 
@@ -103,11 +104,12 @@ def draw(
     width = steps if by_time else config.encoder.embed_dim
     masks = [len(config.modalities)] if config.contrastive.mask_share == "independent" else []
     noise = torch.rand((*masks, batch_size, width), generator=generator, dtype=torch.float32)
-    blocks = config.jigsaw.splits
+    has_jigsaw = "jigsaw" in config.terms()
+    blocks = config.jigsaw.splits if has_jigsaw else 0
     shape = (blocks,) if config.jigsaw.block_draw == "batch" else (batch_size * steps, blocks)
     block_modality = torch.randint(len(config.modalities), shape, generator=generator)
     labels = None
-    if config.jigsaw.labels == "sampled":
+    if has_jigsaw and config.jigsaw.labels == "sampled":
         source = torch.Generator("cpu").manual_seed(derive_seed(seed, step, "labels"))
         count = config.jigsaw.permutations
         labels = torch.randint(count, (batch_size * steps,), generator=source).to(device)

@@ -52,22 +52,21 @@ def two(features, folder):
     ]
 
 
-def furthest(one, other):
+REBUILD = "model.reconstructors."
+
+
+def furthest(one, other, among=lambda key: True):
     """Largest difference of two states, the attention's key biases left out.
 
     A softmax does not depend on them. Their gradient is rounding, which Adam scales up: they walk
-    at random in float32, and nothing follows. In the networks that rebuild grids, some gradients
-    are so small that their rounding differs with the rows of a product: in float32 their weights
-    count for a tenth here.
+    at random in float32, and nothing follows.
     """
     assert one.keys() == other.keys()
     worst = 0.0
-    for key, value in one.items():
-        difference = (value.double() - other[key].double()).abs()
+    for key in filter(among, one):
+        difference = (one[key].double() - other[key].double()).abs()
         if key.endswith("attention_in.bias"):
             difference = torch.stack([*difference.chunk(3)][::2])
-        if key.startswith("model.reconstructors.") and value.dtype == torch.float32:
-            difference = difference / 10
         worst = max(worst, difference.max().item())
     return worst
 
@@ -82,12 +81,20 @@ def numbers(report):
 def test_two_processes_equal_one(two, name):
     case = CASES[name]
     one = run_case(replace(case, settings=(*case.settings, *case.alone)))
-    tolerance = 1e-9 if case.config.optimizer.dtype == "float64" else 1e-5
+    # In the networks that rebuild grids, some gradients are so small that in float32 their rounding
+    # differs with the rows of a product.
+    tolerance, rebuilding = (
+        (1e-9, 1e-9) if case.config.optimizer.dtype == "float64" else (1e-5, 1e-4)
+    )
     for rank in two:
         state, reports = rank["runs"][name]
-        assert furthest(one.state, state) < tolerance
+        assert furthest(one.state, state, lambda key: REBUILD not in key) < tolerance
+        assert furthest(one.state, state, lambda key: REBUILD in key) < rebuilding
         for ours, theirs in zip(one.reports, reports, strict=True):
-            assert numbers(theirs) == pytest.approx(numbers(asdict(ours)), rel=tolerance, abs=1e-9)
+            expected = numbers(asdict(ours))  # nan where fp16 overflows
+            assert numbers(theirs) == pytest.approx(
+                expected, rel=tolerance, abs=1e-9, nan_ok="fp16" in name
+            )
     assert is_equal(two[0]["runs"][name][0], two[1]["runs"][name][0])
 
 

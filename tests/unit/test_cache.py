@@ -1,5 +1,7 @@
 """Features in memory: the same batches, in no more memory than there is."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import micu.cache
 from micu.cache import CachedDataset
 from micu.config import DataConfig
 from micu.data import FeatureDataset, iterate, make_loader
+from micu.distributed import World
 from micu.errors import ConfigError
 from micu.memory import available_memory
 from micu.store import FeatureStore, find_sets
@@ -89,6 +92,30 @@ def test_features_that_do_not_fit_are_refused_before_they_are_read(
 
     with pytest.raises(ConfigError, match=message):
         CachedDataset(plain, shared=shared)
+
+
+class OnTwoMachines(World):
+    """The second of three processes, two of them here."""
+
+    def gather_texts(self, texts):
+        return [*texts, *texts, *(text and f"{text} elsewhere" for text in texts)]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_process_of_a_machine_has_a_copy_that_counts(dataset, monkeypatch, shared):
+    plain = dataset("float32")
+    size = sum(
+        4 * len(plain) * plain.config.steps * math.prod(shape) for shape in plain.shapes.values()
+    )
+    monkeypatch.setattr(micu.cache, "shared_memory", lambda: free)
+    monkeypatch.setattr(micu.cache, "available_memory", lambda: 2 * free)
+
+    free = int(2.3 * size)
+    CachedDataset(plain, shared=shared, world=OnTwoMachines(1, 3))
+    monkeypatch.setattr(micu.cache, "available_memory", lambda: free)
+    free = int(2.1 * size)
+    with pytest.raises(ConfigError, match="the features of 2 processes of this machine take"):
+        CachedDataset(plain, shared=shared, world=OnTwoMachines(1, 3))
 
 
 def write_group(root, limit, used, cached):

@@ -184,6 +184,10 @@ def test_differences_are_named_by_their_full_key():
             "reconstruction.text_target_grad: expected false with text_target=input, got true",
         ),
         (["quantizer.active_within=0"], "quantizer.active_within: expected at least 1, got 0"),
+        (
+            ["jigsaw.splits=0", "jigsaw.permutations=0"],
+            "jigsaw.permutations: expected at least 1, got 0",
+        ),
         (["optimizer.skip_nonfinite=-3"], "optimizer.skip_nonfinite: expected at least 0, got -3"),
         (["data.padding=mask"], "train.data.padding: expected repeat with the modality text"),
     ],

@@ -12,6 +12,8 @@ TORCHRUN = {
     "LOCAL_WORLD_SIZE": "2",
     "TORCHELASTIC_RUN_ID": "x",
     "TORCHELASTIC_RESTART_COUNT": "2",
+    "MASTER_ADDR": "gpu07",
+    "MASTER_PORT": "29500",
 }
 SLURM = {
     "SLURM_PROCID": "5",
@@ -25,6 +27,10 @@ SLURM = {
 
 def test_without_variables_a_process_is_alone():
     assert find_place({}) == Place()
+
+
+def test_one_process_of_one_needs_no_address():
+    assert find_place({"RANK": "0", "WORLD_SIZE": "1"}) == Place()
 
 
 def test_torchrun_says_the_place_and_counts_before_slurm():
@@ -59,6 +65,11 @@ def test_a_batch_script_without_srun_is_one_process(caplog):
     [
         ({"RANK": "0"}, "WORLD_SIZE: expected a number, got None"),
         ({**TORCHRUN, "LOCAL_RANK": "x"}, "LOCAL_RANK: expected a number, got 'x'"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "MASTER_ADDR, MASTER_PORT: expected where process 0 .* start .* with torchrun or srun",
+        ),
+        ({**TORCHRUN, "MASTER_PORT": "x"}, "MASTER_PORT: expected .* got 'x'"),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, "SLURM_LOCALID: expected a number"),
         ({**SLURM, "SLURM_STEP_NODELIST": ""}, "export MASTER_ADDR=HOST"),
         (

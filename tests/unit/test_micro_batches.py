@@ -162,6 +162,17 @@ def test_clips_draw_the_same_wherever_they_are(settings):
         assert torch.equal(part.block_modality, expected)
 
 
+@pytest.mark.parametrize("off", ["jigsaw.splits=0", "weights.jigsaw=none"])
+@pytest.mark.parametrize("how", ["jigsaw.block_draw=row", "jigsaw.labels=sampled"])
+def test_a_run_without_jigsaw_draws_nothing_for_it(off, how):
+    config = with_overrides(TrainConfig(), [*SMALL, VAT, MICRO, off, how])
+    draws = draw(config, 6, 5, seed=3, step=4, device="cpu")
+    assert draws.block_modality.numel() == 0
+    assert draws.labels is None
+    state = build_state(config, {name: SHAPES[name] for name in config.modalities}, "cpu")
+    assert "jigsaw" not in train_step(state, make_batch(Case((VAT,)), 0)).terms
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_loaders_of_all_processes_read_the_batches_of_one(tmp_path, size):
     from micu.cli.features import find_feature_sets
