@@ -261,7 +261,9 @@ def build_config(
     config = PRESETS[preset]()
     if modalities is not None:
         config = replace(config, modalities=parse_modalities(modalities))
-    short = [f"{key}={value}" for key, value in named.items() if value not in (None, False)]
+    # By identity, since 0 is a seed and equals False.
+    typed = {key: value for key, value in named.items() if value is not None and value is not False}
+    short = [f"{key}={value}" for key, value in typed.items()]
     config = with_overrides(config, [*short, *assignments])
     excluded = (*config.data.exclude_manifests, *exclude_manifests)
     return replace(config, data=replace(config.data, exclude_manifests=excluded))
