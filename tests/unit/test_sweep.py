@@ -22,7 +22,7 @@ from micu.overrides import with_overrides
 from micu.presets import PRESETS
 from micu.sweep.conduct import FINISHED, Job, conduct, launcher, share_cores
 from micu.sweep.plan import SweepRun, choose_part, parse_axes, plan_runs
-from micu.sweep.table import collect, render_sweep, write_table
+from micu.sweep.table import TRAINING, collect, render_sweep, write_table
 
 # --- the plan --------------------------------------------------------------------------------
 
@@ -298,9 +298,10 @@ def finished(out: Path) -> list[SweepRun]:
         number = run.config.seed - 43
         total = TOTALS[size][number]
         rows = [
-            {"step": 1, "total": 99.0, "fine": 9.0, "active_codes": 1},
+            {"step": 1, "epoch": 0, "total": 99.0, "fine": 9.0, "active_codes": 1},
             {
                 "step": 2,
+                "epoch": 1,
                 "learning_rate": 0.1,
                 "grad_norm_encoder": 5.0,
                 "total": None if math.isnan(total) else total,
@@ -340,11 +341,11 @@ def test_the_table_has_mean_and_deviation_over_the_runs_of_a_setting(tmp_path: P
         assert hos == pytest.approx(statistics.fmean(HOS[size]))
         assert spread == pytest.approx(statistics.stdev(HOS[size]))
         assert count == 3
-        assert found[size, "training", "active_codes"] == (7.0, 0.0, 3)
-    assert found["4", "training", "total"] == pytest.approx(
+        assert found[size, TRAINING, "active_codes"] == (7.0, 0.0, 3)
+    assert found["4", TRAINING, "total"] == pytest.approx(
         (statistics.fmean(TOTALS["4"]), statistics.stdev(TOTALS["4"]), 3)
     )
-    assert math.isnan(found["8", "training", "total"][0])
+    assert math.isnan(found["8", TRAINING, "total"][0])
     assert {line["train_modality"] for line in table if line["task"] == "oscmg"} == {"video"}
 
 
@@ -352,14 +353,33 @@ def test_the_markdown_shows_settings_by_name_and_a_dash_for_what_is_not_finite(
     tmp_path: Path,
 ) -> None:
     text = render_sweep(collect(finished(tmp_path), tmp_path))
-    logged, evaluated = text.split("\n\n")
+    heading, logged, evaluated = text.split("\n\n")
 
+    assert heading == "Means over the clips of the last epoch:"
     assert logged.splitlines()[0] == "| setting | runs | total | fine | active_codes |"
     assert "| quantizer.codebook_size=4 | 3 | 2.5 ± 1.8 | 1 ± 0 | 7 ± 0 |" in logged
     assert "| quantizer.codebook_size=8 | 3 | – | 1 ± 0 | 7 ± 0 |" in logged
     assert "40.00 ± 20.00" in evaluated
     assert "quantizer.codebook_size=8" in evaluated
     assert "99.00" not in evaluated
+
+
+def test_what_was_logged_is_the_mean_over_the_clips_of_the_last_epoch(tmp_path: Path) -> None:
+    (run,) = plan()
+    nothing_moved = {"epoch": 1, "clips": 80, "fine": None, "skipped": 1}
+    rows = [
+        {"epoch": 0, "clips": 80, "fine": 50.0, "skipped": 0},
+        {"epoch": 1, "clips": 80, "fine": 4.0, "skipped": 0},
+        nothing_moved,
+        {"epoch": 1, "clips": 20, "fine": 9.0, "skipped": 0},
+    ]
+    path = tmp_path / run.name / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(row.metric, row.value) for row in collect([run], tmp_path)] == [("fine", 5.0)]
+
+    path.write_text(json.dumps(nothing_moved) + "\n")
+    assert math.isnan(collect([run], tmp_path)[0].value)
 
 
 def test_a_single_run_has_no_deviation(tmp_path: Path) -> None:
