@@ -20,7 +20,7 @@ from micu.evaluate.report import Row, write_rows
 from micu.files import file_sha256
 from micu.overrides import with_overrides
 from micu.presets import PRESETS
-from micu.sweep.conduct import FINISHED, Job, conduct, launcher, share_cores
+from micu.sweep.conduct import FINISHED, Job, conduct, launcher, share_cores, share_gpus
 from micu.sweep.plan import SweepRun, choose_part, parse_axes, plan_runs
 from micu.sweep.table import TRAINING, collect, render_sweep, write_table
 
@@ -263,6 +263,35 @@ def test_processes_at_a_time_share_the_cores_unless_told_otherwise(
     assert share_cores(3, {}) == {"OMP_NUM_THREADS": "2"}
     assert share_cores(99, {}) == {"OMP_NUM_THREADS": "1"}
     assert share_cores(3, {"OMP_NUM_THREADS": "4"}) == {}
+
+
+def test_runs_at_a_time_take_the_gpus_in_turn_and_only_those_that_are_visible() -> None:
+    assert share_gpus(3, {}, 2) == ["0", "1", "0"]
+    assert share_gpus(2, {}, 8) == ["0", "1"]
+    assert share_gpus(4, {"CUDA_VISIBLE_DEVICES": "5,GPU-1f"}, 2) == ["5", "GPU-1f", "5", "GPU-1f"]
+    assert share_gpus(2, {"CUDA_VISIBLE_DEVICES": "3,99"}, 1) == ["3", "3"]
+    assert share_gpus(1, {}, 8) == share_gpus(3, {"CUDA_VISIBLE_DEVICES": ""}, 0) == []
+
+
+def test_each_process_sees_a_gpu_that_no_other_one_at_the_time_has(tmp_path: Path) -> None:
+    (tmp_path / "telling.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "own, other = (pathlib.Path(__file__).with_name(name) for name in sys.argv[1:])\n"
+        "own.write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        "while not other.exists(): time.sleep(0.01)\n"
+    )
+    with launcher(StopFlag(), {"PYTHONPATH": str(tmp_path)}, ["0", "1"]) as launch:
+
+        def begin(own: str, other: str) -> Thread:
+            log = tmp_path / "log.txt"
+            thread = Thread(target=launch, args=("telling", [own, other], log))
+            thread.start()
+            return thread
+
+        for names in ("ab", "cd"):
+            for thread in (begin(*names), begin(*reversed(names))):
+                thread.join(60)
+            assert sorted((tmp_path / name).read_text() for name in names) == ["0", "1"]
 
 
 # --- the table -------------------------------------------------------------------------------
