@@ -140,7 +140,7 @@ def _plan(context: click.Context, build: Build) -> list[SweepRun]:
 
 
 def _gpus(at_a_time: int, words: Sequence[str]) -> list[str]:
-    """The GPU of each run at a time; empty if the words of the command lines name one themselves."""
+    """The GPU of each run at a time; empty if words of the command lines name one themselves."""
     if at_a_time == 1 or any("cuda:" in word for word in words):
         return []
     import torch

@@ -28,7 +28,7 @@ from micu.devices import resolve_device
 from micu.errors import ConfigError
 from micu.launch import Place, find_place
 from micu.manifest import MODALITIES
-from micu.overrides import to_json, with_overrides
+from micu.overrides import idle_settings, to_json, with_overrides
 from micu.presets import PRESETS, list_presets
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
@@ -235,6 +235,9 @@ def main(
             raise ConfigError("--resume and --overwrite: expected one of them, got both")
         level = logging.INFO if place.rank == 0 else logging.ERROR
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        # No error: the runs of a sweep have their --set in common.
+        for told in idle_settings(config, [text.partition("=")[0].strip() for text in assignments]):
+            logging.getLogger(__name__).warning("--set %s", told)
         code = run(config, typed, place)
     sys.exit(code)
 

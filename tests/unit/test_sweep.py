@@ -95,6 +95,21 @@ def test_a_sweep_that_cannot_be_is_refused_before_anything_begins(
     assert message in str(caught.value)
 
 
+def test_a_sweep_of_what_nothing_reads_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan("mmjp.splits=2,4")
+    assert "mmjp.splits=4: mmjp.splits: nothing reads it, since weights.mmjp is off" in str(
+        caught.value
+    )
+    with pytest.raises(ConfigError, match=r"^skeleton_jigsaw\.splits=8: jigsaw.splits: nothing"):
+        plan("preset=micu,skeleton", "jigsaw.splits=8,16")
+    assert len(plan("preset=micu,skeleton", "jigsaw.splits=8")) == 2  # the same in all runs
+    assert len(plan("jigsaw.splits=0,8")) == 2  # off and on
+    assert len(plan("preset=turn", "contrastive.tau=0.1,1")) == 2
+    with pytest.raises(ConfigError, match=r"since weights\.fine, weights\.coarse is off"):
+        plan("preset=turn", "contrastive.normalize=yes,no")
+
+
 def test_every_configuration_that_cannot_be_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         plan("quantizer.codebook_size=1,16,0")
