@@ -4,9 +4,7 @@ Reading is measured while nothing else runs, and steps on batches that are read 
 can be said which of the two a run waits for.
 """
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import torch
 
 from micu.config import TrainConfig
 from micu.data import Batch, iterate
+from micu.devices import peak_memory
 from micu.step import TrainState, train_step
 from micu.train import LoaderFactory
 
@@ -94,7 +93,7 @@ def measure_cost(state: TrainState, load: LoaderFactory, workers: int) -> RunCos
         step_s=statistics.median(seconds[1:]),
         read_s=read_s,
         workers=workers,
-        memory_bytes=_peak_memory(device),
+        memory_bytes=peak_memory(device),
         batches=batches,
         steps=count_steps(state.config, batches),
     )
@@ -111,10 +110,3 @@ def _read(batches: Iterator[Batch], kept: int) -> tuple[list[Batch], float]:
             found.append(batch)
     later = len(times) - 1
     return found, (times[-1] - times[0]) / later if later else times[0]
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

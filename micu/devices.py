@@ -1,6 +1,13 @@
-"""Turning what a user types after `--device` into a device that this machine has."""
+"""Devices: what a user means by `--device`, waiting for one, and the memory that it took."""
+
+import resource
+import sys
+from typing import TYPE_CHECKING
 
 from micu.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def resolve_device(name: str) -> str:
@@ -24,3 +31,23 @@ def resolve_device(name: str) -> str:
     if int(index or 0) >= has[kind]:
         raise ConfigError(f"--device {name}: this machine has {has[kind]} {kind} devices")
     return name
+
+
+def wait_for(device: "torch.device") -> None:
+    """Return once the device has done all that it was given, so that a clock can be read."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory(device: "torch.device") -> int:
+    """Most bytes that torch has held on a GPU of NVIDIA; elsewhere, that this process has."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
