@@ -30,7 +30,7 @@ class RunCost:
     """What a run takes."""
 
     step_s: float
-    """Of one step, without reading: the median of some."""
+    """Of one step, copying to the device included and reading not: the median of some."""
     read_s: float
     """From one batch to the next when nothing but reading goes on."""
     workers: int
@@ -85,8 +85,8 @@ def measure_cost(state: TrainState, load: LoaderFactory, workers: int) -> RunCos
     dtype = getattr(torch, limits.dtype)
     seconds = []
     for number in range(1 + MEASURED_STEPS):
-        batch = read[number % len(read)].to(device, dtype)
         began = time.perf_counter()
+        batch = read[number % len(read)].to(device, dtype)
         train_step(state, batch)  # its report is read from the device: it has ended
         seconds.append(time.perf_counter() - began)
     return RunCost(

@@ -312,6 +312,7 @@ def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world
             start=start,
             workers=typed.workers,
             world=world,
+            device=device,
         )
 
     steps = count_steps(config, len(load(0, 0)))
