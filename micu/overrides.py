@@ -65,7 +65,7 @@ def idle_settings(config: TrainConfig, keys: Iterable[str]) -> list[str]:
         # A jigsaw without parts is off, too, and it is this setting that says so.
         off = key != "jigsaw.splits" and not set(readers) & set(config.terms())
         if readers and (off or all(getattr(config.weights, name) is None for name in readers)):
-            told.append(f"{key}: nothing reads it, since {', '.join(weights)} is off")
+            told.append(f"{key}: nothing reads it without {' or '.join(weights)}")
     return told
 
 

@@ -253,7 +253,7 @@ def test_a_setting_that_nothing_reads_is_told(features, out, caplog):
     assert train(features, out, *settings).exit_code == 0
     told = [text for text in caplog.messages if "nothing reads it" in text]
     assert told == [
-        f"--set jigsaw.{name}: nothing reads it, since weights.jigsaw is off"
+        f"--set jigsaw.{name}: nothing reads it without weights.jigsaw"
         for name in ("splits", "permutations", "hidden_dim")
     ]
 
