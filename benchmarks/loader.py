@@ -29,6 +29,7 @@ import torch
 from micu.cache import CachedDataset
 from micu.config import DataConfig
 from micu.data import Batch, FeatureDataset, batch_order, iterate, make_loader
+from micu.devices import resolve_device
 from micu.manifest import Clip
 from micu.presets import PRESETS
 from micu.step import StepReport, build_state, train_step
@@ -116,13 +117,15 @@ def timed(batches: Iterable[object]) -> Cost:
     return Cost((time.perf_counter() - wall) / count, (time.process_time() - cpu) / count)
 
 
-def take_steps(batches: Iterable[Batch], grid_width: int) -> Iterator[StepReport]:
-    """Steps with some batches."""
+def take_steps(
+    batches: Iterable[Batch], grid_width: int, device: torch.device
+) -> Iterator[StepReport]:
+    """Steps with some batches; each reads its report from the device, and so waits for it."""
     config = PRESETS["micu"]()
     config = replace(config, reconstruction=replace(config.reconstruction, grid_width=grid_width))
-    state = build_state(config, SHAPES, "cpu")
+    state = build_state(config, SHAPES, device)
     for batch in batches:
-        yield train_step(state, batch.to("cpu", torch.float32))
+        yield train_step(state, batch.to(device, torch.float32))
 
 
 def show(name: str, costs: Sequence[tuple[Cost, Cost]]) -> None:
@@ -136,8 +139,10 @@ def show(name: str, costs: Sequence[tuple[Cost, Cost]]) -> None:
 @click.option("--batch-size", default=80, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--grid-width", default=2048, show_default=True, help="Of the step.")
-def main(clips: int, batch_size: int, rounds: int, grid_width: int) -> None:
+@click.option("--device", default="auto", show_default=True, help="Of the step.")
+def main(clips: int, batch_size: int, rounds: int, grid_width: int, device: str) -> None:
     """Measure both formats, and a step."""
+    place = torch.device(resolve_device(device))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_both(root, clips)
@@ -165,7 +170,7 @@ def main(clips: int, batch_size: int, rounds: int, grid_width: int) -> None:
         show("loader_ratio", shards)
         show("cached_ratio", memory)
         loader = iterate(make_loader(dataset, batch_size, seed=0, epoch=0))
-        steps = take_steps([next(loader), next(loader)], grid_width)
+        steps = take_steps([next(loader), next(loader)], grid_width, place)
         next(steps)  # warms up
         step = timed(steps)
         show("loader_share_of_step", [(cost, step) for _, cost in shards])

@@ -3,8 +3,8 @@
 Needed is two per multiplication of the layers as they are defined: a convolution multiplies each
 cell by each tap that it meets, padding not counted. A layer's gradient takes as many for its
 weights, and as many for its input if that has one. Carried out is what torch's counter sees of the
-step's products, oneDNN's and the LSTM's added. Neither counts what is not a product: activations,
-norms, softmaxes, the optimiser.
+step's products, oneDNN's and, on processors, the LSTM's added. Neither counts what is not a
+product: activations, norms, softmaxes, the optimiser.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,6 +29,8 @@ class Row:
     name: str
     forward: int
     backward: int
+    kind: str = ""
+    """Of the layer."""
 
     @property
     def total(self) -> int:
@@ -60,6 +62,18 @@ def layer_operations(layer: nn.Module, x: Tensor) -> int:
     return 0
 
 
+def layer_kind(layer: nn.Module) -> str:
+    """For example `3x3 convolution`; other layers by the name of their class."""
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        return f"{'x'.join(map(str, layer.kernel_size))} convolution"
+    return type(layer).__name__
+
+
+def share_of(kind: str, rows: list[Row]) -> float:
+    """How much of what all rows need is needed by layers of a kind, [0, 1]."""
+    return sum(row.total for row in rows if row.kind == kind) / sum(row.total for row in rows)
+
+
 def needed_operations(state: TrainState, batch: Batch) -> list[Row]:
     """Every product of one step, from one forward pass; its backward pass follows."""
     rows: list[Row] = []
@@ -69,7 +83,8 @@ def needed_operations(state: TrainState, batch: Batch) -> list[Row]:
         def note(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
             count = layer_operations(module, inputs[0])
             if count:
-                rows.append(Row(name, count, count * (1 + inputs[0].requires_grad)))
+                backward = count * (1 + inputs[0].requires_grad)
+                rows.append(Row(name, count, backward, layer_kind(module)))
 
         handles.append(module.register_forward_hook(note))
     try:

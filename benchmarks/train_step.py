@@ -12,7 +12,9 @@ convolutions through `nn.Conv2d` on channel-first grids.
 Figures: `share_of_peak_fp32`, what the layers need (see `operations.py`) per second over the peak;
 it may exceed 1, since the convolutions get by with fewer multiplications than their definition has.
 `executed_share_of_peak_fp32`, the same of what was carried out. `speedup_over_lean`, the peer's
-time over ours. `seconds_per_step`, `peak_memory_gib` (of two steps, before anything else ran).
+time over ours. `seconds_per_step`, `peak_memory_gib` (of two steps, before anything else ran; on a
+GPU of NVIDIA, the GPU's). `share_of_3x3_convolutions`, `share_of_1x1_convolutions`: of what the
+layers need.
 
 `--candidates` measures other forms, one step each. Measured on one thread of an EPYC with AVX-512,
 processor time as a multiple of the step as it is (18.5 s), with the prediction first:
@@ -37,12 +39,10 @@ processor time as a multiple of the step as it is (18.5 s), with the prediction 
   that takes half of the memory.
 - Huge pages for torch (THP_MEM_ALLOC_ENABLE=1): 0.9. None beyond the noise; not kept.
 
-Run: python benchmarks/train_step.py [--rounds 3] [--candidates] [--precision bf16]
+Run: python benchmarks/train_step.py [--rounds 3] [--candidates] [--precision bf16] [--device cuda]
 """
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -52,10 +52,11 @@ from unittest import mock
 import click
 import numpy as np
 import torch
-from operations import Row, carried_out, needed_operations
+from operations import Row, carried_out, needed_operations, share_of
 
 from micu import products
 from micu.data import Batch
+from micu.devices import peak_memory, resolve_device, wait_for
 from micu.model import grids, networks
 from micu.presets import PRESETS
 from micu.step import TrainState, build_state, train_step
@@ -72,20 +73,30 @@ class Cost:
     cpu: float
 
 
-def timed(run: Callable[[], object]) -> Cost:
-    """Run once and measure."""
-    wall, cpu = time.perf_counter(), time.process_time()
+def timed(run: Callable[[], object], device: torch.device) -> Cost:
+    """Run once and measure; on a GPU both times are the clock's."""
+    wait_for(device)
+    began, spent = time.perf_counter(), time.process_time()
     run()
-    return Cost(time.perf_counter() - wall, time.process_time() - cpu)
+    wait_for(device)
+    wall, cpu = time.perf_counter() - began, time.process_time() - spent
+    return Cost(wall, cpu if device.type == "cpu" else wall)
 
 
-def matrix_peak(dtype: torch.dtype, size: int, repeats: int = 5) -> tuple[Cost, str]:
+def matrix_peak(
+    dtype: torch.dtype, size: int, device: torch.device, repeats: int = 5
+) -> tuple[Cost, str]:
     """Time of one floating point operation in large products, and what computes them so fast."""
-    left, right = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    doors = {"torch.mm": torch.mm}
+    if device.type == "cpu":
+        doors["oneDNN"] = products.product
     found = {}
-    for name, multiply in (("torch.mm", torch.mm), ("oneDNN", products.product)):
+    for name, multiply in doors.items():
         multiply(left, right)
-        costs = [timed(lambda multiply=multiply: multiply(left, right)) for _ in range(repeats)]
+        costs = [
+            timed(lambda multiply=multiply: multiply(left, right), device) for _ in range(repeats)
+        ]
         count = 2 * size**3
         found[name] = Cost(min(c.wall for c in costs) / count, min(c.cpu for c in costs) / count)
     best = min(found, key=lambda name: found[name].cpu)
@@ -207,10 +218,10 @@ def candidates(state: TrainState) -> dict[str, Callable[[], object]]:
 
 def measure_candidates(state: TrainState, batch: Batch) -> None:
     """Print what the step costs in each form."""
-    base = None
+    base, device = None, batch.mask.device
     for name, form in candidates(state).items():
         with form():  # type: ignore[attr-defined]
-            cost = timed(lambda: train_step(state, batch))
+            cost = timed(lambda: train_step(state, batch), device)
         base = base or cost
         print(
             f"{name:<38} {cost.wall:7.2f} s  {cost.cpu:7.2f} CPU s  {cost.cpu / base.cpu:5.2f}",
@@ -218,9 +229,9 @@ def measure_candidates(state: TrainState, batch: Batch) -> None:
         )
     halves = {name: values.half() for name, values in batch.features.items()}
     stored = replace(batch, features=halves)
-    cost = timed(lambda: stored.to("cpu", torch.float32))
+    cost = timed(lambda: stored.to(device, torch.float32), device)
     print(f"{'a batch from float16 to float32':<38} {cost.wall:7.3f} s  {cost.cpu:7.3f} CPU s")
-    cost = timed(lambda: embed(state, batch))
+    cost = timed(lambda: embed(state, batch), device)
     print(f"{'the encoders, forward and backward':<38} {cost.wall:7.3f} s  {cost.cpu:7.3f} CPU s")
 
 
@@ -244,12 +255,6 @@ def print_table(rows: list[Row]) -> None:
     print(f"{'all':<58} {forward / 1e9:10.2f} {backward / 1e9:10.2f}")
 
 
-def peak_memory_gib() -> float:
-    """Of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
 @click.command()
 @click.option("--batch-size", default=80, show_default=True)
 @click.option("--grid-width", default=2048, show_default=True)
@@ -258,6 +263,7 @@ def peak_memory_gib() -> float:
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32")
 @click.option("--labels", type=click.Choice(["exact", "sampled"]), default="exact")
 @click.option("--peak-size", default=2048, show_default=True, help="Rows of the peak's matrices.")
+@click.option("--device", default="auto", show_default=True)
 @click.option("--lean/--no-lean", default=True, help="Measure the peer too.")
 @click.option("--candidates", "with_candidates", is_flag=True, help="Measure other forms too.")
 def main(
@@ -268,6 +274,7 @@ def main(
     precision: str,
     labels: str,
     peak_size: int,
+    device: str,
     lean: bool,
     with_candidates: bool,
 ) -> None:
@@ -281,28 +288,32 @@ def main(
         reconstruction=replace(config.reconstruction, grid_width=grid_width),
         jigsaw=replace(config.jigsaw, labels=labels),
     )
-    state, batch = build_state(config, SHAPES, "cpu"), make_batch(batch_size)
+    place = torch.device(resolve_device(device))
+    state = build_state(config, SHAPES, place)
+    batch = make_batch(batch_size).to(place, torch.float32)
     for _ in range(2):
         train_step(state, batch)
-    memory = peak_memory_gib()
+    memory = peak_memory(place) / 2**30
     rows = needed_operations(state, batch)
     print_table(rows)
+    print(f"figure: share_of_3x3_convolutions {share_of('3x3 convolution', rows):.3f}")
+    print(f"figure: share_of_1x1_convolutions {share_of('1x1 convolution', rows):.3f}")
     needed = sum(row.total for row in rows)
     with carried_out() as count:
         train_step(state, batch)
     executed = count()
     print(f"carried out: {executed / 1e9:.2f} GFLOP, {executed / needed:.2f} of what is needed")
-    print(f"{torch.get_num_threads()} threads, {precision}, peak memory {memory:.2f} GiB")
+    print(f"{place}, {torch.get_num_threads()} threads, {precision}, peak memory {memory:.2f} GiB")
     measured = []
     for _ in range(rounds):
-        before, door = matrix_peak(torch.float32, peak_size)
-        ours = timed(lambda: train_step(state, batch))
-        after, _ = matrix_peak(torch.float32, peak_size)
+        before, door = matrix_peak(torch.float32, peak_size, place)
+        ours = timed(lambda: train_step(state, batch), place)
+        after, _ = matrix_peak(torch.float32, peak_size, place)
         peak = Cost((before.wall + after.wall) / 2, (before.cpu + after.cpu) / 2)
         theirs = None
         if lean:
             with torch_convolutions():
-                theirs = timed(lambda: train_step(state, batch))
+                theirs = timed(lambda: train_step(state, batch), place)
         measured.append((ours, peak, theirs))
         print(
             f"step {ours.wall:.2f} s, {ours.cpu:.2f} CPU s; peak {1e-9 / peak.wall:.0f} GFLOP/s, "

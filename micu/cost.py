@@ -4,9 +4,7 @@ Reading is measured while nothing else runs, and steps on batches that are read 
 can be said which of the two a run waits for.
 """
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import torch
 
 from micu.config import TrainConfig
 from micu.data import Batch, iterate
+from micu.devices import peak_memory
 from micu.step import TrainState, train_step
 from micu.train import LoaderFactory
 
@@ -31,7 +30,7 @@ class RunCost:
     """What a run takes."""
 
     step_s: float
-    """Of one step, without reading: the median of some."""
+    """Of one step, copying to the device included and reading not: the median of some."""
     read_s: float
     """From one batch to the next when nothing but reading goes on."""
     workers: int
@@ -86,15 +85,15 @@ def measure_cost(state: TrainState, load: LoaderFactory, workers: int) -> RunCos
     dtype = getattr(torch, limits.dtype)
     seconds = []
     for number in range(1 + MEASURED_STEPS):
-        batch = read[number % len(read)].to(device, dtype)
         began = time.perf_counter()
+        batch = read[number % len(read)].to(device, dtype)
         train_step(state, batch)  # its report is read from the device: it has ended
         seconds.append(time.perf_counter() - began)
     return RunCost(
         step_s=statistics.median(seconds[1:]),
         read_s=read_s,
         workers=workers,
-        memory_bytes=_peak_memory(device),
+        memory_bytes=peak_memory(device),
         batches=batches,
         steps=count_steps(state.config, batches),
     )
@@ -111,10 +110,3 @@ def _read(batches: Iterator[Batch], kept: int) -> tuple[list[Batch], float]:
             found.append(batch)
     later = len(times) - 1
     return found, (times[-1] - times[0]) / later if later else times[0]
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -56,6 +56,14 @@ class Batch:
         mask = self.mask.to(device, non_blocking=True)
         return Batch(features, mask, self.clip_ids, self.labels)
 
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, from which a GPU copies while others work.
+
+        Torch's loader calls this.
+        """
+        features = {name: values.pin_memory() for name, values in self.features.items()}
+        return replace(self, features=features, mask=self.mask.pin_memory())
+
     def part(self, rows: slice) -> "Batch":
         """Some of its clips."""
         features = {name: values[rows] for name, values in self.features.items()}
@@ -296,6 +304,7 @@ def make_loader(
     drop_last: bool = False,
     workers: int = 0,
     world: World = ALONE,
+    device: str = "cpu",
 ) -> DataLoader[Batch]:
     """Batches of one epoch, or one process's clips of each.
 
@@ -309,6 +318,8 @@ def make_loader(
         drop_last: Leave out a last batch that is smaller.
         workers: Processes that read; 0 reads in this one. The batches are the same.
         world: The processes that train together.
+        device: Where the batches go. For a GPU of NVIDIA those of `workers` come page-locked, which
+            a thread does beside the steps.
 
     Returns:
         A loader whose items are `Batch`, and whose length is the number of batches left.
@@ -331,6 +342,7 @@ def make_loader(
         _Batches(dataset, own),
         batch_size=None,
         num_workers=workers,
+        pin_memory=workers > 0 and torch.device(device).type == "cuda",
         multiprocessing_context=method if workers else None,
         # Without a generator of its own, iterating would draw from torch's global one.
         generator=torch.Generator().manual_seed(seed),

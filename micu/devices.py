@@ -1,8 +1,17 @@
-"""What this process may compute on: the device that is typed after `--device`, and cores."""
+"""What this process may compute on: the device that is typed after `--device`, and cores.
+
+Also waiting for a device, and the memory that it took.
+"""
 
 import os
+import resource
+import sys
+from typing import TYPE_CHECKING
 
 from micu.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def resolve_device(name: str) -> str:
@@ -33,3 +42,23 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def wait_for(device: "torch.device") -> None:
+    """Return once the device has done all that it was given, so that a clock can be read."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory(device: "torch.device") -> int:
+    """Most bytes that torch has held on a GPU of NVIDIA; elsewhere, that this process has."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

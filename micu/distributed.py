@@ -158,18 +158,19 @@ def join(place: Place, device: torch.device | str) -> Iterator[World]:
     """Meet the other processes of the run, and part from them where the block ends well.
 
     Args:
-        place: This process; with a size of 1 nothing happens.
+        place: This process; with a size of 1 there is nobody to meet.
         device: Where it trains; NCCL on CUDA, Gloo elsewhere.
 
     Raises:
         ProcessError: The others do not come.
     """
+    device = torch.device(device)
+    if device.type == "cuda":
+        # Threads of torch's, such as the one that page-locks batches, would take the first GPU.
+        torch.cuda.set_device(device)
     if place.size == 1:
         yield ALONE
         return
-    device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     with _peers():
         store, rank, size = next(rendezvous(place.meet_at, place.rank, place.size))

@@ -41,6 +41,7 @@ def metrics_row(state: TrainState, report: StepReport, position: Position, secon
         "active_codes": report.active_codes,
         "shared_codes": report.shared_codes,
         "skipped": int(report.skipped),
+        "clips": report.clips,
     }
     row["clips_per_s"] = round(report.clips / max(seconds, 1e-9), 3)
     return {key: value if math.isfinite(value) else None for key, value in row.items()}

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
@@ -16,6 +16,14 @@ from micu.registry import suggest
 logger = logging.getLogger(__name__)
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+READERS = {
+    "contrastive": ("fine", "coarse"),
+    "contrastive.tau": ("fine", "coarse", "one_way"),
+    "jigsaw": ("jigsaw",),
+    "mmjp": ("mmjp",),
+}
+"""Losses by the setting, or the section of settings, that only they read."""
 
 Tree = dict[str, Any]
 """New values by key; a section's are a tree of their own."""
@@ -49,6 +57,19 @@ def with_overrides(config: TrainConfig, assignments: Sequence[str]) -> TrainConf
     if problems:
         raise ConfigError("\n".join(problems))
     return cast(TrainConfig, changed)
+
+
+def idle_settings(config: TrainConfig, keys: Iterable[str]) -> list[str]:
+    """What to say about each of these settings that nothing in a run reads."""
+    told = []
+    for key in dict.fromkeys(keys):
+        readers = READERS.get(key, READERS.get(key.partition(".")[0], ()))
+        weights = [f"weights.{name}" for name in readers]
+        # A jigsaw without parts is off, too, and it is this setting that says so.
+        off = key != "jigsaw.splits" and not set(readers) & set(config.terms())
+        if readers and (off or all(getattr(config.weights, name) is None for name in readers)):
+            told.append(f"{key}: nothing reads it without {' or '.join(weights)}")
+    return told
 
 
 def to_json(config: TrainConfig) -> str:

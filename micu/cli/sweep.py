@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from micu.commands import EXIT_FAILURES, exit_codes, stop_signals
 from micu.errors import ConfigError
 from micu.slurm import ArrayJob, array_script
-from micu.sweep.conduct import CHECKPOINT, Job, conduct, launcher, share_cores
+from micu.sweep.conduct import CHECKPOINT, Job, conduct, launcher, share_cores, share_gpus
 from micu.sweep.plan import PRESET, Build, SweepRun, choose_part, parse_axes, plan_runs
 
 RESULTS = "results.csv"
@@ -50,7 +50,7 @@ def sweep_options() -> list[Callable[..., Any]]:
             type=click.IntRange(min=1),
             default=1,
             show_default=True,
-            help="Runs of a sweep at a time.",
+            help="Runs of a sweep at a time; they take the GPUs in turn.",
         ),
         click.option(
             "--part", metavar="I/N", help="Only the I-th of N shares of a sweep's runs; no table."
@@ -105,7 +105,8 @@ def run_sweep(context: click.Context, build: Build) -> int:
     typed = _words(context, leave_out=(*OWN, *REPLACED))
     jobs = [_job(run, out / run.name, typed, evaluation) for run in chosen]
     cores = share_cores(given["jobs"], os.environ)
-    with exit_codes(), stop_signals() as stop, launcher(stop, cores) as launch:
+    gpus = _gpus(given["jobs"], [given["device"], *(evaluation or ())])
+    with exit_codes(), stop_signals() as stop, launcher(stop, cores, gpus) as launch:
         ended = conduct(jobs, given["jobs"], launch, stop, lambda line: click.echo(line, err=True))
     if given["part"] is None:
         _tell_table([e.job.run for e in ended if e.state == "finished"], out)
@@ -136,6 +137,15 @@ def _plan(context: click.Context, build: Build) -> list[SweepRun]:
             "too; leave one of them out"
         )
     return plan_runs(given["preset"], axes, given["seeds"] or 1, build)
+
+
+def _gpus(at_a_time: int, words: Sequence[str]) -> list[str]:
+    """The GPU of each run at a time; empty if words of the command lines name one themselves."""
+    if at_a_time == 1 or any("cuda:" in word for word in words):
+        return []
+    import torch
+
+    return share_gpus(at_a_time, os.environ, torch.cuda.device_count())
 
 
 def _job(

@@ -28,7 +28,7 @@ from micu.devices import resolve_device
 from micu.errors import ConfigError
 from micu.launch import Place, find_place
 from micu.manifest import MODALITIES
-from micu.overrides import to_json, with_overrides
+from micu.overrides import idle_settings, to_json, with_overrides
 from micu.presets import PRESETS
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
@@ -118,6 +118,9 @@ def main(
             raise ConfigError("--resume and --overwrite: expected one of them, got both")
         level = logging.INFO if place.rank == 0 else logging.ERROR
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        # No error: the runs of a sweep have their --set in common.
+        for told in idle_settings(config, [text.partition("=")[0].strip() for text in assignments]):
+            logging.getLogger(__name__).warning("--set %s", told)
         code = run(config, typed, place)
     sys.exit(code)
 
@@ -144,7 +147,9 @@ def build_config(
     config = PRESETS[preset]()
     if modalities is not None:
         config = replace(config, modalities=parse_modalities(modalities))
-    short = [f"{key}={value}" for key, value in named.items() if value not in (None, False)]
+    # By identity, since 0 is a seed and equals False.
+    typed = {key: value for key, value in named.items() if value is not None and value is not False}
+    short = [f"{key}={value}" for key, value in typed.items()]
     config = with_overrides(config, [*short, *assignments])
     excluded = (*config.data.exclude_manifests, *exclude_manifests)
     return replace(config, data=replace(config.data, exclude_manifests=excluded))
@@ -190,6 +195,7 @@ def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world
             start=start,
             workers=typed.workers,
             world=world,
+            device=device,
         )
 
     steps = count_steps(config, len(load(0, 0)))

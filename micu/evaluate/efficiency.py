@@ -3,9 +3,7 @@
 Measured here and now: another machine, thread count or batch size gives other seconds.
 """
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from micu.data import Batch, FeatureDataset, iterate, make_loader
+from micu.devices import peak_memory, wait_for
 from micu.errors import ConfigError
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.report import Row
@@ -50,13 +49,13 @@ def evaluate_efficiency(evaluation: Evaluation) -> list[Row]:
             loaded.model.encode(batch.features, batch.mask)
 
     inference_s = _measure(infer, evaluation.steps, device)
-    inference_memory = _peak_memory(device)
+    inference_memory = peak_memory(device) / MIB
     state = build_state(loaded.config, loaded.model.shapes, str(device))
     training_s = _measure(lambda: train_step(state, batch), evaluation.steps, device)
     values = {
         "parameters": float(_trained(loaded.model, state.losses)),
         "parameters_downstream": float(_downstream(loaded.model)),
-        "training_memory_mib": _peak_memory(device),
+        "training_memory_mib": peak_memory(device) / MIB,
         "inference_memory_mib": inference_memory,
         "seconds_per_step": training_s,
         "seconds_per_clip": inference_s / count,
@@ -115,24 +114,9 @@ def _measure(work: Callable[[], object], repeats: int, device: torch.device) -> 
     for _ in range(repeats + 1):
         began = time.perf_counter()
         work()
-        _wait(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def _peak_memory(device: torch.device) -> float:
-    """MiB: of the device since `_measure` began, or of this process since it began."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MIB
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
 
 def _trained(model: MICU, losses: nn.Module) -> int:

@@ -258,7 +258,10 @@ def _codebooks(material: Material) -> list[Block]:
 
 
 LOSSES = ("total", "fine", "coarse", "jigsaw", "reconstruction", "commitment")
-NOT_LOSSES = ("step", "epoch", "batch", "learning_rate", "active_codes", "shared_codes", "skipped")
+NOT_LOSSES = (
+    *("step", "epoch", "batch", "learning_rate", "active_codes", "shared_codes", "skipped"),
+    *("clips", "clips_per_s"),
+)
 
 
 def _trainings(material: Material) -> list[Block]:
@@ -269,7 +272,7 @@ def _trainings(material: Material) -> list[Block]:
         others = [
             column
             for column in columns
-            if column not in (*LOSSES, *NOT_LOSSES, "clips_per_s")
+            if column not in (*LOSSES, *NOT_LOSSES)
             and not column.startswith(("grad_norm_", "perplexity_"))
         ]
         terms = [term for term in (*LOSSES, *others) if term in columns]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from joblib import Parallel, delayed
@@ -30,6 +31,8 @@ CHECKPOINT = "last.pt"
 """In a run's folder: what it ended with. A finished run without one is done again."""
 POLL_S = 0.2
 """How long a signal may wait before it is passed on, s."""
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 Launch = Callable[[str, Sequence[str], Path], int]
 """(module, words of its command line, log) → exit code."""
@@ -127,7 +130,9 @@ def _last_line(log: Path) -> str:
 
 
 @contextmanager
-def launcher(stop: StopFlag, environment: Mapping[str, str]) -> Iterator[Launch]:
+def launcher(
+    stop: StopFlag, environment: Mapping[str, str], gpus: Sequence[str] = ()
+) -> Iterator[Launch]:
     """Starts processes that a terminal's Ctrl-C does not reach, and passes a stop on to them.
 
     What still runs when the block is left, as after a second Ctrl-C, is asked to stop, too.
@@ -135,17 +140,30 @@ def launcher(stop: StopFlag, environment: Mapping[str, str]) -> Iterator[Launch]
     Args:
         stop: Once it has a name, running processes are asked to stop, and are waited for.
         environment: Set for them beside this process's own.
+        gpus: What each of the processes at a time may see; empty leaves it to them.
     """
     begun: list[subprocess.Popen[bytes]] = []
+    free: SimpleQueue[str] = SimpleQueue()
+    for gpu in gpus:
+        free.put(gpu)
 
     def launch(module: str, words: Sequence[str], log: Path) -> int:
+        if not gpus:
+            return run(module, words, log, {})
+        gpu = free.get()
+        try:
+            return run(module, words, log, {VISIBLE: gpu})
+        finally:
+            free.put(gpu)
+
+    def run(module: str, words: Sequence[str], log: Path, own: Mapping[str, str]) -> int:
         with log.open("ab") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, **own},
                 start_new_session=True,
             )
         begun.append(process)
@@ -171,3 +189,19 @@ def share_cores(at_a_time: int, environment: Mapping[str, str]) -> dict[str, str
     if at_a_time == 1 or "OMP_NUM_THREADS" in environment:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, count_cores() // at_a_time))}
+
+
+def share_gpus(at_a_time: int, environment: Mapping[str, str], count: int) -> list[str]:
+    """The GPU of each of several processes at a time, in turn; empty if there is nothing to share.
+
+    Args:
+        at_a_time: How many processes.
+        environment: May name the GPUs to be used.
+        count: GPUs that this process sees.
+
+    Returns:
+        Values of `CUDA_VISIBLE_DEVICES`.
+    """
+    named = environment.get(VISIBLE)
+    seen = [str(i) for i in range(count)] if named is None else named.split(",")[:count]
+    return [seen[i % count] for i in range(at_a_time)] if at_a_time > 1 and count else []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from micu.config import TrainConfig
 from micu.errors import ConfigError, MicuError
+from micu.overrides import idle_settings
 
 PRESET = "preset"
 """Key of an axis whose values are presets; every other key is a setting's."""
@@ -71,8 +72,8 @@ def plan_runs(
         build: Makes configurations.
 
     Raises:
-        ConfigError: A configuration cannot be, or two settings would share a folder; all of them in
-            one message.
+        ConfigError: A configuration cannot be, or does not depend on what is swept, or two settings
+            would share a folder; all of them in one message.
     """
     runs: list[SweepRun] = []
     problems: list[str] = []
@@ -90,6 +91,8 @@ def plan_runs(
             told = str(error).replace("\n", "\n  ")
             problems.append(f"{', '.join(f'{k}={v}' for k, v in values.items())}:\n  {told}")
             continue
+        varied = [key for key, among in axes.items() if len(among) > 1]
+        problems += [f"{setting}: {told}" for told in idle_settings(configs[0], varied)]
         if any(run.setting == setting for run in runs):
             problems.append(f"two settings would both be named {setting}; sweep them one by one")
         runs += [

@@ -1,4 +1,4 @@
-"""The table of a sweep: what its runs logged last and what `micu-eval` found, over the seeds."""
+"""The table of a sweep: what its runs logged in their last epoch and what `micu-eval` found."""
 
 import csv
 import io
@@ -14,9 +14,9 @@ from micu.logs import METRICS, read_metrics
 from micu.sweep.conduct import CHECKPOINT
 from micu.sweep.plan import SweepRun
 
-TRAINING = "training"
+TRAINING = "training, last epoch"
 """Column `task` of what was logged."""
-NOT_RESULTS = ("step", "epoch", "batch", "learning_rate", "skipped", "clips_per_s")
+NOT_RESULTS = ("step", "epoch", "batch", "learning_rate", "skipped", "clips", "clips_per_s")
 KEYS = (
     *("task", "method", "train_modality", "test_modality", "threshold_source", "score", "probe"),
     *("features", "classes_sha256", "metric"),
@@ -39,8 +39,14 @@ def collect(runs: Sequence[SweepRun], out: Path) -> list[Row]:
 
 
 def _logged(folder: Path) -> list[Row]:
-    """The last step's losses, perplexities and counts of codes."""
+    """Losses, perplexities and counts of codes: the means over the clips of the last epoch.
+
+    A clip has the numbers of its batch, so the last batch, which may be small, counts for little.
+    Steps that were skipped count for nothing.
+    """
     rows = read_metrics(folder / METRICS[0])
+    epoch = [row for row in rows if row.get("epoch") == rows[-1].get("epoch")]
+    taken = [row for row in epoch if not row.get("skipped")]
     return [
         Row(
             task=TRAINING,
@@ -51,14 +57,21 @@ def _logged(folder: Path) -> list[Row]:
             seed=0,
             threshold_source="none",
             metric=metric,
-            value=math.nan if value is None else float(value),
+            value=_mean([(row.get(metric), row.get("clips", 1)) for row in taken]),
             n_clips=0,
             checkpoint_sha256="",
             manifest_sha256="",
         )
-        for metric, value in (rows[-1] if rows else {}).items()
+        for metric in (rows[-1] if rows else {})
         if metric not in NOT_RESULTS and not metric.startswith("grad_norm_")
     ]
+
+
+def _mean(weighted: Sequence[tuple[float | None, int]]) -> float:
+    """Of values with weights; NaN if there is none, or one that was not finite."""
+    values = [(math.nan if value is None else value, weight) for value, weight in weighted]
+    clips = sum(weight for _, weight in values)
+    return sum(value * weight for value, weight in values) / clips if clips else math.nan
 
 
 def _evaluated(folder: Path) -> list[Row]:
@@ -115,9 +128,9 @@ def write_table(rows: Iterable[Row], runs: Sequence[SweepRun], path: Path) -> No
 
 
 def render_sweep(rows: Sequence[Row]) -> str:
-    """Markdown: what was logged last, and below it what was evaluated, if anything was."""
+    """Markdown: what was logged, and below it what was evaluated, if anything was."""
     logged = [row for row in rows if row.task == TRAINING]
-    tables = [_render_logged(logged)]
+    tables = ["Means over the clips of the last epoch:", _render_logged(logged)]
     tasks = dict.fromkeys(row.task for row in rows if row.task != TRAINING)
     tables += [render_table([row for row in rows if row.task == task]) for task in tasks]
     return "\n\n".join(tables)

@@ -46,6 +46,7 @@ def test_the_step_is_measured_with_its_peer_and_other_forms(benchmark) -> None:
     assert found["executed_share_of_peak_fp32"] > 0
     assert found["speedup_over_lean"] > 0
     assert found["peak_memory_gib"] > 0
+    assert 0 < found["share_of_3x3_convolutions"] < 1 - found["share_of_1x1_convolutions"] < 1
     assert "specific_encoders.video.net.0" in result.stdout
     assert "a product per cell and tap" in result.stdout
 
@@ -56,6 +57,22 @@ def test_batches_are_measured_against_the_published_format(benchmark) -> None:
 
     assert result.exit_code == 0, result.output
     assert {"loader_ratio", "cached_ratio", "loader_share_of_step"} <= figures(result.stdout).keys()
+
+
+@pytest.mark.parametrize("name", ["train_step", "loader"])
+def test_a_benchmark_is_for_the_device_that_is_named(benchmark, name, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    result = CliRunner().invoke(benchmark(name).main, ["--device", "cuda:1"])
+
+    assert "--device cuda:1: this machine has 0 cuda devices" in str(result.exception)
+
+
+def test_the_share_of_a_kind_of_layer_is_of_what_all_need(benchmark) -> None:
+    operations = benchmark("operations")
+    assert operations.layer_kind(GridConvTranspose(4, 6, 3)) == "3x3 convolution"
+    rows = [operations.Row("", 2, 4, operations.layer_kind(GridConv(4, 6, 3)))]
+    rows += [operations.Row("", 1, 1, "Linear"), operations.Row("lookup", 2, 0)]
+    assert operations.share_of("3x3 convolution", rows) == 0.6
 
 
 @pytest.mark.parametrize(

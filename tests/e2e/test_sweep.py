@@ -152,6 +152,31 @@ def test_every_run_is_told_what_was_typed_and_its_own_part_of_the_grid(
         assert context.params["modalities"] == "v,a"
 
 
+@pytest.mark.parametrize(
+    ("more", "gpus"),
+    [
+        (["--device", "auto", "--then", "--pairs v:a"], ["0", "1", "0"]),
+        (["--device", "cuda:1"], []),
+        (["--device", "auto", "--then", "--pairs v:a --device=cuda:1"], []),
+    ],
+)
+def test_runs_share_the_gpus_unless_one_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], gpus: list[str]
+) -> None:
+    given: list[object] = []
+
+    @contextmanager
+    def launcher(*arguments: object) -> Iterator[Launch]:
+        given.append(arguments[2])
+        yield lambda module, words, log: 1
+
+    monkeypatch.setattr("micu.cli.sweep.launcher", launcher)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    sweep(folder, tmp_path, "--seeds", "3", "--jobs", "3", *more)
+    assert given == [gpus]
+
+
 def test_a_job_script_gives_every_task_its_own_run(folder: Path, tmp_path: Path) -> None:
     more = ("--sweep", "quantizer.ema_decay=0.9,0.99", "--seeds", "2", "--sweep-print", "slurm")
     result = sweep(folder, tmp_path / "it's", *more)

@@ -243,6 +243,21 @@ def test_options_with_names_of_their_own_set_their_settings():
     assert shown["optimizer"]["tf32"] is False
 
 
+def test_seed_0_is_a_seed():
+    shown = json.loads(CliRunner().invoke(main, ["--seed", "0", "--print-config"]).stdout)
+    assert shown["seed"] == 0
+
+
+def test_a_setting_that_nothing_reads_is_told(features, out, caplog):
+    settings = ("--set", "weights.jigsaw=none", "--set", "optimizer.max_steps=1")
+    assert train(features, out, *settings).exit_code == 0
+    told = [text for text in caplog.messages if "nothing reads it" in text]
+    assert told == [
+        f"--set jigsaw.{name}: nothing reads it without weights.jigsaw"
+        for name in ("splits", "permutations", "hidden_dim")
+    ]
+
+
 def test_a_run_in_half_precision_trains_and_does_not_resume_in_another(features, out):
     settings = ("--set", "optimizer.max_steps=2")
     result = train(features, out, *settings, "--precision", "bf16")

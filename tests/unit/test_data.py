@@ -79,6 +79,29 @@ def one_epoch(dataset, batch_size=5, **options):
     return list(iterate(make_loader(dataset, batch_size, **{"seed": 1, "epoch": 0} | options)))
 
 
+def test_a_batch_is_page_locked_as_a_whole(stores, monkeypatch):
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+    batch = dataset.read_batch([0, 1])
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + tensor)
+    pinned = batch.pin_memory()
+
+    assert torch.equal(pinned.mask, batch.mask + batch.mask)
+    assert pinned.features.keys() == batch.features.keys()
+    for name, values in batch.features.items():
+        assert torch.equal(pinned.features[name], values + values)
+    assert (pinned.clip_ids, pinned.labels) == (batch.clip_ids, batch.labels)
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "pins"),
+    [("cuda:1", 2, True), ("cuda", 0, False), ("cpu", 2, False), ("mps", 2, False)],
+)
+def test_batches_that_others_read_for_a_gpu_are_page_locked(stores, device, workers, pins):
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+    loader = make_loader(dataset, 2, seed=0, epoch=0, workers=workers, device=device)
+    assert loader.pin_memory == pins
+
+
 # --- alignment ---------------------------------------------------------------------------------
 
 

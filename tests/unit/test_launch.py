@@ -2,6 +2,7 @@
 
 import pytest
 
+from micu.distributed import join
 from micu.errors import ConfigError
 from micu.launch import Place, find_place, first_host
 
@@ -128,3 +129,12 @@ def test_every_process_takes_the_device_of_its_place(place, typed, gpus, device)
 def test_a_device_that_cannot_serve_every_process_is_refused(typed, gpus, message):
     with pytest.raises(ConfigError, match=message):
         Place(1, 2, 1).device_name(typed, gpus)
+
+
+def test_a_process_alone_makes_its_gpu_the_current_one_too(monkeypatch):
+    made = []
+    monkeypatch.setattr("torch.cuda.set_device", made.append)
+    for device in ("cuda:1", "cpu"):
+        with join(Place(), device) as world:
+            assert world.size == 1
+    assert [str(device) for device in made] == ["cuda:1"]

@@ -210,3 +210,11 @@ def test_codebook_counts_come_back_and_other_tables_are_refused(tmp_path: Path) 
         (tmp_path / "x.csv").write_text(text)
         with pytest.raises(ConfigError, match="not a codebook file"):
             read_codebook(tmp_path / "x.csv")
+
+
+def test_the_number_of_clips_is_no_loss() -> None:
+    found = Material()
+    found.trainings["run"] = {"step": [1.0, 2.0], "total": [2.0, 1.0], "clips": [3.0, 5.0]}
+    with_clips = render_html("T", build_report(found, "pca"))
+    del found.trainings["run"]["clips"]
+    assert render_html("T", build_report(found, "pca")) == with_clips

@@ -1,10 +1,6 @@
-"""A sweep's plan, how its runs are done and noted, and its table."""
+"""A sweep's plan, and how its runs are done and noted."""
 
-import csv
-import json
-import math
 import signal
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,13 +12,10 @@ import pytest
 from micu.commands import EXIT_STOPPED, StopFlag
 from micu.config import TrainConfig
 from micu.errors import ConfigError
-from micu.evaluate.report import Row, write_rows
-from micu.files import file_sha256
 from micu.overrides import with_overrides
 from micu.presets import PRESETS
-from micu.sweep.conduct import FINISHED, Job, conduct, launcher, share_cores
+from micu.sweep.conduct import FINISHED, Job, conduct, launcher, share_cores, share_gpus
 from micu.sweep.plan import SweepRun, choose_part, parse_axes, plan_runs
-from micu.sweep.table import collect, render_sweep, write_table
 
 # --- the plan --------------------------------------------------------------------------------
 
@@ -93,6 +86,19 @@ def test_a_sweep_that_cannot_be_is_refused_before_anything_begins(
     with pytest.raises(ConfigError) as caught:
         plan(*axes)
     assert message in str(caught.value)
+
+
+def test_a_sweep_of_what_nothing_reads_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan("mmjp.splits=2,4")
+    assert "mmjp.splits=4: mmjp.splits: nothing reads it without weights.mmjp" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^skeleton_jigsaw\.splits=8: jigsaw.splits: nothing"):
+        plan("preset=micu,skeleton", "jigsaw.splits=8,16")
+    assert len(plan("preset=micu,skeleton", "jigsaw.splits=8")) == 2  # the same in all runs
+    assert len(plan("jigsaw.splits=0,8")) == 2  # off and on
+    assert len(plan("preset=turn", "contrastive.tau=0.1,1")) == 2
+    with pytest.raises(ConfigError, match=r"without weights\.fine or weights\.coarse"):
+        plan("preset=turn", "contrastive.normalize=yes,no")
 
 
 def test_every_configuration_that_cannot_be_is_told_at_once() -> None:
@@ -265,107 +271,30 @@ def test_processes_at_a_time_share_the_cores_unless_told_otherwise(
     assert share_cores(3, {"OMP_NUM_THREADS": "4"}) == {}
 
 
-# --- the table -------------------------------------------------------------------------------
+def test_runs_at_a_time_take_the_gpus_in_turn_and_only_those_that_are_visible() -> None:
+    assert share_gpus(3, {}, 2) == ["0", "1", "0"]
+    assert share_gpus(2, {}, 8) == ["0", "1"]
+    assert share_gpus(4, {"CUDA_VISIBLE_DEVICES": "5,GPU-1f"}, 2) == ["5", "GPU-1f", "5", "GPU-1f"]
+    assert share_gpus(2, {"CUDA_VISIBLE_DEVICES": "3,99"}, 1) == ["3", "3"]
+    assert share_gpus(1, {}, 8) == share_gpus(3, {"CUDA_VISIBLE_DEVICES": ""}, 0) == []
 
-TOTALS = {"4": [1.0, 2.0, 4.5], "8": [3.0, 3.0, math.nan]}
-HOS = {"4": [0.2, 0.4, 0.6], "8": [0.5, 0.5, 0.5]}
 
-
-def result(metric: str, value: float, checkpoint: str, seed: int) -> Row:
-    return Row(
-        task="oscmg",
-        method="checkpoint",
-        train_modality="video",
-        test_modality="audio",
-        preset="micu with quantizer.codebook_size=4",
-        seed=seed,
-        threshold_source="source-val",
-        metric=metric,
-        value=value,
-        n_clips=3,
-        checkpoint_sha256=checkpoint,
-        manifest_sha256="0",
-        score="msp",
+def test_each_process_sees_a_gpu_that_no_other_one_at_the_time_has(tmp_path: Path) -> None:
+    (tmp_path / "telling.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "own, other = (pathlib.Path(__file__).with_name(name) for name in sys.argv[1:])\n"
+        "own.write_text(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+        "while not other.exists(): time.sleep(0.01)\n"
     )
+    with launcher(StopFlag(), {"PYTHONPATH": str(tmp_path)}, ["0", "1"]) as launch:
 
+        def begin(own: str, other: str) -> Thread:
+            log = tmp_path / "log.txt"
+            thread = Thread(target=launch, args=("telling", [own, other], log))
+            thread.start()
+            return thread
 
-def finished(out: Path) -> list[SweepRun]:
-    """Folders of finished runs: two probes each, and rows of a checkpoint that is gone."""
-    runs = plan("quantizer.codebook_size=4,8", seeds=3)
-    for run in runs:
-        folder, size = out / run.name, run.values["quantizer.codebook_size"]
-        folder.mkdir(parents=True)
-        number = run.config.seed - 43
-        total = TOTALS[size][number]
-        rows = [
-            {"step": 1, "total": 99.0, "fine": 9.0, "active_codes": 1},
-            {
-                "step": 2,
-                "learning_rate": 0.1,
-                "grad_norm_encoder": 5.0,
-                "total": None if math.isnan(total) else total,
-                "fine": 1.0,
-                "active_codes": 7,
-                "skipped": 0,
-            },
-        ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "metrics.csv").write_text("step,total\n1,99\n")
-        (folder / "last.pt").write_bytes(run.name.encode())
-        sha256 = file_sha256(folder / "last.pt")
-        hos = HOS[size][number]
-        found = [result("hos", hos + shift, sha256, seed) for seed, shift in ((0, -0.1), (1, 0.1))]
-        write_rows([*found, result("hos", 0.99, "gone", 0)], folder / "any-name.csv")
-    return runs
-
-
-def test_the_table_has_mean_and_deviation_over_the_runs_of_a_setting(tmp_path: Path) -> None:
-    runs = finished(tmp_path)
-    rows = collect(runs, tmp_path)
-    write_table(rows, runs, tmp_path / "sweep.csv")
-
-    with (tmp_path / "sweep.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    found = {
-        (line["quantizer.codebook_size"], line["task"], line["metric"]): (
-            float(line["mean"]),
-            float(line["std"] or "nan"),
-            int(line["runs"]),
-        )
-        for line in table
-    }
-    assert len(found) == len(table) == 8
-    for size in ("4", "8"):
-        hos, spread, count = found[size, "oscmg", "hos"]
-        assert hos == pytest.approx(statistics.fmean(HOS[size]))
-        assert spread == pytest.approx(statistics.stdev(HOS[size]))
-        assert count == 3
-        assert found[size, "training", "active_codes"] == (7.0, 0.0, 3)
-    assert found["4", "training", "total"] == pytest.approx(
-        (statistics.fmean(TOTALS["4"]), statistics.stdev(TOTALS["4"]), 3)
-    )
-    assert math.isnan(found["8", "training", "total"][0])
-    assert {line["train_modality"] for line in table if line["task"] == "oscmg"} == {"video"}
-
-
-def test_the_markdown_shows_settings_by_name_and_a_dash_for_what_is_not_finite(
-    tmp_path: Path,
-) -> None:
-    text = render_sweep(collect(finished(tmp_path), tmp_path))
-    logged, evaluated = text.split("\n\n")
-
-    assert logged.splitlines()[0] == "| setting | runs | total | fine | active_codes |"
-    assert "| quantizer.codebook_size=4 | 3 | 2.5 ± 1.8 | 1 ± 0 | 7 ± 0 |" in logged
-    assert "| quantizer.codebook_size=8 | 3 | – | 1 ± 0 | 7 ± 0 |" in logged
-    assert "40.00 ± 20.00" in evaluated
-    assert "quantizer.codebook_size=8" in evaluated
-    assert "99.00" not in evaluated
-
-
-def test_a_single_run_has_no_deviation(tmp_path: Path) -> None:
-    runs = finished(tmp_path)[:1]
-    rows = collect(runs, tmp_path)
-    write_table(rows, runs, tmp_path / "sweep.csv")
-    with (tmp_path / "sweep.csv").open(newline="") as file:
-        assert {line["std"] for line in csv.DictReader(file)} == {""}
-    assert "±" not in render_sweep(rows)
+        for names in ("ab", "cd"):
+            for thread in (begin(*names), begin(*reversed(names))):
+                thread.join(60)
+            assert sorted((tmp_path / name).read_text() for name in names) == ["0", "1"]
