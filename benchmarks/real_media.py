@@ -61,10 +61,8 @@ class Pool:
     """A description by which near-duplicates are found, (D,)."""
     shifts: bool
     """Whether two descriptions may be shifted against each other, as those of sounds."""
-
-
-ALIKE = 0.95
-"""Cosine of two descriptions from which items count as the same."""
+    alike: float = 0.95
+    """Cosine of two descriptions from which items count as the same."""
 
 
 def write_set(name: str, source: Path, out: Path, seed: int = 0, workers: int = 2) -> Path:
@@ -115,7 +113,7 @@ def drop_duplicates(pool: Pool) -> list[Item]:
         items = [item for item in pool.items if item.label == label]
         looks = np.stack([pool.look(item) for item in items])
         looks /= np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-9)
-        alike = np.tril(_cosines(looks, shifts=pool.shifts), -1) > ALIKE
+        alike = np.tril(_cosines(looks, shifts=pool.shifts), -1) > pool.alike
         kept += [item for item, row in zip(items, alike, strict=True) if not row.any()]
     return kept
 
@@ -277,7 +275,7 @@ def open_digits(source: Path) -> Opened:
             sounds.append(Item(f"fsdd/{path.name}", word, path.name.split("_")[1]))
     zoom, hear = _Zoom(source, images), _Hear(source)
     return (
-        Pool(pictures, lambda item: _thumbnail(zoom.picture(item)), shifts=False),
+        Pool(pictures, lambda item: _thumbnail(zoom.picture(item)), shifts=False, alike=0.999),
         Pool(sounds, lambda item: _outline(hear(item)), shifts=True),
         zoom,
         hear,
