@@ -26,9 +26,9 @@ from extract.cluster_cli import (
     slurm,
     status,
 )
-from extract.datasets import DATASETS
 from extract.flow.options import FLOW_OPTIONS, flow_settings
 from extract.listing import backbone_rows, backbone_table
+from extract.manifest_cli import import_released, make_manifest, overlap
 from extract.options import (
     SETTINGS,
     extraction_options,
@@ -42,7 +42,6 @@ from extract.typed import RememberingCommand
 from extract.verify import verify_set
 from micu.commands import EXIT_FAILURES, run_command
 from micu.devices import resolve_device
-from micu.manifest import read_manifest, write_manifest
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -138,32 +137,6 @@ def _extract(
     run_extraction([order], gather_settings(**known))
 
 
-# --- manifests -------------------------------------------------------------------------------
-
-
-@cli.command("manifest")
-@click.argument("dataset", type=click.Choice(sorted(DATASETS)))
-@click.option(
-    "--annotations",
-    required=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The data set's official annotation file.",
-)
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The manifest to write, for example manifests/vggsound.csv.",
-)
-def make_manifest(*, dataset: str, annotations: Path, out: Path) -> None:
-    """Make the manifest of a data set from its official annotation file."""
-    clips = DATASETS[dataset](annotations)
-    write_manifest(out, clips)
-    manifest = read_manifest(out)
-    click.echo(f"{out}: {len(manifest.clips)} clips, sha256 {manifest.sha256[:12]}")
-
-
 # --- looking ---------------------------------------------------------------------------------
 
 
@@ -211,7 +184,7 @@ def verify(
     sys.exit(EXIT_FAILURES if any(report.problems for report in reports) else 0)
 
 
-for command in (status, merge, slurm):
+for command in (make_manifest, overlap, import_released, status, merge, slurm):
     cli.add_command(command)
 
 

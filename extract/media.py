@@ -36,6 +36,9 @@ DECODE_ERRORS = {
     "outside_media": "nothing of the clip's time lies within its media",
     "corrupt": "more than a fifth of what the clip needs is damaged or missing",
     "non_finite": "the sound holds NaN or infinity",
+    "unsafe_pickle": "a released file asks for more than an array; nothing of it was run",
+    "bad_archive": "not a zip file with exactly one pickle of the size that it declares",
+    "bad_array": "no floats of the released shape: (t, 7, 7, 512) or (t, 128)",
 }
 """Every code of a `DecodeError`, with its meaning."""
 
@@ -44,9 +47,12 @@ MAX_PIXELS = 8192 * 4352
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,gif,mxf,dv,"
-    "wav,w64,aiff,au,caf,mp3,flac,aac,ac3,eac3,amr,wv,tta"
+    "wav,w64,aiff,au,caf,mp3,flac,aac,ac3,eac3,amr,wv,tta,jpeg_pipe,png_pipe"
 )
 """Container formats that are opened. Playlists, concatenation scripts and devices are not."""
+
+_STILLS = {".jpg": "jpeg_pipe", ".jpeg": "jpeg_pipe", ".png": "png_pipe"}
+"""Formats of single pictures: by itself FFmpeg would take their names for patterns of many."""
 
 _OPTIONS = {
     "protocol_whitelist": "file",
@@ -151,7 +157,10 @@ class Source:
     def _open(self) -> None:
         try:
             self.container = av.open(
-                f"file:{self.path}", options=dict(_OPTIONS), metadata_errors="replace"
+                f"file:{self.path}",
+                format=_STILLS.get(self.path.suffix.lower()),
+                options=dict(_OPTIONS),
+                metadata_errors="replace",
             )
         except av.error.PermissionError as error:
             raise DecodeError("permission", f"{self.name}: permission denied") from error

@@ -24,7 +24,7 @@ from extract.writer import Summary
 from micu.commands import EXIT_FAILURES, Source, StopFlag, find_source, record_source
 from micu.errors import ConfigError, DecodeError
 from micu.files import check_room
-from micu.manifest import NEEDED_COLUMN, Clip, read_manifest
+from micu.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
 
 GPU_WORKERS = 2
 """Workers at most where flow is computed on a GPU: each holds a context and a network there."""
@@ -88,9 +88,8 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         MicuError: What was typed cannot be done.
     """
     source = find_source(settings.out, settings.manifest)
-    columns = dict.fromkeys(NEEDED_COLUMN[order.modality] for order in orders)
     job = Job(
-        manifest=read_manifest(source.manifest, need=tuple(columns)),
+        manifest=_read_rows(source.manifest, orders),
         media_root=settings.media_root or source.media_root,
         out=settings.out,
         command=typed_command(),
@@ -116,7 +115,7 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         wants[order.backbone] = replace(network.wants, **order.conventions)
         plan = _plan(job, network, wants[order.backbone], reading)
         targets[order.backbone] = Target(plan, network)
-        _announce(plan, job.media_root)
+        announce(plan, job.media_root)
     plans = [target.plan for target in targets.values()]
     if settings.dry_run:
         described = [_plan_json(plan) for plan in plans]
@@ -140,7 +139,20 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         max_failures=settings.max_failures,
     )
     progress.close()
-    _end(summaries, plans, settings.as_json)
+    end_run(summaries, plans, settings.as_json)
+
+
+def _read_rows(path: Path, orders: Sequence[Order]) -> Manifest:
+    """The rows of the manifest that every backbone is to look at."""
+    modalities = dict.fromkeys(order.modality for order in orders)
+    manifest = read_manifest(path, tuple(dict.fromkeys(NEEDED_COLUMN[m] for m in modalities)))
+    views = [manifest.for_modality(modality) for modality in modalities]
+    if any(len(view.clips) != len(views[0].clips) for view in views):
+        raise ConfigError(
+            f"{path}: has rows that are only a further sentence of another row, which text alone "
+            "looks at; extract text in a run of its own: micu-extract text"
+        )
+    return views[0]
 
 
 def _plan(job: Job, network: Backbone, wants: InputSpec, reading: Reading) -> Plan:
@@ -193,7 +205,7 @@ def _is_there(clip: Clip, media_root: Path) -> bool:
     return True
 
 
-def _end(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> None:
+def end_run(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> None:
     """Say what became of it, and end the process."""
     for summary, plan in zip(summaries, plans, strict=True):
         _report(summary, plan)
@@ -216,7 +228,8 @@ def _end(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> 
     sys.exit(EXIT_FAILURES if failed else 0)
 
 
-def _announce(plan: Plan, media_root: Path) -> None:
+def announce(plan: Plan, *media: Path) -> None:
+    """Tell what a run is going to do."""
     spec = plan.header.spec
     first = "T" if spec.hop_s else "L"
     click.echo(
@@ -227,7 +240,7 @@ def _announce(plan: Plan, media_root: Path) -> None:
     )
     click.echo(f"wants {json.dumps(dict(spec.preprocessing))}", err=True)
     if spec.modality != "text":
-        click.echo(f"media root {media_root}", err=True)
+        click.echo(f"media root {', '.join(map(str, media))}", err=True)
     part = f", part {plan.part}" if plan.part else ""
     if plan.replaces:
         shards = len(list(plan.folder.glob("shard-*.h5")))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from micu.manifest import NEEDED_COLUMN
 from micu.store import (
     Header,
     indexed_shards,
@@ -53,11 +54,11 @@ def read_status(folders: list[Path]) -> list[SetStatus]:
     Raises:
         StoreError: A `set.json` or a ledger cannot be read.
     """
-    manifests: dict[Path, tuple[str, ...]] = {}
+    manifests: dict[tuple[Path, str], tuple[str, ...]] = {}
     return [_status(folder, manifests) for folder in folders]
 
 
-def _status(folder: Path, manifests: dict[Path, tuple[str, ...]]) -> SetStatus:
+def _status(folder: Path, manifests: dict[tuple[Path, str], tuple[str, ...]]) -> SetStatus:
     header, run = read_set(folder)
     noted = indexed_shards(folder)
     ledger = read_ledger(folder)
@@ -105,28 +106,37 @@ def _status(folder: Path, manifests: dict[Path, tuple[str, ...]]) -> SetStatus:
 
 
 def _shards_of(
-    clip_ids: set[str], header: Header, path: str, manifests: dict[Path, tuple[str, ...]]
+    clip_ids: set[str],
+    header: Header,
+    path: str,
+    manifests: dict[tuple[Path, str], tuple[str, ...]],
 ) -> list[int]:
     """The shards that clips belong to; none where the manifest is not there any more."""
     if not clip_ids:
         return []
-    manifest = Path(path)
-    if manifest not in manifests:
-        manifests[manifest] = _read_ids(manifest)
-    rows = manifests[manifest]
+    key = (Path(path), header.spec.modality)
+    if key not in manifests:
+        manifests[key] = _read_ids(*key)
+    rows = manifests[key]
     return [row // header.shard_rows for row, clip_id in enumerate(rows) if clip_id in clip_ids]
 
 
-def _read_ids(path: Path) -> tuple[str, ...]:
-    """The ids of a manifest in order; nothing where it is not there any more, or is no manifest.
+def _read_ids(path: Path, modality: str) -> tuple[str, ...]:
+    """The ids of the rows that a modality is extracted from, in the order of the manifest.
 
-    Reading and checking all of it, as `read_manifest` does, would take ten times as long.
+    Nothing where it is not there any more, or is no manifest. Reading and checking all of it, as
+    `read_manifest` does, would take ten times as long.
     """
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
-            column = [name.strip() for name in next(rows)].index("clip_id")
-            return tuple(dict.fromkeys(row[column] for row in rows if row))
+            header = [name.strip() for name in next(rows)]
+            column = header.index("clip_id")
+            found = (row for row in rows if row)
+            if NEEDED_COLUMN[modality] == "path" and "group" in header:
+                group, media = header.index("group"), header.index("path")
+                found = (row for row in found if row[media] or row[group] in ("", row[column]))
+            return tuple(dict.fromkeys(row[column] for row in found))
     except (OSError, ValueError, IndexError, StopIteration, csv.Error):
         return ()
 

@@ -53,7 +53,7 @@ class Contents:
     rows: int
     """Rows of the manifest that were to be extracted."""
     known: tuple[Clip, ...]
-    """Every row of the manifest."""
+    """Every row of the manifest that the modality is extracted from."""
     homes: dict[str, list[str]]
     """Names of the shards that hold a clip, by clip id."""
     ledger: dict[str, Failure]
@@ -140,7 +140,8 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
         ManifestError: Its manifest cannot be read.
     """
     header, run = read_set(folder)
-    known = read_manifest(manifest or Path(run.manifest_path))
+    whole = read_manifest(manifest or Path(run.manifest_path))
+    known = whole.for_modality(header.spec.modality)
     problems: list[str] = []
     if known.sha256 != header.manifest_sha256:
         problems.append(f"manifest {known.path} has changed since the extraction")

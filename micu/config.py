@@ -268,6 +268,9 @@ class DataConfig:
     are always padded with zeros."""
     exclude_ids: str = ""
     """A CSV file with the column `clip_id`: clips that must not be trained on."""
+    exclude_manifests: tuple[str, ...] = ()
+    """Manifests: their clips, and every other clip of the same YouTube videos, are not trained
+    on."""
 
     def __post_init__(self) -> None:  # noqa: D105
         _check("data", {f"steps: expected at least 1, got {self.steps}": self.steps < 1})

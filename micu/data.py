@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from micu.config import DataConfig
 from micu.errors import ConfigError, ManifestError, StoreError
-from micu.manifest import Clip
+from micu.manifest import Clip, read_manifest
+from micu.overlap import find_shared
 from micu.store import FeatureRow, FeatureStore
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def select_clips(clips: Sequence[Clip], config: DataConfig) -> tuple[Clip, ...]:
 
     Args:
         clips: All of them.
-        config: `splits` (a manifest that names no split is used whole) and `exclude_ids`.
+        config: `splits` (a manifest that names no split is used whole), `exclude_ids` and
+            `exclude_manifests`.
 
     Returns:
         The clips that remain, in the same order.
@@ -97,7 +99,32 @@ def select_clips(clips: Sequence[Clip], config: DataConfig) -> tuple[Clip, ...]:
         chosen = kept
         if not chosen:
             raise ManifestError(f"{config.exclude_ids} excludes every clip; shorten it")
+    for path in config.exclude_manifests:
+        chosen = exclude_shared(chosen, Path(path))
     return chosen
+
+
+def exclude_shared(clips: Sequence[Clip], path: Path) -> tuple[Clip, ...]:
+    """The clips that a manifest does not have, neither by id nor by YouTube video.
+
+    Raises:
+        ManifestError: None remains, or the manifest cannot be read.
+    """
+    shared = find_shared(clips, read_manifest(path).clips)
+    by_id = sum(found.by == "id" for found in shared)
+    excluded = {found.clip.clip_id for found in shared}
+    kept = tuple(clip for clip in clips if clip.clip_id not in excluded)
+    logger.info(
+        "%s excludes %d of %d clips: %d by id, %d by YouTube video",
+        path,
+        len(shared),
+        len(clips),
+        by_id,
+        len(shared) - by_id,
+    )
+    if not kept:
+        raise ManifestError(f"{path} excludes every clip; is it the manifest that is trained on?")
+    return kept
 
 
 def read_excluded_ids(path: Path) -> frozenset[str]:

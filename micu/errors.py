@@ -1,7 +1,7 @@
 """Every error a user can act on, in one tree.
 
     MicuError
-    ├── ManifestError     a manifest, an events file or a class list cannot be used
+    ├── ManifestError     a manifest or a class list cannot be used
     ├── ClipError         one clip fails, and the run goes on; carries a ledger code
     │   ├── DecodeError       its media cannot be turned into an array
     │   └── FeatureError      its features must not be stored
@@ -26,7 +26,7 @@ class MicuError(Exception):
 
 
 class ManifestError(MicuError):
-    """A manifest, an events file or a class list cannot be used."""
+    """A manifest or a class list cannot be used."""
 
 
 class ClipError(MicuError):

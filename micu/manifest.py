@@ -1,9 +1,8 @@
 """Manifests: which clips there are, where their media lie, what is known about them.
 
 A manifest is a CSV file with a header. Its columns are `clip_id, path, start_s, end_s, label,
-split, text`; only `clip_id` and what a modality needs are required. `path` is relative to the media
-root.
-Segment labels lie beside it in `NAME.events.csv`: `clip_id, onset_s, offset_s, label, modality`.
+split, text, group, events`; only `clip_id` and what a modality needs are required. `path` is
+relative to the media root.
 
 Ids are data: they are never used as file names or HDF5 names, so `a/b` or `../x` are good ids.
 """
@@ -13,8 +12,9 @@ import hashlib
 import io
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +32,65 @@ NEEDED_COLUMN = {"video": "path", "audio": "path", "flow": "path", "text": "text
 
 Row = TypeVar("Row")
 
+_YOUTUBE_ID = re.compile(r"([A-Za-z0-9_-]{11})(?:_[0-9.]+){0,2}(?:#[0-9]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One labelled segment of a clip, for localisation.
+
+    In a manifest's column `events` it is `label:onset_s:offset_s`, or
+    `label:onset_s:offset_s:modality`; a `;` stands between two. An event of no length fills no
+    second: official lists have such lines, and the clip counts as annotated all the same.
+
+    Raises:
+        ManifestError: A label that the column cannot hold, times out of order, no such modality.
+    """
+
+    label: str
+    onset_s: float
+    """From the start of the clip, s."""
+    offset_s: float
+    modality: str = ""
+    """Where it can be perceived; empty where the label does not say, which is everywhere."""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if not self.label or self.label != self.label.strip() or set(self.label) & {";", ":"}:
+            raise ManifestError(f"event label {self.label!r}: expected text without ; and :")
+        if not 0.0 <= self.onset_s <= self.offset_s < math.inf:
+            raise ManifestError(
+                f"event {self.label!r}: offset_s {self.offset_s} is before onset_s "
+                f"{self.onset_s}, or one is no time"
+            )
+        if self.modality and self.modality not in MODALITIES:
+            raise ManifestError(
+                f"event {self.label!r}: unknown modality {self.modality!r}; "
+                f"{suggest(self.modality, MODALITIES)}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> "Event":
+        """The event that one entry of the column stands for.
+
+        Raises:
+            ManifestError: It stands for none.
+        """
+        fields = [field.strip() for field in text.split(":")]
+        try:
+            label, onset, offset, *modality = fields
+            if len(modality) > 1:
+                raise ValueError
+            return cls(label, float(onset), float(offset), *modality)
+        except ValueError as error:
+            raise ManifestError(
+                f"events: expected label:onset_s:offset_s or label:onset_s:offset_s:modality, "
+                f"got {text.strip()!r}"
+            ) from error
+
+    def __str__(self) -> str:  # noqa: D105
+        tail = f":{self.modality}" if self.modality else ""
+        return f"{self.label}:{self.onset_s}:{self.offset_s}{tail}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
@@ -47,19 +106,28 @@ class Clip:
     label: str = ""
     split: str = ""
     text: str = ""
+    group: str = ""
+    """Which item the row is about: rows of one group are one sound or picture with several
+    sentences. Left empty it is the clip's own id, so that it never is empty."""
+    events: tuple[Event, ...] = ()
+    """Segment labels, in file order."""
 
+    def __post_init__(self) -> None:  # noqa: D105
+        if not self.group:
+            object.__setattr__(self, "group", self.clip_id)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """One labelled segment of a clip, for localisation."""
+    @property
+    def is_caption(self) -> bool:
+        """Whether the row is a further sentence about another row, and has no media of its own."""
+        return not self.path and self.group != self.clip_id
 
-    clip_id: str
-    onset_s: float
-    """From the start of the clip, s."""
-    offset_s: float
-    label: str
-    modality: str = ""
-    """Where the event can be perceived; empty where the label does not say."""
+    def has_column(self, column: str) -> bool:
+        """Whether the row is one that fills a column: captions have no `path`, on purpose."""
+        return column != "path" or not self.is_caption
+
+    def events_in(self, modality: str) -> tuple[Event, ...]:
+        """The events that can be perceived in a modality."""
+        return tuple(event for event in self.events if event.modality in ("", modality))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +142,12 @@ class Manifest:
     def name(self) -> str:
         """Folder name of its feature sets."""
         return self.path.stem
+
+    def for_modality(self, modality: str) -> "Manifest":
+        """The manifest without the rows that a modality is not extracted from: captions."""
+        column = NEEDED_COLUMN[modality]
+        kept = tuple(clip for clip in self.clips if clip.has_column(column))
+        return replace(self, clips=kept)
 
 
 def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
@@ -110,9 +184,11 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
             label=row.get("label", "").strip(),
             split=row.get("split", "").strip(),
             text=row.get("text", "").strip(),
+            group=row.get("group", ""),
+            events=tuple(map(Event.parse, filter(str.strip, row.get("events", "").split(";")))),
         )
         for column in need:
-            if not getattr(clip, column):
+            if clip.has_column(column) and not getattr(clip, column):
                 raise ValueError(f"{column} is empty")
         if clip.end_s is not None and clip.end_s <= (clip.start_s or 0.0):
             raise ValueError(f"end_s {clip.end_s} is not after start_s {clip.start_s or 0.0}")
@@ -131,56 +207,44 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
     if not rows:
         raise ManifestError(f"{path}: expected at least one clip, got a header and no rows")
     clips = tuple(clip for _, clip in seen.values())
+    lost = [clip for clip in clips if clip.is_caption and clip.group not in seen]
+    if lost and "path" in need:
+        raise ManifestError(
+            f"{path}: {len(lost)} rows without a path name a group that is no clip_id, first "
+            f"clip {lost[0].clip_id!r} of group {lost[0].group!r}; give them a path, or the group "
+            "a row that has one"
+        )
     return Manifest(path=path, clips=clips, sha256=hashlib.sha256(data).hexdigest())
 
 
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
-    """Write clips as a manifest, atomically; reading it back gives the same clips."""
-    names = [field.name for field in fields(Clip)]
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(names)
+    """Write clips as a manifest, atomically; reading it back gives the same clips.
+
+    The columns `group` and `events` are there if some clip has something in them.
+    """
+    rows = []
     for clip in clips:
-        values = (getattr(clip, name) for name in names)
-        writer.writerow(["" if value is None else value for value in values])
+        values = {field.name: getattr(clip, field.name) for field in fields(Clip)}
+        values["group"] = clip.group if clip.group != clip.clip_id else ""
+        values["events"] = ";".join(map(str, clip.events))
+        rows.append({name: "" if value is None else value for name, value in values.items()})
+    unused = {name for name in ("group", "events") if not any(row[name] for row in rows)}
+    names = [field.name for field in fields(Clip) if field.name not in unused]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     write_atomically(path, table.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def events_path(manifest_path: Path) -> Path:
-    """Where the segment labels of a manifest lie: `NAME.events.csv` beside `NAME.csv`."""
-    return manifest_path.with_suffix(".events.csv")
+def youtube_id(clip_id: str) -> str | None:
+    """The eleven characters of a YouTube video that an id begins with; None if it does not.
 
-
-def read_events(path: Path) -> list[Event]:
-    """Read the segment labels of a manifest.
-
-    Raises:
-        ManifestError: The file is missing or has bad rows, all named in one message.
+    Data sets write `ID`, `ID_000030` (start, s), `ID_30_40` or `ID_30.000_40.000` (start and end);
+    `#2` after it numbers further rows about the same clip.
     """
-    if not path.is_file():
-        raise ManifestError(
-            f"{path}: no such events file; localisation needs one beside its manifest"
-        )
-
-    def parse(row: dict[str, str], line: int) -> Event:
-        onset_s, offset_s = _seconds(row, "onset_s"), _seconds(row, "offset_s")
-        if onset_s is None or offset_s is None or offset_s <= onset_s:
-            raise ValueError(f"offset_s {offset_s} is not after onset_s {onset_s}")
-        modality = row.get("modality", "").strip()
-        if modality and modality not in MODALITIES:
-            raise ValueError(f"unknown modality {modality!r}; {suggest(modality, MODALITIES)}")
-        if not row["label"].strip():
-            raise ValueError("label is empty")
-        return Event(
-            clip_id=_clip_id(row),
-            onset_s=onset_s,
-            offset_s=offset_s,
-            label=row["label"].strip(),
-            modality=modality,
-        )
-
-    known = [field.name for field in fields(Event)]
-    return _read_rows(path, path.read_bytes(), known[:4], known, parse)
+    found = _YOUTUBE_ID.fullmatch(clip_id)
+    return found[1] if found else None
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:
@@ -234,7 +298,7 @@ def _read_rows(
             if not clean:
                 _refuse_other_encodings(values)
             rows.append(parse(values, reader.line_num))
-        except (ValueError, csv.Error) as error:
+        except (ValueError, csv.Error, ManifestError) as error:
             bad.append(f"  line {reader.line_num}: {error}")
     if bad:
         lines = "\n".join(bad)

@@ -101,6 +101,14 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             help="Change a setting, for example quantizer.codebook_size=512; repeatable.",
         ),
         click.option("--seed", type=int, help="Short for --set seed=N."),
+        click.option(
+            "--exclude-manifest",
+            "exclude_manifests",
+            metavar="FILE",
+            multiple=True,
+            help="Leave out the clips of this manifest, and all others of the same YouTube videos; "
+            "repeatable. Short for --set data.exclude_manifests=FILE,FILE.",
+        ),
         click.option("--print-config", is_flag=True, help="Print all settings as JSON and stop."),
         click.option(
             "--out", type=folder, help="Folder of the run [default: runs/PRESET-MODALITIES-SEED]."
@@ -148,6 +156,7 @@ def main(
     modalities: str | None,
     assignments: tuple[str, ...],
     seed: int | None,
+    exclude_manifests: tuple[str, ...],
     print_config: bool,
     preset: str,
     out: Path | None,
@@ -155,7 +164,7 @@ def main(
 ) -> None:
     """Train MICU on extracted features."""
     with exit_codes(HINT):
-        config = build_config(preset, modalities, seed, assignments)
+        config = build_config(preset, modalities, seed, assignments, exclude_manifests)
         if print_config:
             click.echo(to_json(config))
             return
@@ -175,7 +184,11 @@ def main(
 
 
 def build_config(
-    preset: str, modalities: str | None, seed: int | None, assignments: tuple[str, ...]
+    preset: str,
+    modalities: str | None,
+    seed: int | None,
+    assignments: tuple[str, ...],
+    exclude_manifests: tuple[str, ...] = (),
 ) -> TrainConfig:
     """The configuration that the options ask for.
 
@@ -186,7 +199,9 @@ def build_config(
     if modalities is not None:
         config = replace(config, modalities=parse_modalities(modalities))
     short = [] if seed is None else [f"seed={seed}"]
-    return with_overrides(config, [*short, *assignments])
+    config = with_overrides(config, [*short, *assignments])
+    named = (*config.data.exclude_manifests, *exclude_manifests)
+    return replace(config, data=replace(config.data, exclude_manifests=named))
 
 
 def run(config: TrainConfig, typed: Arguments) -> int:
@@ -219,7 +234,9 @@ def run(config: TrainConfig, typed: Arguments) -> int:
     if typed.dry_run:
         _tell_cost(typed, state, dataset, load)
         return 0
-    record = describe_run(typed.preset, sets, dataset)
+    everything = replace(config.data, exclude_ids="", exclude_manifests=())
+    excluded = len(select_clips(sets.manifest.clips, everything)) - len(clips)
+    record = {**describe_run(typed.preset, sets, dataset), "excluded_clips": excluded}
     specs = {name: store.spec for name, store in sets.stores.items()}
     with lock_folder(typed.out):
         summary = _fit(state, load, specs, record, typed)

@@ -56,7 +56,9 @@ TYPED = [
 @pytest.fixture
 def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the README's commands name."""
-    for name in ("my.csv", "known.csv", "vggsound.csv", "runs/micu-avft-43/last.pt"):
+    tables = ("visual_feature.h5", "audio_feature.h5", "labels.h5")
+    lists = ("my.csv", "known.csv", "manifests/ave.csv", "manifests/vggsound-avel40k.csv")
+    for name in (*lists, *tables, "runs/micu-avft-43/last.pt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "features").mkdir()

@@ -21,7 +21,7 @@ from micu.config import TrainConfig
 from micu.data import FeatureDataset, iterate, make_loader
 from micu.errors import ConfigError, ManifestError, StoreError
 from micu.files import file_sha256
-from micu.manifest import MODALITIES
+from micu.manifest import MODALITIES, write_manifest
 from micu.overrides import with_overrides
 from micu.step import build_state, train_step
 from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
@@ -240,6 +240,20 @@ def test_missing_tensorboard_names_the_extra_and_leaves_no_run(features, out, mo
     assert result.exit_code == 2
     assert "pip install 'micu[tensorboard]'" in result.stderr
     assert not out.exists()
+
+
+def test_clips_of_an_excluded_manifest_are_not_trained_on_and_the_run_says_so(
+    features, out, tmp_path
+):
+    write_manifest(tmp_path / "tested.csv", make_clips()[:5])
+    option = ("--exclude-manifest", str(tmp_path / "tested.csv"), "--set", "optimizer.max_steps=1")
+
+    result = train(features, out, *option)
+
+    assert result.exit_code == 0, result.output
+    loaded = load_checkpoint(out / "last.pt")
+    assert loaded.config.data.exclude_manifests == (str(tmp_path / "tested.csv"),)
+    assert (loaded.record["clips"], loaded.record["excluded_clips"]) == (19, 5)
 
 
 def test_print_config_needs_no_features_and_shows_every_override():

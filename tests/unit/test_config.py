@@ -219,7 +219,13 @@ MICU = {
         "dtype": "float32",
         "skip_nonfinite": 0,
     },
-    "data": {"steps": 10, "splits": ["train"], "padding": "repeat", "exclude_ids": ""},
+    "data": {
+        "steps": 10,
+        "splits": ["train"],
+        "padding": "repeat",
+        "exclude_ids": "",
+        "exclude_manifests": [],
+    },
 }
 """What the paper and the published code state, and our choices where they disagree."""
 

@@ -351,3 +351,13 @@ def test_a_row_without_text_says_so(tmp_path):
     with pytest.raises(DecodeError) as caught:
         read_media(Clip(clip_id="c", text=" "), TextInput(), tmp_path)
     assert caught.value.code == "no_text"
+
+
+@pytest.mark.parametrize("name", ["COCO_val2014_000000000042.jpg", "p.PNG"])
+def test_a_still_picture_is_a_clip_of_one_frame(tmp_path, name):
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / name)
+    wants = FrameInput(fps=4, resize=32, crop=32)
+    media = read_media(Clip(clip_id="p", path=name), wants, tmp_path)
+    assert media.units.shape == (1, 32, 32, 3)
+    assert media.steps == 1
+    assert abs(media.units[0].reshape(-1, 3).mean(0) - (200, 30, 30)).max() < 3

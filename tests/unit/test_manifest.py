@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from micu.errors import ManifestError
 from micu.manifest import (
     Clip,
-    events_path,
+    Event,
     read_class_list,
-    read_events,
     read_manifest,
     write_manifest,
 )
@@ -74,6 +73,7 @@ def test_ids_that_no_table_can_hold_are_refused(tmp_path: Path, clip_id: str) ->
 
 
 printable = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1)
+label = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters=";:"), min_size=1)
 
 
 @given(
@@ -86,6 +86,12 @@ printable = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1)
             end_s=st.none() | st.floats(11, 20),
             label=printable,
             text=printable,
+            group=printable,
+            events=st.lists(
+                st.builds(
+                    Event, label, st.floats(0, 5), st.floats(6, 9), st.sampled_from(["", "audio"])
+                )
+            ).map(tuple),
         ),
         min_size=1,
         unique_by=lambda clip: clip.clip_id,
@@ -153,14 +159,46 @@ def test_every_bad_row_is_named_however_many_there_are(tmp_path: Path) -> None:
     assert str(caught.value).splitlines()[1:] == expected
 
 
-def test_events_lie_beside_their_manifest(tmp_path: Path) -> None:
-    path = events_path(tmp_path / "ave.csv")
-    assert path.name == "ave.events.csv"
-    write(path, "clip_id,onset_s,offset_s,label,modality\na,0,3,Bark,audio\nb,1,2,Bark,\n")
-    assert [event.modality for event in read_events(path)] == ["audio", ""]
-    write(path, "clip_id,onset_s,offset_s,label,modality\na,3,3,Bark,audio\nb,1,2,Bark,smell\n")
-    with pytest.raises(ManifestError, match=r"(?s)line 2: offset_s 3.0.*line 3: unknown modality"):
-        read_events(path)
+def test_events_of_a_row_are_read_in_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.csv", "clip_id,events\na,Dog bark:0:3.5;Cat:1:2:audio;\nb,\n")
+    first, second = read_manifest(path).clips
+    assert first.events == (Event("Dog bark", 0.0, 3.5), Event("Cat", 1.0, 2.0, "audio"))
+    assert first.events_in("audio") == first.events
+    assert first.events_in("video") == first.events[:1]
+    assert second.events == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("Dog:4:3", "offset_s 3.0 is before onset_s 4.0"),
+        ("Dog:nan:3", "one is no time"),
+        ("Dog:0:1:smell", "unknown modality 'smell'"),
+        (":0:1", "event label ''"),
+        ("Dog:0", "expected label:onset_s:offset_s"),
+        ("Dog:0:1:audio:x", "expected label:onset_s:offset_s"),
+    ],
+)
+def test_an_event_that_cannot_be_is_named_with_its_line(
+    tmp_path: Path, entry: str, message: str
+) -> None:
+    path = write(tmp_path / "m.csv", f"clip_id,events\na,Dog:0:1\nb,{entry}\n")
+    with pytest.raises(ManifestError, match=f"line 3: .*{message}"):
+        read_manifest(path)
+
+
+def test_a_clip_is_its_own_group_unless_it_says_otherwise(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.csv", "clip_id,path,text,group\na,a.wav,one,\na#2,,two,a\n")
+    first, second = read_manifest(path, need=("path", "text")).clips
+    assert (first.group, second.group) == ("a", "a")
+    assert [clip.is_caption for clip in (first, second)] == [False, True]
+
+
+def test_a_caption_of_an_item_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.csv", "clip_id,path,text,group\na,a.wav,one,\nb#2,,two,b\n")
+    with pytest.raises(ManifestError, match="first clip 'b#2' of group 'b'"):
+        read_manifest(path, need=("path",))
+    assert len(read_manifest(path, need=("text",)).clips) == 2
 
 
 def test_a_class_list_keeps_the_order_of_its_file(tmp_path: Path) -> None:

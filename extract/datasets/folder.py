@@ -1,0 +1,92 @@
+"""Own data: a folder per class, or a CSV file with paths and labels."""
+
+from pathlib import Path
+
+from extract.datasets.base import (
+    File,
+    Files,
+    Lines,
+    data_set,
+    logger,
+    read_table,
+    with_unique_ids,
+)
+from extract.datasets.layout import MEDIA_SUFFIXES
+from micu.errors import ManifestError
+from micu.manifest import Clip, read_manifest
+
+SPLITS = ("train", "val", "test")
+
+
+@data_set("folder", File(role="media", pattern="*", may_be_folder=True))
+def read_folder(files: Files) -> list[Clip]:
+    """Rows of the media below a folder, or of a CSV file.
+
+    `CLASS/clip.mp4` has the label CLASS; `train/CLASS/clip.mp4` the split `train` too. Deeper
+    folders belong to the class above them. A CSV file has the column `path` and, as far as they are
+    known, `label`, `split`, `text`, `start_s` and `end_s`; the path is the id, and that of a
+    further clip of the same file `PATH#2`.
+
+    Raises:
+        ManifestError: There are no media, or the CSV file has bad rows.
+    """
+    source = files["media"]
+    return _read_folder(source) if source.is_dir() else _read_csv(source)
+
+
+def _read_folder(root: Path) -> list[Clip]:
+    clips, others = [], 0
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        parts = path.relative_to(root).parts
+        if path.suffix.lower() not in MEDIA_SUFFIXES or any(p.startswith(".") for p in parts):
+            others += 1
+            continue
+        has_split = len(parts) > 2 and parts[0] in SPLITS
+        classes = parts[1:-1] if has_split else parts[:-1]
+        name = "/".join(parts)
+        clips.append(
+            Clip(
+                clip_id=name,
+                path=name,
+                label=classes[0] if classes else "",
+                split=parts[0] if has_split else "",
+            )
+        )
+    if not clips:
+        raise ManifestError(
+            f"{root}: expected media in a folder per class, CLASS/clip.mp4; got {others} other "
+            "files"
+        )
+    if others:
+        logger.warning("%s: %d files are no media and are left out", root, others)
+    if not any(clip.label for clip in clips):
+        logger.warning("%s: no folder per class, so that no clip has a label", root)
+    return clips
+
+
+def _read_csv(path: Path) -> list[Clip]:
+    rows = read_table(path, ("path",))
+    if rows and "clip_id" in rows[0][1]:  # a manifest already
+        return list(read_manifest(path, need=("path",)).clips)
+    clips, lines = [], Lines(path)
+    for line, row in rows:
+        try:
+            clips.append(
+                Clip(
+                    clip_id=row["path"],
+                    path=row["path"],
+                    start_s=_seconds(row.get("start_s", "")),
+                    end_s=_seconds(row.get("end_s", "")),
+                    label=row.get("label", ""),
+                    split=row.get("split", ""),
+                    text=row.get("text", ""),
+                )
+            )
+        except ValueError:
+            lines.bad(line, f"expected seconds in start_s and end_s, got {row}")
+    lines.check()
+    return with_unique_ids(clips)
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text else None

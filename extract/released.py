@@ -1,0 +1,304 @@
+"""The authors' released features to shards: HDF5 files of AVE, one zipped pickle per clip else.
+
+The only file that reads pickles. A pickle is a program; this one runs in a world where nothing can
+be called but three stand-ins for numpy's constructors, which only note what they are given. The
+array is built from the notes afterwards, so that not even numpy's own code sees what a hostile file
+says. All of it happens in worker processes with a limit on memory and time.
+
+Layouts (published code of MICU, DCID): `avadataset` (N, 10, 7, 7, 512) and (N, 10, 128), row i for
+line i of `Annotations.txt`; or `<video id>.zip` with one `.pkl` of (t, 7, 7, 512) or (t, 128). Ten
+steps are kept; a shorter clip repeats its last one, which the mask denies.
+"""
+
+import io
+import math
+import pickle
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from extract.backbones.base import Media
+from extract.hdf5 import open_plain
+from extract.media import find_media
+from micu.errors import DecodeError, StoreError
+from micu.manifest import Clip, youtube_id
+
+MAX_BYTES = 128 * 2**20
+"""Largest file, and largest content of one, that is read: 400 s of float64 grids."""
+DTYPES = ("<f2", "<f4", "<f8", ">f2", ">f4", ">f8")
+
+
+# --- pickles -----------------------------------------------------------------------------------
+
+
+class _Ndarray:
+    """Stands for `numpy.ndarray`. Like all stand-ins it has no attributes that a pickle could set.
+
+    An instance, not the class, is what pickles get: a class could be changed for all later clips.
+    """
+
+    __slots__ = ()
+
+
+class _Dtype:
+    """What a pickled `numpy.dtype` says."""
+
+    __slots__ = ("name", "order", "plain")
+
+    def __init__(self, name: object) -> None:
+        self.name, self.order, self.plain = name, "<", False
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        # (version, byte order, subarray, names, fields, size, alignment, flags)
+        self.order, self.plain = state[1], state[2:5] == (None, None, None)
+
+
+class _DtypeMaker:
+    __slots__ = ()
+
+    def __call__(self, name: object, *flags: object) -> _Dtype:
+        return _Dtype(name)
+
+
+class _Array:
+    """What a pickled array says."""
+
+    __slots__ = ("state",)
+
+    def __init__(self) -> None:
+        self.state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+
+class _ArrayMaker:
+    __slots__ = ()
+
+    def __call__(self, kind: object, shape: object, code: object) -> _Array:
+        if not isinstance(kind, _Ndarray):
+            raise pickle.UnpicklingError("expected an array of no subclass")
+        return _Array()
+
+
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _ArrayMaker(),
+    ("numpy._core.multiarray", "_reconstruct"): _ArrayMaker(),
+    ("numpy", "ndarray"): _Ndarray(),
+    ("numpy", "dtype"): _DtypeMaker(),
+}
+
+
+class _Refused(Exception):
+    """A pickle asks for something that is no part of an array."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Gives a pickle nothing but the stand-ins."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise _Refused(f"{module}.{name}")
+        return _STAND_INS[module, name]
+
+    def persistent_load(self, pid: object) -> Any:
+        raise _Refused("an object outside of it")
+
+
+_BROKEN = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+)
+"""What unpickling a damaged file raises."""
+
+
+def read_pickled_array(data: bytes, name: str) -> NDArray[np.float32]:
+    """The array of floats that a pickle holds, as float32; nothing in the pickle is run.
+
+    Args:
+        data: The pickle.
+        name: Of the file, for messages.
+
+    Raises:
+        DecodeError: `unsafe_pickle`, `unreadable`, `bad_array` or `too_large`.
+    """
+    try:
+        found = _Unpickler(io.BytesIO(data), encoding="latin1").load()
+        return _build(found, name)
+    except _Refused as error:
+        raise DecodeError(
+            "unsafe_pickle",
+            f"{name}: the pickle asks for {error}; expected a numpy array and nothing else. "
+            "Nothing of it was run",
+        ) from error
+    except MemoryError as error:
+        raise DecodeError("too_large", f"{name}: unpacking it needs more memory") from error
+    except _BROKEN as error:
+        raise DecodeError("unreadable", f"{name}: not a pickled array: {error!r}") from error
+
+
+def _build(found: object, name: str) -> NDArray[np.float32]:
+    """The array that the notes describe."""
+    if not isinstance(found, _Array) or len(found.state) != 5:
+        kind = "half of one" if isinstance(found, _Array) else type(found).__name__
+        raise DecodeError("bad_array", f"{name}: expected a pickled numpy array, got {kind}")
+    _, shape, dtype, in_columns, data = found.state
+    spelled = f"{dtype.order}{dtype.name}" if isinstance(dtype, _Dtype) and dtype.plain else ""
+    if spelled not in DTYPES:
+        raise DecodeError("bad_array", f"{name}: expected plain floats, got dtype {spelled!r}")
+    content = data.encode("latin1") if isinstance(data, str) else data  # str: of Python 2
+    if not isinstance(content, bytes) or not all(type(n) is int and n >= 0 for n in shape):
+        raise DecodeError("bad_array", f"{name}: expected the bytes of an array of floats")
+    flat = np.frombuffer(content, np.dtype(spelled))
+    if math.prod(shape) != flat.size:
+        raise DecodeError("bad_array", f"{name}: {flat.size} numbers do not make {shape}")
+    return to_float32(flat.reshape(shape, order="F" if in_columns else "C"))
+
+
+def to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Values as float32; what is too large becomes infinite, which no shard takes."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, np.float32)
+
+
+def read_zipped_array(path: Path, name: str) -> NDArray[np.float32]:
+    """The array in a zip file that holds one pickle.
+
+    Raises:
+        DecodeError: `bad_archive`, `too_large`, or as for `read_pickled_array`.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise DecodeError("too_large", f"{name}: {size} bytes; expected at most {MAX_BYTES}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            if len(members) != 1 or not members[0].filename.endswith(".pkl"):
+                names = ", ".join(member.filename for member in members[:3])
+                raise DecodeError(
+                    "bad_archive",
+                    f"{name}: expected one .pkl file in it, got {len(members)}: {names}",
+                )
+            return read_pickled_array(_unpack(archive, members[0], name), name)
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
+        raise DecodeError("bad_archive", f"{name}: not a readable zip file: {error}") from error
+    except MemoryError as error:
+        raise DecodeError("too_large", f"{name}: unpacking it needs more memory") from error
+
+
+def _unpack(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> bytes:
+    """Bytes of a member, as many as it declares and never more than is allowed."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DecodeError("bad_archive", f"{name}: packed by another method than deflate")
+    if member.file_size > MAX_BYTES:
+        raise DecodeError(
+            "too_large", f"{name}: declares {member.file_size} bytes; expected at most {MAX_BYTES}"
+        )
+    with archive.open(member) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) != member.file_size:
+        raise DecodeError(
+            "bad_archive", f"{name}: declares {member.file_size} bytes, holds {len(data)}"
+        )
+    return data
+
+
+# --- HDF5 --------------------------------------------------------------------------------------
+
+DATA = "avadataset"
+"""Name of the one data set in each of AVE's files."""
+
+
+def read_h5_row(path: Path, row: int, rows: int) -> NDArray[np.float32]:
+    """One row of a released HDF5 file, as float32.
+
+    Args:
+        path: The file.
+        row: Which.
+        rows: How many there must be.
+
+    Raises:
+        StoreError: The file is not of that layout, which is a mistake of the whole run.
+        DecodeError: `unreadable`: the row is damaged.
+    """
+    with open_plain(path) as file:
+        data = file.get(DATA)
+        if not isinstance(data, h5py.Dataset) or data.dtype.kind != "f" or data.ndim < 2:
+            raise StoreError(f"{path}: expected a data set {DATA} of floats, got {list(file)}")
+        if len(data) != rows:
+            raise StoreError(
+                f"{path}: has {len(data)} rows, the manifest {rows}; expected as many, row i about "
+                "line i of Annotations.txt: make the manifest with micu-extract manifest ave, and "
+                "for a part of it name the whole with --rows"
+            )
+        if math.prod(data.shape[1:]) * data.dtype.itemsize > MAX_BYTES:
+            raise StoreError(f"{path}: rows of shape {data.shape[1:]} are too large")
+        try:
+            return to_float32(data[row])
+        except OSError as error:
+            raise DecodeError("unreadable", f"row {row} of {path.name}: {error}") from error
+
+
+# --- clips -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReleased:
+    """Reads the released features of a clip; sent to worker processes."""
+
+    tables: Mapping[str, Path]
+    """HDF5 file by modality."""
+    folders: Mapping[str, Sequence[Path]]
+    """Folders of zip files by modality."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of one step."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """Row in the tables of each clip that is there; the others are in the folders."""
+
+    def __call__(self, clip: Clip, names: Sequence[str]) -> dict[str, Media | DecodeError]:
+        """One unit by modality, all steps of the clip, or why there is none."""
+        found: dict[str, Media | DecodeError] = {}
+        for name in names:
+            try:
+                values = self._read(clip, name)
+            except DecodeError as error:
+                found[name] = error
+                continue
+            seconds = float(len(values))
+            found[name] = Media([values], np.array([seconds / 2]), seconds, len(values))
+        return found
+
+    def _read(self, clip: Clip, modality: str) -> NDArray[np.float32]:
+        name, folders = f"{archive_stem(clip.clip_id)}.zip", self.folders.get(modality, ())
+        if clip.clip_id in self.rows:
+            row = self.rows[clip.clip_id]
+            values = read_h5_row(self.tables[modality], row, len(self.rows))
+        elif folders:
+            there = [folder for folder in folders if (folder / name).is_file()]
+            values = read_zipped_array(find_media(name, (there or folders)[0]), name)
+        else:
+            raise DecodeError("missing", f"clip {clip.clip_id!r}: is no line of the HDF5 file")
+        if values.shape[1:] != self.shapes[modality] or not values.ndim:
+            wanted = ("t", *self.shapes[modality])
+            raise DecodeError(
+                "bad_array", f"clip {clip.clip_id!r}: expected {wanted}, got {values.shape}"
+            )
+        return values
+
+
+def archive_stem(clip_id: str) -> str:
+    """Name of a clip's zip file: its YouTube id where it has one, without times."""
+    return youtube_id(clip_id) or clip_id.partition("#")[0]
