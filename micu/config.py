@@ -9,15 +9,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from micu.errors import ConfigError
+from micu.baseline_config import BaselinesConfig
+from micu.errors import check_settings as _check
 from micu.manifest import MODALITIES
-
-
-def _check(section: str, problems: dict[str, bool]) -> None:
-    """Raise one error that names every problem whose condition is true."""
-    found = [f"{section}.{problem}" for problem, is_bad in problems.items() if is_bad]
-    if found:
-        raise ConfigError("\n".join(found))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +80,12 @@ class QuantizerConfig:
     """Updates within which a code that was used is active."""
     null_code: bool = False
     """Set code 0 to zero when encoding for evaluation, as the published entry points do."""
+    learning: Literal["average", "gradient"] = "average"
+    """`average` moves codes by the moving averages above. `gradient` leaves them to a loss and the
+    optimiser; features and codes then have one length, and the nearest code is that of the largest
+    cosine."""
+    pool: bool = False
+    """Quantise the mean of each clip's steps as well, as one more step."""
 
     def __post_init__(self) -> None:  # noqa: D105
         _check(
@@ -108,6 +108,9 @@ class QuantizerConfig:
                 ),
                 f"dead_after: expected at least active_within={self.active_within}, "
                 f"got {self.dead_after}": self.dead_after < self.active_within,
+                f"reset: expected off with learning=gradient, got {self.reset}": (
+                    self.learning == "gradient" and self.reset != "off"
+                ),
             },
         )
 
@@ -193,25 +196,32 @@ class JigsawConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossWeights:
-    """Lambda of equation 8. Weight 0 computes a term without gradient and logs it.
+    """Lambda of equation 8, and the weights of the baselines' losses.
 
-    One field per registered loss, of the same name.
+    One field per registered loss, of the same name. None leaves a loss out: it is not computed and
+    owns nothing. Weight 0 computes it without gradient, to be logged.
     """
 
-    fine: float = 1.0
-    coarse: float = 1.0
-    jigsaw: float = 2.0
+    fine: float | None = 1.0
+    coarse: float | None = 1.0
+    jigsaw: float | None = 2.0
     """The published code reads its argument and then uses 1."""
-    reconstruction: float = 1.0
-    commitment: float = 1.0
+    reconstruction: float | None = 1.0
+    commitment: float | None = 1.0
+    club: float | None = None
+    cpc: float | None = None
+    code_matching: float | None = None
+    self_cross: float | None = None
+    one_way: float | None = None
+    transport: float | None = None
 
     def __post_init__(self) -> None:  # noqa: D105
-        weights = asdict(self)
+        weights = {name: w for name, w in asdict(self).items() if w is not None}
         problems = {
             f"{name}: expected >= 0, got {weight}": not 0 <= weight < math.inf
             for name, weight in weights.items()
         }
-        nothing = f"{', '.join(weights)}: expected at least one above 0, got none"
+        nothing = f"{', '.join(weights) or 'all'}: expected at least one above 0, got none"
         _check("weights", {**problems, nothing: not any(weights.values())})
 
 
@@ -292,6 +302,7 @@ class TrainConfig:
     weights: LossWeights = field(default_factory=LossWeights)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    baselines: BaselinesConfig = field(default_factory=BaselinesConfig)
 
     def __post_init__(self) -> None:  # noqa: D105
         unknown = [name for name in self.modalities if name not in MODALITIES]
@@ -310,6 +321,12 @@ class TrainConfig:
                 "data.padding: expected repeat with the modality text, got mask: the seconds that "
                 "it hides would hide words too": (
                     self.data.padding == "mask" and "text" in self.modalities
+                ),
+                **self.baselines.conflicts(
+                    asdict(self.weights),
+                    steps=self.data.steps,
+                    quantizer=asdict(self.quantizer),
+                    double_forward=self.optimizer.double_forward,
                 ),
             },
         )

@@ -18,7 +18,7 @@ A message says which thing, what was expected, what was got and what to type. Th
 tools catch `MicuError` only: anything else is a bug and keeps its traceback.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class MicuError(Exception):
@@ -86,6 +86,21 @@ class ExtraError(MicuError):
 
     def __init__(self, package: str, extra: str) -> None:  # noqa: D107
         super().__init__(f"{package} is not installed; type: pip install 'micu[{extra}]'")
+
+
+def check_settings(section: str, problems: Mapping[str, bool]) -> None:
+    """Raise one error that names every problem whose condition is true.
+
+    Args:
+        section: Where the settings are, put before each problem.
+        problems: Problem, `name: expected X, got Y` → whether there is that problem.
+
+    Raises:
+        ConfigError: There is one or more.
+    """
+    found = [f"{section}.{problem}" for problem, is_bad in problems.items() if is_bad]
+    if found:
+        raise ConfigError("\n".join(found))
 
 
 def check_shape(

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
+from types import NoneType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from micu.config import TrainConfig
@@ -126,6 +127,8 @@ def _parse(text: str, kind: Any) -> Any:
         ConfigError: The text is not one.
     """
     value: object = text
+    if NoneType in get_args(kind):
+        return None if text.lower() == "none" else _parse(text, get_args(kind)[0])
     if kind is bool:
         value = _BOOLEANS.get(text.lower(), text)
     elif kind in (int, float):
@@ -143,6 +146,8 @@ def _checked(value: object, kind: Any) -> Any:
         ConfigError: It is of another type.
     """
     origin = get_origin(kind)
+    if NoneType in get_args(kind):
+        return None if value is None else _checked(value, get_args(kind)[0])
     if origin is Literal:
         choices = get_args(kind)
         if value in choices:

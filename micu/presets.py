@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from micu.baselines import BASELINES
 from micu.config import (
     ContrastiveConfig,
     DataConfig,
@@ -86,3 +87,7 @@ def reference() -> TrainConfig:
         ),
         data=DataConfig(splits=()),  # it reads the CSV file without looking at `split`
     )
+
+
+for _name, _preset in BASELINES.items():
+    PRESETS.register(_name)(_preset)

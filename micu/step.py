@@ -1,8 +1,10 @@
 """One optimisation step, and the state that it moves."""
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from micu.config import TrainConfig
 from micu.data import Batch
 from micu.errors import TrainError
-from micu.losses import Draws, Losses, LossTerms, compute_terms, derive_seed, draw, weigh
+from micu.losses import Draws, Loss, Losses, LossTerms, compute_terms, derive_seed, draw, weigh
 from micu.losses.terms import not_finite
 from micu.model.micu import MICU, MICUOutput
 
@@ -76,7 +78,10 @@ class _Passes:
 
 
 def build_state(
-    config: TrainConfig, shapes: Mapping[str, tuple[int, ...]], device: torch.device | str
+    config: TrainConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    device: torch.device | str,
+    steps: int = 0,
 ) -> TrainState:
     """Everything a run starts with, a pure function of the configuration.
 
@@ -84,17 +89,20 @@ def build_state(
         config: The run.
         shapes: Step shape of each modality's features.
         device: Where to train.
+        steps: Steps that the run is to have; the schedules of some losses need it.
 
     Returns:
         The state before step 0; weights are drawn from `config.seed`.
 
     Raises:
-        ConfigError: The configuration does not fit the shapes.
+        ConfigError: The configuration does not fit the shapes, or needs `steps`.
     """
     torch.manual_seed(config.seed)
     dtype = getattr(torch, config.optimizer.dtype)
     model = MICU(config, shapes).to(device, dtype)
-    losses = Losses(config).to(device, dtype)
+    losses = Losses(config)
+    losses.start_(model, steps)
+    losses.to(device, dtype)
     return TrainState(model, losses, build_optimizer(model, losses, config), config)
 
 
@@ -103,14 +111,16 @@ def build_optimizer(model: MICU, losses: Losses, config: TrainConfig) -> torch.o
 
     Args:
         model: On its device.
-        losses: Likewise; each one that has parameters is a group, `loss_<name>`.
+        losses: Likewise; each one that has parameters is a group, `loss_<name>`. What needs no
+            gradient, such as estimators with an optimiser of their own, is left out.
         config: The run.
 
     Returns:
         The optimiser; the name stands beside the parameters in `param_groups`.
     """
     parameters = model.parameter_groups()
-    parameters |= {f"loss_{name}": [*loss.parameters()] for name, loss in losses.named_children()}
+    for name, loss in losses.named_children():
+        parameters[f"loss_{name}"] = [p for p in loss.parameters() if p.requires_grad]
     groups = [{"name": name, "params": group} for name, group in parameters.items() if group]
     return torch.optim.Adam(groups, lr=config.optimizer.learning_rate, fused=True)
 
@@ -129,7 +139,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> StepReport:
-    """One update of the model, the losses' parameters and the codebook, in that order.
+    """One update of the losses' estimators, the model, the losses' parameters and the codebook.
+
+    In that order, and then of what else the losses keep, such as a teacher.
 
     All randomness, dropout included, is a pure function of the run's seed and the step: torch's
     global generator is seeded here.
@@ -155,6 +167,7 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     state.losses.train()
     quantizer = state.model.quantizer
     codebook = {name: buffer.clone() for name, buffer in quantizer.state_dict().items()}
+    estimators = _estimators(state)
     state.optimizer.zero_grad(set_to_none=True)
 
     forward = _two_passes if config.optimizer.double_forward else _one_pass
@@ -169,9 +182,12 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
         _set_learning_rate_(state)
         state.optimizer.step()
         _update_codebook_(state, passes.outputs[-1], batch, len(passes.outputs) - 1)
+        state.losses.after_step_(state.model, passes.outputs[-1], batch, draws)
         state.nonfinite = 0
     except TrainError:
         quantizer.load_state_dict(codebook)
+        for name, entries in estimators.items():
+            state.losses.get_submodule(name).load_state_dict(entries)
         state.optimizer.zero_grad(set_to_none=True)
         if state.nonfinite >= config.optimizer.skip_nonfinite:
             raise
@@ -180,9 +196,19 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     return _report(state, passes, norms, batch.mask)
 
 
+def _estimators(state: TrainState) -> dict[str, dict[str, Any]]:
+    """A copy of the losses that train something before `compute`, to undo a skipped step."""
+    return {
+        name: copy.deepcopy(loss.state_dict())
+        for name, loss in state.losses.all().items()
+        if type(loss).fit_estimators_ is not Loss.fit_estimators_
+    }
+
+
 def _one_pass(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
     """All losses from one forward pass."""
-    output = state.model(batch)
+    output = state.model(batch, continuous=state.losses.is_continuous(state.step))
+    state.losses.fit_estimators_(output, batch, draws)
     terms = compute_terms(output, batch, state.losses, draws)
     return _Passes(weigh(terms, state.config.weights), (output,))
 
@@ -206,12 +232,15 @@ def _two_passes(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
 def _update_codebook_(state: TrainState, output: MICUOutput, batch: Batch, number: int) -> None:
     """Move the codebook towards the features of the step's pass `number`, from 0.
 
-    Its codes are those of the pass: nothing has moved the codebook in between.
+    Its codes are those of the pass: nothing has moved the codebook in between. Before the end of a
+    warm start nothing is quantised, and the codebook waits.
     """
+    if state.losses.is_continuous(state.step):
+        return
     seed = derive_seed(state.config.seed, state.step, f"codebook {number}")
     generator = torch.Generator("cpu").manual_seed(seed)
-    codes = {name: entry.codes for name, entry in output.quantized.items()}
-    state.model.quantizer.update_(output.semantic(), batch.mask, generator=generator, codes=codes)
+    mask, codes = output.update_mask(batch.mask), output.codes()
+    state.model.quantizer.update_(output.semantic(), mask, generator=generator, codes=codes)
 
 
 def _gradient_norms(state: TrainState) -> dict[str, Tensor]:

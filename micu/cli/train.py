@@ -204,6 +204,12 @@ def build_config(
     return replace(config, data=replace(config.data, exclude_manifests=named))
 
 
+def count_steps(config: TrainConfig, batches: int) -> int:
+    """Steps of a whole run whose epochs have so many batches."""
+    whole = batches * config.optimizer.epochs
+    return min(whole, config.optimizer.max_steps or whole)
+
+
 def run(config: TrainConfig, typed: Arguments) -> int:
     """Train as asked, tell about it, and return the exit code."""
     from micu.data import FeatureDataset, make_loader, select_clips
@@ -230,7 +236,7 @@ def run(config: TrainConfig, typed: Arguments) -> int:
             workers=typed.workers,
         )
 
-    state = build_state(config, dataset.shapes, device)
+    state = build_state(config, dataset.shapes, device, count_steps(config, len(load(0, 0))))
     if typed.dry_run:
         _tell_cost(typed, state, dataset, load)
         return 0
@@ -314,8 +320,7 @@ def _tell_cost(
 
     cost = measure_step(state, load)
     batches = len(load(0, 0))
-    limits = state.config.optimizer
-    steps = min(batches * limits.epochs, limits.max_steps or batches * limits.epochs)
+    steps = count_steps(state.config, batches)
     facts = {
         "clips": len(dataset),
         "shapes": {name: list(shape) for name, shape in dataset.shapes.items()},

@@ -1,14 +1,25 @@
-"""The losses of equation 8: `LOSSES` by name, and their weighted sum."""
+"""The losses of equation 8 and of the baselines: `LOSSES` by name, and their weighted sum."""
 
 from collections.abc import Collection
 from dataclasses import fields
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from micu.config import TrainConfig
 from micu.data import Batch
-from micu.losses import autoencoder, contrastive, jigsaw  # noqa: F401
+from micu.losses import (  # noqa: F401
+    autoencoder,
+    club,
+    code_matching,
+    contrastive,
+    cpc,
+    jigsaw,
+    one_way,
+    self_cross,
+    transport,
+)
 from micu.losses.terms import (
     LOSSES,
     Draws,
@@ -19,7 +30,7 @@ from micu.losses.terms import (
     loss_weight,
     weigh,
 )
-from micu.model.micu import MICUOutput
+from micu.model.micu import MICU, MICUOutput
 
 __all__ = [
     "LOSSES",
@@ -36,9 +47,10 @@ __all__ = [
 
 
 class Losses(nn.Module):
-    """Every registered loss, with what they own: the jigsaw's classifier and permutation table.
+    """Every loss that has a weight, with what it owns, for example the jigsaw's classifier.
 
-    They stand in the order of `LossWeights`, whatever the order of the imports.
+    They stand in the order of `LossWeights`, whatever the order of the imports. The methods ask
+    each of them; `Loss` says what for.
 
     Args:
         config: The run.
@@ -53,7 +65,31 @@ class Losses(nn.Module):
         for name in LOSSES:
             loss_weight(config.weights, name)
         for weight in fields(config.weights):
-            self.add_module(weight.name, LOSSES[weight.name](config))
+            if loss_weight(config.weights, weight.name) is not None:
+                self.add_module(weight.name, LOSSES[weight.name](config))
+
+    def all(self) -> dict[str, Loss]:
+        """The losses by name."""
+        return cast(dict[str, Loss], dict(self.named_children()))
+
+    def start_(self, model: MICU, steps: int) -> None:
+        """Build what depends on the model; `steps` is the run's length, 0 if not known."""
+        for loss in self.all().values():
+            loss.start_(model, steps)
+
+    def fit_estimators_(self, output: MICUOutput, batch: Batch, draws: Draws) -> None:
+        """Train the losses' own estimators on a forward pass."""
+        for loss in self.all().values():
+            loss.fit_estimators_(output, batch, draws)
+
+    def after_step_(self, model: MICU, output: MICUOutput, batch: Batch, draws: Draws) -> None:
+        """Let the losses' own copies, queues and stores follow the model."""
+        for loss in self.all().values():
+            loss.after_step_(model, output, batch, draws)
+
+    def is_continuous(self, step: int) -> bool:
+        """Whether nothing is to be quantised in a step yet."""
+        return any(loss.is_continuous(step) for loss in self.all().values())
 
 
 def compute_terms(
@@ -76,11 +112,10 @@ def compute_terms(
         Value of each, (), by name.
     """
     terms = {}
-    for name, loss in losses.named_children():
+    for name, loss in losses.all().items():
         if names is not None and name not in names:
             continue
-        assert isinstance(loss, Loss)
-        has_weight = loss_weight(losses.config.weights, name) != 0
+        has_weight = bool(loss_weight(losses.config.weights, name))
         with torch.set_grad_enabled(torch.is_grad_enabled() and has_weight):
             terms[name] = loss.compute(output, batch, draws)
     return terms

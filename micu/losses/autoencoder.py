@@ -38,8 +38,15 @@ class ReconstructionLoss(Loss):
 
 @LOSSES.register("commitment")
 class CommitmentLoss(Loss):
-    """Sum over modalities of the quantizer's commitment losses (section 3.2)."""
+    """Sum over modalities of the quantizer's commitment losses (section 3.2).
+
+    With `quantizer.pool`, those of the clips' means are added.
+    """
 
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """Sum over modalities, ()."""
-        return self.stack({name: q.commitment_loss for name, q in output.quantized.items()}).sum()
+        losses = self.stack({name: q.commitment_loss for name, q in output.quantized.items()})
+        if not output.pooled:
+            return losses.sum()
+        pooled = self.stack({name: q.commitment_loss for name, q in output.pooled.items()})
+        return losses.sum() + pooled.sum()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from micu.config import LossWeights, TrainConfig
 from micu.data import Batch
 from micu.errors import ConfigError, TrainError
-from micu.model.micu import MICUOutput
+from micu.model.micu import MICU, MICUOutput
 from micu.registry import Registry
 
 SHOWN_CLIPS = 8
@@ -40,10 +40,19 @@ class Draws:
         keep: True = kept; (B, T) if `mask_axis` is `"time"`, (B, D) if it is `"feature"`.
         block_modality: Index into `config.modalities` of each jigsaw block, int64; (O,) if
             `block_draw` is `"batch"`, (B * T, O) if it is `"row"`.
+        seed: The run's seed.
+        step: Optimisation step, from 0.
     """
 
     keep: Tensor
     block_modality: Tensor
+    seed: int = 0
+    step: int = 0
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A source on the CPU for further draws, of its own per run, step and purpose."""
+        seed = derive_seed(self.seed, self.step, purpose)
+        return torch.Generator("cpu").manual_seed(seed)
 
 
 def draw(
@@ -77,14 +86,21 @@ def draw(
     blocks = config.jigsaw.splits
     shape = (blocks,) if config.jigsaw.block_draw == "batch" else (batch_size * steps, blocks)
     block_modality = torch.randint(len(config.modalities), shape, generator=generator)
-    return Draws((noise > config.contrastive.mask_ratio).to(device), block_modality.to(device))
+    keep = noise > config.contrastive.mask_ratio
+    return Draws(keep.to(device), block_modality.to(device), seed, step)
 
 
 class Loss(nn.Module):
-    """One term of equation 8, built from the run's configuration.
+    """One term of equation 8, or of a baseline's loss, built from the run's configuration.
 
     To add one: write a subclass in its own file, register it in `LOSSES`, import the file in
     `micu/losses/__init__.py`, and give it a weight of the same name in `LossWeights`.
+
+    `compute` is all that most losses have. What else a method does in a step is in the hooks, which
+    `build_state` and `train_step` call in this order: `start_`, then in each step
+    `fit_estimators_`, `compute`, `after_step_`. State that they keep is in parameters, buffers or
+    `get_extra_state`, and so in the checkpoint. Parameters that do not require a gradient are not
+    the optimiser's.
     """
 
     def __init__(self, config: TrainConfig) -> None:  # noqa: D107
@@ -94,6 +110,24 @@ class Loss(nn.Module):
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """The term's value before weighting, ()."""
         raise NotImplementedError
+
+    def start_(self, model: MICU, steps: int) -> None:
+        """Build what depends on the model, before the optimiser is made.
+
+        Args:
+            model: Before its first step.
+            steps: Steps that the run is to have; 0 if that is not known.
+        """
+
+    def fit_estimators_(self, output: MICUOutput, batch: Batch, draws: Draws) -> None:
+        """Train estimators of the loss's own on a forward pass, before `compute`."""
+
+    def after_step_(self, model: MICU, output: MICUOutput, batch: Batch, draws: Draws) -> None:
+        """Follow the model after the optimiser and the codebook; not after a skipped step."""
+
+    def is_continuous(self, step: int) -> bool:
+        """Whether nothing is to be quantised in a step yet."""
+        return False
 
     def stack(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Modalities stacked in the order of `config.modalities`, whatever the mapping's order.
@@ -105,6 +139,17 @@ class Loss(nn.Module):
             (M, ...).
         """
         return torch.stack([tensors[modality] for modality in self.config.modalities])
+
+
+def needed_steps(steps: int, what: str) -> int:
+    """The length of a run, for a schedule over it.
+
+    Raises:
+        ConfigError: It is not known.
+    """
+    if steps < 1:
+        raise ConfigError(f"{what}: expected the number of steps of the run, got {steps}")
+    return steps
 
 
 LOSSES: Registry[type[Loss]] = Registry("loss")
@@ -160,8 +205,8 @@ def not_finite(step: int, what: Sequence[str], clip_ids: Sequence[str]) -> str:
     )
 
 
-def loss_weight(weights: LossWeights, name: str) -> float:
-    """The configured weight of a term.
+def loss_weight(weights: LossWeights, name: str) -> float | None:
+    """The configured weight of a term; None if it is left out.
 
     Raises:
         ConfigError: A loss is registered that has no weight.
@@ -171,7 +216,8 @@ def loss_weight(weights: LossWeights, name: str) -> float:
             f"weights.{name}: expected a weight for the registered loss {name!r}, got none; "
             "add the field to LossWeights in micu/config.py"
         )
-    return float(getattr(weights, name))
+    weight: float | None = getattr(weights, name)
+    return weight
 
 
 def weigh(terms: Mapping[str, Tensor], weights: LossWeights) -> LossTerms:
@@ -187,6 +233,6 @@ def weigh(terms: Mapping[str, Tensor], weights: LossWeights) -> LossTerms:
     total = torch.zeros_like(next(iter(terms.values())))
     for name, term in terms.items():
         weight = loss_weight(weights, name)
-        if weight != 0:
+        if weight:
             total = total + weight * term
     return LossTerms(total, dict(terms))

@@ -1,7 +1,7 @@
 """MICU: encoders, the shared codebook and reconstruction, wired as in the paper's figure 2."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from micu.config import TrainConfig
 from micu.data import Batch
 from micu.errors import ConfigError, check_shape
+from micu.model.learned import build_quantizer
 from micu.model.networks import (
     FRONTS,
     Reconstructor,
@@ -18,7 +19,7 @@ from micu.model.networks import (
     WordReader,
     check_step_shape,
 )
-from micu.model.quantizer import Quantized, UnifiedQuantizer
+from micu.model.quantizer import Quantized
 from micu.registry import suggest
 
 
@@ -31,10 +32,34 @@ class MICUOutput:
     """(B, T, *step shape); for text (B, T, 2 * text_hidden_dim)."""
     target: dict[str, Tensor]
     """What `reconstruction` is to equal: the features, and for text the LSTM's output."""
+    specific: dict[str, Tensor] = field(default_factory=dict)
+    """What `SpecificEncoder.encode` returned; empty where nothing was rebuilt."""
+    pooled: dict[str, Quantized] = field(default_factory=dict)
+    """With `quantizer.pool`, the means of the clips' steps, quantised: T = 1."""
+    codebook: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    """(K, D); with gradient if codes are learnt by it."""
 
     def semantic(self) -> dict[str, Tensor]:
-        """What the codebook is updated with: (B, T, D) by modality, without gradient."""
-        return {name: entry.semantic.detach() for name, entry in self.quantized.items()}
+        """What the codebook is updated with: (B, T, D) by modality, without gradient.
+
+        With pooled means, these are one more step: (B, T + 1, D).
+        """
+        return {name: x.detach() for name, x in self._rows("semantic").items()}
+
+    def codes(self) -> dict[str, Tensor]:
+        """The codes of `semantic()`: (B, T) or (B, T + 1) int64 by modality."""
+        return self._rows("codes")
+
+    def update_mask(self, mask: Tensor) -> Tensor:
+        """The batch's mask for what `semantic()` returns: a mean is real where any step is."""
+        return torch.cat([mask, mask.any(1, keepdim=True)], 1) if self.pooled else mask
+
+    def _rows(self, name: str) -> dict[str, Tensor]:
+        steps = {modality: getattr(entry, name) for modality, entry in self.quantized.items()}
+        return {
+            modality: torch.cat([x, getattr(self.pooled[modality], name)], 1) if self.pooled else x
+            for modality, x in steps.items()
+        }
 
 
 class MICU(nn.Module):
@@ -78,15 +103,18 @@ class MICU(nn.Module):
             self.reconstructors[name] = Reconstructor(
                 shape, config.encoder.embed_dim, config.reconstruction
             )
-        self.quantizer = UnifiedQuantizer(config.encoder.embed_dim, config.quantizer)
+        self.quantizer = build_quantizer(config.encoder.embed_dim, config.quantizer)
 
-    def forward(self, batch: Batch, *, reconstruct: bool = True) -> MICUOutput:
+    def forward(
+        self, batch: Batch, *, reconstruct: bool = True, continuous: bool = False
+    ) -> MICUOutput:
         """Encode, quantise and rebuild a batch; writes nothing.
 
         Args:
             batch: Features of every modality of the model, and their mask.
             reconstruct: Without, `reconstruction` and `target` are empty: rebuilding grids is most
-                of the cost.
+                of the cost. They are too if nothing asks for them by a weight.
+            continuous: Rebuild from the embeddings instead of their codes, and commit to nothing.
         """
         missing = [name for name in self.modalities if name not in batch.features]
         if missing:
@@ -94,13 +122,18 @@ class MICU(nn.Module):
         mask = _needed(batch.mask)
         content = self._read({name: batch.features[name] for name in self.modalities}, mask)
         quantized = self.quantizer.quantize(self._embed(content, mask), mask)
-        if not reconstruct:
-            return MICUOutput(quantized, {}, {})
+        pooled = self._pool(quantized, mask) if self.config.quantizer.pool else {}
+        if continuous:
+            quantized, pooled = _unquantized(quantized), _unquantized(pooled)
+        codebook, weights = self.quantizer.codebook, self.config.weights
+        if not reconstruct or weights.reconstruction is None:
+            return MICUOutput(quantized, {}, {}, pooled=pooled, codebook=codebook)
         # A term of weight 0 is logged only; the graph of its convolutions would fill the memory.
-        wanted = torch.is_grad_enabled() and self.config.weights.reconstruction != 0
+        wanted = torch.is_grad_enabled() and bool(weights.reconstruction or weights.club)
         with torch.set_grad_enabled(wanted):
+            specific = {name: self._specific(name, x) for name, x in content.items()}
             reconstruction = {
-                name: self._rebuild(name, content[name], quantized[name].quantized)
+                name: self._rebuild(name, quantized[name].quantized, specific[name])
                 for name in self.modalities
             }
         keeps = self.config.reconstruction.text_target_grad
@@ -108,7 +141,7 @@ class MICU(nn.Module):
             name: x.detach() if name in self.word_readers and not keeps else x
             for name, x in content.items()
         }
-        return MICUOutput(quantized, reconstruction, target)
+        return MICUOutput(quantized, reconstruction, target, specific, pooled, codebook)
 
     def encode(
         self, features: Mapping[str, Tensor], mask: Tensor | None = None
@@ -138,10 +171,11 @@ class MICU(nn.Module):
 
         The specific encoders belong to the encoders there. A group without parameters is left out.
         """
-        groups = {
+        groups: dict[str, list[nn.Module]] = {
             "encoder": [self.semantic_encoders, self.specific_encoders],
             "text_lstm": [self.word_readers],
             "reconstruction": [self.reconstructors],
+            "codebook": [self.quantizer],
         }
         found = {
             name: [p for module in modules for p in module.parameters()]
@@ -151,7 +185,6 @@ class MICU(nn.Module):
 
     def _read(self, features: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
         """Features as the encoders take them: words become contextual words."""
-        content: dict[str, Tensor] = {}
         for name, x in features.items():
             if name not in self.shapes:
                 raise ConfigError(
@@ -159,20 +192,60 @@ class MICU(nn.Module):
                 )
             dims = " ".join(["B T", *map(str, self.shapes[name])])
             check_shape(x.shape, dims, f"{name} features", "are they of another backbone?")
-            if name in self.word_readers:
-                x = cast(WordReader, self.word_readers[name]).read(x, mask)
-            content[name] = x
-        return content
+        return read_words(self.word_readers, features, mask)
 
     def _embed(self, content: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
-        return {
-            name: cast(SemanticEncoder, self.semantic_encoders[name]).encode(x, mask)
-            for name, x in content.items()
-        }
+        return embed(self.semantic_encoders, content, mask)
 
-    def _rebuild(self, name: str, content: Tensor, quantized: Tensor) -> Tensor:
-        specific = cast(SpecificEncoder, self.specific_encoders[name]).encode(content)
+    def _pool(self, steps: Mapping[str, Quantized], mask: Tensor | None) -> dict[str, Quantized]:
+        """The means of the clips' real steps, quantised as one step each."""
+        means = {name: mean_step(entry.semantic, mask) for name, entry in steps.items()}
+        return self.quantizer.quantize(means, None if mask is None else mask.any(1, keepdim=True))
+
+    def _specific(self, name: str, content: Tensor) -> Tensor:
+        return cast(SpecificEncoder, self.specific_encoders[name]).encode(content)
+
+    def _rebuild(self, name: str, quantized: Tensor, specific: Tensor) -> Tensor:
         return cast(Reconstructor, self.reconstructors[name]).reconstruct(quantized, specific)
+
+
+def read_words(
+    readers: nn.ModuleDict, features: Mapping[str, Tensor], mask: Tensor | None
+) -> dict[str, Tensor]:
+    """Words read by their `WordReader`, other features as they are, by modality."""
+    return {
+        name: cast(WordReader, readers[name]).read(x, mask) if name in readers else x
+        for name, x in features.items()
+    }
+
+
+def embed(
+    encoders: nn.ModuleDict, content: Mapping[str, Tensor], mask: Tensor | None
+) -> dict[str, Tensor]:
+    """Semantic embeddings of what `read_words` returned, (B, T, D) by modality."""
+    return {
+        name: cast(SemanticEncoder, encoders[name]).encode(x, mask) for name, x in content.items()
+    }
+
+
+def mean_step(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over real steps, (B, T, D) to (B, 1, D); zero where a sample has none."""
+    if mask is None:
+        return x.mean(1, keepdim=True)
+    real = mask[..., None]
+    return (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+
+
+def _unquantized(quantized: Mapping[str, Quantized]) -> dict[str, Quantized]:
+    """The embeddings in place of their codes."""
+    return {
+        name: replace(
+            entry,
+            quantized=entry.semantic,
+            commitment_loss=torch.zeros_like(entry.commitment_loss),
+        )
+        for name, entry in quantized.items()
+    }
 
 
 def _needed(mask: Tensor | None) -> Tensor | None:

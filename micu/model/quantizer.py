@@ -122,7 +122,7 @@ class UnifiedQuantizer(nn.Module):
             ShapeError: Modalities differ in shape, or the width is not the codebook's.
         """
         stacked = self._stack(semantic, mask)  # (M, B, T, D)
-        codebook = self.codebook
+        codebook = self.codebook.detach()
         if null_code:
             codebook = codebook.clone()
             codebook[0] = 0.0
@@ -211,6 +211,19 @@ class UnifiedQuantizer(nn.Module):
         self.unused.masked_fill_(found.counts[counted].sum(0) > 0, 0)
         if self.config.reset != "off":
             self._restart_(generator, picks)
+
+    @torch.no_grad()
+    def restart_(self, centres: Tensor, counts: Tensor) -> None:
+        """Put the codebook where something else has found its codes.
+
+        Args:
+            centres: (K, D).
+            counts: Steps that each code stands for in one modality of one batch, (K,), > 0.
+        """
+        self.codebook.copy_(centres)
+        self.ema_count.copy_(counts)
+        self.ema_weight.copy_(centres * counts[:, None])
+        self.unused.fill_(-1)
 
     def assign(self, stacked: Tensor, codes: Tensor, mask: Tensor | None) -> Assignment:
         """Sums over real steps of what the averages need, in at least float32.

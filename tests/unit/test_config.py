@@ -11,6 +11,9 @@ from micu.errors import ConfigError
 from micu.overrides import config_differences, from_json, to_json, with_overrides
 from micu.presets import PRESETS
 
+GIVEN = [name for name, weight in asdict(LossWeights()).items() if weight is not None]
+"""Losses of equation 8."""
+
 
 @pytest.mark.parametrize(
     ("assignment", "section", "key", "value"),
@@ -144,7 +147,7 @@ def test_differences_are_named_by_their_full_key():
     [
         (["weights.fine=-1"], "weights.fine: expected >= 0, got -1.0"),
         (
-            [f"weights.{name}=0" for name in asdict(LossWeights())],
+            [f"weights.{name}=0" for name in GIVEN],
             "weights.fine, coarse, jigsaw, reconstruction, commitment: expected at least one above",
         ),
         (["quantizer.active_within=0"], "quantizer.active_within: expected at least 1, got 0"),
@@ -165,7 +168,7 @@ def test_a_weight_that_is_no_number_is_refused():
 
 
 def test_one_loss_is_enough_and_without_text_steps_may_be_masked():
-    alone = [f"weights.{name}=0" for name in asdict(LossWeights()) if name != "jigsaw"]
+    alone = [f"weights.{name}=0" for name in GIVEN if name != "jigsaw"]
     config = with_overrides(TrainConfig(), [*alone, "data.padding=mask", "modalities=audio,flow"])
 
     assert config.weights.jigsaw == 2
@@ -197,6 +200,8 @@ MICU = {
         "dead_after": 300,
         "active_within": 100,
         "null_code": False,
+        "learning": "average",
+        "pool": False,
     },
     "reconstruction": {"grid_width": 2048, "vector_width": 256, "text_target_grad": False},
     "contrastive": {
@@ -207,7 +212,19 @@ MICU = {
         "pair_reduction": "sum",
     },
     "jigsaw": {"splits": 8, "permutations": 256, "hidden_dim": 512, "block_draw": "batch"},
-    "weights": {"fine": 1, "coarse": 1, "jigsaw": 2, "reconstruction": 1, "commitment": 1},
+    "weights": {
+        "fine": 1,
+        "coarse": 1,
+        "jigsaw": 2,
+        "reconstruction": 1,
+        "commitment": 1,
+        "club": None,
+        "cpc": None,
+        "code_matching": None,
+        "self_cross": None,
+        "one_way": None,
+        "transport": None,
+    },
     "optimizer": {
         "learning_rate": 4e-4,
         "batch_size": 80,
@@ -225,6 +242,21 @@ MICU = {
         "padding": "repeat",
         "exclude_ids": "",
         "exclude_manifests": [],
+    },
+    "baselines": {
+        "club": {"inner_steps": 5, "learning_rate": 1e-3, "hidden_dim": 128},
+        "cpc": {"layers": 2, "self_weight": 0.1, "candidates": "predictions"},
+        "code_matching": {"index": "paper", "warmup": 0, "warmup_vectors": 20_000},
+        "self_cross": {"memory": "pooled", "mask_start": 0.5, "mask_end": 1, "layers": 2},
+        "transport": {
+            "momentum": 0.995,
+            "queue_size": 4000,
+            "epsilon": 0.05,
+            "iterations": 20,
+            "gamma": 0.1,
+            "tau": 0.07,
+            "contrast_weight": 1,
+        },
     },
 }
 """What the paper and the published code state, and our choices where they disagree."""

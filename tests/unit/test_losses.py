@@ -1,17 +1,21 @@
 """The losses' common contract, their draws, and their weighted sum."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from micu.baseline_config import BaselinesConfig, TransportConfig
 from micu.config import (
     ContrastiveConfig,
+    DataConfig,
     EncoderConfig,
     JigsawConfig,
     LossWeights,
+    QuantizerConfig,
+    ReconstructionConfig,
     TrainConfig,
 )
 from micu.data import Batch
@@ -28,15 +32,23 @@ from micu.losses import (
     weigh,
 )
 from micu.losses.autoencoder import masked_mse
-from micu.model.micu import MICUOutput
+from micu.model.micu import MICU, MICUOutput
 from micu.model.quantizer import Quantized
 
-B, T, D = 3, 4, 8
+B, T, D, K = 3, 4, 8, 7
+WIDTH = 6
 MODALITIES = ("audio", "video", "text")
 CONFIG = TrainConfig(
-    encoder=EncoderConfig(embed_dim=D, heads=2),
+    encoder=EncoderConfig(embed_dim=D, heads=2, feedforward_dim=8, dropout=0.0, text_hidden_dim=4),
+    quantizer=QuantizerConfig(codebook_size=K, learning="gradient", reset="off", pool=True),
+    reconstruction=ReconstructionConfig(vector_width=WIDTH),
     contrastive=ContrastiveConfig(tau=0.5),
     jigsaw=JigsawConfig(splits=4, permutations=5, hidden_dim=6),
+    weights=LossWeights(
+        club=1.0, cpc=1.0, code_matching=0.5, self_cross=0.1, one_way=0.1, transport=1.0
+    ),
+    data=DataConfig(steps=T),
+    baselines=BaselinesConfig(transport=TransportConfig(queue_size=5, iterations=3)),
 )
 WITH = {
     "as the default": CONFIG,
@@ -58,21 +70,25 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 def batch(lengths: tuple[int, ...] = (T,) * B) -> Batch:
     mask = torch.arange(T) < torch.tensor(lengths)[:, None]
     ids = tuple(f"clip{i}" for i in range(len(lengths)))
-    return Batch({}, mask, ids, ("",) * len(lengths))
+    features = {name: numbers(len(lengths), T, D, seed=5) for name in MODALITIES}
+    return Batch(features, mask, ids, ("",) * len(lengths))
 
 
 def output(semantic: Tensor, rebuilt: Tensor, order: tuple[str, ...] = MODALITIES) -> MICUOutput:
     """A forward pass whose codes and commitment are functions of `semantic`, (M, B, T, D)."""
     of = dict(zip(MODALITIES, zip(semantic, rebuilt, strict=True), strict=True))
     codes = torch.zeros(B, T, dtype=torch.int64)
-    quantized = {
-        name: Quantized(
-            of[name][0], of[name][0].sin(), codes, of[name][0][0].square().mean(), codes
-        )
-        for name in order
-    }
+
+    def entry(x: Tensor) -> Quantized:
+        return Quantized(x, x.sin(), codes, x[0].square().mean(), codes)
+
+    quantized = {name: entry(of[name][0]) for name in order}
+    pooled = {name: entry(of[name][0][:, :1].cos()) for name in order}
     target = {name: numbers(B, T, D, seed=9) for name in order}
-    return MICUOutput(quantized, {name: of[name][1] for name in order}, target)
+    rebuilt_of = {name: of[name][1] for name in order}
+    specific = {name: of[name][1][..., :WIDTH].cos() for name in order}
+    codebook = numbers(K, D, seed=8)
+    return MICUOutput(quantized, rebuilt_of, target, specific, pooled, codebook)
 
 
 def inputs() -> tuple[Tensor, Tensor]:
@@ -81,7 +97,9 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 def losses_of(config: TrainConfig) -> Losses:
     torch.manual_seed(0)
-    return Losses(config).double()
+    losses = Losses(config)
+    losses.start_(MICU(config, dict.fromkeys(config.modalities, (D,))), steps=10)
+    return losses.double()
 
 
 def the_draws(config: TrainConfig, step: int = 0, batch_size: int = B) -> Draws:
@@ -94,10 +112,22 @@ def case(request: pytest.FixtureRequest) -> tuple[Loss, TrainConfig]:
     return getattr(losses_of(config), name), config
 
 
-def test_the_registered_losses_are_those_of_equation_8() -> None:
+def test_the_losses_of_a_run_are_those_of_equation_8_unless_others_are_asked_for() -> None:
     names = ["fine", "coarse", "jigsaw", "reconstruction", "commitment"]
-    assert sorted(LOSSES) == sorted(names)
-    assert [name for name, _ in Losses(CONFIG).named_children()] == names
+    assert [name for name, _ in Losses(TrainConfig()).named_children()] == names
+    weights = [field.name for field in fields(LossWeights)]
+    assert sorted(LOSSES) == sorted(weights)
+    assert [name for name, _ in Losses(CONFIG).named_children()] == weights
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_loss_without_a_weight_is_not_there(name: str) -> None:
+    weights = replace(LossWeights(), **{name: None})
+    losses = Losses(TrainConfig(weights=weights))
+    assert name not in dict(losses.named_children())
+    assert not any(key.startswith(f"{name}.") for key in losses.state_dict())
+    terms = {"fine": torch.tensor(2.0)} | {name: torch.tensor(5.0)}
+    assert weigh(terms, weights).total == (0.0 if name == "fine" else 2.0)
 
 
 def test_every_loss_is_one_finite_number_whose_gradient_is_that_of_finite_differences(
@@ -135,7 +165,9 @@ def test_no_loss_looks_at_padded_steps(case: tuple[Loss, TrainConfig]) -> None:
     real = padded.mask[None, ..., None]
     calm = loss.compute(output(semantic, rebuilt), padded, drawn)
     wild = output(semantic.where(real, 50.0), rebuilt.where(real, -50.0))
-    torch.testing.assert_close(loss.compute(wild, padded, drawn), calm)
+    wild = replace(wild, pooled=output(semantic, rebuilt).pooled)
+    features = {name: x.where(real[0], 50.0) for name, x in padded.features.items()}
+    torch.testing.assert_close(loss.compute(wild, replace(padded, features=features), drawn), calm)
 
 
 def test_the_pair_reduction_sums_or_averages_over_the_ordered_pairs() -> None:
@@ -190,12 +222,17 @@ def test_reconstruction_and_commitment_are_sums_over_the_modalities() -> None:
     pairs = [(out.reconstruction[name], out.target[name]) for name in MODALITIES]
     expected = sum(torch.nn.functional.mse_loss(*pair).item() for pair in pairs)
     assert terms["reconstruction"].item() == pytest.approx(expected, rel=1e-12)
-    expected = sum(out.quantized[name].commitment_loss.item() for name in MODALITIES)
+    expected = sum(
+        entries[name].commitment_loss.item()
+        for name in MODALITIES
+        for entries in (out.quantized, out.pooled)
+    )
     assert terms["commitment"].item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_total_is_the_sum_of_the_terms_times_their_weights() -> None:
-    weights = LossWeights(fine=0.5, coarse=2.0, jigsaw=3.0, reconstruction=5.0, commitment=7.0)
+    names = [field.name for field in fields(LossWeights)]
+    weights = LossWeights(**{name: 0.5 + i for i, name in enumerate(names)})
     losses = losses_of(replace(CONFIG, weights=weights))
     loss = compute_losses(output(*inputs()), batch(), losses, the_draws(CONFIG))
     expected = sum(getattr(weights, name) * term.item() for name, term in loss.terms.items())
@@ -251,18 +288,18 @@ def test_finite_losses_pass() -> None:
 def test_a_registered_loss_without_a_weight_says_where_to_add_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(LOSSES._entries, "club", LOSSES["fine"])
-    with pytest.raises(ConfigError, match=r"weights\.club: .*LossWeights in micu/config\.py"):
+    monkeypatch.setitem(LOSSES._entries, "other", LOSSES["fine"])
+    with pytest.raises(ConfigError, match=r"weights\.other: .*LossWeights in micu/config\.py"):
         Losses(CONFIG)
 
 
 def test_the_permutation_table_is_saved_with_the_classifier_and_drawn_from_the_seed() -> None:
-    state = Losses(CONFIG).state_dict()
+    state = losses_of(CONFIG).state_dict()
     assert {"jigsaw.permutations", "jigsaw.classifier.hidden.weight"} <= set(state)
     assert state["jigsaw.permutations"].shape == (5, 4)
-    again = Losses(CONFIG).state_dict()["jigsaw.permutations"]
+    again = losses_of(CONFIG).state_dict()["jigsaw.permutations"]
     assert torch.equal(state["jigsaw.permutations"], again)
-    other = Losses(replace(CONFIG, seed=1)).state_dict()["jigsaw.permutations"]
+    other = losses_of(replace(CONFIG, seed=1)).state_dict()["jigsaw.permutations"]
     assert not torch.equal(state["jigsaw.permutations"], other)
 
 

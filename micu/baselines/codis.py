@@ -1,0 +1,24 @@
+"""CODIS: clips are aligned through their optimal transport to a shared codebook.
+
+Source: Duan et al., *Multi-modal alignment using representation codebook*, CVPR 2022; no code of
+the authors is public, and constants that its abstract does not give are from memory of the paper.
+L = reconstruction + commitment + (assignment + contrast with the teacher), momentum 0.995,
+temperatures 0.1 and 0.07.
+
+Adapted: encoders and reconstruction are MICU's; the codebook that clips are transported to is the
+quantizer's own, learnt by gradient, and steps take the code of the largest cosine.
+"""
+
+from dataclasses import replace
+
+from micu.baselines.base import BASELINES, own_codes
+from micu.config import LossWeights, TrainConfig
+
+
+@BASELINES.register("codis")
+def codis() -> TrainConfig:
+    """Transport to codes that are learnt by gradient."""
+    return TrainConfig(
+        quantizer=replace(own_codes(), learning="gradient", reset="off"),
+        weights=LossWeights(fine=None, coarse=None, jigsaw=None, transport=1.0),
+    )

@@ -1,0 +1,175 @@
+"""CLUB: an upper bound of the information that a modality's codes and specific encodings share.
+
+Lowering it pushes what all modalities say into the codes and the rest into the specific encodings.
+Source: equations 4 and 5 of Xia et al., *Achieving cross modal generalization with multimodal
+unified representation* (DCID), NeurIPS 2023, after Cheng et al., ICML 2020; published code of DCID.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from micu.config import TrainConfig
+from micu.data import Batch
+from micu.losses.terms import LOSSES, Draws, Loss
+from micu.model.micu import MICU, MICUOutput
+from micu.model.networks import SpecificEncoder
+
+ESTIMATOR_LAYERS = 3
+HEAD_REDUCTION = 2
+"""By how much each of the two layers of a grid's head divides the width."""
+
+
+def log_likelihood(mean: Tensor, log_variance: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """What the estimators maximise: log q(y|x), constants left out, mean over real steps.
+
+    Args:
+        mean: Of q, (B, T, Y).
+        log_variance: Likewise.
+        y: (B, T, Y).
+        mask: (B, T) bool, True = real step.
+
+    Returns:
+        ().
+    """
+    per_step = (-(mean - y).square() / log_variance.exp() - log_variance).sum(-1) / 2
+    return (per_step * mask).sum() / mask.sum().clamp(min=1)
+
+
+def club_bound(
+    mean: Tensor, log_variance: Tensor, y: Tensor, other: Tensor, mask: Tensor
+) -> Tensor:
+    """The bound: log q of what belongs together minus log q of what does not, mean over samples.
+
+    Args:
+        mean: Of q, (B, T, Y).
+        log_variance: Likewise.
+        y: (B, T, Y).
+        other: (B,) int64, the sample that each one is paired with for the second term.
+        mask: (B, T) bool, True = real step. A pair counts at steps that are real in both.
+
+    Returns:
+        ().
+
+    Reference: equation 5 of DCID. Differs from the printed double sum as the published code does:
+        one other sample for each, and errors and log-variance are averaged over steps before they
+        are divided.
+    """
+    apart = _mean_over_steps((mean - y[other]).square(), mask & mask[other])
+    together = _mean_over_steps((mean - y).square(), mask)
+    variance = _mean_over_steps(log_variance, mask).exp()
+    per_sample = ((apart - together) / variance).sum(-1) / 2  # (B,)
+    has_both = (mask & mask[other]).any(1)
+    return (per_sample * has_both).sum() / has_both.sum().clamp(min=1)
+
+
+def _mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:
+    """(B, T, Y) to (B, Y)."""
+    return (x * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]
+
+
+class Estimator(nn.Module):
+    """q(y|x): mean and log-variance of y, each by a network with three hidden layers.
+
+    The log-variance ends in a tanh. The parameters need no gradient but while they are trained.
+    """
+
+    def __init__(self, dim: int, out_dim: int, hidden_dim: int) -> None:  # noqa: D107
+        super().__init__()
+        self.mean = _mlp(dim, out_dim, hidden_dim)
+        self.log_variance = nn.Sequential(_mlp(dim, out_dim, hidden_dim), nn.Tanh())
+        self.requires_grad_(False)
+
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, (..., D) to twice (..., Y)."""
+        return self.mean(x), self.log_variance(x)
+
+
+def _mlp(dim: int, out_dim: int, hidden_dim: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(ESTIMATOR_LAYERS):
+        layers += [nn.Linear(dim, hidden_dim), nn.ReLU()]
+        dim = hidden_dim
+    return nn.Sequential(*layers, nn.Linear(dim, out_dim))
+
+
+@LOSSES.register("club")
+class ClubLoss(Loss):
+    """The bound of every modality, summed; owns the estimators and their Adam.
+
+    Differs: grids of any size are averaged over their cells before their head, where the published
+    code needs 3 x 3 cells. One Adam serves all estimators: it treats each number on its own, as
+    theirs, one per modality, do.
+    """
+
+    def start_(self, model: MICU, steps: int) -> None:
+        """Estimators as wide as the model's specific encodings."""
+        settings, dim = self.config.baselines.club, self.config.encoder.embed_dim
+        self.heads, self.estimators = nn.ModuleDict(), nn.ModuleDict()
+        for name, encoder in model.specific_encoders.items():
+            width = _width(cast(SpecificEncoder, encoder), self.config)
+            if cast(SpecificEncoder, encoder).convolutional:
+                narrower = max(1, width // HEAD_REDUCTION)
+                out = max(1, narrower // HEAD_REDUCTION)
+                self.heads[name] = nn.Sequential(
+                    nn.Linear(width, narrower), nn.ReLU(), nn.Linear(narrower, out)
+                )
+                width = out
+            self.estimators[name] = Estimator(dim, width, settings.hidden_dim)
+        self.optimizer = torch.optim.Adam(self.estimators.parameters(), lr=settings.learning_rate)
+
+    def fit_estimators_(self, output: MICUOutput, batch: Batch, draws: Draws) -> None:
+        """Some steps of the estimators towards what this forward pass gave."""
+        specific = {name: x.detach() for name, x in output.specific.items()}
+        with torch.no_grad():
+            targets = self._targets(specific)
+        codes = {name: entry.quantized.detach() for name, entry in output.quantized.items()}
+        self.estimators.requires_grad_(True)
+        with torch.enable_grad():
+            for _ in range(self.config.baselines.club.inner_steps):
+                fits = [
+                    log_likelihood(*self._predict(name, codes[name]), targets[name], batch.mask)
+                    for name in self.config.modalities
+                ]
+                self.optimizer.zero_grad()
+                (-torch.stack(fits).sum()).backward()  # type: ignore[no-untyped-call]
+                self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.estimators.requires_grad_(False)
+
+    def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
+        """Sum over modalities, (); the gradient goes to codes and specific encodings."""
+        targets, size = self._targets(output.specific), len(batch.mask)
+        source = draws.generator("club")
+        bounds = []
+        for name in self.config.modalities:
+            other = torch.randperm(size, generator=source).to(batch.mask.device)
+            mean, log_variance = self._predict(name, output.quantized[name].quantized)
+            bounds.append(club_bound(mean, log_variance, targets[name], other, batch.mask))
+        return torch.stack(bounds).sum()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """State of the estimators' Adam."""
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take over what `get_extra_state` gave."""
+        self.optimizer.load_state_dict(state)
+
+    def _predict(self, name: str, codes: Tensor) -> tuple[Tensor, Tensor]:
+        return cast(Estimator, self.estimators[name]).predict(codes)
+
+    def _targets(self, specific: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Specific encodings as vectors, (B, T, Y) by modality."""
+        return {
+            name: self.heads[name](x.mean((2, 3))) if name in self.heads else x
+            for name, x in specific.items()
+        }
+
+
+def _width(encoder: SpecificEncoder, config: TrainConfig) -> int:
+    """Channels of a specific encoding."""
+    sizes = config.reconstruction
+    return sizes.grid_width if encoder.convolutional else sizes.vector_width
