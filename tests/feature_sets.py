@@ -1,7 +1,7 @@
 """Feature sets made by hand, for tests that must not extract: small shapes, classes that differ."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,7 @@ def write_features(
     name: str = "toy",
     backbones: Mapping[str, str] = BACKBONES,
     steps: int = STEPS,
+    make: Callable[[Clip, str, tuple[int, ...], int], FeatureRow] = make_row,
 ) -> Path:
     """Write a manifest and one feature set per modality, as an extraction would.
 
@@ -83,7 +84,7 @@ def write_features(
         write_set(folder, header, run)
         length = 4 if words else steps
         for number, start in enumerate(range(0, len(clips), 16)):
-            rows = [make_row(clip, modality, shape, length) for clip in clips[start : start + 16]]
+            rows = [make(clip, modality, shape, length) for clip in clips[start : start + 16]]
             publish_shard(folder, number, header, rows)
     record = {"manifest": str(manifest), "media_root": str(root.parent)}
     (root / "last.json").write_text(json.dumps(record))

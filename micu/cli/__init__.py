@@ -10,6 +10,6 @@ def train_main() -> None:
 
 def eval_main() -> None:
     """Entry point of `micu-eval`."""
-    from micu.cli.evaluate import main
+    from micu.cli.report import main
 
     main()

@@ -8,279 +8,150 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from micu.cli.features import FeatureSets, find_feature_sets, parse_modality
+from micu.cli.eval_options import (
+    Arguments,
+    evaluation_options,
+    parse_pairs,
+    parse_splits,
+    refuse_idle_options,
+    typed_options,
+)
+from micu.cli.features import FeatureSets, find_feature_sets
 from micu.commands import exit_codes
 from micu.devices import resolve_device
-from micu.errors import ConfigError
+from micu.errors import ConfigError, StoreError
+from micu.evaluate.class_map import read_class_map
+from micu.evaluate.columns import shown_metrics
+from micu.evaluate.ranking import rank_scores
 from micu.evaluate.report import (
     CHANGES,
     Row,
-    codebook_metrics,
-    describe_task,
-    render_html,
+    render_markdown,
     render_table,
     write_rows,
 )
+from micu.evaluate.scores import SCORES
+from micu.evaluate.splits import CLEAN
 from micu.files import file_sha256, write_atomically
-from micu.manifest import MODALITIES, read_class_list
+from micu.manifest import MODALITIES, Manifest, read_class_list, read_manifest
+from micu.report.build import render_rows
+from micu.report.commands import record_command, typed_line
+from micu.report.paper import check_setting
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.checkpoint import LoadedModel
     from micu.evaluate.encoders import ClipEncoder
-    from micu.evaluate.tasks import Evaluation
+    from micu.evaluate.evaluation import Evaluation, Side
 
+PROBE_EPOCHS = {"cmg": 30}
+"""Of the published scripts; 25 for the other tasks."""
 
-PROBE_OPTIONS = ("--probe-epochs", "--probe-batch-size", "--probe-learning-rate")
-TASK_OPTIONS = {
-    "oscmg": (
-        *("--source", "--target", "--pairs", "--known", "--ceiling", "--chance", "--score"),
-        *PROBE_OPTIONS,
-    ),
-    "codebook": ("--codebook-out",),
-}
-"""Options that one task alone reads."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arguments:
-    """What was typed."""
-
-    checkpoint: Path
-    task: str
-    features: Path
-    manifest: Path | None
-    chosen: dict[str, str]
-    """Backbone by modality."""
-    pairs: tuple[tuple[str, str], ...]
-    """(source, target) modalities."""
-    known: Path | None
-    encoders: tuple[str, ...]
-    ceiling: bool
-    chance: bool
-    score: str
-    probe_epochs: int
-    probe_batch_size: int
-    probe_learning_rate: float
-    seed: int | None
-    seeds: int
-    out: Path
-    codebook_out: Path | None
-    html: Path | None
-    device: str
-    as_json: bool
-    options: frozenset[str]
-    """Options that were typed, whatever their value."""
-
-
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of `micu-eval`, in the order in which help shows them."""
-    return functools.reduce(
-        lambda made, option: option(made),
-        reversed([*_input_options(), *_method_options(), *_output_options()]),
-        command,
-    )
-
-
-def _input_options() -> list[Callable[..., Any]]:
-    file = click.Path(path_type=Path, dir_okay=False)
-    return [
-        click.option(
-            "--task", default="oscmg", show_default=True, help="What to do: oscmg, codebook."
-        ),
-        click.option(
-            "--features",
-            type=click.Path(path_type=Path, file_okay=False),
-            default=Path("features"),
-            show_default=True,
-            help="Root of the feature sets.",
-        ),
-        click.option(
-            "--manifest",
-            type=file,
-            help="Manifest of the clips [default: $MICU_MANIFEST, else the last extraction's].",
-        ),
-        *(
-            click.option(
-                f"--{name}-features", metavar="BACKBONE", help=f"Which {name} features, if several."
-            )
-            for name in MODALITIES
-        ),
-        click.option("--source", help="Modality that the probe is trained on: v, a, f, t or name."),
-        click.option("--target", help="Modality that it is tested on."),
-        click.option("--pairs", help="Several of them at once: v:a,a:v,v:f."),
-        click.option("--known", type=file, help="CSV file, column label: the known classes."),
-    ]
-
-
-def _method_options() -> list[Callable[..., Any]]:
-    number = click.IntRange(min=1)
-    return [
-        click.option(
-            "--encoder",
-            "encoders",
-            type=click.Choice(["checkpoint", "untrained", "input"]),
-            multiple=True,
-            default=("checkpoint",),
-            show_default=True,
-            help="What the probe reads: the checkpoint's codes, those of the same model with "
-            "random weights, or the features themselves; repeatable.",
-        ),
-        click.option(
-            "--ceiling",
-            is_flag=True,
-            help="Also a linear probe on the target modality's own features and known classes.",
-        ),
-        click.option("--chance", is_flag=True, help="Also what guessing reaches."),
-        click.option(
-            "--score",
-            default="msp",
-            show_default=True,
-            help="What the threshold is laid on: msp, max_logit, energy, entropy.",
-        ),
-        click.option(
-            "--probe-epochs",
-            type=number,
-            default=25,
-            show_default=True,
-            help="Epochs of the probe (the published scripts: 25 for AVE, 16 for UCF).",
-        ),
-        click.option("--probe-batch-size", type=number, default=80, show_default=True),
-        click.option(
-            "--probe-learning-rate",
-            type=click.FloatRange(min=0, min_open=True),
-            default=4e-4,
-            show_default=True,
-            help="Raise it for sets of some hundred clips: their epochs have few steps.",
-        ),
-        click.option("--seed", type=int, help="Of the probe [default: the checkpoint's]."),
-        click.option(
-            "--seeds", type=number, default=1, show_default=True, help="How many, from --seed on."
-        ),
-    ]
-
-
-def _output_options() -> list[Callable[..., Any]]:
-    file = click.Path(path_type=Path, dir_okay=False)
-    return [
-        click.option(
-            "--out",
-            type=file,
-            default=Path("results.csv"),
-            show_default=True,
-            help="CSV file that the rows are added to.",
-        ),
-        click.option("--codebook-out", type=file, help="CSV file for each code's counts."),
-        click.option("--html", type=file, help="Write a page with table and chart, too."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
-        click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON."),
-    ]
+SEVERAL_SEEDS = 5
+"""How many seeds `--protocol clean` takes unless told otherwise."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="micu")
 @click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
-@_options
+@evaluation_options
 def main(source: str | None, target: str | None, pairs: str | None, **arguments: Any) -> None:
     """Evaluate CHECKPOINT: the last.pt of a micu-train run, or the authors' MICU.pt.
 
-    Task oscmg prints two protocols side by side: `source-val` chooses epoch and threshold on
-    held-out source clips; `oracle` chooses them on the test set, as the paper's figures do.
+    Every task is done under two protocols, side by side: `clean` chooses epoch and threshold on
+    held-out source clips; `paper` does as the published scripts did, and its rows say what leaks.
     """
     with exit_codes("nothing was written for the task that was running; type it again"):
         chosen = {name: arguments.pop(f"{name}_features") or "" for name in MODALITIES}
         typed = Arguments(
             chosen=chosen,
             pairs=parse_pairs(source, target, pairs),
-            options=_typed_options(click.get_current_context()),
+            options=typed_options(click.get_current_context()),
             **arguments,
         )
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        _print(run(typed), typed)
-
-
-def _typed_options(context: click.Context) -> frozenset[str]:
-    return frozenset(
-        option
-        for parameter in context.command.params
-        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-        for option in parameter.opts
-    )
-
-
-def parse_pairs(
-    source: str | None, target: str | None, pairs: str | None
-) -> tuple[tuple[str, str], ...]:
-    """Pairs of modalities from the options, each once.
-
-    Raises:
-        ConfigError: A part is not a modality, or the options contradict each other.
-    """
-    if (source is None) != (target is None):
-        raise ConfigError("--source and --target: expected both, got one of them")
-    texts = [] if source is None or target is None else [f"{source}:{target}"]
-    texts += [text for text in (pairs or "").split(",") if text.strip()]
-    found: dict[tuple[str, str], None] = {}
-    for text in texts:
-        parts = text.split(":")
-        if len(parts) != 2:
-            raise ConfigError(f"--pairs: expected SOURCE:TARGET such as v:a, got {text!r}")
-        found[parse_modality(parts[0]), parse_modality(parts[1])] = None
-    return tuple(found)
+        rows = run(typed)
+        record_command(typed.out, typed_line(click.get_current_context()))
+        _print(rows, typed)
 
 
 def run(typed: Arguments) -> list[Row]:
     """Evaluate as asked, and add the rows of each seed to the results file."""
-    from micu.evaluate.models import check_features, load_model
-    from micu.evaluate.open_set import SCORES
+    from micu.evaluate.models import load_model
     from micu.evaluate.tasks import TASKS
 
-    task, _ = TASKS[typed.task], SCORES[typed.score]
-    _refuse_foreign_options(typed)
-    device = resolve_device(typed.device)
-    loaded = load_model(typed.checkpoint, device)
-    asked = dict.fromkeys(name for pair in typed.pairs for name in pair)
-    modalities = tuple(asked) if typed.task == "oscmg" else loaded.config.modalities
-    _refuse_idle_features(typed, modalities)
-    sets = find_feature_sets(typed.features, modalities, typed.manifest, typed.chosen)
-    check_features(sets.stores, loaded)
+    task = TASKS[typed.task]
+    if typed.score != "all":
+        SCORES[typed.score]
+    refuse_idle_options(typed)
+    if typed.setting:
+        check_setting(typed.setting, typed.task)
+    loaded = load_model(typed.checkpoint, resolve_device(typed.device))
+    sides = open_sides(typed, loaded)
     first = loaded.config.seed if typed.seed is None else typed.seed
+    several = SEVERAL_SEEDS if typed.protocols == (CLEAN,) and typed.task != "efficiency" else 1
     rows: list[Row] = []
-    made: dict[str, ClipEncoder] = {}
-    for seed in range(first, first + typed.seeds):
-        found = task(_evaluation(typed, sets, loaded, seed, device, made))
+    made: dict[str, dict[str, ClipEncoder]] = {}
+    for seed in range(first, first + (typed.seeds or several)):
+        found = task(_evaluation(typed, sides, loaded, seed, made))
         write_rows(found, typed.out)
         rows += found
     return rows
 
 
-def _refuse_foreign_options(typed: Arguments) -> None:
-    """Refuse options that would change nothing.
+def open_sides(typed: Arguments, loaded: "LoadedModel") -> tuple[FeatureSets, FeatureSets]:
+    """Manifest and features of the clips to train on, and of those to test on.
 
-    Raises:
-        ConfigError: They are another task's, or no probe reads them; all of them are named.
+    They are one object unless a target manifest was typed.
     """
-    problems = [
-        f"{option}: only --task {owner} reads it"
-        for owner, options in TASK_OPTIONS.items()
-        for option in options
-        if owner != typed.task and option in typed.options
-    ]
-    if typed.task == "oscmg" and set(typed.encoders) == {"input"}:
-        problems += [
-            f"{option}: --encoder input has a logistic regression, which does not read it"
-            for option in PROBE_OPTIONS
-            if option in typed.options
-        ]
-    if problems:
-        raise ConfigError("\n".join(problems) + "\nleave out what does nothing")
+    from micu.evaluate.models import check_features
+
+    if typed.task == "efficiency" and not typed.options & {"--features", "--manifest"}:
+        nothing = FeatureSets(Manifest(typed.checkpoint, (), ""), {})
+        return nothing, nothing
+    asked = dict.fromkeys(name for pair in typed.pairs for name in pair)
+    paired = typed.task in ("oscmg", "cmg", "retrieval")
+    modalities = tuple(asked) if paired else loaded.config.modalities
+    _refuse_idle_features(typed, modalities)
+    if typed.target_manifest is None:
+        sets = find_feature_sets(typed.features, modalities, typed.manifest, typed.chosen)
+        check_features(sets.stores, loaded)
+        return sets, sets
+    source = _find_side(typed, tuple(dict.fromkeys(first for first, _ in typed.pairs)), modalities)
+    targets = tuple(dict.fromkeys(second for _, second in typed.pairs))
+    target = find_feature_sets(
+        typed.features,
+        targets,
+        typed.target_manifest,
+        {name: typed.chosen[name] for name in targets},
+    )
+    for sets in (source, target):
+        check_features(sets.stores, loaded)
+    return source, target
+
+
+def _find_side(typed: Arguments, needed: tuple[str, ...], modalities: Sequence[str]) -> FeatureSets:
+    """The source manifest's features; the target modality's too, where there are some."""
+
+    def find(names: tuple[str, ...]) -> FeatureSets:
+        chosen = {name: typed.chosen[name] for name in names}
+        return find_feature_sets(typed.features, names, typed.manifest, chosen)
+
+    found = find(needed)
+    stores = dict(found.stores)
+    for name in modalities:
+        if name not in stores:
+            try:
+                stores |= find((name,)).stores
+            except StoreError:  # only paired-quantile and quantization_error read them, and say so
+                continue
+    return FeatureSets(found.manifest, stores)
 
 
 def _refuse_idle_features(typed: Arguments, modalities: Sequence[str]) -> None:
@@ -299,48 +170,90 @@ def _refuse_idle_features(typed: Arguments, modalities: Sequence[str]) -> None:
 
 def _evaluation(
     typed: Arguments,
-    sets: FeatureSets,
+    sides: tuple[FeatureSets, FeatureSets],
     loaded: "LoadedModel",
     seed: int,
-    device: str,
-    made: "dict[str, ClipEncoder]",
+    made: "dict[str, dict[str, ClipEncoder]]",
 ) -> "Evaluation":
     """What a task is told about one seed; encoders that no seed changes are kept in `made`."""
-    from micu.evaluate.encoders import ClipCache, CodeEncoder, InputEncoder, pool_inputs
-    from micu.evaluate.models import describe_preset, untrained_model
+    from micu.evaluate.evaluation import Evaluation
+    from micu.evaluate.leaks import find_pretraining
+    from micu.evaluate.models import describe_preset
     from micu.evaluate.probe import ProbeConfig
-    from micu.evaluate.tasks import Evaluation
 
-    labelled = [clip for clip in sets.manifest.clips if clip.label or typed.task == "codebook"]
-    if not made:
-        inputs = ClipCache(sets.stores, labelled, loaded.config.data, pool_inputs)
-        made["input"] = InputEncoder("input", inputs, device)
-        made["ceiling"] = InputEncoder("ceiling", inputs, device)
-        made["checkpoint"] = CodeEncoder("checkpoint", loaded.model, sets.stores, labelled)
-    if "untrained" in typed.encoders:
-        model = untrained_model(loaded.config, loaded.model.shapes, seed).to(device)
-        made["untrained"] = CodeEncoder("untrained", model, sets.stores, labelled)
+    aliases = read_class_map(typed.class_map) if typed.class_map else {}
+    source = _side(typed, sides[0], loaded, seed, made.setdefault("source", {}), aliases)
+    target = source
+    if sides[1] is not sides[0]:
+        target = _side(typed, sides[1], loaded, seed, made.setdefault("target", {}), aliases)
+    known = read_class_list(typed.known) if typed.known else ()
+    pretrained_on = typed.pretraining_manifest
     return Evaluation(
-        manifest=sets.manifest,
-        stores=sets.stores,
-        encoders=[made[name] for name in dict.fromkeys(typed.encoders)],
-        ceiling=made["ceiling"] if typed.ceiling else None,
+        source=source,
+        target=target,
+        encoders=tuple(dict.fromkeys(typed.encoders)),
+        with_ceiling=typed.ceiling,
         with_chance=typed.chance,
         seed=seed,
         pairs=typed.pairs,
-        known=read_class_list(typed.known) if typed.known else (),
+        known=tuple(dict.fromkeys(aliases.get(name, name) for name in known)),
         classes_sha256=file_sha256(typed.known) if typed.known else "",
         probe=ProbeConfig(
-            epochs=typed.probe_epochs,
+            epochs=typed.probe_epochs or PROBE_EPOCHS.get(typed.task, 25),
             batch_size=typed.probe_batch_size,
             learning_rate=typed.probe_learning_rate,
         ),
+        protocols=typed.protocols,
+        train_splits=parse_splits(typed.train_splits),
+        test_splits=parse_splits(typed.test_splits),
+        thresholds=tuple(dict.fromkeys(typed.thresholds)),
         score=typed.score,
+        localise=typed.localise,
         preset=describe_preset(loaded),
-        checkpoint_sha256=loaded.sha256,
+        loaded=loaded,
+        pretraining=find_pretraining(
+            loaded,
+            [sets.manifest for sets in sides],
+            read_manifest(pretrained_on) if pretrained_on else None,
+        ),
         codebook_path=typed.codebook_out,
+        batch_size=typed.batch_size,
+        steps=typed.steps,
+        details=typed.details,
+        setting=typed.setting,
         tell=functools.partial(click.echo, err=True),
     )
+
+
+def _side(
+    typed: Arguments,
+    sets: FeatureSets,
+    loaded: "LoadedModel",
+    seed: int,
+    made: "dict[str, ClipEncoder]",
+    aliases: Mapping[str, str],
+) -> "Side":
+    """A manifest with its encoders; those that no seed changes are kept in `made`."""
+    from micu.evaluate.encoders import ClipCache, CodeEncoder, InputEncoder, pool_inputs
+    from micu.evaluate.evaluation import Side
+    from micu.evaluate.models import untrained_model
+
+    clips = sets.manifest.clips
+    if not made:
+        device = next(loaded.model.parameters()).device
+        inputs = ClipCache(sets.stores, clips, loaded.config.data, pool_inputs)
+        made["input"] = InputEncoder("input", inputs, device)
+        made["ceiling"] = InputEncoder("ceiling", inputs, device)
+        made["checkpoint"] = CodeEncoder("checkpoint", loaded.model, sets.stores, clips)
+    if "untrained" in typed.encoders:
+        model = untrained_model(loaded.config, loaded.model.shapes, seed)
+        model.to(next(loaded.model.parameters()).device)
+        made["untrained"] = CodeEncoder("untrained", model, sets.stores, clips)
+    renamed = tuple(
+        replace(clip, label=aliases[clip.label]) if clip.label in aliases else clip
+        for clip in clips
+    )
+    return Side(manifest=sets.manifest, clips=renamed, stores=sets.stores, encoders=dict(made))
 
 
 def _print(rows: Sequence[Row], typed: Arguments) -> None:
@@ -350,17 +263,16 @@ def _print(rows: Sequence[Row], typed: Arguments) -> None:
             if math.isnan(value["value"]):
                 value["value"] = None
         click.echo(json.dumps(values, indent=1))
-    elif typed.task == "codebook":
-        click.echo(render_table(rows, codebook_metrics(rows)))
     else:
-        click.echo(render_table(rows))
+        click.echo(render_table(rows, shown_metrics(typed.task, {row.metric for row in rows})))
+        if typed.score == "all":
+            click.echo(f"\n{render_markdown(rank_scores(rows))}")
     changed = sorted({row.preset for row in rows if CHANGES in row.preset})
     for preset in changed:
         click.echo(f"* {preset}", err=True)
     click.echo(f"{len(rows)} rows in {typed.out}", err=True)
     if typed.html is not None:
-        page = render_html(f"micu-eval: {typed.task}", describe_task(rows, typed.task))
-        write_atomically(typed.html, page.encode())
+        write_atomically(typed.html, render_rows(f"micu-eval: {typed.task}", rows).encode())
         click.echo(f"page in {typed.html}", err=True)
 
 

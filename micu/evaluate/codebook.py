@@ -10,12 +10,16 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.evaluate.probe import ClipFeatures
+from micu.errors import ConfigError
 from micu.files import write_atomically
+
+if TYPE_CHECKING:  # torch takes seconds to import, and reading needs none
+    from micu.evaluate.probe import ClipFeatures
 
 SHARE = 0.1
 """Part of a code's activations from which a modality takes part in it."""
@@ -62,7 +66,7 @@ class CodebookUse:
         return float(table.all(0).sum() / max(1, table.any(0).sum()))
 
 
-def count_codes(encoded: Mapping[str, ClipFeatures], codebook_size: int) -> CodebookUse:
+def count_codes(encoded: "Mapping[str, ClipFeatures]", codebook_size: int) -> CodebookUse:
     """Count the codes of all steps that the mask calls real.
 
     With `data.padding=repeat` these include repeated steps, and padded words in any case.
@@ -80,7 +84,7 @@ def count_codes(encoded: Mapping[str, ClipFeatures], codebook_size: int) -> Code
     return CodebookUse(counts)
 
 
-def agreement(encoded: Mapping[str, ClipFeatures]) -> dict[tuple[str, str], float]:
+def agreement(encoded: "Mapping[str, ClipFeatures]") -> dict[tuple[str, str], float]:
     """Share of steps at which two modalities of one clip chose the same code, by pair.
 
     Args:
@@ -104,3 +108,29 @@ def write_codebook(use: CodebookUse, path: Path) -> None:
     for modality, counts in use.counts.items():
         writer.writerows((code, modality, int(count)) for code, count in enumerate(counts))
     write_atomically(path, table.getvalue().encode())
+
+
+def read_codebook(path: Path) -> CodebookUse:
+    """Read a file of `write_codebook`.
+
+    Raises:
+        ConfigError: It is not one.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            reader = csv.DictReader(file)
+            found: dict[str, dict[int, int]] = {}
+            for row in reader:
+                found.setdefault(row["modality"], {})[int(row["code"])] = int(row["count"])
+            codes = {code: None for counts in found.values() for code in counts}
+            if not codes or list(codes) != list(range(len(codes))):
+                raise ValueError("expected every code from 0 on for each modality")
+            if min(min(use.values()) for use in found.values()) < 0:
+                raise ValueError("expected counts of 0 or more")
+            counts = {
+                name: np.array([use[code] for code in codes], np.int64)
+                for name, use in found.items()
+            }
+        except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
+            raise ConfigError(f"{path}: not a codebook file of micu-eval: {error!r}") from error
+    return CodebookUse(counts)

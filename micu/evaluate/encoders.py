@@ -41,12 +41,11 @@ class ClipEncoder(Protocol):
         """Features of the clips in one modality."""
         ...
 
-    def check_same_space(self, source: str, target: str) -> None:
-        """Refuse two modalities between which no probe can be carried over.
+    codebook_size: int
+    """K; 0 for features without codes."""
 
-        Raises:
-            ConfigError: Their features have not the same width.
-        """
+    def width(self, modality: str) -> int:
+        """Numbers per step of its features, D."""
         ...
 
     def train_probe(
@@ -120,8 +119,9 @@ class CodeEncoder:
         """Codes of the clips in one modality."""
         return self._cache.get(modality, clip_ids)
 
-    def check_same_space(self, source: str, target: str) -> None:
-        """Nothing to refuse: all modalities share one codebook."""
+    def width(self, modality: str) -> int:
+        """That of the codebook, which all modalities share."""
+        return self.model.config.encoder.embed_dim
 
     def train_probe(
         self, features: ClipFeatures, labels: Tensor, classes: int, config: ProbeConfig, seed: int
@@ -158,25 +158,16 @@ class InputEncoder:
     def __init__(self, name: str, cache: ClipCache, device: torch.device | str) -> None:  # noqa: D107
         self.name = name
         self.device = torch.device(device)
+        self.codebook_size = 0
         self._cache = cache
 
     def encode(self, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
         """Features of the clips in one modality, (n, T, D)."""
         return self._cache.get(modality, clip_ids)
 
-    def check_same_space(self, source: str, target: str) -> None:
-        """Refuse modalities of different width.
-
-        Raises:
-            ConfigError: Their features have not the same width.
-        """
-        widths = {name: self._cache.stores[name].spec.shape[-1] for name in (source, target)}
-        if widths[source] != widths[target]:
-            raise ConfigError(
-                f"--encoder input: {source} features have {widths[source]} numbers per step and "
-                f"{target} features {widths[target]}, so no probe fits both; --ceiling trains one "
-                "on the target modality"
-            )
+    def width(self, modality: str) -> int:
+        """Channels of the features as they were extracted."""
+        return self._cache.stores[modality].spec.shape[-1]
 
     def train_probe(
         self, features: ClipFeatures, labels: Tensor, classes: int, config: ProbeConfig, seed: int
@@ -187,3 +178,20 @@ class InputEncoder:
     def describe_probe(self, config: ProbeConfig) -> str:
         """The penalties that are tried; `config` does not matter."""
         return f"logistic regression ridge={','.join(map(str, RIDGE))}"
+
+
+def check_same_space(
+    encoder: ClipEncoder, source: str, target_encoder: ClipEncoder, target: str
+) -> None:
+    """Refuse two modalities between which no probe can be carried over.
+
+    Raises:
+        ConfigError: Their features have not the same width.
+    """
+    widths = encoder.width(source), target_encoder.width(target)
+    if widths[0] != widths[1]:
+        raise ConfigError(
+            f"--encoder {encoder.name}: {source} features have {widths[0]} numbers per step and "
+            f"{target} features {widths[1]}, so no probe fits both; --ceiling trains one "
+            "on the target modality"
+        )

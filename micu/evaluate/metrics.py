@@ -296,6 +296,9 @@ def detection(logits: Floats, labels: NDArray[np.bool_], *, background: bool) ->
 
 # --- retrieval -------------------------------------------------------------------------------
 
+QUERIES_AT_ONCE = 256
+"""Queries that are compared with the whole gallery at once."""
+
 
 def retrieval_recall(
     items: Floats, captions: Floats, owner: Ints, ranks: Sequence[int] = (1, 5, 10)
@@ -322,24 +325,45 @@ def retrieval_recall(
     size = check_shape(items.shape, "n D", "items")
     rows = check_shape(captions.shape, "m D", "captions", D=size["D"])["m"]
     check_shape(owner.shape, "m", "owner", m=rows)
-    similarity = _unit(items) @ _unit(captions).T
-    own = owner[None, :] == np.arange(size["n"])[:, None]
+    every_item = np.arange(size["n"])
     recall: dict[str, float] = {}
-    for direction, table, mine in (
-        ("items_to_captions", similarity, own),
-        ("captions_to_items", similarity.T, own.T),
+    for direction, queries, query_ids, gallery, gallery_ids in (
+        ("items_to_captions", _unit(items), every_item, _unit(captions), owner),
+        ("captions_to_items", _unit(captions), owner, _unit(items), every_item),
     ):
-        best = np.where(mine, table, -np.inf).max(1, keepdims=True)
-        tied = np.isclose(table, best, rtol=0, atol=1e-12)
-        ahead = (~mine & ~tied & (table > best)).sum(1)
-        own_ties, other_ties = (mine & tied).sum(1), (~mine & tied).sum(1)
-        for rank in ranks:
-            chances = [
-                _chance_of_hit(rank - int(a), int(o), int(e))
-                for a, o, e in zip(ahead, own_ties, other_ties, strict=True)
+        chances = np.concatenate(
+            [
+                _chances_of_hit(
+                    queries[i : i + QUERIES_AT_ONCE] @ gallery.T,
+                    query_ids[i : i + QUERIES_AT_ONCE, None] == gallery_ids,
+                    ranks,
+                )
+                for i in range(0, len(queries), QUERIES_AT_ONCE)
             ]
-            recall[f"r{rank}_{direction}"] = float(np.mean(chances))
+        )
+        means = chances.mean(0)
+        recall |= {f"r{k}_{direction}": float(x) for k, x in zip(ranks, means, strict=True)}
     return recall
+
+
+def _chances_of_hit(similarity: Floats, own: NDArray[np.bool_], ranks: Sequence[int]) -> Floats:
+    """Chance that a query's best own entry is among the first K, (queries, ranks).
+
+    Args:
+        similarity: (queries, gallery).
+        own: Which entries are the query's, (queries, gallery).
+        ranks: The values of K.
+    """
+    best = np.where(own, similarity, -np.inf).max(1, keepdims=True)
+    tied = np.isclose(similarity, best, rtol=0, atol=1e-12)
+    ahead = (~own & ~tied & (similarity > best)).sum(1)
+    own_ties, other_ties = (own & tied).sum(1), (~own & tied).sum(1)
+    return np.array(
+        [
+            [_chance_of_hit(rank - int(a), int(o), int(e)) for rank in ranks]
+            for a, o, e in zip(ahead, own_ties, other_ties, strict=True)
+        ]
+    )
 
 
 def _chance_of_hit(places: int, own: int, others: int) -> float:

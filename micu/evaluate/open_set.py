@@ -1,9 +1,10 @@
 """Open-set cross-modal generalisation: known classes in one modality, all classes in another.
 
-Two protocols come out of one training of the probe, side by side:
+One training of the probe is read with thresholds of several origins:
 
 - `source-val`, the headline: epoch and threshold come from held-out clips of the source modality
   and of known classes. Nothing of the test set is looked at.
+- `paired-quantile`: the same, carried to the scale of the target modality by unlabelled pairs.
 - `oracle`, comparable with the paper: the best HOS over ten thresholds and all epochs, chosen on
   the test set itself, as the published scripts do.
 
@@ -11,114 +12,57 @@ Source: sections 3.1 and 4.1 of the MICU paper.
 Differs: the paper does not say where its threshold is from, and reports what `oracle` computes.
 """
 
-import logging
 import math
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from micu.errors import ManifestError
-from micu.evaluate.encoders import ClipEncoder
+from micu.errors import ConfigError
+from micu.evaluate import feature_scores  # noqa: F401 - registers its scores
+from micu.evaluate.code_scores import CODE_SCORES, QUANTIZATION
+from micu.evaluate.details import ClipMap, Details, map_clips
+from micu.evaluate.encoders import ClipEncoder, check_same_space
 from micu.evaluate.metrics import (
-    UNKNOWN,
     Floats,
     Ints,
     OpenSetMetrics,
-    accept_rates,
     harmonic_mean,
     open_set_metrics,
-    oracle_thresholds,
-    softmax,
 )
-from micu.evaluate.probe import ProbeConfig, predict_logits
-from micu.manifest import Clip
-from micu.registry import Registry, suggest
-
-logger = logging.getLogger(__name__)
-
-TRAIN, VALIDATION, TEST = "train", "val", "test"
-"""Values of the manifest's `split` that the task reads."""
-
-HELD_OUT = 0.15
-"""Share of each class's training clips that is held out where the manifest has no `val` split."""
-
-REJECTED = 0.05
-"""Share of the validation clips that the `source-val` threshold may reject."""
-
-SCORES: Registry[Callable[[Floats], Floats]] = Registry("score")
-"""Known scores by name: logits (n, C) → (n,), higher = more known."""
-
-
-@SCORES.register("msp")
-def max_softmax(logits: Floats) -> Floats:
-    """The largest softmax probability, as the paper."""
-    result: Floats = softmax(logits).max(-1)
-    return result
-
-
-@SCORES.register("max_logit")
-def max_logit(logits: Floats) -> Floats:
-    """The largest logit. Source: Vaze et al., ICLR 2022."""
-    result: Floats = logits.max(-1).astype(np.float64)
-    return result
-
-
-@SCORES.register("energy")
-def energy(logits: Floats) -> Floats:
-    """Log-sum-exp of the logits, at temperature 1. Source: Liu et al., NeurIPS 2020."""
-    exact = logits.astype(np.float64)
-    peak = exact.max(-1)
-    result: Floats = peak + np.log(np.exp(exact - peak[:, None]).sum(-1))
-    return result
-
-
-@SCORES.register("entropy")
-def negative_entropy(logits: Floats) -> Floats:
-    """Minus the entropy of the softmax, nats."""
-    chances = softmax(logits)
-    result: Floats = (chances * np.log(np.maximum(chances, 1e-300))).sum(-1)
-    return result
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenSetSplit:
-    """Which clips an open-set task uses, and what is known."""
-
-    train: tuple[Clip, ...]
-    """Known classes, source modality."""
-    validation: tuple[Clip, ...]
-    """Known classes, source modality; none of them in `train`."""
-    test: tuple[Clip, ...]
-    """All classes, target modality."""
-    known: tuple[str, ...]
-    """Names of the C known classes; their order is the order of the logits."""
-    held_out: bool
-    """Whether `validation` was cut from the training clips, for want of a `val` split."""
-
-    def labels(self, clips: Sequence[Clip]) -> NDArray[np.int64]:
-        """Class of each clip, or `UNKNOWN`, (n,)."""
-        index = {name: number for number, name in enumerate(self.known)}
-        return np.array([index.get(clip.label, UNKNOWN) for clip in clips], np.int64)
+from micu.evaluate.probe import ClipFeatures, Predicted, Probe, ProbeConfig, predict
+from micu.evaluate.scores import SCORES, Evidence, Fitting
+from micu.evaluate.splits import HELD_OUT, VALIDATION, OpenSetSplit
+from micu.evaluate.thresholds import (
+    FEWEST_PAIRS,
+    ORACLE,
+    PAIRED_QUANTILE,
+    REJECTED,
+    SOURCE_VAL,
+    Choice,
+    choose_on_test,
+    choose_on_validation,
+    transfer_threshold,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A probe and a threshold, chosen."""
+class Candidate:
+    """What one probe, which is one epoch's, says; by set of clips."""
 
-    epoch: int
-    """Which of the candidate probes, counted from 0."""
-    threshold: float
+    logits: Mapping[str, Floats]
+    """`validation` and `test` → (n, C)"""
+    scores: Mapping[str, Mapping[str, Floats]]
+    """Score → set of clips → (n,)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one protocol says."""
+    """What one score says at one threshold."""
 
+    score: str
     threshold_source: str
-    """`source-val` or `oracle`."""
+    """`source-val`, `paired-quantile` or `oracle`."""
     note: str
     """How epoch and threshold were chosen, in words."""
     epoch: int
@@ -126,153 +70,20 @@ class Outcome:
     metrics: OpenSetMetrics
     n_clips: int
     """Test clips."""
+    details: Details
+    """Clip by clip."""
 
 
-def split_clips(
-    clips: Sequence[Clip],
-    known: Sequence[str],
-    *,
-    source_ids: Container[str],
-    target_ids: Container[str],
-    seed: int,
-) -> OpenSetSplit:
-    """Cut a manifest into the three sets of the task.
-
-    Validation is the manifest's `val` split if it has known classes there; else 15 % of each
-    class's training clips, drawn by `seed`. Clips without a label are left out. A test clip whose
-    class is not known counts as unknown, whatever it is.
-
-    Args:
-        clips: Of the manifest.
-        known: Known classes.
-        source_ids: Clips that have features of the source modality.
-        target_ids: Clips that have features of the target modality.
-        seed: For what is held out.
+def scores_for(encoder: ClipEncoder, asked: str) -> tuple[str, ...]:
+    """The scores that a name stands for: itself, or with `all` every one that the encoder allows.
 
     Raises:
-        ManifestError: One of the sets would be empty, or no clip is of a known class.
+        RegistryError: There is no such score.
     """
-    labelled = [clip for clip in clips if clip.label]
-    wanted = set(known)
-    _check_known(known, {clip.label for clip in labelled})
-    sources = [clip for clip in labelled if clip.label in wanted and clip.clip_id in source_ids]
-    train = tuple(clip for clip in sources if clip.split == TRAIN)
-    validation = tuple(clip for clip in sources if clip.split == VALIDATION)
-    held_out = not validation
-    if held_out:
-        train, validation = hold_out(train, seed)
-    test = tuple(clip for clip in labelled if clip.split == TEST and clip.clip_id in target_ids)
-    for name, chosen in (("training", train), ("validation", validation), ("test", test)):
-        if not chosen:
-            splits = ", ".join(sorted({repr(clip.split) for clip in labelled})) or "no label"
-            raise ManifestError(
-                f"oscmg: no {name} clip. It needs labelled clips whose split is {TRAIN!r} (known "
-                f"classes, source modality) and {TEST!r} (all classes, target modality), with "
-                f"features; the manifest's labelled rows have {splits}"
-            )
-    untrained = sorted(wanted - {clip.label for clip in train})
-    if untrained:
-        logger.warning("known classes without a training clip: %s", ", ".join(untrained))
-    return OpenSetSplit(
-        train=train,
-        validation=validation,
-        test=test,
-        known=tuple(known),
-        held_out=held_out,
-    )
-
-
-def _check_known(known: Sequence[str], labels: Collection[str]) -> None:
-    """Refuse known classes that the manifest does not have: a name that was mistyped.
-
-    Raises:
-        ManifestError: There is one; all of them are named.
-    """
-    foreign = [name for name in known if name not in labels]
-    if foreign:
-        raise ManifestError(
-            "--known: no clip of the manifest is of class\n"
-            + "\n".join(f"  {name!r}; {suggest(name, labels)}" for name in foreign)
-        )
-
-
-def hold_out(
-    clips: Sequence[Clip], seed: int, share: float = HELD_OUT
-) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
-    """Split clips class by class: what stays, and what is held out.
-
-    Of every class with two clips or more, at least one is held out and at least one stays.
-    """
-    random = np.random.default_rng(seed)
-    members: dict[str, list[str]] = {}
-    for clip in clips:
-        members.setdefault(clip.label, []).append(clip.clip_id)
-    held: set[str] = set()
-    for _, unsorted in sorted(members.items()):
-        ids = sorted(unsorted)
-        count = min(max(1, round(share * len(ids))), len(ids) - 1)
-        held.update(ids[i] for i in random.permutation(len(ids))[:count])
-    stays = tuple(clip for clip in clips if clip.clip_id not in held)
-    return stays, tuple(clip for clip in clips if clip.clip_id in held)
-
-
-def choose_on_validation(
-    logits: Sequence[Floats], labels: Ints, score: Callable[[Floats], Floats]
-) -> Choice:
-    """Epoch and threshold from validation clips of known classes alone.
-
-    The epoch with the highest closed-set accuracy; among equals the one with the lowest
-    cross-entropy, and then the earliest.
-
-    Args:
-        logits: Of the validation clips, one (n, C) per epoch.
-        labels: Of the validation clips, (n,).
-        score: Known score.
-    """
-
-    def merit(epoch: int) -> tuple[float, float, int]:
-        right = float((logits[epoch].argmax(-1) == labels).mean())
-        chances = softmax(logits[epoch])[np.arange(len(labels)), labels]
-        return right, float(np.log(np.maximum(chances, 1e-300)).mean()), -epoch
-
-    best = max(range(len(logits)), key=merit)
-    return Choice(best, pick_threshold(score(logits[best])))
-
-
-def pick_threshold(validation_scores: Floats, rejected: float = REJECTED) -> float:
-    """The threshold that accepts at least 95 % of known validation clips.
-
-    Args:
-        validation_scores: Known scores of validation clips of known classes, (n,).
-        rejected: Share of them that may fall below.
-
-    Returns:
-        One of the scores: the quantile `rejected`, not interpolated. Up to 20 clips it is the
-        lowest.
-    """
-    return float(np.quantile(validation_scores, rejected, method="lower"))
-
-
-def choose_on_test(
-    logits: Sequence[Floats], labels: Ints, score: Callable[[Floats], Floats]
-) -> Choice:
-    """The oracle: highest HOS over ten thresholds and all epochs, on the test set itself.
-
-    Among equals the first. Where no HOS is above 0, the first threshold of the first epoch.
-
-    Args:
-        logits: Of the test clips, one (n, C) per epoch.
-        labels: Of the test clips, (n,), class or `UNKNOWN`.
-        score: Known score.
-    """
-    best, best_hos = Choice(0, float(score(logits[0]).min())), 0.0
-    for epoch, table in enumerate(logits):
-        scores = score(table)
-        for threshold in oracle_thresholds(scores):
-            hos = harmonic_mean(*accept_rates(table, labels, scores, float(threshold)))
-            if hos > best_hos:
-                best, best_hos = Choice(epoch, float(threshold)), hos
-    return best
+    if asked != "all":
+        SCORES[asked]
+        return (asked,)
+    return tuple(name for name in SCORES if encoder.codebook_size or name not in CODE_SCORES)
 
 
 def run_oscmg(
@@ -283,53 +94,182 @@ def run_oscmg(
     *,
     config: ProbeConfig,
     seed: int,
-    score: str = "msp",
+    scores: Sequence[str] = ("msp",),
+    thresholds: Sequence[str] = (SOURCE_VAL, ORACLE),
+    target_encoder: ClipEncoder | None = None,
 ) -> list[Outcome]:
-    """Train one probe, and evaluate it under both protocols, `source-val` first.
+    """Train one probe, and evaluate it with every score and threshold.
+
+    Args:
+        encoder: Of the source manifest's clips.
+        split: Which clips; without validation clips only `oracle` is possible.
+        source: Modality that the probe is trained on.
+        target: Modality that it is tested on.
+        config: Of the probe.
+        seed: Of the probe.
+        scores: Names of known scores.
+        thresholds: Where thresholds come from.
+        target_encoder: Of the target manifest's clips; None if that is the source manifest.
 
     Raises:
-        ConfigError: No probe can be carried from the source to the target modality.
+        ConfigError: No probe can be carried from the source to the target modality, or there are
+            not the clips that a score or threshold needs.
     """
-    encoder.check_same_space(source, target)
-    features = {
-        part: encoder.encode(modality, [clip.clip_id for clip in clips]).to(encoder.device)
-        for part, modality, clips in (
-            ("train", source, split.train),
-            ("validation", source, split.validation),
-            ("test", target, split.test),
-        )
+    target_encoder = target_encoder or encoder
+    check_same_space(encoder, source, target_encoder, target)
+    wanted = {
+        "train": (encoder, source, [clip.clip_id for clip in split.train]),
+        "validation": (encoder, source, [clip.clip_id for clip in split.validation]),
+        "test": (target_encoder, target, [clip.clip_id for clip in split.test]),
     }
-    labels = torch.from_numpy(split.labels(split.train))
-    on_validation: list[Floats] = []
-    on_test: list[Floats] = []
-    for probe in encoder.train_probe(features["train"], labels, len(split.known), config, seed):
-        on_validation.append(predict_logits(probe, features["validation"]))
-        on_test.append(predict_logits(probe, features["test"]))
-    test_labels, known_score = split.labels(split.test), SCORES[score]
-    chosen = choose_on_validation(on_validation, split.labels(split.validation), known_score)
-    oracle = choose_on_test(on_test, test_labels, known_score)
-    told = _tell_choices(split, chosen, oracle, len(on_test))
+    if PAIRED_QUANTILE in thresholds:
+        _check_pairs(split, source, target)
+        wanted |= {
+            "pairs in the source": (encoder, source, list(split.pairs)),
+            "pairs in the target": (encoder, target, list(split.pairs)),
+        }
+    features = {
+        part: reader.encode(modality, ids).to(encoder.device)
+        for part, (reader, modality, ids) in wanted.items()
+        if ids
+    }
+    errors = _training_errors(encoder, split, features["train"], target, scores)
+    train_labels = split.labels(split.train)
+    labels = torch.from_numpy(train_labels)
+    candidates = [
+        _judge(probe, features, train_labels, scores, encoder.codebook_size, errors)
+        for probe in encoder.train_probe(features["train"], labels, len(split.known), config, seed)
+    ]
+    mapped = map_clips(((split.train, features["train"]), (split.test, features["test"])))
     return [
-        Outcome(
-            name,
-            told[name],
-            choice.epoch,
-            open_set_metrics(
-                on_test[choice.epoch],
-                test_labels,
-                choice.threshold,
-                known_score(on_test[choice.epoch]),
-            ),
-            len(split.test),
-        )
-        for name, choice in (("source-val", chosen), ("oracle", oracle))
+        _conclude(candidates, split, mapped, score, threshold)
+        for score in scores
+        for threshold in thresholds
     ]
 
 
-def _tell_choices(
-    split: OpenSetSplit, chosen: Choice, oracle: Choice, probes: int
-) -> dict[str, str]:
-    """How each protocol chose, in words, by `threshold_source`."""
+def _judge(
+    probe: Probe,
+    features: Mapping[str, ClipFeatures],
+    labels: Ints,
+    scores: Sequence[str],
+    codebook_size: int,
+    errors: dict[str, Floats],
+) -> Candidate:
+    """Logits and scores of one candidate probe; scores are fitted on its training clips."""
+    found = {part: _evidence(clips, predict(probe, clips)) for part, clips in features.items()}
+    fitting = Fitting(
+        train=found.pop("train"),
+        labels=labels,
+        weight=probe.classify.weight.detach().cpu().numpy(),
+        bias=probe.classify.bias.detach().cpu().numpy(),
+        codebook_size=codebook_size,
+        errors=errors,
+    )
+    fitted = {name: SCORES[name](fitting) for name in scores}
+    return Candidate(
+        {part: clips.logits for part, clips in found.items()},
+        {
+            name: {part: score(clips) for part, clips in found.items()}
+            for name, score in fitted.items()
+        },
+    )
+
+
+def _evidence(clips: ClipFeatures, predicted: Predicted) -> Evidence:
+    return Evidence(
+        modality=clips.modality,
+        logits=predicted.logits,
+        pooled=predicted.pooled,
+        mask=clips.mask.cpu().numpy(),
+        codes=None if clips.codes is None else clips.codes.cpu().numpy(),
+        errors=None if clips.errors is None else clips.errors.cpu().numpy(),
+    )
+
+
+def _training_errors(
+    encoder: ClipEncoder,
+    split: OpenSetSplit,
+    train: ClipFeatures,
+    target: str,
+    scores: Sequence[str],
+) -> dict[str, Floats]:
+    """Quantisation errors of training clips in both modalities, where a score needs them."""
+    if QUANTIZATION not in scores or train.errors is None:
+        return {}
+    found = {train.modality: train}
+    if target != train.modality:
+        if not split.paired:
+            raise ConfigError(
+                f"--score {QUANTIZATION}: no training clip has {target} features, by which it is "
+                f"standardised; extract them, or use another score"
+            )
+        found[target] = encoder.encode(target, split.paired)
+    return {
+        name: clips.errors[clips.mask].cpu().double().numpy()
+        for name, clips in found.items()
+        if clips.errors is not None
+    }
+
+
+def _check_pairs(split: OpenSetSplit, source: str, target: str) -> None:
+    if len(split.pairs) < FEWEST_PAIRS:
+        raise ConfigError(
+            f"--threshold {PAIRED_QUANTILE}: expected {FEWEST_PAIRS} or more clips with {source} "
+            f"and {target} features that are neither trained nor tested on, got "
+            f"{len(split.pairs)}; use --threshold {SOURCE_VAL}"
+        )
+
+
+def _conclude(
+    candidates: Sequence[Candidate],
+    split: OpenSetSplit,
+    mapped: ClipMap,
+    score: str,
+    threshold_source: str,
+) -> Outcome:
+    """One score at one threshold."""
+    test_labels = split.labels(split.test)
+
+    def of(part: str) -> tuple[list[Floats], list[Floats]]:
+        return [c.logits[part] for c in candidates], [c.scores[score][part] for c in candidates]
+
+    if threshold_source == ORACLE:
+        logits, scores = of("test")
+        chosen = choose_on_test(logits, test_labels, scores)
+    else:
+        logits, scores = of("validation")
+        chosen = choose_on_validation(logits, split.labels(split.validation), scores)
+    if threshold_source == PAIRED_QUANTILE:
+        found = candidates[chosen.epoch].scores[score]
+        carried = transfer_threshold(
+            chosen.threshold, found["pairs in the source"], found["pairs in the target"]
+        )
+        chosen = Choice(chosen.epoch, carried)
+    best = candidates[chosen.epoch]
+    tested, known_score = best.logits["test"], best.scores[score]["test"]
+    return Outcome(
+        score,
+        threshold_source,
+        _tell_choice(split, threshold_source, chosen, len(candidates)),
+        chosen.epoch,
+        open_set_metrics(tested, test_labels, chosen.threshold, known_score),
+        len(split.test),
+        Details(
+            logits=tested,
+            labels=test_labels,
+            known_score=known_score,
+            threshold=chosen.threshold,
+            classes=split.known,
+            clip_ids=tuple(clip.clip_id for clip in split.test),
+            clip_classes=tuple(clip.label for clip in split.test),
+            mapped=mapped,
+        ),
+    )
+
+
+def _tell_choice(split: OpenSetSplit, threshold_source: str, chosen: Choice, probes: int) -> str:
+    """How epoch and threshold were chosen, in words."""
     if split.held_out:
         origin = f"{HELD_OUT:.0%} of the training clips, held out"
         differs = (
@@ -338,12 +278,18 @@ def _tell_choices(
         )
     else:
         origin, differs = f"split {VALIDATION!r} of the manifest", ""
-    return {
-        "source-val": f"accepts {1 - REJECTED:.0%} or more of {len(split.validation)} known source "
-        f"clips ({origin}); probe {chosen.epoch + 1} of {probes} by their accuracy",
-        "oracle": f"best HOS on the test set over 10 thresholds and {probes} probes; "
-        f"probe {oracle.epoch + 1}{differs}",
-    }
+    if threshold_source == ORACLE:
+        return (
+            f"best HOS on the test set over 10 thresholds and {probes} probes; "
+            f"probe {chosen.epoch + 1}{differs}"
+        )
+    told = (
+        f"accepts {1 - REJECTED:.0%} or more of {len(split.validation)} known source clips "
+        f"({origin}); probe {chosen.epoch + 1} of {probes} by their accuracy"
+    )
+    if threshold_source == PAIRED_QUANTILE:
+        told += f"; carried to the target modality by {len(split.pairs)} unlabelled pairs"
+    return f"{told}; {split.note}" if split.note else told
 
 
 def chance(classes: int) -> Mapping[str, float]:

@@ -65,6 +65,8 @@ class ClipFeatures:
     """(n, T) bool, True = real step"""
     codes: Tensor | None = None
     """(n, T) int64, code of each step; None for raw features"""
+    errors: Tensor | None = None
+    """(n, T), squared distance of each step to its code; None for raw features"""
 
     def select(self, clip_ids: Sequence[str]) -> "ClipFeatures":
         """The same for some of the clips, in the order asked for.
@@ -74,26 +76,29 @@ class ClipFeatures:
         """
         place = {clip_id: row for row, clip_id in enumerate(self.clip_ids)}
         rows = torch.tensor([place[clip_id] for clip_id in clip_ids], dtype=torch.int64)
-        codes = None if self.codes is None else self.codes[rows]
+        codes, errors = (None if x is None else x[rows] for x in (self.codes, self.errors))
         return ClipFeatures(
-            self.modality, tuple(clip_ids), self.values[rows], self.mask[rows], codes
+            self.modality, tuple(clip_ids), self.values[rows], self.mask[rows], codes, errors
         )
 
     def to(self, device: torch.device | str) -> "ClipFeatures":
         """The same elsewhere."""
-        codes = None if self.codes is None else self.codes.to(device)
-        return replace(self, values=self.values.to(device), mask=self.mask.to(device), codes=codes)
+        codes, errors = (None if x is None else x.to(device) for x in (self.codes, self.errors))
+        values, mask = self.values.to(device), self.mask.to(device)
+        return replace(self, values=values, mask=mask, codes=codes, errors=errors)
 
 
 def join_clips(parts: Sequence[ClipFeatures]) -> ClipFeatures:
     """Features of several sets of clips, of one modality and from one encoder, as one."""
     codes = [part.codes for part in parts if part.codes is not None]
+    errors = [part.errors for part in parts if part.errors is not None]
     return ClipFeatures(
         parts[0].modality,
         tuple(clip_id for part in parts for clip_id in part.clip_ids),
         torch.cat([part.values for part in parts]),
         torch.cat([part.mask for part in parts]),
         torch.cat(codes) if codes else None,
+        torch.cat(errors) if errors else None,
     )
 
 
@@ -112,22 +117,36 @@ def encode_clips(model: MICU, batches: Iterable[Batch], modality: str) -> ClipFe
         raise ValueError("encode_clips: the model is in training mode; call model.eval() first")
     weight = next(model.parameters())
     ids: list[str] = []
-    values, masks, codes = [], [], []
+    values, masks, codes, errors = [], [], [], []
     with torch.inference_mode():
         for batch in batches:
             on_device = batch.to(weight.device, weight.dtype)
             encoded = model.encode({modality: on_device.features[modality]}, on_device.mask)
             ids.extend(batch.clip_ids)
-            values.append(encoded[modality].quantized.cpu())
-            codes.append(encoded[modality].codes.cpu())
+            found = encoded[modality]
+            values.append(found.quantized.cpu())
+            codes.append(found.codes.cpu())
+            errors.append((found.semantic - found.quantized).square().sum(-1).cpu())
             masks.append(batch.mask.cpu())
     return ClipFeatures(
-        modality, tuple(ids), torch.cat(values).clone(), torch.cat(masks), torch.cat(codes)
+        modality,
+        tuple(ids),
+        torch.cat(values).clone(),
+        torch.cat(masks),
+        torch.cat(codes),
+        torch.cat(errors).clone(),
     )
 
 
 class Probe(Protocol):
-    """What turns the features of clips into logits over the known classes."""
+    """What turns the features of clips into logits over the known classes: `pool`, `classify`."""
+
+    classify: nn.Linear
+    """(C, D): from what `pool` gives to logits."""
+
+    def pool(self, values: Tensor, mask: Tensor) -> Tensor:
+        """One vector per clip, (B, D), from (B, T, D) and (B, T)."""
+        ...
 
     def logits(self, values: Tensor, mask: Tensor) -> Tensor:
         """Logits of each clip, (B, C), from (B, T, D) and (B, T)."""
@@ -243,19 +262,34 @@ def fit_probe(
         yield probe
 
 
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a probe says about some clips; both in the dtype of the features."""
+
+    logits: NDArray[np.floating]
+    """(n, C)"""
+    pooled: NDArray[np.floating]
+    """(n, D), what the last linear layer reads."""
+
+
+def predict(probe: Probe, features: ClipFeatures, batch_size: int = PREDICTED_AT_ONCE) -> Predicted:
+    """Logits of every clip, and what they are made of."""
+    pooled, logits = [], []
+    with torch.inference_mode():
+        for values, mask in zip(
+            *(torch.split(x, batch_size) for x in (features.values, features.mask)), strict=True
+        ):
+            pooled.append(probe.pool(values, mask))
+            logits.append(probe.classify(pooled[-1]))
+    found = (torch.cat(parts).cpu().numpy() for parts in (logits, pooled))
+    return Predicted(*found)
+
+
 def predict_logits(
     probe: Probe, features: ClipFeatures, batch_size: int = PREDICTED_AT_ONCE
 ) -> NDArray[np.floating]:
     """Logits of every clip, (n, C), in the dtype of the features."""
-    with torch.inference_mode():
-        parts = [
-            probe.logits(values, mask).cpu()
-            for values, mask in zip(
-                *(torch.split(x, batch_size) for x in (features.values, features.mask)), strict=True
-            )
-        ]
-    result: NDArray[np.floating] = torch.cat(parts).numpy()
-    return result
+    return predict(probe, features, batch_size).logits
 
 
 RIDGE = (1e-3, 1e-2, 1e-1, 1.0)
@@ -276,10 +310,13 @@ class LinearClassifier(nn.Module):
         nn.init.zeros_(self.classify.weight)
         nn.init.zeros_(self.classify.bias)
 
+    def pool(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Standardised mean and maximum of each clip, (B, 2 D), from (B, T, D) and (B, T)."""
+        return (_mean_and_max(values, mask) - self.shift) / self.scale
+
     def logits(self, values: Tensor, mask: Tensor) -> Tensor:
         """Logits of each clip, (B, C), from (B, T, D) and (B, T)."""
-        standard = (_mean_and_max(values, mask) - self.shift) / self.scale
-        result: Tensor = self.classify(standard)
+        result: Tensor = self.classify(self.pool(values, mask))
         return result
 
 

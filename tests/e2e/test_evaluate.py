@@ -16,8 +16,8 @@ from micu.checkpoint import Position, load_checkpoint, save_checkpoint
 from micu.cli.evaluate import main, parse_pairs
 from micu.errors import ConfigError
 from micu.evaluate.models import untrained_model
-from micu.evaluate.open_set import split_clips
 from micu.evaluate.report import read_rows
+from micu.evaluate.splits import split_clips
 from micu.files import file_sha256
 from micu.overrides import with_overrides
 from micu.presets import PRESETS
@@ -176,7 +176,7 @@ def test_the_untrained_encoder_is_not_the_checkpoint_s_model(run: Path, tmp_path
     assert values["checkpoint", "perplexity"] != values["untrained", "perplexity"]
 
 
-def test_clips_are_split_once_for_each_pair_and_seed(
+def test_clips_are_split_once_for_each_pair_seed_and_protocol(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
@@ -185,10 +185,10 @@ def test_clips_are_split_once_for_each_pair_and_seed(
         drawn.append(seed)
         return split_clips(*given, seed=seed, **named)
 
-    monkeypatch.setattr("micu.evaluate.tasks.split_clips", note)
+    monkeypatch.setattr("micu.evaluate.evaluation.split_clips", note)
     encoders = ("--encoder", "checkpoint", "--encoder", "untrained", "--chance", "--seeds", "2")
     evaluate(run, "--pairs", "v:a", *encoders, "--probe-epochs", "1", out=tmp_path / "r.csv")
-    assert drawn == [43, 44]
+    assert drawn == [43, 43, 44, 44]
 
 
 def test_no_feature_is_read_again_for_another_seed_or_for_the_ceiling(
@@ -314,7 +314,7 @@ def test_features_of_other_weights_are_refused_by_name(run: Path, tmp_path: Path
         (["--encoder", "input", "--pairs", "v:a"], "--ceiling trains one"),
         (["--task", "codebook", "--encoder", "input"], "has no codebook"),
         (["--pairs", "v:a", "--codebook-out", "c.csv"], "--codebook-out: only --task codebook"),
-        (["--task", "codebook", "--ceiling"], "--ceiling: only --task oscmg reads it"),
+        (["--task", "codebook", "--ceiling"], "--ceiling: only --task oscmg or cmg reads it"),
         (["--task", "codebook", "--chance"], "--chance: only --task oscmg"),
         (["--task", "codebook", "--score", "msp"], "--score: only --task oscmg"),
         (["--task", "codebook", "--pairs", "v:a"], "--pairs: only --task oscmg"),

@@ -13,8 +13,8 @@ import pytest
 from extract.backbones import find_backbone
 from extract.cli import cli as extract_command
 from extract.demo import cli as demo_command
-from micu.cli.evaluate import main as eval_command
 from micu.cli.features import parse_modalities
+from micu.cli.report import main as eval_command
 from micu.cli.train import main as train_command
 from micu.evaluate.tasks import TASKS
 from micu.manifest import MODALITIES
@@ -66,11 +66,16 @@ def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def starts_an_evaluation(program: click.Group, word: str) -> bool:
+    """`micu-eval last.pt` has no command's name in front."""
+    return hasattr(program, "default") and word not in program.commands
+
+
 def parse(command: str) -> click.Context:
     """Parse a command line as its program would, without running it."""
     name, *arguments = shlex.split(command, comments=True)
     program = COMMANDS[Path(name).name]
-    if isinstance(program, click.Group):
+    if isinstance(program, click.Group) and not starts_an_evaluation(program, arguments[0]):
         name, found, arguments = program.resolve_command(click.Context(program), arguments)
         assert name
         assert found

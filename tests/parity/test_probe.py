@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
+from micu.evaluate.localization import fit_localizer
 from micu.evaluate.probe import (
     ClassificationProbe,
     ClipFeatures,
@@ -54,6 +55,11 @@ def fill_(probe: torch.nn.Module, module: int, base: int) -> None:
         probe.get_parameter(PUBLISHED[name]).data.copy_(torch.from_numpy(value))
 
 
+def as_features(codes: torch.Tensor) -> ClipFeatures:
+    ids = tuple(map(str, range(len(codes))))
+    return ClipFeatures("audio", ids, codes, torch.ones(codes.shape[:2], dtype=torch.bool))
+
+
 def test_the_classification_probe_is_the_published_one(
     arrays: Arrays, codes: torch.Tensor, base: int
 ) -> None:
@@ -85,12 +91,7 @@ def test_training_the_probe_takes_the_published_steps(
             fill_(self, PROBE, base)
 
     monkeypatch.setattr("micu.evaluate.probe.ClassificationProbe", Filled)
-    features = ClipFeatures(
-        "audio",
-        tuple(map(str, range(len(codes)))),
-        codes,
-        torch.ones(codes.shape[:2], dtype=torch.bool),
-    )
+    features = as_features(codes)
     steps = len(arrays["train_losses"])
     labels = torch.from_numpy(arrays["labels"])
     config = ProbeConfig(epochs=steps, batch_size=len(codes), milestones=())
@@ -103,7 +104,7 @@ def test_training_the_probe_takes_the_published_steps(
 
 
 def test_the_localisation_probe_trains_as_published(
-    arrays: Arrays, codes: torch.Tensor, base: int
+    arrays: Arrays, codes: torch.Tensor, base: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classes = arrays["loc_logits_head"].shape[-1]
     probe = LocalizationProbe(codes.shape[-1], classes)
@@ -111,21 +112,29 @@ def test_the_localisation_probe_trains_as_published(
     probe.alpha.data = torch.full((classes,), 0.1)  # float32, and not clipped, when published
     flat = probe.logits(codes).detach().flatten(0, 1)
     assert_close(flat[: len(arrays["loc_logits_head"])], arrays["loc_logits_head"])
-    shape = (codes.shape[0] * codes.shape[1], classes)
-    labels = torch.from_numpy(tensor(shape, int(arrays["loc_label_seed"])) > 0.8)
-    optimizer = torch.optim.Adam(probe.parameters(), lr=4e-4)
-    history = []
-    for _ in range(len(arrays["loc_losses"])):
-        binary, weighted = localization_losses(
-            probe.logits(codes).flatten(0, 1), labels, probe.alpha
-        )
-        history.append([binary.item(), weighted.item()])
-        optimizer.zero_grad()
-        torch.autograd.backward(binary + weighted)
-        clip_grad_norm_([*probe.project.parameters(), *probe.classify.parameters()], 0.5)
-        optimizer.step()
+    labels = tensor((*codes.shape[:2], classes), int(arrays["loc_label_seed"])) > 0.8
+    history: list[list[float]] = []
+
+    def recorded(*given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        history.append([loss.item() for loss in localization_losses(*given)])
+        return localization_losses(*given)
+
+    class Filled(LocalizationProbe):
+        def __init__(self, embed_dim: int, classes: int) -> None:
+            super().__init__(embed_dim, classes)
+            fill_(self, LOCALISER, base)
+            self.alpha.data = torch.full((classes,), 0.1)
+
+        def to(self, *given: object) -> "Filled":
+            return self
+
+    monkeypatch.setattr("micu.evaluate.localization.LocalizationProbe", Filled)
+    monkeypatch.setattr("micu.evaluate.localization.localization_losses", recorded)
+    steps = len(arrays["loc_losses"])
+    config = ProbeConfig(epochs=steps, batch_size=len(codes), milestones=())
+    *_, trained = fit_localizer(as_features(codes), labels, config, seed=0)
     expected = arrays["loc_losses"]
     # The published script computes the binary term in float32.
     assert_close([row[0] for row in history], expected[:, 0], 1e-6)
     assert_close([row[1] for row in history], expected[:, 1])
-    assert_close(probe.alpha.mean().item(), arrays["loc_alpha_mean_after3"])
+    assert_close(trained.alpha.mean().item(), arrays["loc_alpha_mean_after3"])

@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_ood.metrics import functional as ood
 from sklearn import metrics as oracle
 
 from micu.errors import MicuError, ShapeError
@@ -96,6 +98,19 @@ def test_oscr_is_the_area_under_the_curve_drawn_point_by_point(seed: int) -> Non
     ]
     area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(rates))
     assert oscr(scores[right], int(known.sum()), scores[~known]) == pytest.approx(area)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_open_set_metrics_are_those_of_pytorch_ood(seed: int) -> None:
+    logits, labels = drawn(seed)
+    scores = softmax(logits).max(-1).round(2)
+    found = open_set_metrics(logits, labels, 0.5, scores)
+    outlier_scores, truth = torch.from_numpy(-scores), torch.from_numpy(labels)
+    predicted = torch.from_numpy(logits.argmax(-1))
+    assert found.oscr == pytest.approx(ood.oscr_score(outlier_scores, predicted, truth), abs=1e-6)
+    assert found.auroc == pytest.approx(float(ood.auroc(outlier_scores, truth)), abs=1e-6)
+    rate = float(ood.fpr_at_tpr(outlier_scores, truth))
+    assert found.fpr_known_at_95tpr_unk == pytest.approx(rate, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -242,6 +257,15 @@ def test_retrieval_is_that_of_a_loop_without_ties() -> None:
             order = sorted(range(7), key=lambda i: -similarity(i, caption))
             hits += owner[caption] in order[:rank]
         assert recall[f"r{rank}_captions_to_items"] == pytest.approx(hits / 14)
+
+
+def test_retrieval_in_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    items, captions = random.normal(size=(9, 3)).round(), random.normal(size=(20, 3)).round()
+    owner = random.integers(0, 9, 20)
+    whole = retrieval_recall(items, captions, owner)
+    monkeypatch.setattr("micu.evaluate.metrics.QUERIES_AT_ONCE", 4)
+    assert retrieval_recall(items, captions, owner) == pytest.approx(whole)
 
 
 def test_retrieval_among_equal_embeddings_is_chance() -> None:

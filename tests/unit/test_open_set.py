@@ -2,26 +2,24 @@
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from micu.errors import ManifestError, RegistryError
+from micu.errors import ConfigError, ManifestError
 from micu.evaluate.metrics import UNKNOWN
-from micu.evaluate.open_set import (
-    SCORES,
-    OpenSetSplit,
-    chance,
+from micu.evaluate.open_set import Outcome, chance, run_oscmg
+from micu.evaluate.probe import ClipFeatures, ProbeConfig, fit_probe
+from micu.evaluate.scores import SCORES, Fitting, Scorer, max_softmax
+from micu.evaluate.splits import OpenSetSplit, SplitRules, hold_out, split_clips
+from micu.evaluate.thresholds import (
     choose_on_test,
     choose_on_validation,
-    hold_out,
-    max_softmax,
     pick_threshold,
-    run_oscmg,
-    split_clips,
+    transfer_threshold,
 )
-from micu.evaluate.probe import ClipFeatures, ProbeConfig, fit_probe
 from micu.manifest import Clip
 
 
@@ -38,6 +36,7 @@ class PatternEncoder:
 
     name = "pattern"
     device = torch.device("cpu")
+    codebook_size = 0
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[str, ...]]] = []
@@ -54,8 +53,8 @@ class PatternEncoder:
             modality, tuple(clip_ids), values, torch.ones(values.shape[:2], dtype=torch.bool)
         )
 
-    def check_same_space(self, source: str, target: str) -> None:
-        assert (source, target) == ("video", "audio")
+    def width(self, modality: str) -> int:
+        return 6
 
     def describe_probe(self, config: ProbeConfig) -> str:
         return config.describe()
@@ -101,9 +100,12 @@ def test_the_probe_learns_from_the_source_modality_and_is_tested_on_the_target(
 def test_choices_and_metrics_use_the_score_asked_for(
     split: OpenSetSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SCORES._entries, "flat", lambda logits: np.full(len(logits), 7.0))
+    def fit_flat(fitting: Fitting) -> Scorer:
+        return lambda clips: np.full(len(clips.logits), 7.0)
+
+    monkeypatch.setitem(SCORES._entries, "flat", fit_flat)
     for outcome in run_oscmg(
-        PatternEncoder(), split, "video", "audio", config=QUICK, seed=0, score="flat"
+        PatternEncoder(), split, "video", "audio", config=QUICK, seed=0, scores=("flat",)
     ):
         assert outcome.metrics.threshold == 7.0
         assert (outcome.metrics.auroc, outcome.metrics.unk) == (0.5, 0.0)
@@ -150,7 +152,14 @@ def test_a_known_class_without_training_clips_is_a_warning(
 ) -> None:
     clips = make_clips(4, "train", "ab") + make_clips(2, "test", "abc")
     ids = {clip.clip_id for clip in clips}
-    split = split_clips(clips, ("a", "c"), source_ids=ids, target_ids=ids, seed=0)
+    split = split_clips(
+        clips,
+        ("a", "c"),
+        source_ids=ids,
+        target_ids=ids,
+        seed=0,
+        rules=SplitRules(protocol="paper"),
+    )
     assert "without a training clip: c" in caplog.text
     assert split.known == ("a", "c")
 
@@ -253,26 +262,62 @@ def test_the_threshold_accepts_at_least_95_percent_of_validation() -> None:
     assert pick_threshold(np.array([0.7, 0.2, 0.9])) == 0.2
 
 
+def test_a_threshold_is_carried_to_the_scale_of_the_target() -> None:
+    source = np.arange(40.0)
+    for threshold in (0.0, 3.0, 3.5, 39.0):
+        carried = transfer_threshold(threshold, source, source[::-1] * 0.1 - 7)
+        assert (source * 0.1 - 7 < carried).sum() == (source < threshold).sum()
+    assert transfer_threshold(100.0, source, source) == 39.0
+
+
+def test_the_paired_quantile_needs_pairs_and_looks_at_no_label_of_theirs() -> None:
+    clips = make_clips(8, "train") + make_clips(8, "val") + make_clips(5, "test")
+    ids = {clip.clip_id for clip in clips}
+    split = split_clips(clips, ("a", "b"), source_ids=ids, target_ids=ids, seed=0, paired_ids=ids)
+
+    def outcome(given: OpenSetSplit) -> Outcome:
+        (found,) = run_oscmg(
+            *(PatternEncoder(), given, "video", "audio"),
+            config=QUICK,
+            seed=0,
+            thresholds=("paired-quantile",),
+        )
+        return found
+
+    found = outcome(split)
+    assert "48 unlabelled pairs" in found.note
+    assert found.metrics.acc == 1.0
+    shuffled = replace(split, pairs=split.pairs[::-1])
+    assert outcome(shuffled).metrics == found.metrics
+    with pytest.raises(ConfigError, match="expected 20 or more clips with video and audio"):
+        outcome(replace(split, pairs=split.pairs[:19]))
+
+
 def test_the_epoch_is_the_most_accurate_then_the_surest_then_the_first() -> None:
     labels = np.array([0, 1])
     wrong, unsure, sure = (
         np.array(rows) for rows in ([[0, 9], [0, 9]], [[1, 0], [0, 1]], [[5, 0], [0, 5]])
     )
-    assert choose_on_validation([wrong, unsure, sure, sure], labels, max_softmax).epoch == 2
-    assert choose_on_validation([unsure, wrong], labels, max_softmax).epoch == 0
+
+    def chosen(*logits: np.ndarray) -> int:
+        return choose_on_validation(logits, labels, [max_softmax(x) for x in logits]).epoch
+
+    assert chosen(wrong, unsure, sure, sure) == 2
+    assert chosen(unsure, wrong) == 0
 
 
 def test_the_oracle_looks_at_all_epochs_and_keeps_the_first_of_equals() -> None:
     labels = np.array([0, 1, UNKNOWN])
     good = np.array([[9.0, 0.0], [0.0, 9.0], [0.0, 0.0]])
     bad = good[[1, 0, 2]]
-    choice = choose_on_test([bad, good, good], labels, max_softmax)
+    tables = [bad, good, good]
+    choice = choose_on_test(tables, labels, [max_softmax(table) for table in tables])
     assert choice.epoch == 1
     assert 0.5 < choice.threshold < 1.0
 
 
 def test_the_oracle_without_unknown_samples_still_answers() -> None:
-    choice = choose_on_test([np.eye(2)], np.array([0, 1]), max_softmax)
+    choice = choose_on_test([np.eye(2)], np.array([0, 1]), [max_softmax(np.eye(2))])
     assert (choice.epoch, math.isfinite(choice.threshold)) == (0, True)
 
 
@@ -286,20 +331,6 @@ def test_holding_out_ten_thousand_classes_is_one_pass() -> None:
     stays, held = hold_out(clips, seed=0)
     assert (len(stays), len(held)) == (10_000, 10_000)
     assert time.perf_counter() - begun < 5  # a pass per class would be 2 × 10⁸ comparisons
-
-
-@pytest.mark.parametrize("name", list(SCORES))
-def test_every_score_is_higher_for_the_surer_sample(name: str) -> None:
-    scores = SCORES[name](np.array([[6.0, 0.0, 0.0], [1.0, 0.9, 0.8]]))
-    assert scores.shape == (2,)
-    assert scores[0] > scores[1]
-    assert np.isfinite(SCORES[name](np.array([[1e4, 0.0]]))).all()
-
-
-def test_the_scores_are_a_checked_list() -> None:
-    assert list(SCORES) == ["msp", "max_logit", "energy", "entropy"]
-    with pytest.raises(RegistryError, match="did you mean 'entropy'"):
-        SCORES["entrop"]
 
 
 @pytest.mark.parametrize("classes", [2, 6, 14])

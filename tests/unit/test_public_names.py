@@ -15,9 +15,9 @@ from extract.cli import cli as extract_command
 from extract.datasets import DATASETS
 from extract.decode import DECODERS
 from extract.demo import cli as demo_command
-from micu.cli.evaluate import main as eval_command
+from micu.cli.report import main as eval_command
 from micu.cli.train import main as train_command
-from micu.evaluate.open_set import SCORES
+from micu.evaluate.scores import SCORES
 from micu.evaluate.tasks import TASKS
 from micu.losses.terms import LOSSES
 from micu.manifest import MODALITIES
@@ -69,6 +69,8 @@ def describe_command(name: str, command: click.Command) -> dict[str, list[str]]:
     """Arguments and options of a command and of those below it, with their choices."""
     if isinstance(command, click.Group):
         below = [describe_command(f"{name} {n}", c) for n, c in command.commands.items()]
+        default = getattr(command, "default", None)
+        below += [describe_command(name, default)] if default else []
         return {path: options for found in below for path, options in found.items()}
     return {name: sorted(describe_parameter(parameter) for parameter in command.params)}
 

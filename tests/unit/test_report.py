@@ -1,25 +1,14 @@
-"""Results files, tables and the page."""
+"""Results files and tables."""
 
 import math
-import re
 import threading
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from micu.errors import ConfigError
-from micu.evaluate.report import (
-    BarChart,
-    Row,
-    Section,
-    Table,
-    read_rows,
-    render_html,
-    render_table,
-    write_rows,
-)
+from micu.evaluate.report import Row, read_rows, render_table, write_rows
 
 ROW = Row(
     task="oscmg",
@@ -131,43 +120,3 @@ def test_an_undefined_number_is_a_dash_and_does_not_vanish_into_a_mean() -> None
     table = render_table([ROW, replace(ROW, seed=2, value=math.nan)])
     assert "–" in table
     assert "nan" not in table
-
-
-class Reader(HTMLParser):
-    """Collects tags, and whether each is closed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.seen.append(tag)
-        if tag not in ("meta",):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: object) -> None:
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def test_the_page_needs_nothing_but_itself() -> None:
-    chart = BarChart("HOS", ("a → b", "c"), {"one": [0.5, math.nan], "two": [1.0, 0.0]})
-    page = render_html(
-        "Title & <more>",
-        [
-            Section(
-                "Part", ("<script>alert(1)</script>",), (Table((("h",), ("v",))),), (chart,), "$ x"
-            )
-        ],
-    )
-    reader = Reader()
-    reader.feed(page)
-    assert reader.open == []
-    assert not {"script", "link", "img", "iframe"} & set(reader.seen)
-    assert not re.search(r"https?://|url\(|@import|src=", page)
-    assert "Title &amp; &lt;more&gt;" in page
-    assert page.count("%</text>") == 3
-    assert "prefers-color-scheme: dark" in page

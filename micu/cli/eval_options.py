@@ -1,0 +1,333 @@
+"""The options of `micu-eval`, and which task reads which."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from micu.cli.features import parse_modality
+from micu.errors import ConfigError
+from micu.evaluate import code_scores, feature_scores  # noqa: F401 - they register scores
+from micu.evaluate.scores import SCORES
+from micu.evaluate.splits import CLEAN, PAPER
+from micu.evaluate.thresholds import THRESHOLDS
+from micu.manifest import MODALITIES
+
+PROBE_OPTIONS = ("--probe-epochs", "--probe-batch-size", "--probe-learning-rate")
+_PROBED = ("oscmg", "cmg")
+_PAIRED = (*_PROBED, "retrieval")
+TASKS_OF = {
+    **dict.fromkeys(("--source", "--target", "--pairs", "--chance"), _PAIRED),
+    **dict.fromkeys(("--known", "--ceiling", "--target-manifest", "--class-map"), _PROBED),
+    **dict.fromkeys(("--train-splits", *PROBE_OPTIONS), _PROBED),
+    **dict.fromkeys(("--score", "--threshold", "--details"), ("oscmg",)),
+    "--test-splits": _PAIRED,
+    "--localise": ("cmg",),
+    "--codebook-out": ("codebook",),
+    "--protocol": (*_PAIRED, "codebook"),
+    "--pretraining-manifest": (*_PAIRED, "codebook"),
+    "--seeds": (*_PAIRED, "codebook"),
+    "--batch-size": ("efficiency",),
+    "--steps": ("efficiency",),
+}
+"""Options that some tasks alone read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """What was typed."""
+
+    checkpoint: Path
+    task: str
+    features: Path
+    manifest: Path | None
+    target_manifest: Path | None
+    class_map: Path | None
+    pretraining_manifest: Path | None
+    chosen: dict[str, str]
+    """Backbone by modality."""
+    pairs: tuple[tuple[str, str], ...]
+    """(source, target) modalities."""
+    known: Path | None
+    train_splits: str | None
+    test_splits: str | None
+    encoders: tuple[str, ...]
+    ceiling: bool
+    chance: bool
+    protocol: str
+    thresholds: tuple[str, ...]
+    score: str
+    localise: bool
+    probe_epochs: int | None
+    probe_batch_size: int
+    probe_learning_rate: float
+    seed: int | None
+    seeds: int | None
+    batch_size: int
+    steps: int
+    out: Path
+    codebook_out: Path | None
+    details: Path | None
+    setting: str
+    html: Path | None
+    device: str
+    as_json: bool
+    options: frozenset[str]
+    """Options that were typed, whatever their value."""
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """In the order of evaluation: one probe may serve both, and `clean` needs more of it."""
+        return (CLEAN, PAPER) if self.protocol == "both" else (self.protocol,)
+
+
+def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of `micu-eval`, in the order in which help shows them."""
+    return functools.reduce(
+        lambda made, option: option(made),
+        reversed([*_input_options(), *_method_options(), *_output_options()]),
+        command,
+    )
+
+
+def _input_options() -> list[Callable[..., Any]]:
+    file = click.Path(path_type=Path, dir_okay=False)
+    return [
+        click.option(
+            "--task",
+            default="oscmg",
+            show_default=True,
+            help="What to do: oscmg, cmg, retrieval, codebook, efficiency.",
+        ),
+        click.option(
+            "--features",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=Path("features"),
+            show_default=True,
+            help="Root of the feature sets.",
+        ),
+        click.option(
+            "--manifest",
+            type=file,
+            help="Manifest of the clips [default: $MICU_MANIFEST, else the last extraction's].",
+        ),
+        click.option(
+            "--target-manifest",
+            type=file,
+            help="Manifest of the clips to test on, if it is another one than --manifest.",
+        ),
+        click.option(
+            "--class-map",
+            type=file,
+            help="CSV file, column label and a second one: two names of one class, such as "
+            "manifests/classes/ucf-vgg-pairs.csv.",
+        ),
+        click.option(
+            "--pretraining-manifest",
+            type=file,
+            help="Manifest that CHECKPOINT was trained on, to tell which clips it has seen.",
+        ),
+        *(
+            click.option(
+                f"--{name}-features", metavar="BACKBONE", help=f"Which {name} features, if several."
+            )
+            for name in MODALITIES
+        ),
+        click.option("--source", help="Modality that the probe is trained on: v, a, f, t or name."),
+        click.option("--target", help="Modality that it is tested on."),
+        click.option("--pairs", help="Several of them at once: v:a,a:v,v:f."),
+        click.option(
+            "--known",
+            type=file,
+            help="CSV file, column label: the known classes [default for cmg: all there are].",
+        ),
+        click.option(
+            "--train-splits",
+            metavar="NAMES",
+            help="Values of the manifest's split to train on, or all [default: train].",
+        ),
+        click.option(
+            "--test-splits",
+            metavar="NAMES",
+            help="Values to test on, or all [default: test]. AVE's published cmg: train.",
+        ),
+    ]
+
+
+def _method_options() -> list[Callable[..., Any]]:
+    number = click.IntRange(min=1)
+    return [
+        click.option(
+            "--encoder",
+            "encoders",
+            type=click.Choice(["checkpoint", "untrained", "input"]),
+            multiple=True,
+            default=("checkpoint",),
+            show_default=True,
+            help="What the probe reads: the checkpoint's codes, those of the same model with "
+            "random weights, or the features themselves; repeatable.",
+        ),
+        click.option(
+            "--ceiling",
+            is_flag=True,
+            help="Also a linear probe on the target modality's own features and known classes.",
+        ),
+        click.option("--chance", is_flag=True, help="Also what guessing reaches."),
+        click.option(
+            "--protocol",
+            type=click.Choice(["both", PAPER, CLEAN]),
+            default="both",
+            show_default=True,
+            help="paper: everything as published, leaks included; clean: without them.",
+        ),
+        click.option(
+            "--threshold",
+            "thresholds",
+            type=click.Choice(THRESHOLDS),
+            multiple=True,
+            default=THRESHOLDS[:1],
+            show_default=True,
+            help="Where the threshold of protocol clean comes from; repeatable.",
+        ),
+        click.option(
+            "--score",
+            default="msp",
+            show_default=True,
+            help="What the threshold is laid on, or all, which also ranks them: "
+            + ", ".join(SCORES)
+            + ".",
+        ),
+        click.option(
+            "--localise",
+            is_flag=True,
+            help="Find which class is there in which second, from the manifest's events.",
+        ),
+        click.option(
+            "--probe-epochs",
+            type=number,
+            help="Epochs of the probe [default: 25; 30 for cmg. The published scripts take 16 for "
+            "UCF open-set and 40 for UCF↔VGGSound closed-set].",
+        ),
+        click.option("--probe-batch-size", type=number, default=80, show_default=True),
+        click.option(
+            "--probe-learning-rate",
+            type=click.FloatRange(min=0, min_open=True),
+            default=4e-4,
+            show_default=True,
+            help="Raise it for sets of some hundred clips: their epochs have few steps.",
+        ),
+        click.option("--seed", type=int, help="Of the probe [default: the checkpoint's]."),
+        click.option(
+            "--seeds",
+            type=number,
+            help="How many, from --seed on [default: 1; with --protocol clean 5].",
+        ),
+        click.option(
+            "--batch-size", type=number, default=80, show_default=True, help="Clips per step."
+        ),
+        click.option(
+            "--steps", type=number, default=3, show_default=True, help="Steps to measure."
+        ),
+    ]
+
+
+def _output_options() -> list[Callable[..., Any]]:
+    file = click.Path(path_type=Path, dir_okay=False)
+    return [
+        click.option(
+            "--out",
+            type=file,
+            default=Path("results.csv"),
+            show_default=True,
+            help="CSV file that the rows are added to.",
+        ),
+        click.option("--codebook-out", type=file, help="CSV file for each code's counts."),
+        click.option(
+            "--details",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Folder for one file per outcome, clip by clip: what the report's curves, "
+            "confusion and map are drawn from; results-details is found beside results.csv.",
+        ),
+        click.option(
+            "--setting",
+            default="",
+            metavar="NAME",
+            help="What the paper's tables call these data and known classes, such as ave-14: the "
+            "report puts its figure beside. micu-eval paper shows the names.",
+        ),
+        click.option("--html", type=file, help="Write a page with table and chart, too."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
+        click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON."),
+    ]
+
+
+def typed_options(context: click.Context) -> frozenset[str]:
+    """Options that were typed, whatever their value."""
+    return frozenset(
+        option
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        for option in parameter.opts
+    )
+
+
+def parse_pairs(
+    source: str | None, target: str | None, pairs: str | None
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of modalities from the options, each once.
+
+    Raises:
+        ConfigError: A part is not a modality, or the options contradict each other.
+    """
+    if (source is None) != (target is None):
+        raise ConfigError("--source and --target: expected both, got one of them")
+    texts = [] if source is None or target is None else [f"{source}:{target}"]
+    texts += [text for text in (pairs or "").split(",") if text.strip()]
+    found: dict[tuple[str, str], None] = {}
+    for text in texts:
+        parts = text.split(":")
+        if len(parts) != 2:
+            raise ConfigError(f"--pairs: expected SOURCE:TARGET such as v:a, got {text!r}")
+        found[parse_modality(parts[0]), parse_modality(parts[1])] = None
+    return tuple(found)
+
+
+def parse_splits(text: str | None) -> tuple[str, ...] | None:
+    """Values of `split` from an option: () if it was not typed, None for `all`."""
+    if text is None:
+        return ()
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    return None if "all" in names else names
+
+
+def refuse_idle_options(typed: Arguments) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        ConfigError: They are other tasks', or no probe or protocol reads them; all are named.
+    """
+    problems = [
+        f"{option}: only --task {' or '.join(tasks)} reads it"
+        for option, tasks in TASKS_OF.items()
+        if typed.task not in tasks and option in typed.options
+    ]
+    if typed.task in _PROBED and set(typed.encoders) == {"input"} and not typed.localise:
+        problems += [
+            f"{option}: --encoder input has a logistic regression, which does not read it"
+            for option in PROBE_OPTIONS
+            if option in typed.options
+        ]
+    if typed.protocol == PAPER and "--threshold" in typed.options:
+        problems.append("--threshold: --protocol paper has a threshold of its own")
+    if typed.localise:
+        problems += [
+            f"{option}: --localise has none"
+            for option in ("--ceiling", "--chance")
+            if option in typed.options
+        ]
+    if problems:
+        raise ConfigError("\n".join(problems) + "\nleave out what does nothing")

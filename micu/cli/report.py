@@ -1,0 +1,194 @@
+"""`micu-eval` in its three forms: evaluate a checkpoint, `report` on results, `paper`'s figures."""
+
+import csv
+import io
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from micu.cli.evaluate import main as evaluate
+from micu.commands import exit_codes
+from micu.errors import ConfigError
+from micu.evaluate.report import Table, render_markdown
+from micu.files import write_atomically
+from micu.report.clip_map import METHODS
+from micu.report.paper import COLUMNS, SETTINGS, TABLES, Printed, select_table, tabulate_printed
+
+HELP = {"help_option_names": ["-h", "--help"]}
+TITLE = "micu-eval report"
+
+
+class Forms(click.Group):
+    """A group whose first word, if it is none of its commands, begins an evaluation.
+
+    So `micu-eval last.pt --task oscmg` needs no word before it. A checkpoint that is called like a
+    command is typed with its folder: `./report`.
+    """
+
+    default = evaluate
+
+    def make_context(  # noqa: D102
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        own = {*self.commands, "-h", "--help", "--version"}
+        if args and args[0] not in own:
+            return self.default.make_context(info_name, args, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: D102
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+    def format_usage(  # noqa: D102
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        formatter.write_usage(ctx.command_path, "CHECKPOINT [OPTIONS]")
+        formatter.write_usage(ctx.command_path, "report RUNS... -o report.html", prefix="       ")
+        formatter.write_usage(ctx.command_path, "paper [--table N]", prefix="       ")
+
+    def format_options(  # noqa: D102
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        self.format_commands(ctx, formatter)
+        records = [parameter.get_help_record(ctx) for parameter in self.default.get_params(ctx)]
+        with formatter.section("Options of micu-eval CHECKPOINT"):
+            formatter.write_dl([record for record in records if record])
+
+
+@click.group(cls=Forms, context_settings=HELP)
+@click.version_option(package_name="micu")
+def main() -> None:
+    """Evaluate CHECKPOINT: the last.pt of a micu-train run, or the authors' MICU.pt.
+
+    Or put results that are already there into a report, beside the paper's figures; or print these
+    alone. Each form has its own --help.
+    """
+
+
+@main.command(context_settings=HELP)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    "outputs",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    required=True,
+    help="Where to; .html, .md or .csv says what. Repeatable.",
+)
+@click.option(
+    "--map",
+    "map_method",
+    type=click.Choice(METHODS),
+    default="auto",
+    show_default=True,
+    help="How clips are placed in the plane. auto: t-SNE if scikit-learn is installed (extra "
+    "`report`), else PCA; the report says which.",
+)
+def report(runs: tuple[Path, ...], outputs: tuple[Path, ...], map_method: str) -> None:
+    """Put results beside the paper's figures, with curves, maps and provenance.
+
+    RUNS are results files, and folders that are searched for them and for what else belongs to a
+    report: details (--details), codebook counts (--codebook-out), a training's metrics.csv, and
+    feature sets with their failures. A file brings the commands that lie beside it, and
+    NAME-details beside NAME.csv.
+    """
+    with exit_codes("no report was written; type it again"):
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        for path in outputs:
+            _renderer(path)
+        from micu.report.build import build_report
+        from micu.report.read import gather
+
+        drawn = any(path.suffix == ".html" for path in outputs)
+        if map_method != "auto" and not drawn:
+            raise ConfigError(f"--map {map_method}: only a page (-o report.html) has maps")
+        material = gather(runs)
+        sections = build_report(material, map_method if drawn else "pca")
+        for path in outputs:
+            write_atomically(path, _renderer(path)(material, sections).encode())
+            click.echo(f"{path}: {len(material.results)} figures", err=True)
+
+
+def _renderer(path: Path) -> Callable[[Any, Any], str]:
+    """What writes a file of this name: material and sections in, text out.
+
+    Raises:
+        ConfigError: Its suffix is none that can be written.
+    """
+    from micu.report.compare import compare, render_csv
+    from micu.report.page import render_html, render_report_markdown
+
+    known: dict[str, Callable[[Any, Any], str]] = {
+        ".html": lambda _, sections: render_html(TITLE, sections),
+        ".md": lambda _, sections: render_report_markdown(TITLE, sections),
+        ".csv": lambda material, _: render_csv(compare(material.results)),
+    }
+    if path.suffix not in known:
+        raise ConfigError(f"-o {path}: expected a name that ends in {', '.join(known)}")
+    return known[path.suffix]
+
+
+@main.command(context_settings=HELP)
+@click.option("--table", type=int, help=f"One of {', '.join(map(str, TABLES))} [default: all].")
+@click.option("--csv", "as_csv", is_flag=True, help="As CSV, one figure per line, with notes.")
+@click.option("--markdown", is_flag=True, help="As Markdown.")
+def paper(table: int | None, as_csv: bool, markdown: bool) -> None:
+    """Print the figures of the paper's tables 2 to 9, as printed there; rates in percent."""
+    with exit_codes("nothing was printed"):
+        if as_csv and markdown:
+            raise ConfigError("--csv and --markdown: expected one of them")
+        figures = select_table(table)
+        if as_csv:
+            click.echo(_figures_csv(figures), nl=False)
+            return
+        for number, title in TABLES.items():
+            chosen = [figure for figure in figures if figure.table == number]
+            if chosen:
+                mark = "## " if markdown else ""
+                content = tabulate_printed(chosen)
+                click.echo(f"{mark}Table {number}: {title}\n")
+                click.echo(render_markdown(content) if markdown else _columns(content))
+                for note in _notes(chosen):
+                    click.echo(f"\n{note}")
+                click.echo()
+
+
+def _figures_csv(figures: Sequence[Printed]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([getattr(figure, name) for name in COLUMNS] for figure in figures)
+    return text.getvalue()
+
+
+def _columns(table: Table) -> str:
+    """A table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table.rows
+    )
+
+
+def _notes(figures: Sequence[Printed]) -> list[str]:
+    """What is wrong with single figures, and what those of each setting rest on."""
+    single = [
+        f"* {figure.method} {figure.setting} {figure.direction} {figure.metric}: {figure.note}"
+        for figure in figures
+        if figure.note
+    ]
+    names = dict.fromkeys(figure.setting for figure in figures if figure.setting in SETTINGS)
+    rests = [f"{n}: {SETTINGS[n].told}. {'; '.join(SETTINGS[n].rests_on)}." for n in names]
+    return [*single, "\n".join(rests)] if rests else single
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Task `cmg`: closed-set cross-modal generalisation (tables 3 and 8 of the paper).
+
+Either one class per clip (AVE, UCF↔VGGSound), or with `--localise` which class is there in which
+second (AVVP, AVE→AVVP).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from micu.errors import ConfigError
+from micu.evaluate.encoders import check_same_space
+from micu.evaluate.evaluation import TASKS, Evaluation, Job, chance_rows, make_row
+from micu.evaluate.leaks import EPOCH_ON_TEST
+from micu.evaluate.localization import run_localization
+from micu.evaluate.metrics import Floats, Ints
+from micu.evaluate.probe import predict_logits
+from micu.evaluate.report import Row
+from micu.evaluate.splits import PAPER, OpenSetSplit
+from micu.evaluate.thresholds import choose_epoch
+from micu.manifest import Clip
+
+
+@TASKS.register("cmg")
+def evaluate_closed_set(evaluation: Evaluation) -> list[Row]:
+    """A probe of the source modality's clips, tested on the target modality's; known classes only.
+
+    Under `paper` the epoch is the best one on the test clips. The published AVE script tests on the
+    training clips in the other modality: that is `--test-splits train`.
+
+    Raises:
+        ConfigError: No pair of modalities was given, or there is one class.
+        ManifestError: A set of clips would be empty.
+    """
+    if not evaluation.pairs:
+        raise ConfigError("cmg needs --source and --target, or --pairs v:a,a:v")
+    return evaluation.evaluate_jobs(_evaluate_job, _chance_rows)
+
+
+def _split(evaluation: Evaluation, protocol: str, job: Job) -> OpenSetSplit:
+    """Clips of known classes; every class that appears is known if none are named."""
+    rules = evaluation.rules(protocol, closed=True)
+    if evaluation.localise:
+        rules = replace(
+            rules,
+            source_classes=partial(events_of, evaluation.known, job.source),
+            target_classes=partial(events_of, evaluation.known, job.target),
+        )
+    found = (
+        name
+        for side, classes in (
+            (evaluation.source, rules.source_classes),
+            (evaluation.target, rules.target_classes),
+        )
+        for clip in side.clips
+        for name in classes(clip)
+    )
+    known = evaluation.known or tuple(dict.fromkeys(found))
+    return evaluation.split(rules, known, job)
+
+
+def events_of(known: tuple[str, ...], modality: str, clip: Clip) -> tuple[str, ...]:
+    """Classes of a clip's events in a modality, those that are known."""
+    labels = dict.fromkeys(event.label for event in clip.events_in(modality))
+    return tuple(label for label in labels if not known or label in known)
+
+
+def _evaluate_job(evaluation: Evaluation, job: Job) -> list[Row]:
+    run = _localise if evaluation.localise else _classify
+    probe = evaluation.probe.describe()
+    probe = (
+        f"localisation {probe}"
+        if evaluation.localise
+        else job.encoder.describe_probe(evaluation.probe)
+    )
+
+    def rows_of(protocol: str) -> list[Row]:
+        split = _split(evaluation, protocol, job)
+        evaluation.tell(evaluation.describe(protocol, job, split))
+        values, note = run(evaluation, protocol, job, split)
+        chosen = (EPOCH_ON_TEST,) if protocol == PAPER else ()
+        return [
+            make_row(
+                evaluation,
+                task="cmg",
+                protocol=protocol,
+                method=job.method,
+                train=job.source,
+                test=job.target,
+                threshold_source="none",
+                metric=metric,
+                value=value,
+                n_clips=len(split.test),
+                probe=probe,
+                features=(job.source, job.target),
+                leaks=evaluation.leaks(job.method, split, *chosen),
+                note=note,
+            )
+            for metric, value in values.items()
+        ]
+
+    return evaluation.each_protocol(rows_of)
+
+
+Values = tuple[Mapping[str, float], str]
+"""Metrics by name, and how the epoch was chosen."""
+
+
+def _classify(evaluation: Evaluation, protocol: str, job: Job, split: OpenSetSplit) -> Values:
+    """Top-1 accuracy, over clips as published and over classes."""
+    encoder = job.encoder
+    check_same_space(encoder, job.source, job.target_encoder, job.target)
+    train, validation, test = (
+        reader.encode(modality, [clip.clip_id for clip in clips]).to(encoder.device)
+        for reader, modality, clips in (
+            (encoder, job.source, split.train),
+            (encoder, job.source, split.validation),
+            (job.target_encoder, job.target, split.test),
+        )
+    )
+    on_validation: list[Floats] = []
+    on_test: list[Floats] = []
+    labels = torch.from_numpy(split.labels(split.train))
+    for probe in encoder.train_probe(
+        train, labels, len(split.known), evaluation.probe, evaluation.seed
+    ):
+        if split.validation:
+            on_validation.append(predict_logits(probe, validation))
+        on_test.append(predict_logits(probe, test))
+    tested = split.labels(split.test)
+    if protocol == PAPER:
+        epoch = max(range(len(on_test)), key=lambda i: (_accuracy(on_test[i], tested), -i))
+    else:
+        epoch = choose_epoch(on_validation, split.labels(split.validation))
+    right = on_test[epoch].argmax(-1) == tested
+    by_class = [right[tested == label].mean() for label in np.unique(tested)]
+    values = {
+        "acc": float(right.mean()),
+        "acc_class_mean": float(np.mean(by_class)),
+        "probe": epoch + 1.0,
+    }
+    return values, _tell_epoch(protocol, split, epoch, len(on_test))
+
+
+def _accuracy(logits: Floats, labels: Ints) -> float:
+    return float((logits.argmax(-1) == labels).mean())
+
+
+def _localise(evaluation: Evaluation, protocol: str, job: Job, split: OpenSetSplit) -> Values:
+    """Precision, recall and F1 over seconds: as published, or micro without background."""
+    published = protocol == PAPER
+    located = run_localization(
+        job.encoder,
+        job.target_encoder,
+        split,
+        job.source,
+        job.target,
+        config=evaluation.probe,
+        seed=evaluation.seed,
+        published=published,
+    )
+    kind = "" if published else "_micro"
+    values = {
+        f"f1{kind}": located.found.f1,
+        f"precision{kind}": located.found.precision,
+        f"recall{kind}": located.found.recall,
+        "probe": located.epoch + 1.0,
+    }
+    return values, _tell_epoch(protocol, split, located.epoch, located.probes)
+
+
+def _tell_epoch(protocol: str, split: OpenSetSplit, epoch: int, probes: int) -> str:
+    if protocol == PAPER:
+        return f"probe {epoch + 1} of {probes}, the best on the test set"
+    origin = "held-out training clips" if split.held_out else "split 'val' of the manifest"
+    told = f"probe {epoch + 1} of {probes}, the best on {len(split.validation)} source clips"
+    return "; ".join(filter(None, (f"{told} ({origin})", split.note)))
+
+
+def _chance_rows(evaluation: Evaluation, job: Job, protocol: str) -> list[Row]:
+    split = _split(evaluation, protocol, job)
+    values = dict.fromkeys(("acc", "acc_class_mean"), 1 / len(split.known))
+    return chance_rows(evaluation, "cmg", job, protocol, split, values, "uniform guesses")

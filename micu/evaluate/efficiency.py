@@ -1,0 +1,144 @@
+"""Task `efficiency`: parameters, memory and time (table 9 of the paper).
+
+Measured here and now: another machine, thread count or batch size gives other seconds.
+"""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from micu.data import Batch, FeatureDataset, iterate, make_loader
+from micu.errors import ConfigError
+from micu.evaluate.evaluation import TASKS, Evaluation, make_row
+from micu.evaluate.report import Row
+from micu.model.micu import MICU
+from micu.step import build_state, train_step
+
+MIB = 2**20
+UNUSED_DOWNSTREAM = ("specific_encoders", "reconstructors")
+"""Parts of the model that no downstream task runs."""
+
+
+@TASKS.register("efficiency")
+def evaluate_efficiency(evaluation: Evaluation) -> list[Row]:
+    """Parameters, peak memory, seconds per training step and per clip at inference.
+
+    The training step is that of the checkpoint's configuration, from new weights; inference is the
+    checkpoint's encoders and codebook. Features are those given, else random numbers.
+
+    Raises:
+        ConfigError: Another encoder than the checkpoint was asked for.
+    """
+    if tuple(evaluation.encoders) != ("checkpoint",):
+        raise ConfigError("--task efficiency measures the checkpoint's model; leave out --encoder")
+    loaded = evaluation.loaded
+    device = next(loaded.model.parameters()).device
+    dtype = getattr(torch, loaded.config.optimizer.dtype)
+    batch, origin = _batch(evaluation)
+    batch = batch.to(device, dtype)
+    count = len(batch.clip_ids)
+    evaluation.tell(f"{evaluation.steps} steps of {count} clips on {device}")
+
+    def infer() -> None:
+        with torch.inference_mode():
+            loaded.model.encode(batch.features, batch.mask)
+
+    inference_s = _measure(infer, evaluation.steps, device)
+    inference_memory = _peak_memory(device)
+    state = build_state(loaded.config, loaded.model.shapes, str(device))
+    training_s = _measure(lambda: train_step(state, batch), evaluation.steps, device)
+    trained = [*loaded.model.parameters(), *state.losses.parameters()]
+    values = {
+        "parameters": float(sum(p.numel() for p in trained)),
+        "parameters_downstream": float(_downstream(loaded.model)),
+        "training_memory_mib": _peak_memory(device),
+        "inference_memory_mib": inference_memory,
+        "seconds_per_step": training_s,
+        "seconds_per_clip": inference_s / count,
+    }
+    memory = "device" if device.type == "cuda" else "process, libraries included"
+    note = (
+        f"{_name(device)}, {torch.get_num_threads()} threads, {dtype}, batches of {count} clips "
+        f"({origin}); median of {evaluation.steps} steps after one to warm up; peak memory of the "
+        f"{memory}"
+    )
+    return [
+        make_row(
+            evaluation,
+            task="efficiency",
+            method="checkpoint",
+            train="",
+            test="",
+            threshold_source="none",
+            metric=metric,
+            value=value,
+            n_clips=count,
+            features=tuple(evaluation.source.stores),
+            note=note,
+        )
+        for metric, value in values.items()
+    ]
+
+
+def _batch(evaluation: Evaluation) -> tuple[Batch, str]:
+    """Clips to measure with, and where they are from."""
+    loaded, size = evaluation.loaded, evaluation.batch_size
+    if evaluation.source.stores:
+        data = replace(loaded.config.data, splits=(), exclude_ids="")
+        dataset = FeatureDataset(evaluation.source.stores, evaluation.source.clips, data)
+        loader = make_loader(dataset, min(size, len(dataset)), seed=0, epoch=0, shuffle=False)
+        return next(iterate(loader)), "given features"
+    draw = torch.Generator().manual_seed(evaluation.seed)
+    steps = loaded.config.data.steps
+    features = {
+        name: torch.rand(size, steps, *shape, generator=draw)
+        for name, shape in loaded.model.shapes.items()
+    }
+    names = tuple(str(number) for number in range(size))
+    mask = torch.ones(size, steps, dtype=torch.bool)
+    return Batch(features, mask, names, ("",) * size), "random features"
+
+
+def _measure(work: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Median seconds of `work`, after one run that warms up; resets the device's peak memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        work()
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _peak_memory(device: torch.device) -> float:
+    """MiB: of the device since `_measure` began, or of this process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def _downstream(model: MICU) -> int:
+    """Parameters of what `encode` runs, and the codebook, which is a buffer."""
+    used = (
+        p for name, p in model.named_parameters() if name.split(".")[0] not in UNUSED_DOWNSTREAM
+    )
+    return sum(p.numel() for p in used) + model.quantizer.codebook.numel()
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,264 @@
+"""What every evaluation task is told, what it gives, and the register of tasks.
+
+A task is a function that is registered here and takes an `Evaluation`; adding one is a file with
+its `@TASKS.register` line, and an import line in `micu.evaluate.tasks`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from micu.checkpoint import LoadedModel
+from micu.errors import ManifestError
+from micu.evaluate.encoders import ClipEncoder
+from micu.evaluate.leaks import Pretraining
+from micu.evaluate.probe import ProbeConfig
+from micu.evaluate.report import Row
+from micu.evaluate.splits import TEST, TRAIN, OpenSetSplit, SplitRules, split_clips
+from micu.manifest import Clip, Manifest
+from micu.registry import Registry
+from micu.store import FeatureStore
+
+CEILING = "ceiling"
+"""The method whose probe is trained on the target modality."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """A manifest, its features, and what encodes them."""
+
+    manifest: Manifest
+    clips: tuple[Clip, ...]
+    """Of the manifest, classes named as in the class map."""
+    stores: Mapping[str, FeatureStore]
+    """By modality."""
+    encoders: Mapping[str, ClipEncoder]
+    """By name: `checkpoint`, `untrained`, `input`, `ceiling`; those that were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One encoder, trained on one modality and tested on another."""
+
+    method: str
+    """Name of the encoder, `ceiling` or `chance`."""
+    source: str
+    target: str
+    encoder: ClipEncoder
+    """Of the clips to train on."""
+    target_encoder: ClipEncoder
+    """Of the clips to test on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Everything that a task is told."""
+
+    source: Side
+    target: Side
+    """The same object, unless a target manifest was given."""
+    encoders: Sequence[str]
+    """Names of the encoders to evaluate."""
+    with_ceiling: bool
+    """Whether a probe is also trained on the target modality's own features."""
+    with_chance: bool
+    seed: int
+    """Of the probe, of what is held out and of untrained weights."""
+    pairs: Sequence[tuple[str, str]]
+    """(source, target) modalities."""
+    known: tuple[str, ...]
+    """Empty: every class."""
+    classes_sha256: str
+    """Of the file that names the known classes."""
+    probe: ProbeConfig
+    protocols: Sequence[str]
+    """`paper`, `clean` or both."""
+    train_splits: tuple[str, ...] | None
+    """Values of `split` to train on; None is every clip, () what the task has as default."""
+    test_splits: tuple[str, ...] | None
+    thresholds: Sequence[str]
+    """Where the thresholds of `clean` come from."""
+    score: str
+    """`all` is every score."""
+    localise: bool
+    preset: str
+    loaded: LoadedModel
+    pretraining: Pretraining
+    codebook_path: Path | None
+    """Where to write each code's counts."""
+    batch_size: int
+    """Clips per measured step."""
+    steps: int
+    """Measured steps."""
+    details: Path | None
+    """Folder for what stands behind the rows, clip by clip."""
+    setting: str
+    """What the paper's tables call it; "" for other data."""
+    tell: Callable[[str], None]
+    """Takes a line about progress."""
+    _splits: dict[tuple[str, str, str, bool], OpenSetSplit] = field(default_factory=dict)
+
+    def rules(self, protocol: str, **given: Any) -> SplitRules:
+        """How clips are chosen under a protocol; `given` are the task's own fields."""
+        return SplitRules(
+            **{
+                "protocol": protocol,
+                "train_splits": self.train_splits if self.train_splits != () else (TRAIN,),
+                "test_splits": self.test_splits if self.test_splits != () else (TEST,),
+                "seen": self.pretraining.seen,
+                **given,
+            }
+        )
+
+    def split(self, rules: SplitRules, known: Sequence[str], job: Job) -> OpenSetSplit:
+        """The clips of one protocol and pair; of the ceiling, all from the target manifest."""
+        source, target, is_ceiling = job.source, job.target, job.method == CEILING
+        key = (rules.protocol, source, target, is_ceiling)
+        if key not in self._splits:
+            side = self.target if is_ceiling else self.source
+            self._splits[key] = split_clips(
+                side.clips,
+                known,
+                source_ids=side.stores[source],
+                target_ids=self.target.stores[target],
+                seed=self.seed,
+                targets=None if side is self.target else self.target.clips,
+                paired_ids=side.stores.get(target, ()),
+                rules=rules,
+            )
+        return self._splits[key]
+
+    def each_protocol(self, make: Callable[[str], list[Row]]) -> list[Row]:
+        """The rows of every protocol; where two are asked for, one that cannot be is told of.
+
+        Raises:
+            ManifestError: No protocol can be.
+        """
+        rows: list[Row] = []
+        problems: list[ManifestError] = []
+        for protocol in self.protocols:
+            try:
+                rows += make(protocol)
+            except ManifestError as error:
+                problems.append(error)
+        if len(problems) == len(self.protocols):
+            raise problems[0]
+        for problem in problems:
+            self.tell(f"not under the other protocol: {problem}")
+        return rows
+
+    def jobs(self) -> Iterator[Job]:
+        """Every probe that is to be trained, those of the ceiling last."""
+        for name in self.encoders:
+            for source, target in self.pairs:
+                encoders = self.source.encoders[name], self.target.encoders[name]
+                yield Job(name, source, target, *encoders)
+        if self.with_ceiling:
+            ceiling = self.target.encoders[CEILING]
+            for target in dict.fromkeys(target for _, target in self.pairs):
+                yield Job(CEILING, target, target, ceiling, ceiling)
+
+    def evaluate_jobs(
+        self,
+        evaluate: Callable[["Evaluation", Job], list[Row]],
+        guess: Callable[["Evaluation", Job, str], list[Row]],
+    ) -> list[Row]:
+        """The rows of every job, and of guessing where that was asked for.
+
+        Args:
+            evaluate: Gives the rows of a job under every protocol.
+            guess: Gives those of guessing, for a pair and a protocol.
+        """
+        rows = [row for job in self.jobs() for row in evaluate(self, job)]
+        if self.with_chance:
+            for job in self.jobs():
+                if job.method == self.encoders[0]:
+                    rows += self.each_protocol(partial(guess, self, replace(job, method="chance")))
+        return rows
+
+    def describe(self, protocol: str, job: Job, split: OpenSetSplit) -> str:
+        """A line about the training that begins."""
+        validation = f"{len(split.validation)} validation, " if split.validation else ""
+        return (
+            f"seed {self.seed}: {job.method} {job.source} → {job.target}, {protocol}: "
+            f"{len(split.train)} training, {validation}{len(split.test)} test clips"
+        )
+
+    def leaks(self, method: str, split: OpenSetSplit, *chosen: str) -> str:
+        """Value of the column `leaks`; `chosen` says how epoch and threshold were."""
+        pretrained = self.pretraining.leaks(split.test) if method == "checkpoint" else ()
+        return ";".join((*chosen, *split.leaks, *pretrained))
+
+
+TASKS: Registry[Callable[[Evaluation], list[Row]]] = Registry("task")
+
+
+def make_row(
+    evaluation: Evaluation,
+    *,
+    method: str,
+    train: str,
+    test: str,
+    features: Sequence[str],
+    **given: Any,
+) -> Row:
+    """A row with the provenance that all rows of an evaluation share.
+
+    `features` are the modalities whose feature sets the number depends on, the last one that of the
+    target manifest. The checkpoint's hash and preset stay empty for methods that do not use them.
+    """
+    from_checkpoint = method == "checkpoint"
+    has_model = from_checkpoint or method == "untrained"
+    source, target = evaluation.source, evaluation.target
+    stores = {name: source.stores[name] for name in features if name in source.stores}
+    if features and target is not source:
+        stores[features[-1]] = target.stores[features[-1]]
+    manifests = dict.fromkeys((source.manifest.sha256, target.manifest.sha256))
+    return Row(
+        method=method,
+        train_modality=train,
+        test_modality=test,
+        preset=evaluation.preset if has_model else "",
+        seed=evaluation.seed,
+        checkpoint_sha256=evaluation.loaded.sha256 if from_checkpoint else "",
+        manifest_sha256=" ".join(manifests),
+        classes_sha256=evaluation.classes_sha256,
+        setting=evaluation.setting,
+        features=" ".join(
+            f"{name}:{store.spec.backbone}@{store.header.fingerprint[:12]}"
+            for name, store in stores.items()
+        ),
+        **given,
+    )
+
+
+def chance_rows(
+    evaluation: Evaluation,
+    task: str,
+    job: Job,
+    protocol: str,
+    split: OpenSetSplit,
+    values: Mapping[str, float],
+    note: str,
+) -> list[Row]:
+    """What guessing reaches, by metric."""
+    return [
+        make_row(
+            evaluation,
+            task=task,
+            protocol=protocol,
+            method=job.method,
+            train=job.source,
+            test=job.target,
+            threshold_source="none",
+            metric=metric,
+            value=value,
+            n_clips=len(split.test),
+            features=(job.source, job.target),
+            leaks=evaluation.leaks(job.method, split),
+            note=note,
+        )
+        for metric, value in values.items()
+    ]

@@ -1,0 +1,96 @@
+"""What a figure leaks, as names for the results' column `leaks`, `;` between two.
+
+| name | meaning |
+|---|---|
+| `threshold:test` | the threshold was chosen on the test set |
+| `epoch:test` | so was the probe's epoch |
+| `test-clips-in-training:N` | N test clips are of media items that the probe was trained on |
+| `test-split:NAME` | the test clips are those of another split of the manifest than `test` |
+| `unusable-classes:N` | N known classes have no training clip or no test clip |
+| `pretraining-overlap:N` | N test clips are of media items that the model was pretrained on |
+| `pretraining-overlap:unknown` | the clips of the pretraining are not known |
+| `pretraining-text:labels` | the pretraining's sentences say the class: one for each label |
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from micu.checkpoint import LoadedModel
+from micu.data import WORDS, select_clips
+from micu.errors import ConfigError
+from micu.evaluate.splits import media_item
+from micu.manifest import Clip, Manifest
+
+THRESHOLD_ON_TEST, EPOCH_ON_TEST = "threshold:test", "epoch:test"
+
+
+@dataclass(frozen=True, slots=True)
+class Pretraining:
+    """What is known about the clips that a model was pretrained on."""
+
+    seen: frozenset[str] | None = None
+    """Their media items; None where they are not known."""
+    text_is_label: bool = False
+    """Whether text was pretrained on, and every class had one sentence alone."""
+
+    def leaks(self, test: Iterable[Clip]) -> tuple[str, ...]:
+        """What a test on some clips leaks."""
+        found: list[str] = []
+        if self.seen is None:
+            found.append("pretraining-overlap:unknown")
+        else:
+            overlap = sum(media_item(clip) in self.seen for clip in test)
+            found += [f"pretraining-overlap:{overlap}"] if overlap else []
+        return (*found, *(["pretraining-text:labels"] if self.text_is_label else []))
+
+    def unseen(self, clips: Sequence[Clip]) -> tuple[Clip, ...]:
+        """The clips that are not known to have been pretrained on."""
+        seen = self.seen or frozenset()
+        return tuple(clip for clip in clips if media_item(clip) not in seen)
+
+
+def find_pretraining(
+    loaded: LoadedModel, at_hand: Sequence[Manifest], typed: Manifest | None
+) -> Pretraining:
+    """What a model was pretrained on, from the manifest that its checkpoint names by hash.
+
+    The authors' checkpoint names none: it is what was typed that is believed.
+
+    Args:
+        loaded: The model.
+        at_hand: Manifests that were read for the evaluation.
+        typed: The manifest that the user says it was; None looks among those at hand.
+
+    Raises:
+        ConfigError: The typed manifest is not the one that the checkpoint names.
+    """
+    recorded = loaded.record.get("manifest_sha256")
+    if typed is not None and recorded not in (None, typed.sha256):
+        raise ConfigError(
+            f"--pretraining-manifest {typed.path}: its sha256 is {typed.sha256[:12]}…, the "
+            f"checkpoint was trained from {str(recorded)[:12]}… ({loaded.record.get('manifest')})"
+        )
+    manifest = typed or next((m for m in at_hand if m.sha256 == recorded), None)
+    data = loaded.config.data
+    lists = [*filter(None, [data.exclude_ids]), *data.exclude_manifests]
+    missing = [path for path in lists if not Path(path).is_file()]
+    if typed is not None and missing:
+        raise ConfigError(
+            f"--pretraining-manifest: the checkpoint left out the clips of {', '.join(missing)}, "
+            "which is not there; put it there, or leave the option out"
+        )
+    if manifest is None or missing:
+        return Pretraining()
+    clips = select_clips(manifest.clips, loaded.config.data)
+    return Pretraining(
+        frozenset(map(media_item, clips)),
+        WORDS in loaded.config.modalities and _says_the_class(clips),
+    )
+
+
+def _says_the_class(clips: Sequence[Clip]) -> bool:
+    """Whether every label has one text, and some label several clips."""
+    labelled = [clip for clip in clips if clip.label and clip.text]
+    labels = {clip.label for clip in labelled}
+    return len({(clip.label, clip.text) for clip in labelled}) == len(labels) < len(labelled)

@@ -1,0 +1,100 @@
+"""Task `oscmg`: open-set cross-modal generalisation (tables 2, 5, 6 and 7 of the paper)."""
+
+from micu.errors import ConfigError
+from micu.evaluate.details import write_details
+from micu.evaluate.evaluation import TASKS, Evaluation, Job, chance_rows, make_row
+from micu.evaluate.leaks import EPOCH_ON_TEST, THRESHOLD_ON_TEST
+from micu.evaluate.open_set import Outcome, chance, run_oscmg, scores_for
+from micu.evaluate.report import Row
+from micu.evaluate.splits import PAPER, OpenSetSplit
+from micu.evaluate.thresholds import ORACLE
+
+
+@TASKS.register("oscmg")
+def evaluate_open_set(evaluation: Evaluation) -> list[Row]:
+    """Open-set cross-modal generalisation; see `micu.evaluate.open_set`.
+
+    Where both protocols have the same clips, one training of the probe serves both.
+
+    Raises:
+        ConfigError: No known classes, or no pair of modalities was given.
+        ManifestError: A set of clips would be empty.
+    """
+    if len(evaluation.known) < 2 or not evaluation.pairs:
+        raise ConfigError(
+            "oscmg needs --known CSV with at least two classes (column label), and --source and "
+            "--target, or --pairs v:a,a:v"
+        )
+    return evaluation.evaluate_jobs(_evaluate_job, _chance_rows)
+
+
+def _split(evaluation: Evaluation, protocol: str, job: Job) -> OpenSetSplit:
+    return evaluation.split(evaluation.rules(protocol), evaluation.known, job)
+
+
+def _evaluate_job(evaluation: Evaluation, job: Job) -> list[Row]:
+    """Both protocols of one encoder and pair."""
+    trained: list[tuple[OpenSetSplit, list[Outcome]]] = []
+
+    def rows_of(protocol: str) -> list[Row]:
+        split = _split(evaluation, protocol, job)
+        origins = (ORACLE,) if protocol == PAPER else tuple(evaluation.thresholds)
+        outcomes = next((found for known, found in trained if known.trains_as(split)), None)
+        if outcomes is None:
+            evaluation.tell(evaluation.describe(protocol, job, split))
+            also = (ORACLE,) if PAPER in evaluation.protocols and protocol != PAPER else ()
+            outcomes = run_oscmg(
+                job.encoder,
+                split,
+                job.source,
+                job.target,
+                config=evaluation.probe,
+                seed=evaluation.seed,
+                scores=scores_for(job.encoder, evaluation.score),
+                thresholds=(*origins, *also),
+                target_encoder=job.target_encoder,
+            )
+            trained.append((split, outcomes))
+        rows: list[Row] = []
+        for outcome in outcomes:
+            if outcome.threshold_source in origins:
+                rows += _outcome_rows(evaluation, protocol, job, split, outcome)
+                if evaluation.details is not None:
+                    write_details(evaluation.details, outcome.details, rows[-1].shared())
+        return rows
+
+    return evaluation.each_protocol(rows_of)
+
+
+def _outcome_rows(
+    evaluation: Evaluation, protocol: str, job: Job, split: OpenSetSplit, outcome: Outcome
+) -> list[Row]:
+    values = {**outcome.metrics.values(), "probe": outcome.epoch + 1.0}
+    on_test = (THRESHOLD_ON_TEST, EPOCH_ON_TEST) if outcome.threshold_source == ORACLE else ()
+    return [
+        make_row(
+            evaluation,
+            task="oscmg",
+            protocol=protocol,
+            method=job.method,
+            train=job.source,
+            test=job.target,
+            threshold_source=outcome.threshold_source,
+            metric=metric,
+            value=value,
+            n_clips=outcome.n_clips,
+            score=outcome.score,
+            probe=job.encoder.describe_probe(evaluation.probe),
+            features=(job.source, job.target),
+            leaks=evaluation.leaks(job.method, split, *on_test),
+            note=outcome.metrics.undefined.get(metric, outcome.note),
+        )
+        for metric, value in values.items()
+    ]
+
+
+def _chance_rows(evaluation: Evaluation, job: Job, protocol: str) -> list[Row]:
+    split = _split(evaluation, protocol, job)
+    note = "expected for uniform guesses at the rate of rejection with the best HOS"
+    values = chance(len(split.known))
+    return chance_rows(evaluation, "oscmg", job, protocol, split, values, note)

@@ -1,0 +1,110 @@
+"""Known scores: how much a clip looks like the classes that a probe was trained on.
+
+A score is fitted on training clips of known classes, source modality, and then laid on any clips;
+higher = more known. What it may read of a clip are the probe's logits, the pooled features that
+these are made of, and the codes.
+
+Source: the papers named beside each. Registered in `micu.evaluate.feature_scores` and
+`micu.evaluate.code_scores`, too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from micu.evaluate.metrics import Floats, Ints, softmax
+from micu.registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What is known about n clips of one modality."""
+
+    modality: str
+    logits: Floats
+    """(n, C)"""
+    pooled: Floats
+    """(n, D), what the probe's last layer reads."""
+    mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+    """(n, T), True = real step"""
+    codes: Ints | None = None
+    """(n, T)"""
+    errors: Floats | None = None
+    """(n, T), squared distance of each step to its code"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitting:
+    """What a score may be fitted on: clips that the probe was trained on, and the probe."""
+
+    train: Evidence
+    """Known classes, source modality."""
+    labels: Ints
+    """Class of each, (n,)."""
+    weight: Floats
+    """(C, D), of the probe's last layer."""
+    bias: Floats
+    """(C,)"""
+    codebook_size: int
+    """K; 0 where there are no codes."""
+    errors: dict[str, Floats] = field(default_factory=dict)
+    """Modality → quantisation errors of training clips at real steps, (m,); see `code_scores`."""
+
+
+Scorer = Callable[[Evidence], Floats]
+"""Evidence about n clips → known scores, (n,)."""
+
+SCORES: Registry[Callable[[Fitting], Scorer]] = Registry("score")
+"""By name: from what a score is fitted on to the fitted score."""
+
+
+def max_softmax(logits: Floats) -> Floats:
+    """The largest softmax probability, as the paper; (n, C) → (n,)."""
+    result: Floats = softmax(logits).max(-1)
+    return result
+
+
+def max_logit(logits: Floats) -> Floats:
+    """The largest logit. Source: Vaze et al., ICLR 2022."""
+    result: Floats = logits.max(-1).astype(np.float64)
+    return result
+
+
+def energy(logits: Floats) -> Floats:
+    """Log-sum-exp of the logits, at temperature 1. Source: Liu et al., NeurIPS 2020."""
+    exact = logits.astype(np.float64)
+    peak = exact.max(-1)
+    result: Floats = peak + np.log(np.exp(exact - peak[:, None]).sum(-1))
+    return result
+
+
+def negative_entropy(logits: Floats) -> Floats:
+    """Minus the entropy of the softmax, nats."""
+    chances = softmax(logits)
+    result: Floats = (chances * np.log(np.maximum(chances, 1e-300))).sum(-1)
+    return result
+
+
+@SCORES.register("msp")
+def fit_msp(fitting: Fitting) -> Scorer:
+    """`max_softmax`; nothing to fit."""
+    return lambda clips: max_softmax(clips.logits)
+
+
+@SCORES.register("max_logit")
+def fit_max_logit(fitting: Fitting) -> Scorer:
+    """`max_logit`; nothing to fit."""
+    return lambda clips: max_logit(clips.logits)
+
+
+@SCORES.register("energy")
+def fit_energy(fitting: Fitting) -> Scorer:
+    """`energy`; nothing to fit."""
+    return lambda clips: energy(clips.logits)
+
+
+@SCORES.register("entropy")
+def fit_entropy(fitting: Fitting) -> Scorer:
+    """`negative_entropy`; nothing to fit."""
+    return lambda clips: negative_entropy(clips.logits)

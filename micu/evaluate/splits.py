@@ -1,0 +1,357 @@
+"""Which clips an evaluation trains on, validates on and tests on, under either protocol.
+
+`paper` takes the lists as they are and names what leaks. `clean` repairs them: no media item is
+both trained and tested on, none of the tested ones was pretrained on, and classes that cannot be
+learned or tested are left out.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from micu.errors import ManifestError
+from micu.evaluate.metrics import UNKNOWN
+from micu.manifest import Clip, youtube_id
+from micu.registry import suggest
+
+logger = logging.getLogger(__name__)
+
+TRAIN, VALIDATION, TEST = "train", "val", "test"
+"""Values of the manifest's `split` that are read unless others are asked for."""
+
+PAPER, CLEAN = "paper", "clean"
+"""The protocols."""
+
+UCF_RECORDING = re.compile(r"(v_\w+_g\d+)_c\d+")
+"""A video of UCF101: a class, a recording, a clip of it."""
+
+HELD_OUT = 0.15
+"""Share of each class's training clips that is held out where the manifest has no `val` split."""
+
+
+def label_of(clip: Clip) -> tuple[str, ...]:
+    """The class of a clip, if it has one."""
+    return (clip.label,) if clip.label else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRules:
+    """How clips are chosen."""
+
+    protocol: str = CLEAN
+    train_splits: tuple[str, ...] | None = (TRAIN,)
+    """Values of `split`; None is every clip."""
+    test_splits: tuple[str, ...] | None = (TEST,)
+    closed: bool = False
+    """Whether clips of classes that are not known are left out of the test, too."""
+    seen: frozenset[str] | None = None
+    """Media items that the model was pretrained on; None where that is not known."""
+    source_classes: Callable[[Clip], tuple[str, ...]] = label_of
+    """Classes of a clip in the source modality; none for one that is not used."""
+    target_classes: Callable[[Clip], tuple[str, ...]] = label_of
+    """The same in the target modality."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSetSplit:
+    """Which clips a task uses, and what is known."""
+
+    train: tuple[Clip, ...]
+    """Known classes, source modality."""
+    validation: tuple[Clip, ...]
+    """Known classes, source modality, none of them in `train`; empty under `paper`."""
+    test: tuple[Clip, ...]
+    """Target modality: all classes, or the known ones in closed-set tasks."""
+    known: tuple[str, ...]
+    """Names of the C known classes; their order is the order of the logits."""
+    held_out: bool
+    """Whether `validation` was cut from the training clips, for want of a `val` split."""
+    pairs: tuple[str, ...] = ()
+    """Clips of the source manifest with features of both modalities, neither in `train` nor tested;
+    their labels are not looked at."""
+    paired: tuple[str, ...] = ()
+    """Clips of `train` with features of the target modality, too."""
+    leaks: tuple[str, ...] = ()
+    """What is wrong with these sets, each `name` or `name:detail`."""
+    note: str = ""
+    """What `clean` left out, in words."""
+
+    def labels(self, clips: Sequence[Clip]) -> NDArray[np.int64]:
+        """Class of each clip, or `UNKNOWN`, (n,)."""
+        index = {name: number for number, name in enumerate(self.known)}
+        return np.array([index.get(clip.label, UNKNOWN) for clip in clips], np.int64)
+
+    def trains_as(self, other: "OpenSetSplit") -> bool:
+        """Whether one probe, and its answers, serve both."""
+        return (self.train, self.test, self.known) == (other.train, other.test, other.known)
+
+
+def split_clips(
+    clips: Sequence[Clip],
+    known: Sequence[str],
+    *,
+    source_ids: Container[str],
+    target_ids: Container[str],
+    seed: int,
+    targets: Sequence[Clip] | None = None,
+    paired_ids: Container[str] = (),
+    rules: SplitRules | None = None,
+) -> OpenSetSplit:
+    """Cut one manifest, or a source and a target manifest, into the sets of a task.
+
+    A manifest that names no split is used whole. Under `clean`, validation is the split `val` if it
+    has known classes there; else 15 % of each class's training clips, drawn by `seed`. Clips
+    without a class are left out. A test clip whose class is not known counts as unknown.
+
+    Args:
+        clips: Of the source manifest.
+        known: Known classes.
+        source_ids: Source clips that have features of the source modality.
+        target_ids: Target clips that have features of the target modality.
+        seed: For what is held out.
+        targets: Clips of the target manifest; None if it is the source manifest.
+        paired_ids: Source clips that have features of the target modality.
+        rules: Protocol and choice of splits; default: `clean`.
+
+    Raises:
+        ManifestError: One of the sets would be empty, or no clip is of a known class.
+    """
+    rules = rules or SplitRules()
+    tested = clips if targets is None else targets
+    _check_known(
+        known, {*_classes(clips, rules.source_classes), *_classes(tested, rules.target_classes)}
+    )
+    wanted = set(known)
+    sources = [c for c in clips if c.clip_id in source_ids and wanted & {*rules.source_classes(c)}]
+    train = _of_splits(sources, rules.train_splits, clips)
+    candidates = [c for c in tested if c.clip_id in target_ids and rules.target_classes(c)]
+    test = _of_splits(candidates, rules.test_splits, tested)
+    if rules.closed:
+        test = [clip for clip in test if wanted & {*rules.target_classes(clip)}]
+    _refuse_empty(clips, rules, {"training": train, "test": test})
+    if rules.protocol == PAPER:
+        listed = _as_listed(train, test, known, rules)
+        return _checked(clips, replace(listed, paired=_ids_in(train, paired_ids)), rules)
+    trained = set(train)
+    validation = [c for c in sources if c.split == VALIDATION and c not in trained]
+    told: list[str] = []
+    test = _without_seen(test, rules, told)
+    train, validation, test = _deal_shared(train, validation, test, told)
+    kept = _learnable(train, test, known, rules, told)
+    lost = wanted - set(kept)
+    train, validation = (
+        [clip for clip in part if not {*rules.source_classes(clip)} <= lost]
+        for part in (train, validation)
+    )
+    test = [clip for clip in test if not {*rules.target_classes(clip)} <= lost]
+    held_out = not validation
+    if held_out:
+        train, validation = map(list, hold_out(train, seed, classes_of=rules.source_classes))
+    split = OpenSetSplit(
+        train=tuple(train),
+        validation=tuple(validation),
+        test=tuple(test),
+        known=kept,
+        held_out=held_out,
+        pairs=_pair_ids(clips, train, tested, rules, source_ids, paired_ids),
+        paired=_ids_in(train, paired_ids),
+        note="; ".join(told),
+    )
+    return _checked(clips, split, rules)
+
+
+def media_item(clip: Clip) -> str:
+    """What a clip is cut from: a YouTube video or a recording of UCF101, else its group."""
+    found = UCF_RECORDING.fullmatch(clip.group)
+    return found[1] if found else youtube_id(clip.group) or clip.group
+
+
+def _of_splits(
+    clips: Sequence[Clip], splits: tuple[str, ...] | None, manifest: Sequence[Clip]
+) -> list[Clip]:
+    """Clips of some splits; all of them if None, or if the manifest names no split."""
+    if splits is None or not any(clip.split for clip in manifest):
+        return list(clips)
+    return [clip for clip in clips if clip.split in splits]
+
+
+def _as_listed(
+    train: Sequence[Clip], test: Sequence[Clip], known: Sequence[str], rules: SplitRules
+) -> OpenSetSplit:
+    """The sets as `paper` has them, and what leaks in them."""
+    leaks: list[str] = []
+    trained = {media_item(clip) for clip in train}
+    shared = sum(media_item(clip) in trained for clip in test)
+    if shared:
+        leaks.append(f"test-clips-in-training:{shared}")
+    others = sorted({clip.split for clip in test} - {TEST, ""})
+    if others:
+        leaks.append(f"test-split:{','.join(others)}")
+    lost = len(known) - len(_learnable(train, test, known, rules, []))
+    if lost:
+        leaks.append(f"unusable-classes:{lost}")
+    return OpenSetSplit(
+        train=tuple(train),
+        validation=(),
+        test=tuple(test),
+        known=tuple(known),
+        held_out=False,
+        leaks=tuple(leaks),
+    )
+
+
+def _without_seen(test: Sequence[Clip], rules: SplitRules, told: list[str]) -> list[Clip]:
+    seen = rules.seen or frozenset()
+    kept = [clip for clip in test if media_item(clip) not in seen]
+    if len(kept) < len(test):
+        told.append(f"{len(test) - len(kept)} test clips left out that the model was pretrained on")
+    if test and not kept:
+        raise ManifestError(
+            f"the model was pretrained on all {len(test)} test clips: pretrain without them "
+            "(--set data.exclude_ids=FILE), or use --protocol paper"
+        )
+    return kept
+
+
+def _deal_shared(
+    train: Sequence[Clip], validation: Sequence[Clip], test: Sequence[Clip], told: list[str]
+) -> tuple[list[Clip], list[Clip], list[Clip]]:
+    """Give every media item that is both trained and tested on to one side.
+
+    Which one is drawn by a hash of its name, the same for every seed and direction.
+    """
+    shared = {media_item(clip) for clip in (*train, *validation)} & {media_item(c) for c in test}
+    to_test = {item for item in shared if hashlib.sha256(item.encode()).digest()[0] % 2}
+    if shared:
+        told.append(
+            f"{len(shared)} media items were in training and test: {len(to_test)} are tested on, "
+            "the others trained on"
+        )
+    return (
+        [clip for clip in train if media_item(clip) not in to_test],
+        [clip for clip in validation if media_item(clip) not in to_test],
+        [clip for clip in test if media_item(clip) not in shared - to_test],
+    )
+
+
+def _learnable(
+    train: Iterable[Clip],
+    test: Iterable[Clip],
+    known: Sequence[str],
+    rules: SplitRules,
+    told: list[str],
+) -> tuple[str, ...]:
+    """Known classes that have a training clip and a test clip."""
+    trained, tested = _classes(train, rules.source_classes), _classes(test, rules.target_classes)
+    lost = [name for name in known if name not in trained or name not in tested]
+    if lost:
+        told.append(f"classes left out, for want of a training or a test clip: {', '.join(lost)}")
+    return tuple(name for name in known if name not in lost)
+
+
+def _classes(
+    clips: Iterable[Clip], classes_of: Callable[[Clip], tuple[str, ...]]
+) -> frozenset[str]:
+    return frozenset(name for clip in clips for name in classes_of(clip))
+
+
+def _pair_ids(
+    clips: Sequence[Clip],
+    train: Iterable[Clip],
+    tested: Sequence[Clip],
+    rules: SplitRules,
+    source_ids: Container[str],
+    paired_ids: Container[str],
+) -> tuple[str, ...]:
+    """Clips with both modalities, neither trained on nor of a media item that may be tested."""
+    used = {clip.clip_id for clip in train}
+    held = {media_item(clip) for clip in _of_splits(tested, rules.test_splits, tested)}
+    return tuple(
+        clip.clip_id
+        for clip in clips
+        if clip.clip_id in source_ids
+        and clip.clip_id in paired_ids
+        and clip.clip_id not in used
+        and media_item(clip) not in held
+    )
+
+
+def _ids_in(clips: Iterable[Clip], ids: Container[str]) -> tuple[str, ...]:
+    return tuple(clip.clip_id for clip in clips if clip.clip_id in ids)
+
+
+def _checked(clips: Sequence[Clip], split: OpenSetSplit, rules: SplitRules) -> OpenSetSplit:
+    """Refuse a split with an empty set.
+
+    Raises:
+        ManifestError: There is one; the message says which splits there are.
+    """
+    needed = {"training": split.train, "test": split.test}
+    if rules.protocol == CLEAN:
+        needed["validation"] = split.validation
+    _refuse_empty(clips, rules, needed)
+    untrained = sorted(set(split.known) - _classes(split.train, rules.source_classes))
+    if untrained:
+        logger.warning("known classes without a training clip: %s", ", ".join(untrained))
+    return split
+
+
+def _refuse_empty(
+    clips: Sequence[Clip], rules: SplitRules, needed: Mapping[str, Sequence[Clip]]
+) -> None:
+    for name, chosen in needed.items():
+        if not chosen:
+            splits = ", ".join(sorted({repr(c.split) for c in clips if rules.source_classes(c)}))
+            raise ManifestError(
+                f"no {name} clip. There must be clips with a class and features for training "
+                f"(known classes, source modality, split {_spell(rules.train_splits)}) and for "
+                f"the test (target modality, split {_spell(rules.test_splits)}); the manifest's "
+                f"labelled rows have {splits or 'no label'}; see --train-splits and --test-splits"
+            )
+
+
+def _spell(splits: tuple[str, ...] | None) -> str:
+    return "any" if splits is None else " or ".join(map(repr, splits))
+
+
+def _check_known(known: Sequence[str], labels: Collection[str]) -> None:
+    """Refuse known classes that no manifest has: a name that was mistyped.
+
+    Raises:
+        ManifestError: There is one; all of them are named.
+    """
+    foreign = [name for name in known if name not in labels]
+    if foreign:
+        raise ManifestError(
+            "--known: no clip of the manifest is of class\n"
+            + "\n".join(f"  {name!r}; {suggest(name, labels)}" for name in foreign)
+        )
+
+
+def hold_out(
+    clips: Sequence[Clip],
+    seed: int,
+    share: float = HELD_OUT,
+    classes_of: Callable[[Clip], tuple[str, ...]] = label_of,
+) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
+    """Split clips class by class: what stays, and what is held out.
+
+    Of every class with two media items or more, at least one is held out and at least one stays. A
+    clip with several classes counts for the first.
+    """
+    random = np.random.default_rng(seed)
+    members: dict[str, set[str]] = {}
+    for clip in clips:
+        members.setdefault(classes_of(clip)[0], set()).add(media_item(clip))
+    held: set[str] = set()
+    for _, unsorted in sorted(members.items()):
+        items = sorted(unsorted)
+        count = min(max(1, round(share * len(items))), len(items) - 1)
+        held.update(items[i] for i in random.permutation(len(items))[:count])
+    stays = tuple(clip for clip in clips if media_item(clip) not in held)
+    return stays, tuple(clip for clip in clips if media_item(clip) in held)

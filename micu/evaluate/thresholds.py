@@ -1,0 +1,111 @@
+"""Where threshold and epoch come from: held-out clips, unlabelled pairs, or the test itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from micu.evaluate.metrics import (
+    Floats,
+    Ints,
+    accept_rates,
+    harmonic_mean,
+    oracle_thresholds,
+    softmax,
+)
+
+REJECTED = 0.05
+"""Share of the validation clips that the `source-val` threshold may reject."""
+
+FEWEST_PAIRS = 20
+"""Pairs that `paired-quantile` needs: one in twenty is what the threshold rejects."""
+
+SOURCE_VAL, PAIRED_QUANTILE, ORACLE = "source-val", "paired-quantile", "oracle"
+THRESHOLDS = (SOURCE_VAL, PAIRED_QUANTILE)
+"""Where an honest threshold may come from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A probe and a threshold, chosen."""
+
+    epoch: int
+    """Which of the candidate probes, counted from 0."""
+    threshold: float
+
+
+def choose_on_validation(
+    logits: Sequence[Floats], labels: Ints, scores: Sequence[Floats]
+) -> Choice:
+    """Epoch and threshold from validation clips of known classes alone.
+
+    Args:
+        logits: Of the validation clips, one (n, C) per epoch.
+        labels: Of the validation clips, (n,).
+        scores: Known scores of the validation clips, one (n,) per epoch.
+    """
+    best = choose_epoch(logits, labels)
+    return Choice(best, pick_threshold(scores[best]))
+
+
+def choose_epoch(logits: Sequence[Floats], labels: Ints) -> int:
+    """The epoch with the highest closed-set accuracy, as `choose_on_validation`.
+
+    Among equals the one with the lowest cross-entropy, and then the earliest.
+    """
+
+    def merit(epoch: int) -> tuple[float, float, int]:
+        right = float((logits[epoch].argmax(-1) == labels).mean())
+        chances = softmax(logits[epoch])[np.arange(len(labels)), labels]
+        return right, float(np.log(np.maximum(chances, 1e-300)).mean()), -epoch
+
+    return max(range(len(logits)), key=merit)
+
+
+def pick_threshold(validation_scores: Floats, rejected: float = REJECTED) -> float:
+    """The threshold that accepts at least 95 % of known validation clips.
+
+    Args:
+        validation_scores: Known scores of validation clips of known classes, (n,).
+        rejected: Share of them that may fall below.
+
+    Returns:
+        One of the scores: the quantile `rejected`, not interpolated. Up to 20 clips it is the
+        lowest.
+    """
+    return float(np.quantile(validation_scores, rejected, method="lower"))
+
+
+def transfer_threshold(threshold: float, source_scores: Floats, target_scores: Floats) -> float:
+    """The threshold that rejects as much in the target modality as `threshold` does in the source.
+
+    Args:
+        threshold: In the source modality.
+        source_scores: Of unlabelled clips in the source modality, (n,).
+        target_scores: Of the same clips in the target modality, (n,).
+
+    Returns:
+        One of `target_scores`: as many of them are below, ties aside, as `source_scores` are below
+        `threshold`, but for one where that is all.
+    """
+    rejected = int((source_scores < threshold).sum())
+    return float(np.sort(target_scores)[min(rejected, len(target_scores) - 1)])
+
+
+def choose_on_test(logits: Sequence[Floats], labels: Ints, scores: Sequence[Floats]) -> Choice:
+    """The oracle: highest HOS over ten thresholds and all epochs, on the test set itself.
+
+    Among equals the first. Where no HOS is above 0, the first threshold of the first epoch.
+
+    Args:
+        logits: Of the test clips, one (n, C) per epoch.
+        labels: Of the test clips, (n,), class or `UNKNOWN`.
+        scores: Known scores of the test clips, one (n,) per epoch.
+    """
+    best, best_hos = Choice(0, float(scores[0].min())), 0.0
+    for epoch, (table, found) in enumerate(zip(logits, scores, strict=True)):
+        for threshold in oracle_thresholds(found):
+            hos = harmonic_mean(*accept_rates(table, labels, found, float(threshold)))
+            if hos > best_hos:
+                best, best_hos = Choice(epoch, float(threshold)), hos
+    return best

@@ -1,0 +1,271 @@
+"""What a report shows, part by part, from the material that was found."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from micu.evaluate.report import CHANGES, Row, Table
+from micu.report.compare import MODEL, Line, compare, short_preset, tabulate_lines
+from micu.report.figures import draw_codebook, draw_training
+from micu.report.open_set import open_set_section
+from micu.report.page import Block, Code, Drawing, Fold, Section, Title, render_html
+from micu.report.paper import SETTINGS, TABLES, metric_title, read_printed
+from micu.report.read import Material, result_of
+from micu.report.svg import draw_bars, figure, legend
+from micu.store import Header
+
+EXTRA_METRICS = ("acc", "auroc", "oscr")
+"""Shown beside those of the paper's open-set tables; the CSV has all."""
+
+FAIR, LEAKY = "var(--s0)", "var(--s4)"
+"""Colours of bars."""
+
+OWN = "Without a figure of the paper"
+LISTED = 20
+"""Failures that are listed one by one for each feature set."""
+
+READING = (
+    "Rates are in percent. Several runs are mean ± standard deviation (n − 1) over seeds. Δ is "
+    "ours minus the paper's figure, in percentage points. “Rests on” names what a fair figure "
+    "would not look at, as what:where; an empty one names nothing. The paper's own figures rest on "
+    "what stands below each table."
+)
+
+
+def build_report(material: Material, map_method: str = "auto") -> list[Section]:
+    """Every part of a report, empty ones included.
+
+    Args:
+        material: What was found.
+        map_method: How clips are placed in the plane, see `micu.report.clip_map`.
+    """
+    lines = compare(material.results)
+    return [
+        Section("Overview", _overview(material, lines)),
+        *_paper_sections(lines),
+        Section(OWN, _own(lines)),
+        open_set_section(list(material.details.values()), map_method),
+        Section("Codebook", _codebooks(material)),
+        Section("Training", _trainings(material)),
+        Section("Failures", _failures(material)),
+        Section("Provenance", _provenance(material)),
+        Section("Commands", _commands(material)),
+    ]
+
+
+def render_rows(title: str, rows: Iterable[Row]) -> str:
+    """A page about rows alone, without what lies beside a results file."""
+    material = Material(results=[result_of(row) for row in rows])
+    return render_html(title, build_report(material))
+
+
+# --- beside the paper ------------------------------------------------------------------------
+
+
+def _overview(material: Material, lines: Sequence[Line]) -> list[Block]:
+    compared = [line for line in lines if line.table]
+    blocks: list[Block] = [
+        f"{len(material.results)} figures of {len(lines)} jobs; {len(compared)} jobs have figures "
+        "of the paper beside them.",
+        READING,
+    ]
+    bars = []
+    for line in compared:
+        cell = line.cells.get("hos")
+        if cell and cell.printed:
+            how = line.of.protocol or line.of.threshold_source
+            words = (line.of.setting, _arrows(line.direction), short_preset(line.of.preset), how)
+            colour = LEAKY if line.leaks else FAIR
+            label = " ".join(filter(None, words))
+            bars.append((label, cell.mean, cell.printed.number / 100, colour))
+    if bars:
+        told = "Bars are ours, marks the paper's."
+        drawing = draw_bars("HOS, ours and the paper's", told, bars, "paper")
+        keys = legend([("rests on nothing unfair", FAIR, -1), ("rests on a leak", LEAKY, -1)])
+        blocks.append(Drawing(figure(drawing, "HOS: ours (bar) and the paper's (mark), %", keys)))
+    if material.skipped:
+        blocks.append(f"Not read: {'; '.join(material.skipped)}")
+    return blocks
+
+
+def _paper_sections(lines: Sequence[Line]) -> list[Section]:
+    """One part per table of the paper that has lines of ours."""
+    by_table: dict[int, list[Line]] = {}
+    for line in lines:
+        if line.of.setting in SETTINGS:
+            by_table.setdefault(line.table or _first_table(line.of.setting), []).append(line)
+    sections = []
+    for number, found in sorted(by_table.items()):
+        metrics = list(dict.fromkeys(f.metric for f in read_printed() if f.table == number))
+        table = tabulate_lines(found, ["hos", *metrics, *EXTRA_METRICS])
+        notes = [*_means(found, number), *_remarks(found)]
+        rests = [
+            f"{name} ({SETTINGS[name].told}): {'; '.join(SETTINGS[name].rests_on)}."
+            for name in dict.fromkeys(line.of.setting for line in found)
+        ]
+        fold = Fold("What the paper's figures rest on", rests)
+        sections.append(Section(f"Table {number}: {TABLES[number]}", [table, *notes, fold]))
+    return sections
+
+
+def _first_table(setting: str) -> int:
+    return min(figure.table for figure in read_printed() if figure.setting == setting)
+
+
+def _means(lines: Sequence[Line], number: int) -> list[str]:
+    """Means over all columns of a table, where every one of them is there."""
+    found: dict[tuple[str, ...], list[Line]] = {}
+    for line in lines:
+        row = line.of
+        if line.table == number and row.method == MODEL:
+            key = (row.preset, row.protocol, row.threshold_source, row.score, row.probe)
+            found.setdefault(key, []).append(line)
+    texts = []
+    for group in found.values():
+        cells = [
+            (line.cells[name], line.cells[name].printed)
+            for line in group
+            for name in ("hos", "acc", "f1", "r1")
+            if name in line.cells and line.cells[name].printed
+        ]
+        methods = {printed.method for _, printed in cells if printed}
+        columns = {
+            (figure.setting, figure.direction)
+            for figure in read_printed()
+            if figure.table == number and figure.method in methods
+        }
+        if len(methods) == 1 and len(cells) == len(columns) > 1:
+            ours = sum(100 * cell.mean for cell, _ in cells) / len(cells)
+            theirs = sum(printed.number for _, printed in cells if printed) / len(cells)
+            first = group[0].of
+            how = first.protocol or first.threshold_source
+            difference = f"{ours - theirs:+.2f}".replace("-", "−")
+            texts.append(
+                f"Mean over all {len(cells)} columns, {short_preset(first.preset)}, {how}: ours "
+                f"{ours:.2f}, the paper's {theirs:.2f} ({difference})."
+            )
+    return texts
+
+
+def _remarks(lines: Sequence[Line]) -> list[str]:
+    """What is wrong with figures that carry a star, and what stands behind a preset's star."""
+    notes = {
+        f"* {line.of.setting} {line.direction}, {metric_title(name)}: {cell.printed.note}"
+        for line in lines
+        for name, cell in line.cells.items()
+        if cell.printed and cell.printed.note
+    }
+    presets = {f"* {line.of.preset}" for line in lines if CHANGES in line.of.preset}
+    return [*sorted(notes), *sorted(presets)]
+
+
+def _own(lines: Sequence[Line]) -> list[Block]:
+    """Tables of lines without a setting, one per task; the codebook has a part of its own."""
+    blocks: list[Block] = []
+    own = [line for line in lines if line.of.setting not in SETTINGS and line.of.task != "codebook"]
+    for task in dict.fromkeys(line.of.task for line in own):
+        found = [line for line in own if line.of.task == task]
+        metrics = list(dict.fromkeys(name for line in found for name in line.cells))
+        few = ["hos", "os_star", "unk", *EXTRA_METRICS] if task == "oscmg" else metrics
+        blocks += [Title(f"Task {task}"), tabulate_lines(found, few), *_remarks(found)]
+    return blocks
+
+
+# --- codebook, training, failures, provenance --------------------------------------------------
+
+
+def _codebooks(material: Material) -> list[Block]:
+    lines = [line for line in compare(material.results) if line.of.task == "codebook"]
+    blocks: list[Block] = []
+    if lines:
+        metrics = list(dict.fromkeys(name for line in lines for name in line.cells))
+        blocks.append(tabulate_lines(lines, metrics))
+    for name, use in material.codebooks.items():
+        blocks += [Title(name), Drawing(draw_codebook(use))]
+    return blocks
+
+
+LOSSES = ("total", "fine", "coarse", "jigsaw", "reconstruction", "commitment")
+NOT_LOSSES = ("step", "epoch", "batch", "learning_rate", "active_codes", "shared_codes", "skipped")
+
+
+def _trainings(material: Material) -> list[Block]:
+    blocks: list[Block] = []
+    for name, columns in material.trainings.items():
+        if not columns.get("step"):
+            continue
+        others = [
+            column
+            for column in columns
+            if column not in (*LOSSES, *NOT_LOSSES, "clips_per_s")
+            and not column.startswith(("grad_norm_", "perplexity_"))
+        ]
+        terms = [term for term in (*LOSSES, *others) if term in columns]
+        last = f"{int(columns['step'][-1])} steps"
+        blocks += [Title(f"{name}: {last}"), Drawing(draw_training(columns, terms))]
+    return blocks
+
+
+def _failures(material: Material) -> list[Block]:
+    if not material.sets:
+        return []
+    total = sum(map(len, material.failures.values()))
+    blocks: list[Block] = [
+        f"{total} clips of {len(material.sets)} feature sets failed, and are in their ledgers."
+    ]
+    for name, failures in material.failures.items():
+        counts = Counter(failure.code for failure in failures)
+        told = ", ".join(f"{code} {count}" for code, count in counts.most_common())
+        rows = [(f.clip_id, f.stage, f.code, f.message) for f in failures[:LISTED]]
+        table = Table((("clip", "stage", "code", "message"), *rows))
+        first = f", the first {LISTED}" if len(failures) > LISTED else ""
+        blocks.append(Fold(f"{name}: {told}{first}", [table]))
+    return blocks
+
+
+def _provenance(material: Material) -> list[Block]:
+    """Hashes and seeds of the results, and what the feature sets are."""
+    groups: dict[tuple[str, ...], set[str]] = {}
+    for row in material.results:
+        hashes = (row.checkpoint_sha256, row.manifest_sha256, row.classes_sha256)
+        key = (row.method, row.preset, *(text[:12] for text in hashes), row.features)
+        groups.setdefault(key, set()).add(row.seed)
+    header = ("method", "preset", "checkpoint", "manifest", "known classes", "features", "seeds")
+    rows = [(*key, ", ".join(sorted(seeds))) for key, seeds in groups.items()]
+    blocks: list[Block] = [
+        f"Read from {', '.join(material.sources)}. Hashes are the first twelve digits of SHA-256.",
+        Table((header, *rows)),
+    ]
+    if material.sets:
+        blocks.append(_sets_table(material.sets))
+    versions = dict.fromkeys(_versions(command.versions) for command in material.commands)
+    blocks += [f"Evaluated with {text}." for text in versions]
+    return blocks
+
+
+def _sets_table(sets: Mapping[str, Header]) -> Table:
+    header = ("features", "steps", "weights", "weights' SHA-256", "fingerprint", "versions")
+    rows = [
+        (
+            name,
+            f"(T, {', '.join(map(str, made.spec.shape))})",
+            made.spec.weights,
+            made.spec.weights_sha256[:12],
+            made.fingerprint[:12],
+            _versions(made.spec.versions),
+        )
+        for name, made in sets.items()
+    ]
+    return Table((header, *rows))
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
+def _commands(material: Material) -> list[Block]:
+    lines = dict.fromkeys(command.line for command in material.commands)
+    return [Code("\n".join(lines))] if lines else []
+
+
+def _arrows(direction: str) -> str:
+    return direction.replace("<->", "↔").replace("->", "→")

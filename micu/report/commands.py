@@ -1,0 +1,85 @@
+"""The commands that made results, in a file beside them: `results.csv`, `results.commands.jsonl`.
+
+Each line is one command as it was typed, with the versions that it ran with; a command that is
+typed again with the same versions is not noted twice.
+"""
+
+import json
+import platform
+import shlex
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from micu.evaluate.report import locked
+from micu.files import append_durably
+
+SUFFIX = ".commands.jsonl"
+PACKAGES = ("micu", "torch", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that was typed."""
+
+    line: str
+    versions: dict[str, str]
+
+
+def commands_path(results: Path) -> Path:
+    """Where the commands that made a results file are."""
+    return results.with_suffix(SUFFIX)
+
+
+def record_command(results: Path, line: str) -> None:
+    """Note a command beside the results file that it added to."""
+    path, command = commands_path(results), Command(line, installed_versions())
+    with locked(path.parent):
+        if command not in read_commands(path):
+            append_durably(path, f"{json.dumps(asdict(command))}\n".encode())
+
+
+def read_commands(path: Path) -> list[Command]:
+    """Commands in the order of their first time; a line that a kill cut off is not one."""
+    found: list[Command] = []
+    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+            versions = {str(key): str(value) for key, value in record["versions"].items()}
+            found.append(Command(str(record["line"]), versions))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    return found
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of what numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def typed_line(context: click.Context) -> str:
+    """The command line behind a context: what was typed, in the order of the command's options."""
+    words = [context.command_path]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params.get(name)
+        values = value if isinstance(value, tuple) else (value,)
+        for item in values:
+            if isinstance(parameter, click.Argument):
+                words.append(str(item))
+            elif getattr(parameter, "is_flag", False):
+                words.append(parameter.opts[-1])
+            else:
+                words += [parameter.opts[-1], str(item)]
+    return " ".join((words[0], *(shlex.quote(word) for word in words[1:])))

@@ -1,0 +1,299 @@
+"""Rows of results, averaged over seeds, beside the figures that the paper prints for them."""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from micu.evaluate.columns import NOT_RATES
+from micu.evaluate.report import CHANGES, Table
+from micu.report.paper import (
+    SETTINGS,
+    Printed,
+    direction_of,
+    find_printed,
+    metric_title,
+    paper_method,
+)
+from micu.report.read import Result
+
+MODEL = "checkpoint"
+"""The method that the paper's figures are about; others are there to put it in its place."""
+
+BOTH_WAYS = "-vaf"
+"""Ends the settings whose printed figures are means of both directions, as retrieval's are."""
+
+ORACLE = "oracle"
+ORACLE_LEAKS = "threshold:test;epoch:test"
+"""What rows of an oracle threshold rest on, where an older file does not say."""
+
+UNITS = frozenset({"params", "parameters", "memory_bytes", "seconds"})
+"""Parts of names of metrics that are not rates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One metric over the seeds of one line."""
+
+    values: tuple[float, ...]
+    """One per run, rates in [0, 1]; NaN where it is not defined."""
+    printed: Printed | None = None
+    """The paper's figure for it, rates in percent."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the runs; NaN if one is undefined."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the sample (n - 1); NaN for one run."""
+        several = len(self.values) > 1 and not any(map(math.isnan, self.values))
+        return statistics.stdev(self.values) if several else math.nan
+
+    @property
+    def difference(self) -> float:
+        """Ours minus the paper's, in percentage points; NaN without one of them."""
+        return math.nan if self.printed is None else 100 * self.mean - self.printed.number
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One job, over its seeds."""
+
+    of: Result
+    """One of its rows, for what all of them have in common."""
+    direction: str
+    """V->A, V<->A; empty for tasks without."""
+    runs: int
+    cells: Mapping[str, Cell]
+    """By metric."""
+
+    @property
+    def table(self) -> int:
+        """The paper's table; 0 if it prints nothing of this line."""
+        found = [cell.printed.table for cell in self.cells.values() if cell.printed]
+        return min(found, default=0)
+
+    @property
+    def leaks(self) -> str:
+        """What the numbers rest on that fair ones would not."""
+        older = ORACLE_LEAKS if self.of.threshold_source == ORACLE else ""
+        return self.of.leaks or older
+
+
+def compare(results: Sequence[Result]) -> list[Line]:
+    """One line per job, and one for each mean of both directions that the paper prints."""
+    groups: dict[tuple[object, ...], list[Result]] = {}
+    for row in results:
+        groups.setdefault(row.group(), []).append(row)
+    lines = [_line(rows) for rows in groups.values()]
+    return in_reading_order([*lines, *_both_ways(groups.values())])
+
+
+def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
+    first = rows[0]
+    direction = direction_of(first.train_modality, first.test_modality, both_ways=both_ways)
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row.metric, []).append(row.value)
+    own = first.method == MODEL
+    method = paper_method(first.preset) if own else ""
+    cells = {
+        metric: Cell(tuple(found), find_printed(first.setting, method, direction, metric))
+        for metric, found in values.items()
+    }
+    runs = len({(row.seed, row.checkpoint_sha256) for row in rows})
+    shown = direction if first.train_modality and first.test_modality else first.test_modality
+    return Line(first, shown, runs, cells)
+
+
+def in_reading_order(lines: Sequence[Line]) -> list[Line]:
+    """By setting as the paper has them, then what is tested; what it is compared with follows."""
+    settings = list(SETTINGS)
+    seen: dict[str, int] = {}
+    for line in lines:
+        if line.of.method == MODEL:
+            seen.setdefault(line.of.test_modality, len(seen))
+            seen.setdefault(line.of.train_modality, len(seen))
+
+    def place(line: Line) -> tuple[object, ...]:
+        row = line.of
+        known = settings.index(row.setting) if row.setting in settings else len(settings)
+        train, test = (seen.get(name, 9) for name in (row.train_modality, row.test_modality))
+        return known, "<->" in line.direction, test, train == test, train
+
+    return sorted(lines, key=place)
+
+
+def _both_ways(groups: Iterable[Sequence[Result]]) -> list[Line]:
+    """Means of two directions, where the paper prints those: per seed, and where both are there."""
+    pairs: dict[tuple[object, ...], list[Result]] = {}
+    for rows in groups:
+        first = rows[0]
+        known = SETTINGS.get(first.setting)
+        averaged = first.setting.endswith(BOTH_WAYS) or (known and known.task == "retrieval")
+        if averaged and first.train_modality != first.test_modality:
+            ordered = sorted((first.train_modality, first.test_modality), key=_rank)
+            same = replace(
+                first,
+                train_modality=ordered[0],
+                test_modality=ordered[1],
+                features=" ".join(sorted(first.features.split())),
+            )
+            pairs.setdefault(same.group(), []).extend(rows)
+    lines = []
+    for rows in pairs.values():
+        found: dict[tuple[str, str, str], list[Result]] = {}
+        for row in rows:
+            found.setdefault((row.metric, row.seed, row.checkpoint_sha256), []).append(row)
+        means = [
+            replace(both[0], value=(both[0].value + both[1].value) / 2)
+            for both in found.values()
+            if len({row.train_modality for row in both}) == len(both) == 2
+        ]
+        if means:
+            lines.append(_line(means, both_ways=True))
+    return lines
+
+
+def _rank(modality: str) -> int:
+    order = ("video", "audio", "flow", "text")
+    return order.index(modality) if modality in order else len(order)
+
+
+# --- as text ---------------------------------------------------------------------------------
+
+
+def scale_of(metric: str) -> int:
+    """100 for rates, which are shown in percent; 1 for other numbers."""
+    other = metric in NOT_RATES or any(unit in metric for unit in UNITS)
+    return 1 if other else 100
+
+
+def show_mean(cell: Cell, metric: str) -> str:
+    """`51.2 ± 0.4`, rates in percent; a dash where it is not defined."""
+    scale = scale_of(metric)
+    if math.isnan(cell.mean):
+        return "–"
+    mean = f"{scale * cell.mean:,.2f}"
+    spread = cell.deviation
+    return mean if math.isnan(spread) else f"{mean} ± {scale * spread:.2f}"
+
+
+def show_difference(cell: Cell) -> str:
+    """`+1.20` or `−0.37` percentage points; empty without a figure of the paper."""
+    value = cell.difference
+    return "" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
+
+
+def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> Table:
+    """Lines as a table: ours, the paper's figure and the difference for each metric."""
+    present = {name for line in lines for name in line.cells}
+    shown = [name for name in dict.fromkeys(metrics) if name in present]
+    compared = {
+        name
+        for name in shown
+        if any(name in line.cells and line.cells[name].printed for line in lines)
+    }
+    several = [name for name in ("score", "probe", "features") if _differ(lines, name)]
+    header = ["setting", "from → to", "method", "preset", "protocol", "threshold"]
+    header += [*several, *_unknown(lines), "rests on", "runs"]
+    for name in shown:
+        title = metric_title(name)
+        header += [title, f"{title} paper", f"{title} Δ"] if name in compared else [title]
+    body = [
+        (*_identity(line, several, _unknown(lines)), *_figures(line, shown, compared))
+        for line in lines
+    ]
+    rows = [tuple(header), *body]
+    kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    return Table(tuple(tuple(row[i] for i in kept) for row in rows))
+
+
+def _identity(line: Line, several: Sequence[str], unknown: Sequence[str]) -> tuple[str, ...]:
+    row = line.of
+    others = dict(row.more)
+    return (
+        row.setting,
+        line.direction.replace("<->", " ↔ ").replace("->", " → "),
+        row.method,
+        short_preset(row.preset),
+        row.protocol,
+        row.threshold_source,
+        *(getattr(row, name) for name in several),
+        *(others.get(name, "") for name in unknown),
+        line.leaks.replace(";", "; "),
+        str(line.runs),
+    )
+
+
+def _figures(line: Line, metrics: Sequence[str], compared: set[str]) -> list[str]:
+    cells: list[str] = []
+    for name in metrics:
+        cell = line.cells.get(name)
+        cells.append(show_mean(cell, name) if cell else "")
+        if name in compared:
+            printed = cell.printed if cell else None
+            mark = "*" if printed and printed.note else ""
+            cells += [
+                printed.value + mark if printed else "",
+                show_difference(cell) if cell else "",
+            ]
+    return cells
+
+
+def _differ(lines: Sequence[Line], name: str) -> bool:
+    """Whether a column tells lines apart that otherwise look the same."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for line in lines:
+        found.setdefault(_identity(line, (), ())[:-1], set()).add(getattr(line.of, name))
+    return any(len(values) > 1 for values in found.values())
+
+
+def _unknown(lines: Sequence[Line]) -> list[str]:
+    """Columns of other versions that tell lines apart."""
+    names = dict.fromkeys(name for line in lines for name, _ in line.of.more)
+    return [name for name in names if len({dict(line.of.more).get(name) for line in lines}) > 1]
+
+
+def short_preset(preset: str) -> str:
+    """A preset that was changed, without its changes: `micu*`."""
+    name, *changes = preset.split(CHANGES)
+    return f"{name}*" if changes else name
+
+
+def render_csv(lines: Sequence[Line]) -> str:
+    """Every line and metric: ours, deviation, runs, the paper's figure; rates in percent."""
+    unknown = list(dict.fromkeys(name for line in lines for name, _ in line.of.more))
+    shared = ("task", "setting", "method", "preset", "protocol", "threshold_source", "score")
+    rest = ("probe", "features", "manifest_sha256", "classes_sha256")
+    header = [*shared, "direction", "metric", "ours", "deviation", "runs", "n_clips", "paper"]
+    header += ["difference", "paper_table", "paper_method", "paper_note", "leaks", *rest, *unknown]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for line in lines:
+        others = dict(line.of.more)
+        for metric, cell in line.cells.items():
+            printed, scale = cell.printed, scale_of(metric)
+            writer.writerow(
+                [
+                    *(getattr(line.of, name) for name in shared),
+                    *(line.direction, metric, _number(scale * cell.mean)),
+                    *(_number(scale * cell.deviation), line.runs, line.of.n_clips),
+                    printed.value if printed else "",
+                    _number(cell.difference),
+                    *((printed.table, printed.method, printed.note) if printed else ("", "", "")),
+                    line.leaks,
+                    *(getattr(line.of, name) for name in rest),
+                    *(others.get(name, "") for name in unknown),
+                ]
+            )
+    return text.getvalue()
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"

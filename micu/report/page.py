@@ -1,0 +1,210 @@
+"""A report as one HTML page that needs nothing but itself, or as Markdown without the drawings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from micu.evaluate.report import Table, render_markdown
+from micu.report.svg import escape
+
+
+@dataclass(frozen=True, slots=True)
+class Title:
+    """What the blocks after it are about."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """Markup of `micu.report.figures`; Markdown leaves it out."""
+
+    markup: str
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Text as it was typed."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Blocks that are shown when asked for, and when printed."""
+
+    summary: str
+    blocks: "Sequence[Block]"
+
+
+Block = str | Title | Table | Drawing | Code | Fold
+"""A text is a paragraph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a report; one without blocks is left out."""
+
+    heading: str
+    blocks: Sequence[Block]
+
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de;
+  --soft: #59636e; --band: #f6f8fa;
+  --s0: #0969da; --s1: #bf5b04; --s2: #1a7f37; --s3: #8250df; --s4: #6e7781;
+  --three: #7c3aed; --two: #e8860c; --one: #0aa5b8; --four: #c2255c; --class-light: 40%; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d;
+  --soft: #9198a1; --band: #161b22;
+  --s0: #58a6ff; --s1: #f0883e; --s2: #56d364; --s3: #bc8cff; --s4: #8b949e;
+  --three: #a78bfa; --two: #fb9a3c; --one: #22d3ee; --four: #f06595; --class-light: 65%; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 76rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem;
+  border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
+h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
+p { max-width: 48rem; margin: .6rem 0; }
+nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: 0; list-style: none; }
+a { color: var(--s0); }
+.wide { overflow-x: auto; max-width: 100%; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem;
+  overflow-wrap: normal; margin: .6rem 0; }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left;
+  white-space: nowrap; }
+th { background: var(--band); white-space: normal; vertical-align: bottom; }
+td.number, th.number { text-align: right; }
+td.long { white-space: normal; min-width: 8.5rem; }
+td.longer { white-space: normal; min-width: 16rem; max-width: 34rem; }
+pre { border: 1px solid var(--line); background: var(--band); padding: .7rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem 1.6rem; align-items: flex-start; }
+figure { margin: .4rem 0; width: 22rem; max-width: 100%; flex: none; }
+figure:has(svg[style]) { width: auto; }
+figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .3rem; max-width: 22rem; }
+svg.chart { display: block; width: 100%; height: auto; }
+svg text { fill: var(--ink); font-size: 12px; }
+svg .small { font-size: 10px; } svg.key { vertical-align: -1px; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem .9rem; padding: 0;
+  margin: .3rem 0; font-size: .85rem; max-width: 22rem; }
+path { fill: none; } .axis { stroke: var(--soft); } .grid { stroke: var(--line); }
+.faint { stroke: var(--soft); stroke-dasharray: 3 4; } .curve { stroke-width: 2; }
+.mark { stroke: var(--ink); stroke-dasharray: 4 3; } .points { stroke-width: 4.5; opacity: .75; }
+.target { stroke: var(--ink); stroke-width: 3; } .frame { fill: none; stroke: var(--line); }
+details { margin: .8rem 0; } summary { cursor: pointer; font-weight: 600; }
+@page { size: landscape; margin: 1cm; }
+@media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
+  table { font-size: 8px; } th, td { padding: .1rem .2rem; }
+  td:not(.number) { white-space: normal; }
+  .wide { overflow: visible; } figure, tr { break-inside: avoid; }
+  h2, h3, h3 + p { break-after: avoid; } td.long, td.longer { min-width: 0; }
+  details::details-content { content-visibility: visible; block-size: auto; } }
+"""
+
+LONG, LONGER = 22, 60
+"""Characters from which a cell is wrapped, and from which it is wide besides."""
+
+
+def render_html(title: str, sections: Sequence[Section]) -> str:
+    """One HTML page: no network, no script; light and dark, for phones and for paper."""
+    shown = [section for section in sections if section.blocks]
+    links = "".join(
+        f'<li><a href="#part{i}">{escape(part.heading)}</a></li>' for i, part in enumerate(shown)
+    )
+    body = "\n".join(
+        f'<section><h2 id="part{i}">{escape(part.heading)}</h2>{_render_blocks(part.blocks)}'
+        "</section>"
+        for i, part in enumerate(shown)
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f'<body><h1>{escape(title)}</h1>\n<nav aria-label="Parts"><ul>{links}</ul></nav>\n'
+        f"{body}\n</body></html>\n"
+    )
+
+
+def _render_blocks(blocks: Sequence[Block]) -> str:
+    parts: list[str] = []
+    for block in blocks:
+        match block:
+            case str():
+                parts.append(f"<p>{escape(block)}</p>")
+            case Title():
+                parts.append(f"<h3>{escape(block.text)}</h3>")
+            case Table():
+                parts.append(_render_table(block))
+            case Drawing():
+                parts.append(f'<div class="figures">{block.markup}</div>')
+            case Code():
+                lines = "\n".join(escape(line) for line in block.text.splitlines())
+                parts.append(f"<pre>{lines}</pre>")
+            case Fold():
+                inner = _render_blocks(block.blocks)
+                parts.append(
+                    f"<details><summary>{escape(block.summary)}</summary>{inner}</details>"
+                )
+    return "".join(parts)
+
+
+def _render_table(table: Table) -> str:
+    header, *rows = table.rows
+    numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
+    lines = [_render_row("th", header, numeric), *(_render_row("td", row, numeric) for row in rows)]
+    return (
+        '<div class="wide" tabindex="0" role="region" aria-label="table">'
+        f"<table>{''.join(lines)}</table></div>"
+    )
+
+
+def _render_row(tag: str, row: Sequence[str], numeric: Sequence[bool]) -> str:
+    cells = []
+    for text, number in zip(row, numeric, strict=True):
+        wrapped = "longer" if len(text) > LONGER else "long" if len(text) > LONG else ""
+        kind = "number" if number else wrapped
+        look = f' class="{kind}"' if kind else ""
+        scope = ' scope="col"' if tag == "th" else ""
+        cells.append(f"<{tag}{scope}{look}>{escape(text)}</{tag}>")
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _is_number(text: str) -> bool:
+    return not text.strip("0123456789.,+−-±–* ")
+
+
+def render_report_markdown(title: str, sections: Sequence[Section]) -> str:
+    """The report as Markdown: everything but the drawings."""
+    parts = [f"# {_plain(title)}"]
+    for section in sections:
+        blocks = _markdown_blocks(section.blocks)
+        if blocks:
+            parts += [f"## {_plain(section.heading)}", *blocks]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_blocks(blocks: Sequence[Block]) -> list[str]:
+    parts: list[str] = []
+    for block in blocks:
+        match block:
+            case str():
+                parts.append(_plain(block))
+            case Title():
+                parts.append(f"### {_plain(block.text)}")
+            case Table():
+                plain = tuple(tuple(_plain(cell) for cell in row) for row in block.rows)
+                parts.append(render_markdown(Table(plain)))
+            case Code():
+                parts.append("\n".join(f"    {line}" for line in block.text.splitlines()))
+            case Fold():
+                inner = _markdown_blocks(block.blocks)
+                parts += [f"**{_plain(block.summary)}**", *inner] if inner else []
+            case Drawing():
+                continue
+    return parts
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing is markup, on one line."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("*", "\\*").replace("`", "\\`")

@@ -1,0 +1,251 @@
+"""What a report is made of, found in files and folders: results, details, codebooks, ledgers.
+
+Results files of older and of newer versions are read too: a column that is missing is empty, one
+that is not known here is kept, and rows that differ in it are never averaged together.
+"""
+
+import csv
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from micu.errors import ConfigError, StoreError
+from micu.evaluate import codebook, details
+from micu.evaluate.codebook import CodebookUse, read_codebook
+from micu.evaluate.details import Details, read_details
+from micu.evaluate.report import Row
+from micu.report.commands import SUFFIX as COMMANDS_SUFFIX
+from micu.report.commands import Command, read_commands
+from micu.store import Failure, Header, read_ledger, read_set
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.csv"
+"""A training's numbers, one row per step."""
+
+SET = "set.json"
+"""Marks the folder of a feature set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One row of a results file; the columns are those of `micu.evaluate.report.Row`."""
+
+    task: str
+    metric: str
+    value: float
+    """Rates in [0, 1]."""
+    method: str
+    train_modality: str = ""
+    test_modality: str = ""
+    preset: str = ""
+    seed: str = ""
+    threshold_source: str = ""
+    protocol: str = ""
+    score: str = ""
+    leaks: str = ""
+    """What the number rests on that a fair one would not, as `threshold:test;epoch:test`."""
+    setting: str = ""
+    probe: str = ""
+    features: str = ""
+    n_clips: str = ""
+    checkpoint_sha256: str = ""
+    manifest_sha256: str = ""
+    classes_sha256: str = ""
+    note: str = ""
+    more: tuple[tuple[str, str], ...] = ()
+    """Columns that this version does not know, by name."""
+
+    def group(self) -> tuple[object, ...]:
+        """What the rows that are averaged over seeds have in common."""
+        free = {"metric", "value", "seed", "n_clips", "checkpoint_sha256", "note"}
+        return tuple(getattr(self, name) for name in self.__slots__ if name not in free)
+
+    def key(self) -> tuple[object, ...]:
+        """What two rows about the same number have in common."""
+        return (*self.group(), self.metric, self.seed, self.checkpoint_sha256)
+
+
+KNOWN = tuple(column.name for column in fields(Result) if column.name != "more")
+NEEDED = frozenset({"task", "method", "metric", "value"})
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Everything that was found; each part may be empty."""
+
+    results: list[Result] = field(default_factory=list)
+    details: dict[Path, Details] = field(default_factory=dict)
+    """By file."""
+    codebooks: dict[str, CodebookUse] = field(default_factory=dict)
+    """By file."""
+    trainings: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Run folder → column of its metrics → one number per step, NaN where there was none."""
+    failures: dict[str, list[Failure]] = field(default_factory=dict)
+    """By feature set."""
+    sets: dict[str, Header] = field(default_factory=dict)
+    """Feature sets by folder."""
+    commands: list[Command] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    """Results files, as they were found."""
+    skipped: list[str] = field(default_factory=list)
+    """What could not be read, and why."""
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read a results file of any version.
+
+    Raises:
+        ConfigError: It is not one, or is damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True, restval="")
+            columns = set(reader.fieldnames or ())
+            if not columns >= NEEDED:
+                raise ConfigError(
+                    f"{path}: expected a results file of micu-eval, with the columns "
+                    f"{', '.join(sorted(NEEDED))} and others; got "
+                    f"{', '.join(sorted(columns))[:200]}"
+                )
+            return [_parse(row, path, reader.line_num) for row in reader]
+    except (csv.Error, UnicodeError) as error:
+        raise ConfigError(f"{path}: not a results file of micu-eval: {error}") from error
+
+
+def _parse(row: Mapping[str | None, str], path: Path, line: int) -> Result:
+    named = {name: text for name, text in row.items() if name is not None}
+    try:
+        if len(named) != len(row):
+            raise ValueError("more values than columns")
+        return _make_result(named)
+    except ValueError as error:
+        raise ConfigError(f"{path}: line {line}: {error}") from error
+
+
+def _make_result(row: Mapping[str, str]) -> Result:
+    known = {name: text for name, text in row.items() if name in KNOWN and name != "value"}
+    value = float(row["value"])
+    if math.isinf(value):
+        raise ValueError(f"expected a finite value, got {value}")
+    more = tuple((name, text) for name, text in row.items() if name not in KNOWN)
+    return Result(**known, value=value, more=more)
+
+
+def result_of(row: Row) -> Result:
+    """A row of this version that was not written yet."""
+    return _make_result({name: str(value) for name, value in asdict(row).items()})
+
+
+def gather(runs: Sequence[Path]) -> Material:
+    """Read what a report is made of.
+
+    A results file brings what lies beside it: its commands, and `NAME-details` of `NAME.csv`.
+
+    Args:
+        runs: Results files, and folders that are searched through.
+
+    Raises:
+        ConfigError: One of them is not there or cannot be used, or no result was found.
+    """
+    found = Material()
+    for path in dict.fromkeys(runs):
+        if not path.exists():
+            raise ConfigError(f"{path}: no such results file or folder; micu-eval … writes some")
+        if path.is_dir():
+            for inner in _walk(path):
+                _take(inner, found)
+        else:
+            found.results.extend(read_results(path))
+            _take_beside(path, found)
+    unique = {row.key(): row for row in found.results}
+    found.results[:] = unique.values()
+    if not found.results:
+        listed = ", ".join(map(str, runs))
+        raise ConfigError(f"{listed}: no results in it; micu-eval CHECKPOINT … --out writes some")
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files in order of their names; links are not followed."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            yield from _walk(path)
+        elif path.is_file():
+            yield path
+
+
+def _take(path: Path, found: Material) -> None:
+    """Read a file of a searched folder, if it is of a kind that a report shows."""
+    try:
+        if path.name.endswith(details.SUFFIX):
+            _add_details(path, found)
+        elif path.name == SET:
+            _take_set(path.parent, found)
+        elif path.name == METRICS:
+            found.trainings[str(path.parent)] = read_training(path)
+        elif path.suffix == ".csv":
+            columns = _header(path)
+            if columns >= NEEDED:
+                found.results.extend(read_results(path))
+                _take_beside(path, found)
+            elif columns == set(codebook.COLUMNS):
+                found.codebooks[str(path)] = read_codebook(path)
+    except (ConfigError, StoreError, UnicodeError, csv.Error) as error:
+        found.skipped.append(f"{error}")
+        logger.warning("skipped: %s", error)
+
+
+def _take_beside(path: Path, found: Material) -> None:
+    """What belongs to a results file."""
+    if str(path) in found.sources:
+        return
+    found.sources.append(str(path))
+    for command in read_commands(path.with_suffix(COMMANDS_SUFFIX)):
+        if command not in found.commands:
+            found.commands.append(command)
+    folder = path.with_name(f"{path.stem}-details")
+    for inner in sorted(folder.glob(f"*{details.SUFFIX}")):
+        _add_details(inner, found)
+
+
+def _add_details(path: Path, found: Material) -> None:
+    if path.resolve() not in found.details:
+        found.details[path.resolve()] = read_details(path)
+
+
+def _take_set(folder: Path, found: Material) -> None:
+    found.sets[str(folder)] = read_set(folder)[0]
+    failures = list(read_ledger(folder).values())
+    if failures:
+        found.failures[str(folder)] = failures
+
+
+def _header(path: Path) -> set[str]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return set(next(csv.reader(file), ()))
+
+
+def read_training(path: Path) -> dict[str, list[float]]:
+    """Columns of a `metrics.csv`; a last line that a kill cut off is not one.
+
+    Raises:
+        ConfigError: A value is not a number.
+    """
+    columns: dict[str, list[float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        names = next(reader, [])
+        for row in reader:
+            if len(row) != len(names):
+                break
+            for name, text in zip(names, row, strict=True):
+                try:
+                    columns.setdefault(name, []).append(float(text) if text else math.nan)
+                except ValueError as error:
+                    raise ConfigError(f"{path}: line {reader.line_num}: {error}") from error
+    return columns

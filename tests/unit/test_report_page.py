@@ -1,0 +1,147 @@
+"""The report as a page and as Markdown: whole, safe, and in need of nothing else."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from micu.errors import ConfigError
+from micu.evaluate.codebook import CodebookUse, read_codebook, write_codebook
+from micu.evaluate.report import Table
+from micu.report.build import build_report
+from micu.report.commands import Command, commands_path, read_commands, record_command
+from micu.report.page import (
+    Code,
+    Drawing,
+    Fold,
+    Section,
+    Title,
+    render_html,
+    render_report_markdown,
+)
+from micu.report.read import Material, Result
+from micu.report.svg import WIDTH
+from tests.unit.test_compare import RESULT
+from tests.unit.test_details import make_details
+
+SCRIPT = "<script>alert(1)</script>"
+VOID = ("meta",)
+
+
+class Reader(HTMLParser):
+    """Collects tags, and whether each is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.seen.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check_page(page: str) -> None:
+    """Whole, without script and without anything from elsewhere."""
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert not {"script", "link", "img", "iframe", "object"} & set(reader.seen)
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|src=|srcset", page)
+    assert "default-src 'none'" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "width=device-width" in page
+
+
+def material() -> Material:
+    """A little of everything, with labels that are markup."""
+    rows = [replace(RESULT, metric=name, value=0.5) for name in ("hos", "os_star", "unk", "auroc")]
+    rows.append(replace(RESULT, setting="", preset=f"micu with {SCRIPT}=1", note=SCRIPT))
+    rows.append(Result(task="codebook", method="checkpoint", metric="perplexity", value=3.5))
+    keys = {"method": "checkpoint", "setting": SCRIPT, "train_modality": "video"}
+    found = Material(results=rows)
+    found.details[Path("a")] = replace(make_details(), keys=keys)
+    found.details[Path("b")] = replace(make_details(), keys={**keys, "threshold_source": "oracle"})
+    found.codebooks[SCRIPT] = CodebookUse({SCRIPT: np.array([3, 0]), "audio": np.array([1, 1])})
+    found.trainings[SCRIPT] = {"step": [1.0, 2.0], "total": [2.0, 1.0], SCRIPT: [1.0, 1.0]}
+    found.commands.append(Command(f"micu-eval last.pt {SCRIPT}", {"micu": SCRIPT}))
+    found.sources.append(f"{SCRIPT}.csv")
+    return found
+
+
+def test_a_report_of_everything_is_whole_and_escapes_every_label() -> None:
+    page = render_html("Title & <more>", build_report(material(), "pca"))
+    check_page(page)
+    assert "Title &amp; &lt;more&gt;" in page
+    assert "54.39" in page
+    assert "−4.39" in page
+    assert "Maps place clips by PCA" in page
+    assert page.count("<svg") > 8
+    assert f'viewBox="0 0 {WIDTH} ' in page
+
+
+def test_what_rests_on_a_leak_is_folded_and_named() -> None:
+    page = render_html("T", build_report(material(), "pca"))
+    folded = re.findall(r"<details><summary>(.*?)</summary>", page)
+    assert any("oracle" in summary for summary in folded)
+    assert not any("source-val" in summary for summary in folded)
+    assert "best on the test set" in page
+
+
+def test_markdown_has_the_tables_and_no_markup_of_the_labels() -> None:
+    text = render_report_markdown("T", build_report(material(), "pca"))
+    assert "## Table 2: Open-set cross-modal generalisation" in text
+    assert "| 54.39 " in text
+    assert "<script" not in "\n".join(x for x in text.splitlines() if not x.startswith("    "))
+    assert "<svg" not in text
+
+
+def test_parts_without_content_are_left_out_and_linked_ones_are_there() -> None:
+    page = render_html("T", [Section("Empty", []), Section("Full", ["text"])])
+    assert "Empty" not in page
+    assert re.findall(r'href="#(\w+)"', page) == re.findall(r'<h2 id="(\w+)"', page)
+
+
+def test_tables_scroll_by_themselves_and_numbers_are_set_to_the_right() -> None:
+    table = Table((("name", "n"), ("a", "1.50 ± 0.20"), ("b|c", "–")))
+    blocks = [Title("t"), table, Code("$ x\n$ y"), Fold("more", ["inside"]), Drawing("<svg></svg>")]
+    page = render_html("T", [Section("S", blocks)])
+    assert page.count('<td class="number">') == 2
+    assert '<div class="wide" tabindex="0"' in page
+    assert "<pre>$ x\n$ y</pre>" in page
+    assert "b\\|c" in render_report_markdown("T", [Section("S", blocks)])
+
+
+def test_commands_are_noted_once_with_versions_and_read_back(tmp_path: Path) -> None:
+    results = tmp_path / "results.csv"
+    for line in ("micu-eval a.pt", "micu-eval b.pt", "micu-eval a.pt"):
+        record_command(results, line)
+    with commands_path(results).open("a") as file:
+        file.write('{"line": 3}\n{"line": "cut')
+    found = read_commands(commands_path(results))
+    assert [command.line for command in found] == ["micu-eval a.pt", "micu-eval b.pt"]
+    assert {"python", "numpy", "torch"} <= found[0].versions.keys()
+
+
+def test_codebook_counts_come_back_and_other_tables_are_refused(tmp_path: Path) -> None:
+    use = CodebookUse({"video": np.array([3, 0, 1]), "audio": np.array([0, 0, 2])})
+    write_codebook(use, tmp_path / "c.csv")
+    found = read_codebook(tmp_path / "c.csv")
+    assert {name: counts.tolist() for name, counts in found.counts.items()} == {
+        "video": [3, 0, 1],
+        "audio": [0, 0, 2],
+    }
+    for text in ("a,b\n1,2\n", "code,modality,count\n1,v,2\n", "code,modality,count\n0,v,-2\n"):
+        (tmp_path / "x.csv").write_text(text)
+        with pytest.raises(ConfigError, match="not a codebook file"):
+            read_codebook(tmp_path / "x.csv")

@@ -1,0 +1,222 @@
+"""Which clips either protocol takes, and what it says about them."""
+
+from pathlib import Path
+
+import pytest
+
+from micu.errors import ConfigError, ManifestError
+from micu.evaluate.class_map import read_class_map
+from micu.evaluate.leaks import Pretraining, find_pretraining
+from micu.evaluate.splits import OpenSetSplit, SplitRules, hold_out, media_item, split_clips
+from micu.manifest import Clip, Event, Manifest
+from tests.models import loaded_model
+
+PAPER, CLEAN = (SplitRules(protocol=name) for name in ("paper", "clean"))
+
+
+def make_clips(per_class: int, split: str, classes: str = "abc") -> list[Clip]:
+    return [
+        Clip(clip_id=f"{split}/{label}/{number}", label=label, split=split)
+        for label in classes
+        for number in range(per_class)
+    ]
+
+
+def cut(clips: list[Clip], known: str = "ab", **given: object) -> OpenSetSplit:
+    ids = {clip.clip_id for clip in [*clips, *(given.get("targets") or ())]}  # type: ignore[misc]
+    options = {"source_ids": ids, "target_ids": ids, "seed": 0, "rules": CLEAN, **given}
+    return split_clips(clips, tuple(known), **options)  # type: ignore[arg-type]
+
+
+def items(clips: tuple[Clip, ...]) -> set[str]:
+    return {media_item(clip) for clip in clips}
+
+
+def test_paper_takes_all_training_clips_and_clean_holds_some_out() -> None:
+    clips = make_clips(20, "train") + make_clips(3, "test")
+    paper, clean = cut(clips, rules=PAPER), cut(clips)
+    assert (len(paper.train), len(paper.validation), paper.held_out) == (40, 0, False)
+    assert (len(clean.train), len(clean.validation), clean.held_out) == (34, 6, True)
+    assert not paper.trains_as(clean)
+
+
+def test_with_a_validation_split_one_probe_serves_both_protocols() -> None:
+    clips = make_clips(4, "train") + make_clips(2, "val") + make_clips(3, "test")
+    assert cut(clips, rules=PAPER).trains_as(cut(clips))
+
+
+def test_paper_says_that_test_clips_were_trained_on_and_clean_deals_them() -> None:
+    clips = make_clips(40, "")
+    paper, clean = cut(clips, rules=PAPER), cut(clips)
+    assert (len(paper.train), len(paper.test)) == (80, 120)
+    assert paper.leaks == ("test-clips-in-training:80",)
+    assert clean.leaks == ()
+    trained, tested = items((*clean.train, *clean.validation)), items(clean.test)
+    assert not trained & tested
+    assert trained | tested == items(tuple(clips))
+    assert 20 < len(trained) < 60
+    assert "80 media items were in training and test" in clean.note
+
+
+def test_what_is_dealt_to_the_test_does_not_depend_on_the_seed() -> None:
+    clips = make_clips(20, "")
+    assert cut(clips, seed=1).test == cut(clips, seed=2).test
+
+
+def test_splits_that_are_asked_for_are_used_and_named() -> None:
+    clips = make_clips(6, "train") + make_clips(4, "val") + make_clips(5, "test")
+    on_train = cut(clips, rules=SplitRules(protocol="paper", test_splits=("train",)))
+    assert on_train.leaks == ("test-clips-in-training:12", "test-split:train")
+    everything = SplitRules(protocol="paper", train_splits=None, test_splits=None)
+    assert len(cut(clips, rules=everything).test) == 45
+    assert "test-split:train,val" in cut(clips, rules=everything).leaks
+
+
+def test_classes_that_cannot_be_learned_stay_under_paper_and_go_under_clean() -> None:
+    clips = make_clips(6, "train", "ab") + make_clips(3, "test", "acd")
+    paper, clean = cut(clips, "abc", rules=PAPER), cut(clips, "abc")
+    assert (paper.known, paper.leaks) == (("a", "b", "c"), ("unusable-classes:2",))
+    assert clean.known == ("a",)
+    assert {clip.label for clip in (*clean.train, *clean.validation)} == {"a"}
+    assert {clip.label for clip in clean.test} == {"a", "d"}
+    assert "b, c" in clean.note
+
+
+def test_clips_that_were_pretrained_on_leave_the_clean_test_only() -> None:
+    clips = make_clips(6, "train") + make_clips(3, "test")
+    seen = frozenset({"test/a/0", "test/c/1"})
+    rules = [SplitRules(protocol=name, seen=seen) for name in ("paper", "clean")]
+    paper, clean = (cut(clips, rules=each) for each in rules)
+    assert (len(paper.test), len(clean.test)) == (9, 7)
+    assert not items(clean.test) & seen
+    assert "2 test clips left out" in clean.note
+    every = SplitRules(seen=frozenset(clip.clip_id for clip in clips))
+    with pytest.raises(ManifestError, match=r"pretrained on all 9 test clips.*exclude_ids"):
+        cut(clips, rules=every)
+
+
+def test_a_target_manifest_gives_the_test_and_the_source_manifest_the_rest() -> None:
+    sources, targets = make_clips(8, "train"), make_clips(3, "test", "abd")
+    split = cut(sources, targets=targets)
+    assert items((*split.train, *split.validation)) <= items(tuple(sources))
+    assert items(split.test) == items(tuple(targets))
+    whole = cut(sources, targets=make_clips(3, "", "abd"))
+    assert len(whole.test) == 9
+
+
+def test_a_closed_set_tests_known_classes_alone() -> None:
+    clips = make_clips(6, "train") + make_clips(3, "test")
+    assert {c.label for c in cut(clips, rules=SplitRules(closed=True)).test} == {"a", "b"}
+
+
+def test_pairs_are_neither_trained_nor_tested_on_and_need_no_label() -> None:
+    clips = [
+        *make_clips(6, "train"),
+        *make_clips(3, "val"),
+        *make_clips(3, "test"),
+        Clip(clip_id="free", split="train"),
+    ]
+    split = cut(clips, paired_ids={c.clip_id for c in clips} - {"val/a/0", "train/a/1"})
+    known = {c.clip_id for c in split.train}
+    assert not known & set(split.pairs)
+    assert not {c.clip_id for c in split.test} & set(split.pairs)
+    assert "free" in split.pairs
+    assert "train/c/0" in split.pairs
+    assert "val/a/0" not in split.pairs
+    assert set(split.paired) == known - {"train/a/1"}
+
+
+def test_media_items_are_read_from_ids_of_youtube_and_ucf() -> None:
+    for clip_id, item in (
+        ("RUhOCu3LNXM_000030", "RUhOCu3LNXM"),
+        ("RUhOCu3LNXM_30_40", "RUhOCu3LNXM"),
+        ("RUhOCu3LNXM#2", "RUhOCu3LNXM"),
+        ("v_PlayingCello_g01_c02", "v_PlayingCello_g01"),
+        ("000000391895", "000000391895"),
+        ("clip/1", "clip/1"),
+    ):
+        assert media_item(Clip(clip_id=clip_id)) == item
+    assert media_item(Clip(clip_id="RUhOCu3LNXM#2", group="picture")) == "picture"
+
+
+def test_what_is_held_out_is_no_media_item_of_training() -> None:
+    clips = [
+        Clip(clip_id=f"v_Cello_g{group:02}_c{number:02}", label="Cello")
+        for group in range(10)
+        for number in range(4)
+    ]
+    stays, held = hold_out(clips, seed=0)
+    assert (len(stays), len(held)) == (32, 8)
+    assert not items(stays) & items(held)
+
+
+# --- pretraining ---------------------------------------------------------------------------------
+
+
+def pretraining_manifest(text: str) -> Manifest:
+    clips = tuple(
+        Clip(
+            clip_id=f"{i:011}_000030", label="ab"[i % 2], split="train", text=text.format(i, i % 2)
+        )
+        for i in range(6)
+    )
+    return Manifest(Path("pre.csv"), clips, "f" * 64)
+
+
+def test_an_overlap_is_counted_if_the_pretraining_is_known_and_said_to_be_unknown_if_not() -> None:
+    manifest = pretraining_manifest("sentence {0}")
+    tested = [Clip(clip_id=f"{i:011}_30_40", label="a") for i in range(4, 9)]
+    loaded = loaded_model(manifest_sha256=manifest.sha256)
+    known = find_pretraining(loaded, [manifest], None)
+    assert known.leaks(tested) == ("pretraining-overlap:2",)
+    assert known.leaks(tested[2:]) == ()
+    assert len(known.unseen(tested)) == 3
+    unknown = find_pretraining(loaded, [], None)
+    assert unknown.leaks(tested) == ("pretraining-overlap:unknown",)
+    assert find_pretraining(loaded, [], manifest) == known
+    other = Manifest(Path("other.csv"), manifest.clips, "0" * 64)
+    with pytest.raises(ConfigError, match="the checkpoint was trained from ffffffffffff"):
+        find_pretraining(loaded, [], other)
+    assert find_pretraining(loaded_model(), [], other) == known
+
+
+def test_sentences_that_are_the_label_are_a_leak() -> None:
+    manifest = pretraining_manifest("class {1}")
+    loaded = loaded_model(manifest_sha256=manifest.sha256)
+    assert find_pretraining(loaded, [manifest], None).leaks([]) == ("pretraining-text:labels",)
+    assert Pretraining(frozenset()).leaks([]) == ()
+
+
+def test_a_class_map_joins_names_and_refuses_a_name_that_is_twice_there(tmp_path: Path) -> None:
+    path = tmp_path / "map.csv"
+    path.write_text("label,label_target\nBowling,bowling impact\nskiing,skiing\n")
+    assert read_class_map(path) == {"bowling impact": "Bowling"}
+    path.write_text("label,label_target\nBowling,bowling\nbowling,skiing\n")
+    with pytest.raises(ManifestError, match="line 3 repeats 'bowling' of line 2"):
+        read_class_map(path)
+    path.write_text("label\nBowling\n")
+    with pytest.raises(ManifestError, match="expected the column label, one of other names"):
+        read_class_map(path)
+    path.write_text("")
+    with pytest.raises(ManifestError, match="got nothing"):
+        read_class_map(path)
+
+
+def test_events_decide_which_clips_a_modality_has() -> None:
+    clips = [
+        Clip(clip_id=f"{split}/{modality}/{i}", split=split, events=(Event("a", 0, 1, modality),))
+        for split in ("train", "test")
+        for modality in ("audio", "video")
+        for i in range(4)
+    ]
+
+    def classes_in(modality: str) -> object:
+        return lambda clip: tuple(event.label for event in clip.events_in(modality))
+
+    rules = SplitRules(
+        source_classes=classes_in("video"),  # type: ignore[arg-type]
+        target_classes=classes_in("audio"),  # type: ignore[arg-type]
+    )
+    split = cut(clips, "a", rules=rules)
+    assert {c.clip_id.split("/")[1] for c in (*split.train, *split.validation)} == {"video"}
+    assert {c.clip_id.split("/")[1] for c in split.test} == {"audio"}
