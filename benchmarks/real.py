@@ -14,7 +14,6 @@ Run: python -m benchmarks.real --stage all --bench DIR [--out .real]
 """
 
 import itertools
-import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

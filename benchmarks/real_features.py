@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import benchmarks.real_encoders  # noqa: F401
-from benchmarks.real_media import SECONDS, write_set
+from benchmarks.real_media import write_set
 from extract.cli import cli
 
 PACKAGES = {
