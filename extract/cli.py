@@ -33,6 +33,7 @@ from extract.options import (
     SETTINGS,
     extraction_options,
     gather_settings,
+    planning_device,
     split_names,
     split_options,
     split_weights,
@@ -78,7 +79,8 @@ def audio(**arguments: Any) -> None:
 def flow(*, device: str, **arguments: Any) -> None:
     """Features of the optical flow of every clip in MANIFEST."""
     typed = {name: arguments.pop(name) for name in FLOW_OPTIONS}
-    settings, conventions = flow_settings(device=resolve_device(device), **typed)
+    local = resolve_device(planning_device(device, arguments["dask"]))
+    settings, conventions = flow_settings(device=local, **typed)
     _extract("flow", device=device, flow=settings, conventions=conventions, **arguments)
 
 
@@ -105,7 +107,8 @@ def extract_all(
     flow: dict[str, Any] = {}
     conventions: Mapping[str, Any] = {}
     if any(find_backbone(name).gives.modality == "flow" for name in names):
-        flow["flow"], conventions = flow_settings(device=resolve_device(device), **typed)
+        local = resolve_device(planning_device(device, arguments["dask"]))
+        flow["flow"], conventions = flow_settings(device=local, **typed)
     elif any(value not in (None, False) for value in typed.values()):
         raise click.UsageError("flow options were typed, and no backbone of --backbones takes flow")
     chosen, options = split_weights(weights, names), split_options(set_options, names)

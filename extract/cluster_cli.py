@@ -45,8 +45,18 @@ def part_option(command: Command) -> Command:
         "--part",
         metavar="I/N",
         callback=_to_part,
-        help="Extract only the I-th of N shares of the shards, for example 2/4 "
-        "[default: the place in a Slurm array, else everything].",
+        help="Extract only the I-th of N shares of the shards, for example 2/4, or several of "
+        "them, for example 5-8/200 [default: the place in a Slurm array, else everything].",
+    )(command)
+
+
+def dask_option(command: Command) -> Command:
+    """Give a command `--dask`, which arrives as `dask: str | None`."""
+    return click.option(
+        "--dask",
+        metavar="ADDRESS",
+        help="Run the shards on the Dask cluster of this scheduler, for example tcp://node7:8786: "
+        "one share of them at a time on each worker that was started with --resources GPU=1.",
     )(command)
 
 

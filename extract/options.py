@@ -11,7 +11,7 @@ import click
 
 from extract.backbones import BACKBONES, TIMM_PREFIX, find_backbone
 from extract.backbones.base import Option, Precision, Run
-from extract.cluster_cli import max_failures_option, part_option
+from extract.cluster_cli import dask_option, max_failures_option, part_option
 from extract.decode import DECODERS
 from extract.flow.options import flow_options
 from extract.parts import Part
@@ -25,7 +25,7 @@ Command = Callable[..., None]
 SETTINGS = (
     *("manifest", "media_root", "out", "device", "batch_size", "precision", "compiled"),
     *("limit", "workers", "shard_rows", "retry_failed", "overwrite", "dry_run", "as_json", "part"),
-    *("clip_timeout_s", "worker_bytes", "max_failures", "decoder", "flow", "flow_cache"),
+    *("clip_timeout_s", "worker_bytes", "max_failures", "decoder", "flow", "flow_cache", "dask"),
 )
 """Names of what `gather_settings` takes; other arguments of a command are options of backbones."""
 
@@ -57,6 +57,7 @@ def extraction_options(modality: str) -> Callable[[Command], Command]:
             help="Rows per shard [default: about 64 MiB, 64 to 1024 rows].",
         ),
         part_option,
+        dask_option,
         max_failures_option,
         click.option("--retry-failed", is_flag=True, help="Try the clips in the ledger again."),
         click.option(
@@ -223,6 +224,7 @@ def gather_settings(
     overwrite: bool,
     retry_failed: bool,
     part: Part | None,
+    dask: str | None,
     **settings: Any,
 ) -> Settings:
     """The settings of a run, from what a command was typed with.
@@ -237,10 +239,13 @@ def gather_settings(
         overwrite: Likewise.
         retry_failed: Likewise.
         part: Likewise.
+        dask: See `Settings`.
         **settings: The other fields of `Settings`.
     """
+    device = planning_device(device, dask)
     return Settings(
         run=Run(device=device, batch_size=batch_size, precision=precision, compile=compiled),
+        dask=dask,
         job={
             "limit": limit,
             "shard_rows": shard_rows,
@@ -250,6 +255,11 @@ def gather_settings(
         },
         **settings,
     )
+
+
+def planning_device(device: str, dask: str | None) -> str:
+    """Where this process loads networks: a machine that only plans a cluster's run needs no GPU."""
+    return "cpu" if dask else device
 
 
 def split_names(backbones: str) -> list[str]:

@@ -1,8 +1,10 @@
 """Sharing one extraction among processes that know nothing of each other, and joining it again.
 
 Shard k belongs to part (k mod n) + 1: every process works out its own share from the manifest, so
-that nothing is locked and nobody is asked. A part writes shards, and notes them in files of its own
-(see `micu.records`); `merge_set` proves that the parts make a whole and folds those files into one.
+that nothing is locked and nobody is asked. Parts i to j of n can be done as one, `i-j/n`; with as
+many parts as shards that is any run of shards. A part writes shards, and notes them in files of its
+own (see `micu.records`); `merge_set` proves that the parts make a whole and folds those files into
+one.
 """
 
 import re
@@ -34,29 +36,35 @@ class Part:
     number: int
     """From 1 to `count`."""
     count: int
+    last: int = 0
+    """The last of several parts that are done as one; 0 is `number` alone."""
 
     @property
     def label(self) -> str:
-        """How its files are named, for example `2of4`."""
-        return f"{self.number}of{self.count}"
+        """How its files are named, for example `2of4` or `5-8of200`."""
+        return f"{self._numbers}of{self.count}"
 
     def owns(self, shard: int) -> bool:
         """Whether shard number `shard` is in this share."""
-        return shard % self.count + 1 == self.number
+        return self.number <= shard % self.count + 1 <= (self.last or self.number)
+
+    @property
+    def _numbers(self) -> str:
+        return f"{self.number}-{self.last}" if self.last else str(self.number)
 
     def __str__(self) -> str:  # noqa: D105
-        return f"{self.number}/{self.count}"
+        return f"{self._numbers}/{self.count}"
 
 
 def parse_part(text: str) -> Part:
-    """The part that `2/4` names.
+    """The part that `2/4`, or several that `5-8/200`, names.
 
     Raises:
         ConfigError: It names none.
     """
-    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text.strip())
-    part = Part(int(found[1]), int(found[2])) if found else None
-    if part is None or not 1 <= part.number <= part.count:
+    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?/([0-9]+)", text.strip())
+    part = Part(int(found[1]), int(found[3]), int(found[2] or 0)) if found else None
+    if part is None or not 1 <= part.number <= (part.last or part.number) <= part.count:
         raise ConfigError(
             f"--part: expected i/n with i from 1 to n, got {text!r}; "
             "type --part 2/4 for the second of four parts"
@@ -184,12 +192,14 @@ def _missing_by_part(contents: Contents, labels: tuple[str, ...], left: list[int
     if not left:
         return []
     count = int(labels[0].split("of")[1]) if labels else 1
+    begun = [parse_part(label.replace("of", "/")) for label in labels]
     shards = Counter(row // contents.header.shard_rows for row in left)
     lines = []
     for number in range(1, count + 1):
         part = Part(number, count)
         rows = sum(missing for shard, missing in shards.items() if part.owns(shard))
-        state = "is not finished" if part.label in labels or count == 1 else "has not begun"
+        is_begun = count == 1 or any(other.owns(number - 1) for other in begun)
+        state = "is not finished" if is_begun else "has not begun"
         if rows:
             share = f" with --part {part}" if count > 1 else ""
             lines.append(

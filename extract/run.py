@@ -12,6 +12,7 @@ import click
 
 from extract.backbones import build_backbone, find_backbone
 from extract.backbones.base import Backbone, InputSpec, Run
+from extract.dask.engine import check_cluster_job, extract_on_cluster
 from extract.decode import describe_reading, read_several
 from extract.flow.methods import FlowSettings
 from extract.media import Reading, find_media
@@ -67,6 +68,8 @@ class Settings:
     flow_cache: Path | None = None
     worker_bytes: int | None = None
     max_failures: Limit | None = None
+    dask: str | None = None
+    """Address of the Dask scheduler whose workers run the shards; None is this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         command=typed_command(),
         **settings.job,
     )
+    if settings.dask:
+        check_cluster_job(job)
     check_decoder(settings.decoder)
     reading = Reading(
         media_root=job.media_root,
@@ -121,17 +126,28 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         described = [_plan_json(plan) for plan in plans]
         click.echo(json.dumps(described[0] if len(described) == 1 else described, indent=1))
         return
-    _check_shard_rows(plans)
+    _check_shard_rows(plans, shared=job.part is not None or bool(settings.dask))
     _check_media_root(plans, job.media_root)
     check_room(settings.out, sum(plan.bytes_needed for plan in plans))
     record_source(settings.out, Source(source.manifest, job.media_root))
-    progress = Progress(sum(plan.todo for plan in plans))
+    if settings.dask:
+        summaries = extract_on_cluster(settings.dask, job, plans, settings.max_failures)
+    else:
+        summaries = _extract_here(targets, ReadFor(wants, reading), settings)
+    end_run(summaries, plans, settings.as_json)
+
+
+def _extract_here(
+    targets: Mapping[str, Target], read: ReadFor, settings: Settings
+) -> list[Summary]:
+    progress = Progress(sum(target.plan.todo for target in targets.values()))
     workers = settings.workers
-    if any(order.modality == "flow" for order in orders) and settings.flow.is_on_gpu:
+    has_flow = any(target.backbone.spec.modality == "flow" for target in targets.values())
+    if has_flow and settings.flow.is_on_gpu:
         workers = min(workers, GPU_WORKERS)
     summaries = extract_several(
         targets,
-        ReadFor(wants, reading),
+        read,
         workers,
         progress.show,
         settings.clip_timeout_s,
@@ -139,7 +155,7 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         max_failures=settings.max_failures,
     )
     progress.close()
-    end_run(summaries, plans, settings.as_json)
+    return summaries
 
 
 def _read_rows(path: Path, orders: Sequence[Order]) -> Manifest:
@@ -160,14 +176,14 @@ def _plan(job: Job, network: Backbone, wants: InputSpec, reading: Reading) -> Pl
     return plan_extraction(job, replace(network.spec, preprocessing=described))
 
 
-def _check_shard_rows(plans: Sequence[Plan]) -> None:
-    """Refuse parts of sets that were begun with different numbers of rows per shard."""
+def _check_shard_rows(plans: Sequence[Plan], *, shared: bool) -> None:
+    """Refuse to share out sets that were begun with different numbers of rows per shard."""
     rows = sorted({plan.header.shard_rows for plan in plans})
-    if plans[0].part is not None and len(rows) > 1:
+    if shared and len(rows) > 1:
         raise ConfigError(
-            f"--part with several backbones: expected sets of one number of rows per shard, got "
-            f"{rows} there; a part would have other clips of each set. Extract them one by one, "
-            "or to a new --out"
+            "--part or --dask with several backbones: expected sets of one number of rows per "
+            f"shard, got {rows} there; a part would have other clips of each set. Extract them one "
+            "by one, or to a new --out"
         )
 
 

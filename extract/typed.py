@@ -1,14 +1,17 @@
 """The command line that an extraction was typed with, kept so that it can be typed again."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Container
 from pathlib import Path
 
 import click
 
 _TYPED = "extract.typed"
 """Where the context of a command keeps its words."""
-_ONCE = ("--part", "--retry-failed", "--overwrite", "--dry-run", "--json", "--dask")
+_ONCE = (
+    *("--part", "--retry-failed", "--overwrite", "--dry-run", "--json", "--dask"),
+    "--max-failures",
+)
 """Options that say how one run goes about it, not what it makes."""
 
 
@@ -25,24 +28,30 @@ def typed_command() -> str:
 
     Options of the single run, such as `--part` and `--overwrite`, are left out.
     """
+    words = typed_words()
+    if not words:
+        return ""
+    return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(['micu-extract', *words])}"
+
+
+def typed_words(leave_out: Container[str] = _ONCE) -> list[str]:
+    """Name and words of the running command; nothing where none is running.
+
+    Args:
+        leave_out: Options that are left out, with their values.
+    """
     context = click.get_current_context(silent=True)
     if context is None or _TYPED not in context.meta:
-        return ""
-    words = _without_once(context.meta[_TYPED], context.command)
-    command = shlex.join(["micu-extract", context.info_name or "", *words])
-    return f"cd {shlex.quote(str(Path.cwd()))} && {command}"
-
-
-def _without_once(words: Sequence[str], command: click.Command) -> list[str]:
+        return []
     flags = {
         name: isinstance(option, click.Option) and option.is_flag
-        for option in command.params
+        for option in context.command.params
         for name in option.opts
     }
-    kept, coming = [], iter(words)
+    kept, coming = [context.info_name or ""], iter(context.meta[_TYPED])
     for word in coming:
         name, has_value, _ = word.partition("=")
-        if name not in _ONCE:
+        if name not in leave_out:
             kept.append(word)
         elif not has_value and not flags.get(name, True):
             next(coming, None)

@@ -87,7 +87,7 @@ class SetWriter:
         self._rows: dict[str, FeatureRow] = {}
         self._fresh: list[Failure] = []
         self._unpublished, self._flushed = 0, time.monotonic()
-        _prepare_folder(plan)
+        prepare_folder(plan)
 
     def add(self, clip: Clip, media: Media | Trouble, stop: StopFlag) -> None:
         """Take a decoded clip in, and run the batches that it fills, unless asked to stop."""
@@ -164,7 +164,8 @@ class SetWriter:
         self.summary.write_s += self._flushed - started
 
 
-def _prepare_folder(plan: Plan) -> None:
+def prepare_folder(plan: Plan) -> None:
+    """Make the folder of a set ready for a run, and remove what the run replaces."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     if plan.replaces:
         remove_set(plan.folder)

@@ -123,9 +123,12 @@ class ReconstructionConfig:
     """Channels of the convolutional branch that rebuilds grids."""
     vector_width: int = 256
     """Width of the branch that rebuilds vectors."""
+    text_target: Literal["lstm", "input"] = "lstm"
+    """What text is to be rebuilt as: the LSTM's output (published code), or the words' own features
+    (paper)."""
     text_target_grad: bool = False
-    """Let the gradient flow into the text target (the LSTM's output), as the published code does:
-    it can then lower the loss by shrinking the target."""
+    """Let the gradient flow into the target `lstm`, as the published code does: it can then lower
+    the loss by shrinking the target."""
 
     def __post_init__(self) -> None:  # noqa: D105
         _check(
@@ -137,6 +140,8 @@ class ReconstructionConfig:
                 f"vector_width: expected at least 1, got {self.vector_width}": (
                     self.vector_width < 1
                 ),
+                "text_target_grad: expected false with text_target=input, got true: no gradient "
+                "can flow into features": self.text_target_grad and self.text_target == "input",
             },
         )
 
@@ -152,6 +157,8 @@ class ContrastiveConfig:
     mask_ratio: float = 0.3
     mask_axis: Literal["time", "feature"] = "time"
     """What is masked: whole steps (published code), or the same features at every step (paper)."""
+    mask_share: Literal["same", "independent"] = "same"
+    """One mask for all modalities of a clip, or one for each of them (figure 4)."""
     pair_reduction: Literal["sum", "mean"] = "sum"
     """Over the ordered pairs of modalities, each with itself included."""
 
@@ -172,7 +179,8 @@ class JigsawConfig:
     """CUJP: the cross-modal unified jigsaw puzzle (section 3.4)."""
 
     splits: int = 8
-    """O, blocks that a code is cut into along its channels. The published code runs 2."""
+    """O, blocks that a code is cut into along its channels. The published code runs 2. With 0 there
+    is no jigsaw and no classifier, as with `weights.jigsaw=none`."""
     permutations: int = 256
     """P, permutations to tell apart. Not stated in the paper; the published code runs 2."""
     hidden_dim: int = 512
@@ -180,15 +188,44 @@ class JigsawConfig:
     """Draw each block's modality once per batch (published code) or once per row."""
 
     def __post_init__(self) -> None:  # noqa: D105
-        count = 1
-        for factor in range(2, min(self.splits, 20) + 1):
-            count *= factor
+        count = permutation_count(self.splits)
         _check(
             "jigsaw",
             {
-                f"splits: expected at least 2, got {self.splits}": self.splits < 2,
-                f"permutations: expected 1 to {self.splits}! = {count}, "
-                f"got {self.permutations}": not 1 <= self.permutations <= count,
+                f"splits: expected 0 or at least 2, got {self.splits}": (
+                    self.splits != 0 and self.splits < 2
+                ),
+                f"permutations: expected 1 to {self.splits}! = {count}, got {self.permutations}": (
+                    self.splits != 0 and not 1 <= self.permutations <= count
+                ),
+                f"hidden_dim: expected at least 1, got {self.hidden_dim}": self.hidden_dim < 1,
+            },
+        )
+
+
+def permutation_count(parts: int) -> int:
+    """How many orders some parts have; from 20 parts on, those of 20, more than any table holds."""
+    return math.factorial(min(max(parts, 0), 20))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MmjpConfig:
+    """MMJP, the multi-modal jigsaw puzzle of MOOSA (ECCV 2024), in place of CUJP (figure 3)."""
+
+    splits: int = 2
+    """Blocks that each modality's code is cut into; with three modalities 6 parts, `MMJP6`."""
+    permutations: int = 128
+    """P, as in MOOSA; the MICU paper does not state its own."""
+    hidden_dim: int = 512
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check(
+            "mmjp",
+            {
+                f"splits: expected at least 1, got {self.splits}": self.splits < 1,
+                f"permutations: expected at least 1, got {self.permutations}": (
+                    self.permutations < 1
+                ),
                 f"hidden_dim: expected at least 1, got {self.hidden_dim}": self.hidden_dim < 1,
             },
         )
@@ -207,7 +244,9 @@ class LossWeights:
     jigsaw: float | None = 2.0
     """The published code reads its argument and then uses 1."""
     reconstruction: float | None = 1.0
+    """None leaves out the networks that rebuild, too: most of the model."""
     commitment: float | None = 1.0
+    mmjp: float | None = None
     club: float | None = None
     cpc: float | None = None
     code_matching: float | None = None
@@ -237,7 +276,7 @@ class OptimizerConfig:
     grad_clip: float = 0.5
     """L2 norm, for encoders, text LSTM and reconstruction separately."""
     clip_jigsaw: bool = True
-    """Clip the jigsaw classifier too, on its own; the published code does not."""
+    """Clip the jigsaws' classifiers too, each on its own; the published code does not."""
     double_forward: bool = False
     """Run the model twice per step, as the published code does: contrastive and jigsaw losses from
     the first pass, the others from the second, and the codebook updated by both."""
@@ -299,6 +338,7 @@ class TrainConfig:
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     jigsaw: JigsawConfig = field(default_factory=JigsawConfig)
+    mmjp: MmjpConfig = field(default_factory=MmjpConfig)
     weights: LossWeights = field(default_factory=LossWeights)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -306,6 +346,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:  # noqa: D105
         unknown = [name for name in self.modalities if name not in MODALITIES]
+        width, terms = self.encoder.embed_dim, self.terms()
+        parts = self.mmjp.splits * len(self.modalities)
         _check(
             "train",
             {
@@ -316,8 +358,17 @@ class TrainConfig:
                     or len(set(self.modalities)) < len(self.modalities)
                 ),
                 f"seed: expected at least 0, got {self.seed}": self.seed < 0,
-                f"jigsaw.splits: expected a divisor of encoder.embed_dim={self.encoder.embed_dim}, "
-                f"got {self.jigsaw.splits}": self.encoder.embed_dim % self.jigsaw.splits != 0,
+                f"jigsaw.splits: expected a divisor of encoder.embed_dim={width}, "
+                f"got {self.jigsaw.splits}": "jigsaw" in terms and width % self.jigsaw.splits != 0,
+                f"mmjp.splits: expected a divisor of encoder.embed_dim={width}, "
+                f"got {self.mmjp.splits}": "mmjp" in terms and width % self.mmjp.splits != 0,
+                f"mmjp.permutations: expected 1 to {parts}! = {permutation_count(parts)}, "
+                f"got {self.mmjp.permutations}": (
+                    "mmjp" in terms and self.mmjp.permutations > permutation_count(parts)
+                ),
+                "weights: expected a loss above 0 beside jigsaw, got none: jigsaw.splits is 0": (
+                    not any(getattr(self.weights, name) for name in terms)
+                ),
                 "data.padding: expected repeat with the modality text, got mask: the seconds that "
                 "it hides would hide words too": (
                     self.data.padding == "mask" and "text" in self.modalities
@@ -330,3 +381,8 @@ class TrainConfig:
                 ),
             },
         )
+
+    def terms(self) -> tuple[str, ...]:
+        """Names of the losses that are computed, in the order of `LossWeights`."""
+        on = [name for name, weight in asdict(self.weights).items() if weight is not None]
+        return tuple(name for name in on if name != "jigsaw" or self.jigsaw.splits)

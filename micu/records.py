@@ -2,7 +2,8 @@
 
 Processes that share the work (`--part 2/4`) note what they do in files of their own, so that no two
 ever write one file: `index-2of4.jsonl`, `failures-2of4.csv`. Readers read all of them. A part is
-named by its label, here `2of4`; the empty label names the files of a run without parts.
+named by its label, here `2of4`, or `5-8of200` for four parts in one; the empty label names the
+files of a run without parts.
 """
 
 import csv
@@ -17,7 +18,8 @@ from micu.errors import StoreError
 from micu.files import append_durably, write_atomically
 
 LEDGER_COLUMNS = ("clip_id", "stage", "code", "message")
-_PART_FILE = re.compile(r"(?:index-(\d+of\d+)\.jsonl|failures-(\d+of\d+)\.csv)")
+_LABEL = r"(\d+(?:-\d+)?of\d+)"
+_PART_FILE = re.compile(rf"(?:index-{_LABEL}\.jsonl|failures-{_LABEL}\.csv)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,12 @@ def part_labels(folder: Path) -> tuple[str, ...]:
     """The parts that have files of their own in `folder`, in order."""
     found = (_PART_FILE.fullmatch(path.name) for path in folder.glob("*-*of*.*"))
     labels = {match[1] or match[2] for match in found if match}
-    return tuple(sorted(labels, key=lambda label: tuple(map(int, label.split("of")))[::-1]))
+    return tuple(sorted(labels, key=_label_order))
+
+
+def _label_order(label: str) -> tuple[int, ...]:
+    *numbers, count = map(int, re.findall(r"\d+", label))
+    return (count, *numbers)
 
 
 # --- writing ---------------------------------------------------------------------------------

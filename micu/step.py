@@ -17,8 +17,9 @@ from micu.losses import Draws, Loss, Losses, LossTerms, compute_terms, derive_se
 from micu.losses.terms import not_finite
 from micu.model.micu import MICU, MICUOutput
 
-FIRST_PASS = ("fine", "coarse", "jigsaw")
-"""Losses that the published script takes from the first of its two forward passes."""
+FIRST_PASS = ("fine", "coarse", "jigsaw", "mmjp")
+"""Losses that the published script takes from the first of its two forward passes; MMJP, which it
+does not have, goes with the jigsaw that it stands for."""
 
 
 @dataclass(slots=True)
@@ -270,7 +271,7 @@ def _clip_(state: TrainState, norms: dict[str, Tensor]) -> None:
     """Scale each group's gradient to at most the configured norm."""
     settings = state.config.optimizer
     for group in state.optimizer.param_groups:
-        if group["name"] == "loss_jigsaw" and not settings.clip_jigsaw:
+        if group["name"] in ("loss_jigsaw", "loss_mmjp") and not settings.clip_jigsaw:
             continue
         clip_grads_with_norm_(group["params"], settings.grad_clip, norms[group["name"]])
 

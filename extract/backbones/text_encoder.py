@@ -30,7 +30,15 @@ from extract.backbones.weights import (
     tensors_sha256,
     without,
 )
-from extract.backbones.words import SPECIAL, average_pieces, group_by_word, spelling_tokenizer
+from extract.backbones.words import (
+    SPECIAL,
+    average_pieces,
+    group_by_word,
+    read_words,
+    spell,
+    spelling_tokenizer,
+    words_sha256,
+)
 from micu.errors import ConfigError, DecodeError
 from micu.store import Steps
 
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_WORDS = 10
+ALL_WORDS = "all"
 POOLED = {
     "words": "mean of a word's pieces in the last layer, special tokens dropped",
     "mean": "mean of the tokens that are read in the last layer, special tokens dropped",
@@ -60,6 +69,12 @@ def text_options(model: str, pools: Sequence[str]) -> dict[str, Option]:
         "max_words": Option(
             type=int, default=MAX_WORDS, help="words kept of each sentence by --pool words"
         ),
+        "keep_words": Option(
+            type=str,
+            default=ALL_WORDS,
+            help="the words that --pool words keeps at all, before it counts them: a file, one a "
+            "line or a JSON list",
+        ),
     }
 
 
@@ -75,6 +90,9 @@ class TextEncoder:
             the features; None is `HUB`. A directory given as `weights` goes first.
         pool: One of `POOLED`, which any but `words` adds to the name of the features.
         max_words: Words kept, where words are given; in the header, not in the features' name.
+        keep_words: File of the only words that may be given, as the published features have one;
+            `all` keeps every word. They are read in their sentence either way. The hash of the
+            words is in the header.
 
     Raises:
         WeightsError: Weights or tokenizer cannot be had or do not fit.
@@ -109,13 +127,16 @@ class TextEncoder:
         model: str | None = None,
         pool: str = "words",
         max_words: int = MAX_WORDS,
+        keep_words: str = ALL_WORDS,
     ) -> None:
         import transformers
 
         model = model or self.HUB
-        if pool != "words" and max_words != MAX_WORDS:
-            raise ConfigError(f"{self.NAME}: --max-words: only --pool words keeps words")
+        for typed, option in ((max_words != MAX_WORDS, "max"), (keep_words != ALL_WORDS, "keep")):
+            if typed and pool != "words":
+                raise ConfigError(f"{self.NAME}: --{option}-words: only --pool words keeps words")
         self._pool, self._max_words = pool, max_words
+        self._kept = None if keep_words == ALL_WORDS else read_words(Path(keep_words))
         request = self._parse(weights)
         is_folder = request.kind == "local" and request.path.is_dir()
         home: str | Path = request.path if is_folder else model
@@ -146,6 +167,7 @@ class TextEncoder:
                 "vocabulary_sha256": _vocabulary_sha256(self._tokenizer),
                 "max_tokens": self._max_tokens,
                 **({"max_words": max_words} if pool == "words" else {}),
+                **({"keep_words_sha256": words_sha256(self._kept)} if self._kept else {}),
                 "pool": pool,
                 "step": POOLED[pool],
             },
@@ -262,6 +284,11 @@ class TextEncoder:
             return_tensors="pt",
         )
         words = [group_by_word(encoded.word_ids(row)) for row in range(len(sentences))]
+        if self._kept is not None:
+            words = [
+                [tokens for tokens in found if spell(encoded, row, tokens, sentence) in self._kept]
+                for row, (sentence, found) in enumerate(zip(sentences, words, strict=True))
+            ]
         return {name: tensor.to(self._run.device) for name, tensor in encoded.items()}, words
 
     def _forward(self, inputs: Mapping[str, "Tensor"]) -> "Tensor":
@@ -289,7 +316,8 @@ class TextEncoder:
         """
         values = outputs[0]
         if not len(values):
-            raise DecodeError("no_text", f"the tokenizer finds no word in {media.units[0]!r}")
+            who = "the tokenizer finds no word in" if self._kept is None else "no word is kept of"
+            raise DecodeError("no_text", f"{who} {media.units[0]!r}")
         count = len(values)
         return Steps(values, np.ones(count, np.bool_), np.full(count, np.nan))
 

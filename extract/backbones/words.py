@@ -1,10 +1,15 @@
 """From the tokens of a sentence to its words."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from micu.errors import ConfigError
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 """Of the spelling tokenizer: [PAD], [CLS] and [SEP], by the names of transformers."""
@@ -48,6 +53,47 @@ def group_by_word(word_ids: Sequence[int | None]) -> list[list[int]]:
         if word is not None:
             words.setdefault(word, []).append(token)
     return [words[word] for word in sorted(words)]
+
+
+def spell(encoded: Any, row: int, tokens: Sequence[int], sentence: str) -> str:
+    """How a word stands in its sentence, without regard to case.
+
+    Args:
+        encoded: What the tokenizer returned for a batch.
+        row: Of the sentence in it.
+        tokens: Of the word, in order.
+        sentence: The text itself.
+    """
+    start = encoded.token_to_chars(row, tokens[0]).start
+    end = encoded.token_to_chars(row, tokens[-1]).end
+    return sentence[start:end].strip().casefold()
+
+
+def read_words(path: Path) -> frozenset[str]:
+    """The words of a file, without regard to case: one a line, or a JSON list in a `.json` file.
+
+    Raises:
+        ConfigError: There is no such file, it is neither, or it has no word.
+    """
+    problem = f"--keep-words {path}: expected words, one a line, or a JSON list of them in a .json"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        words = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    except FileNotFoundError:
+        raise ConfigError(f"--keep-words {path}: no such file") from None
+    except ValueError as error:  # neither UTF-8, nor JSON
+        raise ConfigError(f"{problem}, got {error}") from error
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ConfigError(f"{problem}, got something else")
+    found = frozenset(word.strip().casefold() for word in words) - {""}
+    if not found:
+        raise ConfigError(f"{problem}, got none")
+    return found
+
+
+def words_sha256(words: Collection[str]) -> str:
+    """SHA-256 of a set of words, whatever the order and form of its file."""
+    return hashlib.sha256("\n".join(sorted(words)).encode()).hexdigest()
 
 
 def average_pieces(

@@ -6,7 +6,7 @@ in a step beside its loss is in the hooks of its losses (`micu.losses.terms.Loss
 training loop. Encoders, decoders, optimiser and data are MICU's for every method.
 """
 
-from micu.baselines import cmcm, codis, dcid, sanity, turn  # noqa: F401
+from micu.baselines import cmcm, codis, dcid, skeleton, turn  # noqa: F401
 from micu.baselines.base import BASELINES
 
 __all__ = ["BASELINES"]

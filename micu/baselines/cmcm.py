@@ -16,7 +16,7 @@ from micu.config import LossWeights, OptimizerConfig, TrainConfig
 
 @BASELINES.register("cmcm")
 def cmcm() -> TrainConfig:
-    """Code matching after a warm start without codes."""
+    """CMCM: code matching after a warm start without codes."""
     return TrainConfig(
         quantizer=own_codes(),
         weights=LossWeights(fine=None, coarse=None, jigsaw=None, code_matching=0.5),

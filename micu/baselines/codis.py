@@ -17,7 +17,7 @@ from micu.config import LossWeights, TrainConfig
 
 @BASELINES.register("codis")
 def codis() -> TrainConfig:
-    """Transport to codes that are learnt by gradient."""
+    """CODIS: transport to codes that are learnt by gradient."""
     return TrainConfig(
         quantizer=replace(own_codes(), learning="gradient", reset="off"),
         weights=LossWeights(fine=None, coarse=None, jigsaw=None, transport=1.0),

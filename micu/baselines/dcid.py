@@ -18,7 +18,7 @@ from micu.config import LossWeights, TrainConfig
 
 @BASELINES.register("dcid")
 def dcid() -> TrainConfig:
-    """Everything that the published code adds up."""
+    """DCID: everything that its published code adds up."""
     return TrainConfig(
         weights=LossWeights(
             fine=None, coarse=None, jigsaw=None, club=1.0, cpc=1.0, code_matching=0.5

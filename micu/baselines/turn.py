@@ -18,7 +18,7 @@ from micu.config import LossWeights, TrainConfig
 
 @BASELINES.register("turn")
 def turn() -> TrainConfig:
-    """Self-cross reconstruction from pooled codes; `baselines.self_cross.memory` has the other."""
+    """TURN: self-cross reconstruction from pooled codes."""
     return TrainConfig(
         quantizer=replace(own_codes(), pool=True),
         weights=LossWeights(fine=None, coarse=None, jigsaw=None, self_cross=0.1, one_way=0.1),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from micu.cli.features import parse_modality
+from micu.cli.selection import select_on_option
 from micu.errors import ConfigError
 from micu.evaluate import code_scores, feature_scores  # noqa: F401 - they register scores
 from micu.evaluate.scores import SCORES
@@ -17,14 +17,18 @@ from micu.evaluate.splits import CLEAN, PAPER
 from micu.evaluate.thresholds import THRESHOLDS
 from micu.manifest import MODALITIES
 
-PROBE_OPTIONS = ("--probe-epochs", "--probe-batch-size", "--probe-learning-rate")
-_PROBED = ("oscmg", "cmg")
-_PAIRED = (*_PROBED, "retrieval")
+PROBE_OPTIONS = (
+    *("--probe-epochs", "--probe-batch-size", "--probe-learning-rate"),
+    *("--probe-epoch-offset", "--probe-encoder-dropout"),
+)
+PROBED = ("oscmg", "cmg")
+"""Tasks that train a probe."""
+_PAIRED = (*PROBED, "retrieval")
 TASKS_OF = {
     **dict.fromkeys(("--source", "--target", "--pairs", "--chance"), _PAIRED),
-    **dict.fromkeys(("--known", "--ceiling", "--target-manifest", "--class-map"), _PROBED),
-    **dict.fromkeys(("--train-splits", *PROBE_OPTIONS), _PROBED),
-    **dict.fromkeys(("--score", "--threshold", "--details"), ("oscmg",)),
+    **dict.fromkeys(("--known", "--ceiling", "--target-manifest", "--class-map"), PROBED),
+    **dict.fromkeys(("--train-splits", *PROBE_OPTIONS), PROBED),
+    **dict.fromkeys(("--score", "--threshold", "--details", "--select-on"), ("oscmg",)),
     "--test-splits": _PAIRED,
     "--localise": ("cmg",),
     "--codebook-out": ("codebook",),
@@ -41,7 +45,8 @@ TASKS_OF = {
 class Arguments:
     """What was typed."""
 
-    checkpoint: Path
+    checkpoints: tuple[Path, ...]
+    select_on: str | None
     task: str
     features: Path
     manifest: Path | None
@@ -65,6 +70,8 @@ class Arguments:
     probe_epochs: int | None
     probe_batch_size: int
     probe_learning_rate: float
+    probe_epoch_offset: int
+    probe_encoder_dropout: bool
     seed: int | None
     seeds: int | None
     batch_size: int
@@ -89,7 +96,15 @@ def evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options of `micu-eval`, in the order in which help shows them."""
     return functools.reduce(
         lambda made, option: option(made),
-        reversed([*_input_options(), *_method_options(), *_output_options()]),
+        reversed(
+            [
+                *_input_options(),
+                *_clip_options(),
+                *_method_options(),
+                *_probe_options(),
+                *_output_options(),
+            ]
+        ),
         command,
     )
 
@@ -137,6 +152,12 @@ def _input_options() -> list[Callable[..., Any]]:
             )
             for name in MODALITIES
         ),
+    ]
+
+
+def _clip_options() -> list[Callable[..., Any]]:
+    file = click.Path(path_type=Path, dir_okay=False)
+    return [
         click.option("--source", help="Modality that the probe is trained on: v, a, f, t or name."),
         click.option("--target", help="Modality that it is tested on."),
         click.option("--pairs", help="Several of them at once: v:a,a:v,v:f."),
@@ -159,7 +180,6 @@ def _input_options() -> list[Callable[..., Any]]:
 
 
 def _method_options() -> list[Callable[..., Any]]:
-    number = click.IntRange(min=1)
     return [
         click.option(
             "--encoder",
@@ -206,6 +226,12 @@ def _method_options() -> list[Callable[..., Any]]:
             is_flag=True,
             help="Find which class is there in which second, from the manifest's events.",
         ),
+    ]
+
+
+def _probe_options() -> list[Callable[..., Any]]:
+    number = click.IntRange(min=1)
+    return [
         click.option(
             "--probe-epochs",
             type=number,
@@ -220,11 +246,25 @@ def _method_options() -> list[Callable[..., Any]]:
             show_default=True,
             help="Raise it for sets of some hundred clips: their epochs have few steps.",
         ),
+        click.option(
+            "--probe-epoch-offset",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Epochs of these that are left out. The published scripts go on counting from the "
+            "checkpoint's: type its epoch + 1.",
+        ),
+        click.option(
+            "--probe-encoder-dropout",
+            is_flag=True,
+            help="Keep the encoder's dropout on while the probe trains, as published.",
+        ),
+        select_on_option(),
         click.option("--seed", type=int, help="Of the probe [default: the checkpoint's]."),
         click.option(
             "--seeds",
             type=number,
-            help="How many, from --seed on [default: 1; with --protocol clean 5].",
+            help="How many, from --seed on [default: 1; with --protocol clean 5 probes].",
         ),
         click.option(
             "--batch-size", type=number, default=80, show_default=True, help="Clips per step."
@@ -275,27 +315,6 @@ def typed_options(context: click.Context) -> frozenset[str]:
     )
 
 
-def parse_pairs(
-    source: str | None, target: str | None, pairs: str | None
-) -> tuple[tuple[str, str], ...]:
-    """Pairs of modalities from the options, each once.
-
-    Raises:
-        ConfigError: A part is not a modality, or the options contradict each other.
-    """
-    if (source is None) != (target is None):
-        raise ConfigError("--source and --target: expected both, got one of them")
-    texts = [] if source is None or target is None else [f"{source}:{target}"]
-    texts += [text for text in (pairs or "").split(",") if text.strip()]
-    found: dict[tuple[str, str], None] = {}
-    for text in texts:
-        parts = text.split(":")
-        if len(parts) != 2:
-            raise ConfigError(f"--pairs: expected SOURCE:TARGET such as v:a, got {text!r}")
-        found[parse_modality(parts[0]), parse_modality(parts[1])] = None
-    return tuple(found)
-
-
 def parse_splits(text: str | None) -> tuple[str, ...] | None:
     """Values of `split` from an option: () if it was not typed, None for `all`."""
     if text is None:
@@ -315,7 +334,7 @@ def refuse_idle_options(typed: Arguments) -> None:
         for option, tasks in TASKS_OF.items()
         if typed.task not in tasks and option in typed.options
     ]
-    if typed.task in _PROBED and set(typed.encoders) == {"input"} and not typed.localise:
+    if typed.task in PROBED and set(typed.encoders) == {"input"} and not typed.localise:
         problems += [
             f"{option}: --encoder input has a logistic regression, which does not read it"
             for option in PROBE_OPTIONS

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from micu.cli.eval_options import (
+    PROBED,
     Arguments,
     evaluation_options,
-    parse_pairs,
     parse_splits,
     refuse_idle_options,
     typed_options,
 )
-from micu.cli.features import FeatureSets, find_feature_sets
+from micu.cli.features import FeatureSets, find_feature_sets, parse_pairs
+from micu.cli.selection import select
 from micu.commands import exit_codes
 from micu.devices import resolve_device
 from micu.errors import ConfigError, StoreError
@@ -54,15 +55,23 @@ PROBE_EPOCHS = {"cmg": 30}
 """Of the published scripts; 25 for the other tasks."""
 
 SEVERAL_SEEDS = 5
-"""How many seeds `--protocol clean` takes unless told otherwise."""
+"""How many seeds `--protocol clean` takes for tasks with a probe, unless told otherwise."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="micu")
-@click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument(
+    "checkpoints",
+    metavar="CHECKPOINT",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+)
 @evaluation_options
 def main(source: str | None, target: str | None, pairs: str | None, **arguments: Any) -> None:
     """Evaluate CHECKPOINT: the last.pt of a micu-train run, or the authors' MICU.pt.
+
+    Of several checkpoints of a run, --select-on chooses the one that is evaluated.
 
     Every task is done under two protocols, side by side: `clean` chooses epoch and threshold on
     held-out source clips; `paper` does as the published scripts did, and its rows say what leaks.
@@ -83,26 +92,38 @@ def main(source: str | None, target: str | None, pairs: str | None, **arguments:
 
 def run(typed: Arguments) -> list[Row]:
     """Evaluate as asked, and add the rows of each seed to the results file."""
-    from micu.evaluate.models import load_model
     from micu.evaluate.tasks import TASKS
 
-    task = TASKS[typed.task]
+    TASKS[typed.task]
     if typed.score != "all":
         SCORES[typed.score]
     refuse_idle_options(typed)
     if typed.setting:
         check_setting(typed.setting, typed.task)
-    loaded = load_model(typed.checkpoint, resolve_device(typed.device))
+    alone = replace(typed, encoders=("checkpoint",), ceiling=False, chance=False, details=None)
+    chosen, told = select(typed.checkpoints, typed.select_on, lambda path: _evaluate(alone, path))
+    rows: list[Row] = []
+    for found in _evaluate(typed, chosen):
+        noted = [replace(r, note=r.note + told) if r.checkpoint_sha256 else r for r in found]
+        write_rows(noted, typed.out)
+        rows += noted
+    return rows
+
+
+def _evaluate(typed: Arguments, checkpoint: Path) -> Iterator[list[Row]]:
+    """Rows of one checkpoint, seed by seed."""
+    from micu.evaluate.models import load_model
+    from micu.evaluate.tasks import TASKS
+
+    loaded = load_model(checkpoint, resolve_device(typed.device))
+    if typed.probe_encoder_dropout and not loaded.config.encoder.dropout:
+        raise ConfigError(f"--probe-encoder-dropout: {checkpoint} has no dropout; leave it out")
     sides = open_sides(typed, loaded)
     first = loaded.config.seed if typed.seed is None else typed.seed
-    several = SEVERAL_SEEDS if typed.protocols == (CLEAN,) and typed.task != "efficiency" else 1
-    rows: list[Row] = []
+    several = SEVERAL_SEEDS if typed.protocols == (CLEAN,) and typed.task in PROBED else 1
     made: dict[str, dict[str, ClipEncoder]] = {}
     for seed in range(first, first + (typed.seeds or several)):
-        found = task(_evaluation(typed, sides, loaded, seed, made))
-        write_rows(found, typed.out)
-        rows += found
-    return rows
+        yield TASKS[typed.task](_evaluation(typed, sides, loaded, seed, made))
 
 
 def open_sides(typed: Arguments, loaded: "LoadedModel") -> tuple[FeatureSets, FeatureSets]:
@@ -113,7 +134,7 @@ def open_sides(typed: Arguments, loaded: "LoadedModel") -> tuple[FeatureSets, Fe
     from micu.evaluate.models import check_features
 
     if typed.task == "efficiency" and not typed.options & {"--features", "--manifest"}:
-        nothing = FeatureSets(Manifest(typed.checkpoint, (), ""), {})
+        nothing = FeatureSets(Manifest(typed.checkpoints[0], (), ""), {})
         return nothing, nothing
     asked = dict.fromkeys(name for pair in typed.pairs for name in pair)
     paired = typed.task in ("oscmg", "cmg", "retrieval")
@@ -202,7 +223,10 @@ def _evaluation(
             epochs=typed.probe_epochs or PROBE_EPOCHS.get(typed.task, 25),
             batch_size=typed.probe_batch_size,
             learning_rate=typed.probe_learning_rate,
+            epoch_offset=typed.probe_epoch_offset,
+            encoder_dropout=typed.probe_encoder_dropout,
         ),
+        selected_on=typed.select_on,
         protocols=typed.protocols,
         train_splits=parse_splits(typed.train_splits),
         test_splits=parse_splits(typed.test_splits),

@@ -42,6 +42,27 @@ def parse_modalities(text: str) -> tuple[str, ...]:
     return tuple(modality for modality in MODALITIES if modality in chosen)
 
 
+def parse_pairs(
+    source: str | None, target: str | None, pairs: str | None
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of modalities from the options, each once.
+
+    Raises:
+        ConfigError: A part is not a modality, or the options contradict each other.
+    """
+    if (source is None) != (target is None):
+        raise ConfigError("--source and --target: expected both, got one of them")
+    texts = [] if source is None or target is None else [f"{source}:{target}"]
+    texts += [text for text in (pairs or "").split(",") if text.strip()]
+    found: dict[tuple[str, str], None] = {}
+    for text in texts:
+        parts = text.split(":")
+        if len(parts) != 2:
+            raise ConfigError(f"--pairs: expected SOURCE:TARGET such as v:a, got {text!r}")
+        found[parse_modality(parts[0]), parse_modality(parts[1])] = None
+    return tuple(found)
+
+
 def find_feature_sets(
     root: Path, modalities: Sequence[str], manifest: Path | None, chosen: Mapping[str, str]
 ) -> FeatureSets:

@@ -95,9 +95,9 @@ def main() -> None:
 def report(runs: tuple[Path, ...], outputs: tuple[Path, ...], map_method: str) -> None:
     """Put results beside the paper's figures, with curves, maps and provenance.
 
-    RUNS are results files, and folders that are searched for them and for what else belongs to a
-    report: details (--details), codebook counts (--codebook-out), a training's metrics.csv, and
-    feature sets with their failures. A file brings the commands that lie beside it, and
+    RUNS are results files and what else belongs to a report: details (--details), codebook counts
+    (--codebook-out), a training's metrics.csv, feature sets with their failures; or folders that
+    are searched for all of them. A results file brings the commands that lie beside it, and
     NAME-details beside NAME.csv.
     """
     with exit_codes("no report was written; type it again"):

@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
+from micu.cli.sweep import OWN, is_sweep, run_sweep, sweep_options
 from micu.commands import exit_codes
 from micu.config import TrainConfig
 from micu.devices import resolve_device
@@ -23,7 +24,7 @@ from micu.errors import ConfigError
 from micu.files import lock_folder
 from micu.manifest import MODALITIES
 from micu.overrides import to_json, with_overrides
-from micu.presets import PRESETS
+from micu.presets import PRESETS, list_presets
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
@@ -91,7 +92,16 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(sorted(PRESETS)),
             default="micu",
             show_default=True,
-            help="Settings to start from.",
+            metavar="NAME",
+            help="Settings to start from; --list-presets says which there are.",
+        ),
+        click.option(
+            "--list-presets",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_list_presets,
+            help="List the presets and stop.",
         ),
         click.option(
             "--set",
@@ -144,8 +154,15 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             "--dry-run", is_flag=True, help="Measure two steps, print what the run takes, and stop."
         ),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+        *sweep_options(),
     ]
     return functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+
+def _list_presets(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(list_presets())
+        context.exit()
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -164,6 +181,13 @@ def main(
 ) -> None:
     """Train MICU on extracted features."""
     with exit_codes(HINT):
+        if is_sweep(click.get_current_context()):
+
+            def build(name: str, swept: Sequence[str]) -> TrainConfig:
+                typed = (*assignments, *swept)
+                return build_config(name, modalities, seed, typed, exclude_manifests)
+
+            sys.exit(run_sweep(click.get_current_context(), build))
         config = build_config(preset, modalities, seed, assignments, exclude_manifests)
         if print_config:
             click.echo(to_json(config))
@@ -174,7 +198,7 @@ def main(
             chosen=chosen,
             preset=preset,
             out=out or Path("runs") / f"{preset}-{letters}-{config.seed}",
-            **arguments,
+            **{name: value for name, value in arguments.items() if name not in OWN},
         )
         if typed.resume and typed.overwrite:
             raise ConfigError("--resume and --overwrite: expected one of them, got both")
@@ -187,7 +211,7 @@ def build_config(
     preset: str,
     modalities: str | None,
     seed: int | None,
-    assignments: tuple[str, ...],
+    assignments: Sequence[str],
     exclude_manifests: tuple[str, ...] = (),
 ) -> TrainConfig:
     """The configuration that the options ask for.

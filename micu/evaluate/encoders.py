@@ -17,10 +17,12 @@ from micu.evaluate.probe import (
     Probe,
     ProbeConfig,
     encode_clips,
+    encode_with_dropout,
     fit_linear,
     fit_probe,
     join_clips,
 )
+from micu.losses import derive_seed
 from micu.manifest import Clip
 from micu.model.micu import MICU
 from micu.store import FeatureStore
@@ -88,12 +90,18 @@ class ClipCache:
         known = frozenset(kept.clip_ids if kept else ())
         missing = [self._clips[name] for name in dict.fromkeys(clip_ids) if name not in known]
         if missing or kept is None:
-            dataset = FeatureDataset({modality: self.stores[modality]}, missing, self._data)
-            loader = make_loader(dataset, BATCH_SIZE, seed=0, epoch=0, shuffle=False)
-            read = self._encode(iterate(loader), modality)
+            read = self._encode(self._read(modality, missing), modality)
             kept = read if kept is None else join_clips([kept, read])
             self._kept[modality] = kept
         return kept.select(clip_ids)
+
+    def read(self, modality: str, clip_ids: Sequence[str]) -> Iterator[Batch]:
+        """Batches of the clips as they were extracted, in the order asked for; nothing is kept."""
+        return self._read(modality, [self._clips[name] for name in clip_ids])
+
+    def _read(self, modality: str, clips: Sequence[Clip]) -> Iterator[Batch]:
+        dataset = FeatureDataset({modality: self.stores[modality]}, clips, self._data)
+        return iterate(make_loader(dataset, BATCH_SIZE, seed=0, epoch=0, shuffle=False))
 
 
 class CodeEncoder:
@@ -127,7 +135,14 @@ class CodeEncoder:
         self, features: ClipFeatures, labels: Tensor, classes: int, config: ProbeConfig, seed: int
     ) -> Iterator[Probe]:
         """The paper's probe after each epoch."""
-        return fit_probe(features, labels, classes, config, seed)
+
+        def renew(epoch: int) -> Tensor:
+            batches = self._cache.read(features.modality, features.clip_ids)
+            drawn = derive_seed(seed, epoch, "probe dropout")
+            return encode_with_dropout(self.model, batches, features.modality, drawn).values
+
+        anew = renew if config.encoder_dropout else None
+        return fit_probe(features, labels, classes, config, seed, anew)
 
     def describe_probe(self, config: ProbeConfig) -> str:
         """The settings of the paper's probe."""

@@ -13,10 +13,11 @@ from typing import Any
 from micu.checkpoint import LoadedModel
 from micu.errors import ManifestError
 from micu.evaluate.encoders import ClipEncoder
-from micu.evaluate.leaks import Pretraining
+from micu.evaluate.leaks import CHECKPOINT_ON_TEST, Pretraining
 from micu.evaluate.probe import ProbeConfig
 from micu.evaluate.report import Row
 from micu.evaluate.splits import TEST, TRAIN, OpenSetSplit, SplitRules, split_clips
+from micu.evaluate.thresholds import ORACLE
 from micu.manifest import Clip, Manifest
 from micu.registry import Registry
 from micu.store import FeatureStore
@@ -73,6 +74,8 @@ class Evaluation:
     classes_sha256: str
     """Of the file that names the known classes."""
     probe: ProbeConfig
+    selected_on: str | None
+    """Which threshold's rows the checkpoint was chosen by among several, if it was."""
     protocols: Sequence[str]
     """`paper`, `clean` or both."""
     train_splits: tuple[str, ...] | None
@@ -110,6 +113,15 @@ class Evaluation:
                 "seen": self.pretraining.seen,
                 **given,
             }
+        )
+
+    def told_splits(self) -> str:
+        """Value of the column `splits`."""
+        asked = {"train": self.train_splits, "test": self.test_splits}
+        return " ".join(
+            f"{part}={'all' if names is None else ','.join(names)}"
+            for part, names in asked.items()
+            if names != ()
         )
 
     def split(self, rules: SplitRules, known: Sequence[str], job: Job) -> OpenSetSplit:
@@ -188,6 +200,9 @@ class Evaluation:
 
     def leaks(self, method: str, split: OpenSetSplit, *chosen: str) -> str:
         """Value of the column `leaks`; `chosen` says how epoch and threshold were."""
+        if method == "checkpoint":
+            selected = (CHECKPOINT_ON_TEST,) if self.selected_on == ORACLE else ()
+            chosen = (*chosen, *selected)
         pretrained = self.pretraining.leaks(split.test) if method == "checkpoint" else ()
         return ";".join((*chosen, *split.leaks, *pretrained))
 
@@ -226,6 +241,7 @@ def make_row(
         manifest_sha256=" ".join(manifests),
         classes_sha256=evaluation.classes_sha256,
         setting=evaluation.setting,
+        splits=evaluation.told_splits(),
         features=" ".join(
             f"{name}:{store.spec.backbone}@{store.header.fingerprint[:12]}"
             for name, store in stores.items()

@@ -4,6 +4,7 @@
 |---|---|
 | `threshold:test` | the threshold was chosen on the test set |
 | `epoch:test` | so was the probe's epoch |
+| `checkpoint:test` | so was the checkpoint, among several |
 | `test-clips-in-training:N` | N test clips are of media items that the probe was trained on |
 | `test-split:NAME` | the test clips are those of another split of the manifest than `test` |
 | `unusable-classes:N` | N known classes have no training clip or no test clip |
@@ -23,6 +24,7 @@ from micu.evaluate.splits import media_item
 from micu.manifest import Clip, Manifest
 
 THRESHOLD_ON_TEST, EPOCH_ON_TEST = "threshold:test", "epoch:test"
+CHECKPOINT_ON_TEST = "checkpoint:test"
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,9 +162,8 @@ def run_localization(
         logits = predict_segments(probe, features)
         if not published:
             return detection(logits, labels, background=False)
-        sizes = [len(part) for part in np.array_split(np.arange(len(clips)), 1)]
-        whole, rest = divmod(sizes[0], config.batch_size)
-        sizes = [config.batch_size] * whole + ([rest] if rest else [])
+        starts = range(0, len(clips), config.batch_size)
+        sizes = [min(config.batch_size, len(clips) - start) for start in starts]
         return batch_averaged_detection(logits, labels, sizes)
 
     labels = segment_labels(split.train, split.known, source, steps)

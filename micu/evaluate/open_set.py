@@ -70,6 +70,11 @@ class Outcome:
     metrics: OpenSetMetrics
     n_clips: int
     """Test clips."""
+    val_acc: float
+    """Closed-set accuracy of the probe on the validation clips: source modality, known classes; NaN
+    without any."""
+    n_validation: int
+    """Validation clips."""
     details: Details
     """Clip by clip."""
 
@@ -247,6 +252,9 @@ def _conclude(
         )
         chosen = Choice(chosen.epoch, carried)
     best = candidates[chosen.epoch]
+    right = math.nan
+    if split.validation:
+        right = (best.logits["validation"].argmax(-1) == split.labels(split.validation)).mean()
     tested, known_score = best.logits["test"], best.scores[score]["test"]
     return Outcome(
         score,
@@ -255,6 +263,8 @@ def _conclude(
         chosen.epoch,
         open_set_metrics(tested, test_labels, chosen.threshold, known_score),
         len(split.test),
+        float(right),
+        len(split.validation),
         Details(
             logits=tested,
             labels=test_labels,

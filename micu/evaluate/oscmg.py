@@ -1,5 +1,7 @@
 """Task `oscmg`: open-set cross-modal generalisation (tables 2, 5, 6 and 7 of the paper)."""
 
+from dataclasses import replace
+
 from micu.errors import ConfigError
 from micu.evaluate.details import write_details
 from micu.evaluate.evaluation import TASKS, Evaluation, Job, chance_rows, make_row
@@ -71,7 +73,7 @@ def _outcome_rows(
 ) -> list[Row]:
     values = {**outcome.metrics.values(), "probe": outcome.epoch + 1.0}
     on_test = (THRESHOLD_ON_TEST, EPOCH_ON_TEST) if outcome.threshold_source == ORACLE else ()
-    return [
+    rows = [
         make_row(
             evaluation,
             task="oscmg",
@@ -91,6 +93,10 @@ def _outcome_rows(
         )
         for metric, value in values.items()
     ]
+    if outcome.n_validation:
+        accuracy, clips = outcome.val_acc, outcome.n_validation
+        rows.append(replace(rows[-1], metric="val_acc", value=accuracy, n_clips=clips))
+    return rows
 
 
 def _chance_rows(evaluation: Evaluation, job: Job, protocol: str) -> list[Row]:

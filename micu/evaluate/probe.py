@@ -4,10 +4,10 @@ The encoder runs once per clip, in evaluation mode; the probe trains on the tens
 
 Source: sections 4.1 and 4.2 of the MICU paper and its published downstream scripts.
 Differs: the scripts leave the encoder's dropout on while the probe trains, and encode anew in every
-epoch.
+epoch; `ProbeConfig.encoder_dropout` does so too.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
@@ -32,6 +32,12 @@ class ProbeConfig:
 
     epochs: int = 25
     """25 for AVE and UCF↔VGGSound open-set, 16 for UCF; closed-set 30, UCF↔VGGSound 40."""
+    epoch_offset: int = 0
+    """Epochs of these that are not done: the published scripts count on from the checkpoint, so
+    that one of epoch e, from 0, takes away e + 1. The milestones stay where they are."""
+    encoder_dropout: bool = False
+    """Encode the training clips anew for every epoch, with the encoder's dropout on, as the
+    published scripts do."""
     learning_rate: float = 4e-4
     batch_size: int = 80
     grad_clip: float = 0.5
@@ -44,6 +50,11 @@ class ProbeConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"probe.{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.epoch_offset < self.epochs:
+            raise ConfigError(
+                f"probe.epoch_offset: expected 0 to {self.epochs - 1}, less than the epochs, "
+                f"got {self.epoch_offset}"
+            )
 
     def describe(self) -> str:
         """Every setting, as one line; probes trained differently are described differently."""
@@ -115,6 +126,27 @@ def encode_clips(model: MICU, batches: Iterable[Batch], modality: str) -> ClipFe
     """
     if model.training:
         raise ValueError("encode_clips: the model is in training mode; call model.eval() first")
+    return _encode(model, batches, modality)
+
+
+def encode_with_dropout(
+    model: MICU, batches: Iterable[Batch], modality: str, seed: int
+) -> ClipFeatures:
+    """As `encode_clips`, but with the encoder's dropout on, drawn from `seed`.
+
+    The model is in evaluation mode again afterwards, and torch's global generator as it was.
+    """
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model.train()
+        try:
+            return _encode(model, batches, modality)
+        finally:
+            model.eval()
+
+
+def _encode(model: MICU, batches: Iterable[Batch], modality: str) -> ClipFeatures:
     weight = next(model.parameters())
     ids: list[str] = []
     values, masks, codes, errors = [], [], [], []
@@ -224,7 +256,12 @@ def localization_losses(logits: Tensor, labels: Tensor, alpha: Tensor) -> tuple[
 
 
 def fit_probe(
-    features: ClipFeatures, labels: Tensor, classes: int, config: ProbeConfig, seed: int
+    features: ClipFeatures,
+    labels: Tensor,
+    classes: int,
+    config: ProbeConfig,
+    seed: int,
+    renew: Callable[[int], Tensor] | None = None,
 ) -> Iterator[ClassificationProbe]:
     """Train a classification probe where the features are, and yield it after every epoch.
 
@@ -237,6 +274,7 @@ def fit_probe(
         classes: C.
         config: Optimisation.
         seed: For first weights and order.
+        renew: Values of the training clips anew for an epoch, counted from 0; without it they stay.
     """
     check_shape(labels.shape, "n", "probe labels", n=len(features.clip_ids))
     values, mask = features.values, features.mask
@@ -250,7 +288,9 @@ def fit_probe(
     schedule = torch.optim.lr_scheduler.MultiStepLR(
         optimizer, list(config.milestones), config.gamma
     )
-    for _ in range(config.epochs):
+    for epoch in range(config.epochs - config.epoch_offset):
+        if renew is not None:
+            values = renew(epoch).to(values)
         shuffled = torch.randperm(len(labels), generator=order)
         for rows in torch.split(shuffled, config.batch_size):
             loss = functional.cross_entropy(probe.logits(values[rows], mask[rows]), labels[rows])

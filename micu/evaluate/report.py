@@ -53,6 +53,8 @@ class Row:
     leaks: str = ""
     """What the number rests on that it should not, names with `;` between two; see
     `micu.evaluate.leaks`."""
+    splits: str = ""
+    """Values of the manifest's `split` that were asked for, `train=a,b test=c`; empty: as usual."""
     note: str = ""
     setting: str = ""
     """What the paper's tables call the data and its known classes; `micu.report.paper` has them."""
@@ -151,7 +153,15 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
     for row in rows:
         pair = " → ".join(filter(None, (row.train_modality, row.test_modality)))
         shown = (row.task, pair, row.method, row.preset, row.protocol, row.threshold_source)
-        key = (*shown, row.score, row.leaks, row.probe, row.features, row.classes_sha256)
+        key = (
+            *shown,
+            row.score,
+            row.leaks,
+            row.splits,
+            row.probe,
+            row.features,
+            row.classes_sha256,
+        )
         groups.setdefault(key, {}).setdefault(row.metric, []).append(row.value)
         runs.setdefault(key, set()).add((row.seed, row.checkpoint_sha256))
     columns = [metric for metric in metrics if any(metric in group for group in groups.values())]

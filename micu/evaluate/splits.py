@@ -135,34 +135,54 @@ def split_clips(
         test = [clip for clip in test if wanted & {*rules.target_classes(clip)}]
     _refuse_empty(clips, rules, {"training": train, "test": test})
     if rules.protocol == PAPER:
-        listed = _as_listed(train, test, known, rules)
-        return _checked(clips, replace(listed, paired=_ids_in(train, paired_ids)), rules)
-    trained = set(train)
-    validation = [c for c in sources if c.split == VALIDATION and c not in trained]
+        split = _as_listed(train, test, known, rules)
+    else:
+        trained = set(train)
+        validation = [c for c in sources if c.split == VALIDATION and c not in trained]
+        split = _clean(train, validation, test, known, rules, seed)
+    pairs = [clip for clip in clips if clip.clip_id in source_ids and clip.clip_id in paired_ids]
+    used = {clip.clip_id for clip in split.train}
+    held = {media_item(clip) for clip in (*split.test, *_named_test(tested, rules))}
+    split = replace(
+        split,
+        paired=tuple(clip.clip_id for clip in pairs if clip.clip_id in used),
+        pairs=tuple(
+            c.clip_id for c in pairs if c.clip_id not in used and media_item(c) not in held
+        ),
+    )
+    return _checked(clips, split, rules)
+
+
+def _clean(
+    train: Sequence[Clip],
+    validation: Sequence[Clip],
+    test: Sequence[Clip],
+    known: Sequence[str],
+    rules: SplitRules,
+    seed: int,
+) -> OpenSetSplit:
+    """The sets, repaired, and what was left out."""
     told: list[str] = []
-    test = _without_seen(test, rules, told)
-    train, validation, test = _deal_shared(train, validation, test, told)
+    train, validation, test = _deal_shared(
+        train, validation, _without_seen(test, rules, told), told
+    )
     kept = _learnable(train, test, known, rules, told)
-    lost = wanted - set(kept)
+    lost = set(known) - set(kept)
     train, validation = (
         [clip for clip in part if not {*rules.source_classes(clip)} <= lost]
         for part in (train, validation)
     )
-    test = [clip for clip in test if not {*rules.target_classes(clip)} <= lost]
     held_out = not validation
     if held_out:
         train, validation = map(list, hold_out(train, seed, classes_of=rules.source_classes))
-    split = OpenSetSplit(
+    return OpenSetSplit(
         train=tuple(train),
         validation=tuple(validation),
-        test=tuple(test),
+        test=tuple(clip for clip in test if not {*rules.target_classes(clip)} <= lost),
         known=kept,
         held_out=held_out,
-        pairs=_pair_ids(clips, train, tested, rules, source_ids, paired_ids),
-        paired=_ids_in(train, paired_ids),
         note="; ".join(told),
     )
-    return _checked(clips, split, rules)
 
 
 def media_item(clip: Clip) -> str:
@@ -260,29 +280,9 @@ def _classes(
     return frozenset(name for clip in clips for name in classes_of(clip))
 
 
-def _pair_ids(
-    clips: Sequence[Clip],
-    train: Iterable[Clip],
-    tested: Sequence[Clip],
-    rules: SplitRules,
-    source_ids: Container[str],
-    paired_ids: Container[str],
-) -> tuple[str, ...]:
-    """Clips with both modalities, neither trained on nor of a media item that may be tested."""
-    used = {clip.clip_id for clip in train}
-    held = {media_item(clip) for clip in _of_splits(tested, rules.test_splits, tested)}
-    return tuple(
-        clip.clip_id
-        for clip in clips
-        if clip.clip_id in source_ids
-        and clip.clip_id in paired_ids
-        and clip.clip_id not in used
-        and media_item(clip) not in held
-    )
-
-
-def _ids_in(clips: Iterable[Clip], ids: Container[str]) -> tuple[str, ...]:
-    return tuple(clip.clip_id for clip in clips if clip.clip_id in ids)
+def _named_test(clips: Sequence[Clip], rules: SplitRules) -> list[Clip]:
+    """Clips that a manifest with splits has for the test, whether they have features or not."""
+    return _of_splits(clips, rules.test_splits, clips) if any(c.split for c in clips) else []
 
 
 def _checked(clips: Sequence[Clip], split: OpenSetSplit, rules: SplitRules) -> OpenSetSplit:

@@ -1,7 +1,6 @@
 """The losses of equation 8 and of the baselines: `LOSSES` by name, and their weighted sum."""
 
 from collections.abc import Collection
-from dataclasses import fields
 from typing import cast
 
 import torch
@@ -16,6 +15,7 @@ from micu.losses import (  # noqa: F401
     contrastive,
     cpc,
     jigsaw,
+    mmjp,
     one_way,
     self_cross,
     transport,
@@ -64,9 +64,8 @@ class Losses(nn.Module):
         self.config = config
         for name in LOSSES:
             loss_weight(config.weights, name)
-        for weight in fields(config.weights):
-            if loss_weight(config.weights, weight.name) is not None:
-                self.add_module(weight.name, LOSSES[weight.name](config))
+        for name in config.terms():
+            self.add_module(name, LOSSES[name](config))
 
     def all(self) -> dict[str, Loss]:
         """The losses by name."""

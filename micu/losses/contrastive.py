@@ -85,11 +85,12 @@ def info_nce_pairs(
 
 
 def hide(semantic: Tensor, keep: Tensor, axis: Literal["time", "feature"]) -> Tensor:
-    """Set what is not kept to zero, in all modalities alike.
+    """Set what is not kept to zero.
 
     Args:
         semantic: (M, B, T, D).
-        keep: (B, T) bool for axis `"time"`, (B, D) for `"feature"`.
+        keep: (B, T) bool for axis `"time"`, (B, D) for `"feature"`, for all modalities alike; or
+            one for each of them, (M, B, T) or (M, B, D).
         axis: What is masked: whole steps, or the same features at every step.
 
     Returns:

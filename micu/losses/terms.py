@@ -37,7 +37,8 @@ class Draws:
     """All randomness of one step's losses, made before the forward pass.
 
     Attributes:
-        keep: True = kept; (B, T) if `mask_axis` is `"time"`, (B, D) if it is `"feature"`.
+        keep: True = kept; (B, T) if `mask_axis` is `"time"`, (B, D) if it is `"feature"`; with
+            `mask_share` `"independent"` (M, B, T) or (M, B, D).
         block_modality: Index into `config.modalities` of each jigsaw block, int64; (O,) if
             `block_draw` is `"batch"`, (B * T, O) if it is `"row"`.
         seed: The run's seed.
@@ -77,12 +78,14 @@ def draw(
     Returns:
         The step's draws.
 
-    Reference: sections 3.3 and 3.4. The same mask serves every modality; r > `mask_ratio` keeps.
+    Reference: sections 3.3 and 3.4. The same mask serves every modality, unless `mask_share` says
+    otherwise; r > `mask_ratio` keeps.
     """
     generator = torch.Generator("cpu").manual_seed(derive_seed(seed, step, "losses"))
     by_time = config.contrastive.mask_axis == "time"
     width = steps if by_time else config.encoder.embed_dim
-    noise = torch.rand((batch_size, width), generator=generator, dtype=torch.float32)
+    masks = [len(config.modalities)] if config.contrastive.mask_share == "independent" else []
+    noise = torch.rand((*masks, batch_size, width), generator=generator, dtype=torch.float32)
     blocks = config.jigsaw.splits
     shape = (blocks,) if config.jigsaw.block_draw == "batch" else (batch_size * steps, blocks)
     block_modality = torch.randint(len(config.modalities), shape, generator=generator)

@@ -29,9 +29,10 @@ class MICUOutput:
 
     quantized: dict[str, Quantized]
     reconstruction: dict[str, Tensor]
-    """(B, T, *step shape); for text (B, T, 2 * text_hidden_dim)."""
+    """(B, T, *step shape); for text (B, T, 2 * text_hidden_dim), unless its target is the input."""
     target: dict[str, Tensor]
-    """What `reconstruction` is to equal: the features, and for text the LSTM's output."""
+    """What `reconstruction` is to equal: the features, and for text the LSTM's output or, with
+    `text_target` `"input"`, the features too."""
     specific: dict[str, Tensor] = field(default_factory=dict)
     """What `SpecificEncoder.encode` returned; empty where nothing was rebuilt."""
     pooled: dict[str, Quantized] = field(default_factory=dict)
@@ -66,7 +67,8 @@ class MICU(nn.Module):
     """The model of Huang et al., ICCV 2025, for any two or more modalities.
 
     Submodules, each by modality: `word_readers` (text alone), `semantic_encoders`,
-    `specific_encoders`, `reconstructors`; and the `quantizer` that all share.
+    `specific_encoders`, `reconstructors` (none if the reconstruction loss is left out); and the
+    `quantizer` that all share.
 
     Args:
         config: The run.
@@ -99,7 +101,11 @@ class MICU(nn.Module):
                 shape = (2 * hidden_dim,)
             gated = FRONTS[name] == "gate"
             self.semantic_encoders[name] = SemanticEncoder(shape, gated, config.encoder)
+            if "reconstruction" not in config.terms():
+                continue
             self.specific_encoders[name] = SpecificEncoder(shape, config.reconstruction)
+            if config.reconstruction.text_target == "input":
+                shape = self.shapes[name]
             self.reconstructors[name] = Reconstructor(
                 shape, config.encoder.embed_dim, config.reconstruction
             )
@@ -113,7 +119,7 @@ class MICU(nn.Module):
         Args:
             batch: Features of every modality of the model, and their mask.
             reconstruct: Without, `reconstruction` and `target` are empty: rebuilding grids is most
-                of the cost. They are too if nothing asks for them by a weight.
+                of the cost. They are empty too if the reconstruction loss is left out.
             continuous: Rebuild from the embeddings instead of their codes, and commit to nothing.
         """
         missing = [name for name in self.modalities if name not in batch.features]
@@ -126,7 +132,7 @@ class MICU(nn.Module):
         if continuous:
             quantized, pooled = _unquantized(quantized), _unquantized(pooled)
         codebook, weights = self.quantizer.codebook, self.config.weights
-        if not reconstruct or weights.reconstruction is None:
+        if not (reconstruct and self.reconstructors):
             return MICUOutput(quantized, {}, {}, pooled=pooled, codebook=codebook)
         # A term of weight 0 is logged only; the graph of its convolutions would fill the memory.
         wanted = torch.is_grad_enabled() and bool(weights.reconstruction or weights.club)
@@ -136,9 +142,11 @@ class MICU(nn.Module):
                 name: self._rebuild(name, quantized[name].quantized, specific[name])
                 for name in self.modalities
             }
-        keeps = self.config.reconstruction.text_target_grad
+        settings = self.config.reconstruction
+        targets = batch.features if settings.text_target == "input" else content
+        keeps = settings.text_target_grad
         target = {
-            name: x.detach() if name in self.word_readers and not keeps else x
+            name: targets[name].detach() if name in self.word_readers and not keeps else x
             for name, x in content.items()
         }
         return MICUOutput(quantized, reconstruction, target, specific, pooled, codebook)

@@ -30,14 +30,18 @@ def place_clips(
     Raises:
         ExtraError: t-SNE was asked for by name, and scikit-learn is not installed.
     """
-    installed = importlib.util.find_spec("sklearn") is not None
-    if method == "tsne" and not installed:
+    if method == "tsne" and not has_tsne():
         raise ExtraError("scikit-learn", "report")
     plane = principal_plane(vectors)
     spread = float(plane[:, 0].std())
-    if method == "pca" or not installed or len(vectors) < FEW or spread == 0:
+    if method == "pca" or not has_tsne() or len(vectors) < FEW or spread == 0:
         return plane, "PCA"
     return _tsne(vectors, plane / spread * 1e-4), "t-SNE"
+
+
+def has_tsne() -> bool:
+    """Whether scikit-learn is installed; it is not imported for that."""
+    return importlib.util.find_spec("sklearn") is not None
 
 
 def principal_plane(vectors: NDArray[np.floating]) -> NDArray[np.float64]:

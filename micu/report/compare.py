@@ -29,9 +29,6 @@ ORACLE = "oracle"
 ORACLE_LEAKS = "threshold:test;epoch:test"
 """What rows of an oracle threshold rest on, where an older file does not say."""
 
-UNITS = frozenset({"params", "parameters", "memory_bytes", "seconds"})
-"""Parts of names of metrics that are not rates."""
-
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -142,6 +139,7 @@ def _both_ways(groups: Iterable[Sequence[Result]]) -> list[Line]:
                 train_modality=ordered[0],
                 test_modality=ordered[1],
                 features=" ".join(sorted(first.features.split())),
+                manifest_sha256=" ".join(sorted(first.manifest_sha256.split())),
             )
             pairs.setdefault(same.group(), []).extend(rows)
     lines = []
@@ -169,18 +167,22 @@ def _rank(modality: str) -> int:
 
 def scale_of(metric: str) -> int:
     """100 for rates, which are shown in percent; 1 for other numbers."""
-    other = metric in NOT_RATES or any(unit in metric for unit in UNITS)
-    return 1 if other else 100
+    return 1 if metric in NOT_RATES else 100
 
 
 def show_mean(cell: Cell, metric: str) -> str:
-    """`51.2 ± 0.4`, rates in percent; a dash where it is not defined."""
+    """`51.20 ± 0.40`, rates in percent; a dash where it is not defined."""
     scale = scale_of(metric)
     if math.isnan(cell.mean):
         return "–"
-    mean = f"{scale * cell.mean:,.2f}"
+    form = ",.2f"
+    if scale == 1 and abs(cell.mean) < 1:  # seconds of one clip, for example
+        form = ".3g"
+    elif scale == 1 and len(set(cell.values)) == 1 and cell.mean.is_integer():
+        form = ",.0f"
+    mean = f"{scale * cell.mean:{form}}"
     spread = cell.deviation
-    return mean if math.isnan(spread) else f"{mean} ± {scale * spread:.2f}"
+    return mean if math.isnan(spread) else f"{mean} ± {scale * spread:{form}}"
 
 
 def show_difference(cell: Cell) -> str:
@@ -222,7 +224,7 @@ def _identity(line: Line, several: Sequence[str], unknown: Sequence[str]) -> tup
         row.method,
         short_preset(row.preset),
         row.protocol,
-        row.threshold_source,
+        row.threshold_source.replace("none", ""),
         *(getattr(row, name) for name in several),
         *(others.get(name, "") for name in unknown),
         line.leaks.replace(";", "; "),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from micu.evaluate.details import Details
+from micu.report.clip_map import has_tsne
 from micu.report.compare import MODEL, ORACLE, short_preset
 from micu.report.figures import draw_acceptance, draw_confusion, draw_map, draw_thresholds
 from micu.report.page import Block, Drawing, Fold, Section, Title
@@ -14,7 +15,7 @@ SHARED = ("setting", "task", "train_modality", "test_modality", "protocol", "thr
 
 
 def open_set_section(found: Sequence[Details], map_method: str) -> Section:
-    """Curves, confusion and map of every job that has details; what rests on leaks is folded."""
+    """Curves, confusion and map of every job that has details; oracles are folded."""
     jobs: dict[tuple[str, ...], list[Details]] = {}
     ceilings = [details for details in found if details.keys.get("method") == CEILING]
     for details in found:
@@ -41,7 +42,7 @@ def open_set_section(found: Sequence[Details], map_method: str) -> Section:
             placed.add(used)
         told = f"Thresholds, confusion and map: {_label(main)}."
         body: list[Block] = [told, Drawing("".join(drawn))]
-        blocks += [Fold(heading, body)] if _rests_on_leaks(main) else [Title(heading), *body]
+        blocks += [Fold(heading, body)] if _looks_at_the_test(main) else [Title(heading), *body]
     if placed:
         blocks.insert(0, _tell_maps(placed))
     return Section("Behind the open-set figures", blocks)
@@ -51,7 +52,8 @@ def _tell_maps(placed: set[str]) -> str:
     told = f"Maps place clips by {' and '.join(sorted(placed))}, of the mean over their real steps"
     if "t-SNE" in placed:
         return f"{told}; t-SNE keeps neighbourhoods, not distances."
-    return f"{told}. With scikit-learn (pip install 'micu[report]') it is t-SNE."
+    hint = "" if has_tsne() else " With scikit-learn (pip install 'micu[report]') it is t-SNE."
+    return f"{told}.{hint}"
 
 
 def _job(details: Details) -> tuple[str, ...]:
@@ -66,13 +68,14 @@ def _same_target(ceiling: Details, main: Details) -> bool:
     return all(ceiling.keys.get(name) == main.keys.get(name) for name in names)
 
 
-def _rests_on_leaks(details: Details) -> bool:
-    return bool(details.keys.get("leaks")) or details.keys.get("threshold_source") == ORACLE
+def _looks_at_the_test(details: Details) -> bool:
+    """Whether the threshold was chosen on the test set; other leaks do not fold a job away."""
+    return details.keys.get("threshold_source") == ORACLE
 
 
 def _order(members: Sequence[Details]) -> tuple[object, ...]:
     first = members[0]
-    return (_rests_on_leaks(first), not first.keys.get("setting"), _job(first))
+    return (_looks_at_the_test(first), not first.keys.get("setting"), _job(first))
 
 
 def _rank(details: Details) -> tuple[object, ...]:

@@ -95,7 +95,7 @@ details { margin: .8rem 0; } summary { cursor: pointer; font-weight: 600; }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
   table { font-size: 8px; } th, td { padding: .1rem .2rem; }
   td:not(.number) { white-space: normal; }
-  .wide { overflow: visible; } figure, tr { break-inside: avoid; }
+  .wide { overflow: visible; } figure { width: 19rem; } figure, tr { break-inside: avoid; }
   h2, h3, h3 + p { break-after: avoid; } td.long, td.longer { min-width: 0; }
   details::details-content { content-visibility: visible; block-size: auto; } }
 """
@@ -202,7 +202,17 @@ def _markdown_blocks(blocks: Sequence[Block]) -> list[str]:
                 parts += [f"**{_plain(block.summary)}**", *inner] if inner else []
             case Drawing():
                 continue
-    return parts
+    return _without_bare_titles(parts)
+
+
+def _without_bare_titles(parts: Sequence[str]) -> list[str]:
+    """Titles of drawings alone are left out with these."""
+    following = [*parts[1:], "### "]
+    return [
+        part
+        for part, after in zip(parts, following, strict=False)
+        if not (part.startswith("### ") and after.startswith("### "))
+    ]
 
 
 def _plain(text: str) -> str:

@@ -145,7 +145,7 @@ def gather(runs: Sequence[Path]) -> Material:
     A results file brings what lies beside it: its commands, and `NAME-details` of `NAME.csv`.
 
     Args:
-        runs: Results files, and folders that are searched through.
+        runs: Files, and folders that are searched through.
 
     Raises:
         ConfigError: One of them is not there or cannot be used, or no result was found.
@@ -156,10 +156,13 @@ def gather(runs: Sequence[Path]) -> Material:
             raise ConfigError(f"{path}: no such results file or folder; micu-eval … writes some")
         if path.is_dir():
             for inner in _walk(path):
-                _take(inner, found)
-        else:
-            found.results.extend(read_results(path))
-            _take_beside(path, found)
+                _take_if_whole(inner, found)
+        elif not _take(path, found):
+            raise ConfigError(
+                f"{path}: expected a results file of micu-eval (columns "
+                f"{', '.join(sorted(NEEDED))} and others), or one of details, codebook counts or "
+                "a training's metrics"
+            )
     unique = {row.key(): row for row in found.results}
     found.results[:] = unique.values()
     if not found.results:
@@ -179,25 +182,32 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _take(path: Path, found: Material) -> None:
-    """Read a file of a searched folder, if it is of a kind that a report shows."""
+def _take_if_whole(path: Path, found: Material) -> None:
+    """Read a file of a searched folder; one that is damaged is named in the report."""
     try:
-        if path.name.endswith(details.SUFFIX):
-            _add_details(path, found)
-        elif path.name == SET:
-            _take_set(path.parent, found)
-        elif path.name == METRICS:
-            found.trainings[str(path.parent)] = read_training(path)
-        elif path.suffix == ".csv":
-            columns = _header(path)
-            if columns >= NEEDED:
-                found.results.extend(read_results(path))
-                _take_beside(path, found)
-            elif columns == set(codebook.COLUMNS):
-                found.codebooks[str(path)] = read_codebook(path)
-    except (ConfigError, StoreError, UnicodeError, csv.Error) as error:
+        _take(path, found)
+    except (ConfigError, StoreError) as error:
         found.skipped.append(f"{error}")
         logger.warning("skipped: %s", error)
+
+
+def _take(path: Path, found: Material) -> bool:
+    """Read a file, if it is of a kind that a report shows; whether it is."""
+    columns = _header(path) if path.suffix == ".csv" else set()
+    if path.name.endswith(details.SUFFIX):
+        _add_details(path, found)
+    elif path.name == SET:
+        _take_set(path.parent, found)
+    elif path.name == METRICS and "step" in columns:
+        found.trainings[str(path.parent)] = read_training(path)
+    elif columns >= NEEDED:
+        found.results.extend(read_results(path))
+        _take_beside(path, found)
+    elif columns == set(codebook.COLUMNS):
+        found.codebooks[str(path)] = read_codebook(path)
+    else:
+        return False
+    return True
 
 
 def _take_beside(path: Path, found: Material) -> None:
@@ -226,8 +236,12 @@ def _take_set(folder: Path, found: Material) -> None:
 
 
 def _header(path: Path) -> set[str]:
+    """Columns of a table; none if it is not one."""
     with path.open(newline="", encoding="utf-8") as file:
-        return set(next(csv.reader(file), ()))
+        try:
+            return set(next(csv.reader(file), ()))
+        except (csv.Error, UnicodeError):
+            return set()
 
 
 def read_training(path: Path) -> dict[str, list[float]]:

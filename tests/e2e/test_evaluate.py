@@ -63,11 +63,11 @@ def write_checkpoint(path: Path, specs: dict[str, FeatureSpec]) -> None:
     save_checkpoint(state, path, specs=specs, position=Position(), extra={"preset": "micu"})
 
 
-def evaluate(run: Path, *options: str, out: Path) -> Result:
+def evaluate(run: Path, *options: str | Path, out: Path, model: Path | None = None) -> Result:
     given = ["--features", run / "features", "--out", out]
     if "codebook" not in options and "--known" not in options:
         given += ["--known", run / "known.csv"]
-    arguments = [run / "last.pt", *given, "--device", "cpu", *options]
+    arguments = [model or run / "last.pt", *given, "--device", "cpu", *options]
     return CliRunner().invoke(main, [str(item) for item in arguments], catch_exceptions=False)
 
 
@@ -93,7 +93,8 @@ def test_one_command_gives_both_protocols_and_all_baselines(run: Path, tmp_path:
     expected |= {("chance", *pair, "none") for pair in pairs}
     assert found == expected
     assert all(row.threshold_source and row.note for row in rows)
-    assert {row.n_clips for row in rows} == {12}
+    assert {row.n_clips for row in rows if row.metric != "val_acc"} == {12}
+    assert {row.n_clips for row in rows if row.metric == "val_acc"} == {8}
     assert all(0 <= row.value <= 1 for row in rows if row.metric == "hos")
     trained = [row for row in rows if row.method == "checkpoint"]
     assert {row.checkpoint_sha256 for row in trained} == {load_checkpoint(run / "last.pt").sha256}
@@ -158,6 +159,24 @@ def test_results_of_another_probe_stand_beside_the_first(run: Path, tmp_path: Pa
         evaluate(run, "--pairs", "v:a", "--probe-epochs", epochs, out=out)
     found = [row.probe for row in read_rows(out) if row.metric == "hos"]
     assert sorted(probe.split()[0] for probe in found) == ["epochs=1"] * 2 + ["epochs=2"] * 2
+
+
+def test_dropout_in_the_encoder_changes_the_probe_and_nothing_else(
+    run: Path, tmp_path: Path
+) -> None:
+    quick = ("--pairs", "v:a", "--ceiling", "--probe-epochs", "3", "--probe-learning-rate", "0.01")
+    evaluate(run, *quick, out=tmp_path / "off.csv")
+    for name in ("on.csv", "again.csv"):
+        evaluate(run, *quick, "--probe-encoder-dropout", out=tmp_path / name)
+    off, on = read_rows(tmp_path / "off.csv"), read_rows(tmp_path / "on.csv")
+    assert on == read_rows(tmp_path / "again.csv")
+    assert [r for r in on if r.method == "ceiling"] == [r for r in off if r.method == "ceiling"]
+    thresholds = [
+        [row.value for row in rows if row.method == "checkpoint" and row.metric == "threshold"]
+        for rows in (off, on)
+    ]
+    assert thresholds[0] != thresholds[1]
+    assert all("encoder_dropout=True" in row.probe for row in on if row.method == "checkpoint")
 
 
 def test_the_score_asked_for_is_the_one_that_is_used(run: Path, tmp_path: Path) -> None:
@@ -323,6 +342,11 @@ def test_features_of_other_weights_are_refused_by_name(run: Path, tmp_path: Path
         (["--task", "codebook", "--probe-epochs", "25"], "--probe-epochs: only --task oscmg"),
         (["--encoder", "input", "--pairs", "a:a", "--probe-batch-size", "8"], "does not read it"),
         (["--pairs", "v:a", "--text-features", "bert"], "text is not evaluated, only video, audio"),
+        (["--task", "codebook", "--probe-encoder-dropout"], "only --task oscmg or cmg reads it"),
+        (["--encoder", "input", "--pairs", "a:a", "--probe-epoch-offset", "8"], "does not read it"),
+        (["--pairs", "v:a", "--probe-epoch-offset", "25"], "probe.epoch_offset: expected 0 to 24"),
+        (["--pairs", "v:a", "--select-on", "oracle"], "--select-on: expected with two checkpoints"),
+        (["other.pt", "--pairs", "v:a"], "--select-on: expected with two checkpoints or more"),
         (["--device", "gpu", "--pairs", "v:a"], "--device"),
         (["--manifest", "nowhere.csv", "--pairs", "v:a"], "nowhere.csv: no such manifest"),
     ],

@@ -200,7 +200,10 @@ def test_an_oracle_classifies_every_clip_and_the_published_split_is_named(
         "ave",
         *(*options, "--protocol", "paper", "--test-splits", "train", "--chance"),
     )
+    beside, _ = evaluate(root, tmp_path / "p.csv", "ave", *options, "--protocol", "paper")
+    assert set(rows) < set(beside)  # another choice of clips replaces no row
     trained = next(row for row in rows if row.method == "checkpoint")
+    assert trained.splits == "test=train"
     assert trained.leaks.split(";") == [
         *("epoch:test", "test-clips-in-training:18", "test-split:train", "pretraining-overlap:18")
     ]

@@ -108,6 +108,24 @@ def test_means_of_both_directions_are_per_seed_and_only_of_what_has_both() -> No
     assert len(compare([RESULT, replace(back, setting="ave-14")])) == 2
 
 
+def test_retrieval_is_compared_as_the_mean_of_both_directions() -> None:
+    there = replace(RESULT, task="retrieval", setting="clotho", metric="r1", value=0.02)
+    there = replace(there, train_modality="audio", test_modality="text")
+    back = replace(there, train_modality="text", test_modality="audio", value=0.04)
+    mean = compare([there, back])[-1]
+    printed = mean.cells["r1"].printed
+    assert printed is not None
+    assert (mean.direction, mean.table, printed.value) == ("A<->T", 4, "2.44")
+    assert mean.cells["r1"].difference == pytest.approx(3 - 2.44)
+
+
+def test_small_numbers_that_are_no_rates_keep_their_digits() -> None:
+    (line,) = compare([replace(RESULT, metric="threshold", value=0.01234)])
+    assert tabulate_lines([line], ["threshold"]).rows[1][-1] == "0.0123"
+    (line,) = compare([replace(RESULT, metric="active_codes", value=1234.0)])
+    assert tabulate_lines([line], ["active_codes"]).rows[1][-1] == "1,234"
+
+
 def test_an_undefined_figure_is_a_dash_and_hides_no_seed() -> None:
     (line,) = compare([RESULT, replace(RESULT, seed="2", value=math.nan)])
     assert tabulate_lines([line], ["hos"]).rows[1][-2:] == ("–", "54.39")

@@ -11,9 +11,6 @@ from micu.errors import ConfigError
 from micu.overrides import config_differences, from_json, to_json, with_overrides
 from micu.presets import PRESETS
 
-GIVEN = [name for name, weight in asdict(LossWeights()).items() if weight is not None]
-"""Losses of equation 8."""
-
 
 @pytest.mark.parametrize(
     ("assignment", "section", "key", "value"),
@@ -28,6 +25,8 @@ GIVEN = [name for name, weight in asdict(LossWeights()).items() if weight is not
         ("data.exclude_ids=a=b.csv", "data", "exclude_ids", "a=b.csv"),
         ("data.splits=train, val", "data", "splits", ("train", "val")),
         ("data.splits=", "data", "splits", ()),
+        ("weights.fine=none", "weights", "fine", None),
+        ("weights.fine=2", "weights", "fine", 2.0),
         ("modalities=video,flow", "", "modalities", ("video", "flow")),
     ],
 )
@@ -47,6 +46,7 @@ def test_a_value_is_read_by_the_type_of_its_field(assignment, section, key, valu
             "--set quantizer.codebok_size: no key 'codebok_size'; did you mean 'codebook_size'? ",
         ),
         ("seed=abc", "--set seed: expected int, got 'abc'"),
+        ("weights.fine=off", "--set weights.fine: expected a finite number, got 'off'"),
         ("seed=1.0", "--set seed: expected int, got '1.0'"),
         ("quantizer=3", "--set quantizer: 'quantizer' is a section; set one of its keys"),
         ("seed.x=3", "--set seed.x: 'seed' is not a section; it has no keys"),
@@ -111,6 +111,7 @@ def test_json_with_unknown_missing_and_bad_keys_is_refused_with_all_of_them():
     value["data"]["splits"] = "train"
     del value["optimizer"]["dtype"]
     value["jigsaw"] = 3
+    value["weights"]["fine"] = "none"
 
     with pytest.raises(ConfigError) as caught:
         from_json(json.dumps(value), "x.json")
@@ -120,6 +121,7 @@ def test_json_with_unknown_missing_and_bad_keys_is_refused_with_all_of_them():
         "x.json: encoder.clone_init: expected true or false, got 1",
         "x.json: quantizer.codebook_size: expected int, got 'many'",
         "x.json: jigsaw: expected a section, got 3",
+        "x.json: weights.fine: expected a finite number, got 'none'",
         "x.json: optimizer.dtype: missing",
         "x.json: data.splits: expected a list of words, got 'train'",
     ]
@@ -147,8 +149,28 @@ def test_differences_are_named_by_their_full_key():
     [
         (["weights.fine=-1"], "weights.fine: expected >= 0, got -1.0"),
         (
-            [f"weights.{name}=0" for name in GIVEN],
-            "weights.fine, coarse, jigsaw, reconstruction, commitment: expected at least one above",
+            [f"weights.{name}=0" for name in asdict(LossWeights())],
+            "weights.fine, coarse, jigsaw, reconstruction, commitment, mmjp, club, "
+            "cpc, code_matching, self_cross, one_way, transport: expected at least one",
+        ),
+        (
+            [f"weights.{name}=none" for name in asdict(LossWeights())],
+            "weights.all: expected at least one above 0, got none",
+        ),
+        (
+            [f"weights.{name}=0" for name in asdict(LossWeights()) if name != "jigsaw"]
+            + ["jigsaw.splits=0"],
+            "weights: expected a loss above 0 beside jigsaw, got none: jigsaw.splits is 0",
+        ),
+        (["jigsaw.splits=1"], "jigsaw.splits: expected 0 or at least 2, got 1"),
+        (["mmjp.splits=3", "weights.mmjp=1"], "mmjp.splits: expected a divisor of encoder.embed"),
+        (
+            ["modalities=audio,video", "weights.mmjp=1"],
+            "mmjp.permutations: expected 1 to 4! = 24, got 128",
+        ),
+        (
+            ["reconstruction.text_target=input", "reconstruction.text_target_grad=yes"],
+            "reconstruction.text_target_grad: expected false with text_target=input, got true",
         ),
         (["quantizer.active_within=0"], "quantizer.active_within: expected at least 1, got 0"),
         (["optimizer.skip_nonfinite=-3"], "optimizer.skip_nonfinite: expected at least 0, got -3"),
@@ -168,7 +190,7 @@ def test_a_weight_that_is_no_number_is_refused():
 
 
 def test_one_loss_is_enough_and_without_text_steps_may_be_masked():
-    alone = [f"weights.{name}=0" for name in GIVEN if name != "jigsaw"]
+    alone = [f"weights.{name}=0" for name in TrainConfig().terms() if name != "jigsaw"]
     config = with_overrides(TrainConfig(), [*alone, "data.padding=mask", "modalities=audio,flow"])
 
     assert config.weights.jigsaw == 2
@@ -203,21 +225,29 @@ MICU = {
         "learning": "average",
         "pool": False,
     },
-    "reconstruction": {"grid_width": 2048, "vector_width": 256, "text_target_grad": False},
+    "reconstruction": {
+        "grid_width": 2048,
+        "vector_width": 256,
+        "text_target": "lstm",
+        "text_target_grad": False,
+    },
     "contrastive": {
         "tau": 0.1,
         "normalize": True,
         "mask_ratio": 0.3,
         "mask_axis": "time",
+        "mask_share": "same",
         "pair_reduction": "sum",
     },
     "jigsaw": {"splits": 8, "permutations": 256, "hidden_dim": 512, "block_draw": "batch"},
+    "mmjp": {"splits": 2, "permutations": 128, "hidden_dim": 512},
     "weights": {
         "fine": 1,
         "coarse": 1,
         "jigsaw": 2,
         "reconstruction": 1,
         "commitment": 1,
+        "mmjp": None,
         "club": None,
         "cpc": None,
         "code_matching": None,
@@ -264,6 +294,19 @@ MICU = {
 
 def test_the_recommended_run_has_the_sizes_of_the_paper():
     assert json.loads(to_json(PRESETS["micu"]())) == MICU
+
+
+@pytest.mark.parametrize("assignment", ["weights.jigsaw=none", "jigsaw.splits=0"])
+def test_a_loss_that_is_left_out_is_not_among_the_terms(assignment):
+    everything = ("fine", "coarse", "jigsaw", "reconstruction", "commitment")
+    assert TrainConfig().terms() == everything
+    without = with_overrides(TrainConfig(), [assignment]).terms()
+    assert without == tuple(name for name in everything if name != "jigsaw")
+
+
+def test_a_jigsaw_that_is_left_out_does_not_mind_its_other_settings():
+    off = ["jigsaw.splits=0", "encoder.embed_dim=12", "encoder.heads=2"]
+    assert with_overrides(TrainConfig(), off).jigsaw.permutations == 256
 
 
 def test_a_negative_seed_is_refused():

@@ -83,6 +83,15 @@ def test_hiding_zeroes_the_same_places_in_every_modality(axis: str) -> None:
                 assert torch.equal(masked[:, b, t, d], z[:, b, t, d] * kept)
 
 
+@pytest.mark.parametrize("axis", ["time", "feature"])
+def test_a_mask_for_each_modality_hides_its_own_places(axis: str) -> None:
+    z = numbers(M, B, T, D)
+    keep = numbers(M, B, T if axis == "time" else D, seed=2) > 0
+    masked = hide(z, keep, axis)
+    for m in range(M):
+        assert torch.equal(masked[m], hide(z[m : m + 1], keep[m], axis)[0])
+
+
 @pytest.mark.parametrize("level", PAIRS)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_gradients_are_those_of_finite_differences(level: str, normalize: bool) -> None:

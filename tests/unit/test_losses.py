@@ -14,6 +14,7 @@ from micu.config import (
     EncoderConfig,
     JigsawConfig,
     LossWeights,
+    MmjpConfig,
     QuantizerConfig,
     ReconstructionConfig,
     TrainConfig,
@@ -44,18 +45,29 @@ CONFIG = TrainConfig(
     reconstruction=ReconstructionConfig(vector_width=WIDTH),
     contrastive=ContrastiveConfig(tau=0.5),
     jigsaw=JigsawConfig(splits=4, permutations=5, hidden_dim=6),
+    mmjp=MmjpConfig(splits=2, permutations=7, hidden_dim=6),
     weights=LossWeights(
-        club=1.0, cpc=1.0, code_matching=0.5, self_cross=0.1, one_way=0.1, transport=1.0
+        mmjp=1.0, club=1.0, cpc=1.0, code_matching=0.5, self_cross=0.1, one_way=0.1, transport=1.0
     ),
     data=DataConfig(steps=T),
     baselines=BaselinesConfig(transport=TransportConfig(queue_size=5, iterations=3)),
+)
+WITHOUT_TRANSPORT = replace(
+    CONFIG,
+    quantizer=replace(CONFIG.quantizer, learning="average"),
+    weights=replace(CONFIG.weights, transport=None),
+    baselines=BaselinesConfig(),
 )
 WITH = {
     "as the default": CONFIG,
     "feature mask, dot product, mean over pairs, rows": replace(
         CONFIG,
         contrastive=ContrastiveConfig(
-            tau=2.0, normalize=False, mask_axis="feature", pair_reduction="mean"
+            tau=2.0,
+            normalize=False,
+            mask_axis="feature",
+            mask_share="independent",
+            pair_reduction="mean",
         ),
         jigsaw=replace(CONFIG.jigsaw, block_draw="row"),
     ),
@@ -118,16 +130,6 @@ def test_the_losses_of_a_run_are_those_of_equation_8_unless_others_are_asked_for
     weights = [field.name for field in fields(LossWeights)]
     assert sorted(LOSSES) == sorted(weights)
     assert [name for name, _ in Losses(CONFIG).named_children()] == weights
-
-
-@pytest.mark.parametrize("name", list(LOSSES))
-def test_a_loss_without_a_weight_is_not_there(name: str) -> None:
-    weights = replace(LossWeights(), **{name: None})
-    losses = Losses(TrainConfig(weights=weights))
-    assert name not in dict(losses.named_children())
-    assert not any(key.startswith(f"{name}.") for key in losses.state_dict())
-    terms = {"fine": torch.tensor(2.0)} | {name: torch.tensor(5.0)}
-    assert weigh(terms, weights).total == (0.0 if name == "fine" else 2.0)
 
 
 def test_every_loss_is_one_finite_number_whose_gradient_is_that_of_finite_differences(
@@ -251,6 +253,28 @@ def test_a_loss_of_weight_zero_is_logged_without_a_graph(name: str) -> None:
     torch.testing.assert_close(loss.total, rest)
 
 
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_loss_that_is_left_out_is_not_even_made(name: str) -> None:
+    gone = {name, "club"} if name == "reconstruction" else {name}  # which needs what is rebuilt
+    weights = replace(CONFIG.weights, **dict.fromkeys(gone))
+    config = replace(CONFIG, weights=weights) if name != "transport" else WITHOUT_TRANSPORT
+    drawn = the_draws(CONFIG)
+    losses = losses_of(config)
+    loss = compute_losses(output(*inputs()), batch(), losses, drawn)
+    assert name not in loss.terms
+    assert not [key for key in losses.state_dict() if key.startswith(f"{name}.")]
+    whole = compute_losses(output(*inputs()), batch(), losses_of(CONFIG), drawn)
+    assert loss.terms.keys() == whole.terms.keys() - gone
+    for key in {"fine", "coarse", "reconstruction", "commitment"} - {name}:
+        torch.testing.assert_close(loss.terms[key], whole.terms[key])
+
+
+def test_no_splits_are_no_jigsaw() -> None:
+    config = replace(CONFIG, jigsaw=JigsawConfig(splits=0))
+    loss = compute_losses(output(*inputs()), batch(), losses_of(config), the_draws(config))
+    assert "jigsaw" not in loss.terms
+
+
 def test_detached_losses_have_the_same_values_and_no_graph() -> None:
     loss = compute_losses(output(*inputs()), batch(), losses_of(CONFIG), the_draws(CONFIG))
     bare = loss.detach()
@@ -329,12 +353,21 @@ def test_draws_are_a_pure_function_of_seed_and_step() -> None:
 def test_draws_have_the_configured_shapes_and_shares() -> None:
     first, second = (draw(config, 500, T, seed=0, step=0, device="cpu") for config in WITH.values())
     assert (first.keep.shape, first.block_modality.shape) == ((500, T), (4,))
-    assert (second.keep.shape, second.block_modality.shape) == ((500, D), (500 * T, 4))
+    assert (second.keep.shape, second.block_modality.shape) == ((3, 500, D), (500 * T, 4))
     assert first.keep.dtype == torch.bool
     for drawn in (first, second):
         assert drawn.keep.double().mean().item() == pytest.approx(0.7, abs=0.04)
     shares = torch.bincount(second.block_modality.flatten(), minlength=3) / (500 * T * 4)
     assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_modalities_share_one_mask_or_have_one_each() -> None:
+    apart = replace(CONFIG, contrastive=replace(CONFIG.contrastive, mask_share="independent"))
+    same, each = (draw(c, 500, T, seed=0, step=0, device="cpu").keep for c in (CONFIG, apart))
+    assert (same.shape, each.shape) == ((500, T), (3, 500, T))
+    for one, other in itertools.combinations(each.double(), 2):
+        together = ((one - one.mean()) * (other - other.mean())).mean()
+        assert abs(together.item()) < 0.01  # 0.21 if they were the same
 
 
 def test_nothing_is_masked_at_ratio_zero_but_by_an_exact_zero() -> None:

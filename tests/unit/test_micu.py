@@ -187,6 +187,29 @@ def test_the_text_target_has_a_gradient_only_on_request(keeps: bool) -> None:
     assert not output.target["audio"].requires_grad
 
 
+def test_text_is_rebuilt_as_its_words_if_they_are_the_target() -> None:
+    branch = ReconstructionConfig(grid_width=6, vector_width=5, text_target="input")
+    batch = batch_of(("audio", "text"))
+    output = build(("audio", "text"), reconstruction=branch)(batch)
+    assert torch.equal(output.target["text"], batch.features["text"])
+    assert output.reconstruction["text"].shape == (B, T, *SHAPES["text"])
+    assert output.target["audio"] is batch.features["audio"]
+
+
+def test_a_reconstruction_that_is_left_out_has_no_networks_and_leaves_the_rest_alone() -> None:
+    modalities = CHOICES[-1]
+    batch = batch_of(modalities)
+    model = build(modalities, weights=LossWeights(reconstruction=None))
+    assert not [name for name in model.state_dict() if name.startswith(("spec", "recon"))]
+    assert set(model.parameter_groups()) == {"encoder", "text_lstm"}
+    output = model.eval()(batch)
+    assert output.reconstruction == output.target == {}
+    whole = build(modalities).eval()
+    whole.load_state_dict(model.state_dict(), strict=False)
+    for name in modalities:
+        assert torch.equal(output.quantized[name].codes, whole(batch).quantized[name].codes)
+
+
 def test_a_reconstruction_of_weight_zero_keeps_no_graph() -> None:
     weights = LossWeights(reconstruction=0.0)
     output = build(("audio", "video"), weights=weights)(batch_of(("audio", "video")))
@@ -230,6 +253,26 @@ def changes_of(name: str) -> dict[str, object]:
     return {k: v for k, v in flatten(asdict(PRESETS[name]())).items() if v != plain[k]}
 
 
+ABLATIONS = {
+    "ablation-fine": {"weights.coarse": 0.0, "weights.jigsaw": None},
+    "ablation-coarse": {"weights.fine": 0.0, "weights.jigsaw": None},
+    "ablation-cujp": {"weights.fine": 0.0, "weights.coarse": 0.0},
+    "ablation-fine-coarse": {"weights.jigsaw": None},
+    "ablation-fine-cujp": {"weights.coarse": 0.0},
+    "ablation-coarse-cujp": {"weights.fine": 0.0},
+    "fig3-mmjp": {"weights.jigsaw": None, "weights.mmjp": 2.0},
+    "fig3-cujp2": {"jigsaw.splits": 2, "jigsaw.permutations": 2},
+    "fig3-cujp4": {"jigsaw.splits": 4, "jigsaw.permutations": 24},
+    "fig4-independent": {"contrastive.mask_share": "independent"},
+    **{f"fig5-{size}": {"quantizer.codebook_size": size} for size in (256, 512, 800, 1024)},
+}
+
+
+def test_an_ablation_changes_what_its_name_says_and_nothing_else() -> None:
+    assert {name: changes_of(name) for name in ABLATIONS} == ABLATIONS
+    assert set(PRESETS) >= {"micu", "paper", "reference", *ABLATIONS}
+
+
 def test_presets_change_what_they_say() -> None:
     assert changes_of("micu") == {}
     assert changes_of("paper") == {
@@ -240,6 +283,7 @@ def test_presets_change_what_they_say() -> None:
         "quantizer.commitment_own": 1.0,
         "quantizer.commitment_cross": 0.0,
         "quantizer.reset": "off",
+        "reconstruction.text_target": "input",
         "data.splits": (),
     }
     assert changes_of("reference") == {

@@ -49,7 +49,16 @@ def test_a_part_is_typed_as_i_of_n() -> None:
     assert [shard for shard in range(9) if part.owns(shard)] == [1, 5]
 
 
-@pytest.mark.parametrize("text", ["0/4", "5/4", "2", "2/", "/4", "-1/4", "a/b", "2/4/8", "1.5/4"])
+def test_several_parts_in_one_are_typed_as_a_range() -> None:
+    part = parse_part("2-3/4")
+    assert (part, part.label, str(part)) == (Part(2, 4, 3), "2-3of4", "2-3/4")
+    assert [shard for shard in range(9) if part.owns(shard)] == [1, 2, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0/4", "5/4", "2", "2/", "/4", "-1/4", "a/b", "2/4/8", "1.5/4", "3-2/4", "2-5/4", "0-2/4"],
+)
 def test_what_is_no_part_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected i/n .*; type --part 2/4"):
         parse_part(text)
@@ -105,6 +114,16 @@ def test_parts_and_a_merge_leave_the_bytes_of_one_run(
     assert indexed_shards(folder) == indexed_shards(Path(whole.folder))
     assert verify_set(folder, data=True).problems == ()
     assert run(tmp_path / "parts", count=45).extracted == 0
+
+
+def test_parts_in_one_leave_the_bytes_of_one_run_too(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", count=45)
+    for text in ("10/10", "1-9/10"):  # of six shards
+        folder = Path(run(tmp_path / "parts", count=45, part=parse_part(text)).folder)
+    assert part_labels(folder) == ("1-9of10", "10of10")
+    assert merge_set(folder).folded
+    assert names(folder) == {"set.json", "index.jsonl", "failures.csv"}
+    assert shard_bytes(folder) == shard_bytes(Path(whole.folder))
 
 
 def test_a_part_counts_and_writes_its_own_only(tmp_path: Path) -> None:
@@ -223,6 +242,16 @@ def test_a_merge_names_the_parts_that_are_missing_and_changes_nothing(tmp_path: 
     assert report.problems[1].startswith("part 3/3 has not begun: 8 rows")
     assert "--part 3/3" in report.problems[1]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_part_that_was_begun_among_others_counts_as_begun(tmp_path: Path) -> None:
+    folder = Path(run(tmp_path, part=Part(1, 4, 3)).folder)
+    (folder / "shard-00001.h5").unlink()
+    problems = merge_set(folder).problems
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "part 2/4 is not finished",
+        "part 4/4 has not begun",
+    ]
 
 
 def test_the_merge_command_ends_with_3_until_the_parts_are_whole(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from micu.evaluate.probe import (
     ClipFeatures,
     ProbeConfig,
     encode_clips,
+    encode_with_dropout,
     fit_linear,
     fit_probe,
     predict_logits,
@@ -142,6 +143,32 @@ def test_a_probe_needs_an_epoch() -> None:
         ProbeConfig(epochs=0)
 
 
+def test_an_offset_leaves_out_the_last_epochs(features: ClipFeatures) -> None:
+    def logits(**settings: int) -> list[np.ndarray]:
+        config = ProbeConfig(learning_rate=1e-2, batch_size=8, **settings)  # type: ignore[arg-type]
+        return [predict_logits(p, features) for p in fit_probe(features, LABELS, 3, config, 0)]
+
+    whole, less = logits(epochs=5), logits(epochs=5, epoch_offset=2)
+    assert len(less) == 3
+    assert all(map(np.array_equal, whole, less))
+    with pytest.raises(ConfigError, match=r"probe.epoch_offset: expected 0 to 4, .* got 5"):
+        ProbeConfig(epochs=5, epoch_offset=5)
+
+
+def test_features_made_anew_are_those_of_their_epoch(features: ClipFeatures) -> None:
+    asked: list[int] = []
+
+    def renew(epoch: int) -> torch.Tensor:
+        asked.append(epoch)
+        return features.values * (epoch > 0)  # nothing can be learned from the first epoch's
+
+    config = ProbeConfig(epochs=3, learning_rate=1e-2, batch_size=8)
+    probes = fit_probe(features, LABELS, 3, config, 0, renew)
+    first, *_, last = (accuracy(predict_logits(probe, features)) for probe in probes)
+    assert asked == [0, 1, 2]
+    assert last > first
+
+
 def test_logits_do_not_depend_on_how_many_clips_are_predicted_at_once(
     features: ClipFeatures,
 ) -> None:
@@ -210,6 +237,23 @@ def test_padded_steps_are_kept_from_the_encoder_and_from_the_probe(model: MICU) 
     seen = model.encode({"audio": values})["audio"].semantic[:, :6]
     hidden = model.encode({"audio": values}, mask)["audio"].semantic[:, :6]
     assert not torch.allclose(seen, hidden), "this model would not notice a mask that is dropped"
+
+
+def test_dropout_while_encoding_is_the_seed_s_and_leaves_no_trace(model: MICU) -> None:
+    values = torch.randn(4, 10, *SHAPES["audio"], generator=torch.Generator().manual_seed(0))
+    batch = Batch({"audio": values}, torch.ones(4, 10, dtype=torch.bool), tuple("abcd"), ("",) * 4)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, same, other = (
+        encode_with_dropout(model, [batch], "audio", seed).codes for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert not model.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
 def test_the_model_is_told_the_mask(model: MICU, monkeypatch: pytest.MonkeyPatch) -> None:

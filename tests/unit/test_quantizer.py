@@ -25,7 +25,7 @@ def _seed() -> None:
 
 
 def build(
-    reset: Literal["revive", "reference", "off"] = "off", **settings: int
+    reset: Literal["revive", "reference", "off"] = "off", **settings: float
 ) -> UnifiedQuantizer:
     """A quantiser whose codes are spread like the features."""
     config = QuantizerConfig(codebook_size=K, reset=reset, **settings)  # type: ignore[arg-type]
@@ -83,14 +83,17 @@ def test_modalities_of_unlike_length_are_refused() -> None:
 
 @pytest.mark.parametrize("modalities", [1, 2, 3, 4])
 @pytest.mark.parametrize("masked", [False, True])
-def test_commitment_weighs_own_and_cross_codes(modalities: int, masked: bool) -> None:
-    quantizer, z = build(), features(modalities)
+@pytest.mark.parametrize(("own", "cross"), [(0.5, 0.25), (1.0, 0.0)])
+def test_commitment_weighs_own_and_cross_codes(
+    modalities: int, masked: bool, own: float, cross: float
+) -> None:
+    quantizer, z = build(commitment_own=own, commitment_cross=cross), features(modalities)
     mask = some_mask() if masked else torch.ones(B, T, dtype=torch.bool)
     out = quantizer.quantize(z, mask if masked else None)
     for name in z:
         expected = 0.0
         for other in z:
-            weight = 0.5 if other == name else 0.25 / (modalities - 1)
+            weight = own if other == name else cross / (modalities - 1)
             errors = [
                 float((z[name][b, t] - quantizer.codebook[out[other].codes[b, t]]).square().mean())
                 for b, t in mask.nonzero().tolist()
@@ -150,7 +153,8 @@ def slow_update(
             code = int((codebook - z[name][b, t]).norm(dim=1).argmin())
             seen[code] += 1
             for other in z:
-                share = 0.5 if other == name else 0.5 / (len(z) - 1)
+                own = config.ema_own
+                share = own if other == name else (1 - own) / (len(z) - 1)
                 total[code] += share * z[other][b, t]
         count = config.ema_decay * count + (1 - config.ema_decay) * seen
         n, epsilon = count.sum(), config.ema_epsilon
@@ -161,8 +165,9 @@ def slow_update(
 
 @pytest.mark.parametrize("modalities", [2, 3, 4])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_averages_follow_the_equations(modalities: int, masked: bool) -> None:
-    quantizer, z = build(), features(modalities)
+@pytest.mark.parametrize("own", [0.5, 0.8, 1.0])
+def test_the_averages_follow_the_equations(modalities: int, masked: bool, own: float) -> None:
+    quantizer, z = build(ema_own=own), features(modalities)
     mask = some_mask() if masked else torch.ones(B, T, dtype=torch.bool)
     count, weight = slow_update(quantizer, z, mask)
     quantizer.update_(z, mask if masked else None)

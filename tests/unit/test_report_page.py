@@ -98,12 +98,21 @@ def test_what_rests_on_a_leak_is_folded_and_named() -> None:
     assert "best on the test set" in page
 
 
+def test_the_leaks_that_are_named_are_explained_and_no_others() -> None:
+    rows = [replace(RESULT, leaks="epoch:test;pretraining-overlap:12;new-kind:3")]
+    page = render_html("T", build_report(Material(results=rows)))
+    assert "epoch:test; pretraining-overlap:12; new-kind:3" in page
+    assert "media that the model was pretrained on" in page
+    assert "threshold was chosen on the test set" not in page
+
+
 def test_markdown_has_the_tables_and_no_markup_of_the_labels() -> None:
     text = render_report_markdown("T", build_report(material(), "pca"))
     assert "## Table 2: Open-set cross-modal generalisation" in text
     assert "| 54.39 " in text
     assert "<script" not in "\n".join(x for x in text.splitlines() if not x.startswith("    "))
     assert "<svg" not in text
+    assert "2 steps" not in text  # the title of a training, which is drawings alone
 
 
 def test_parts_without_content_are_left_out_and_linked_ones_are_there() -> None:

@@ -56,6 +56,8 @@ def test_paper_says_that_test_clips_were_trained_on_and_clean_deals_them() -> No
     assert trained | tested == items(tuple(clips))
     assert 20 < len(trained) < 60
     assert "80 media items were in training and test" in clean.note
+    paired = cut(clips, paired_ids={clip.clip_id for clip in clips})
+    assert set(paired.pairs) == items(paired.validation)
 
 
 def test_what_is_dealt_to_the_test_does_not_depend_on_the_seed() -> None:

@@ -207,15 +207,16 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_moves_nothing() -> None
 
 
 @pytest.mark.parametrize("clip_jigsaw", [True, False])
-def test_groups_are_clipped_apart_and_the_jigsaw_if_wanted(clip_jigsaw: bool) -> None:
+def test_groups_are_clipped_apart_and_the_jigsaws_if_wanted(clip_jigsaw: bool) -> None:
     settings = replace(CONFIG.optimizer, grad_clip=1e-3, clip_jigsaw=clip_jigsaw)
-    state = fresh(replace(CONFIG, optimizer=settings))
+    both = replace(CONFIG.weights, mmjp=1.0)
+    state = fresh(replace(CONFIG, optimizer=settings, weights=both))
     report = train_step(state, batch())
     for group in state.optimizer.param_groups:
         gradients = [p.grad for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item()
         before = report.grad_norms[group["name"]]
-        is_clipped = clip_jigsaw or group["name"] != "loss_jigsaw"
+        is_clipped = clip_jigsaw or group["name"] not in ("loss_jigsaw", "loss_mmjp")
         assert before > 1e-3
         assert norm == pytest.approx(1e-3 if is_clipped else before, rel=1e-2)
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,14 @@ from extract.backbones import build_backbone, find_backbone
 from extract.backbones.base import Media, Run
 from extract.backbones.text import BERT
 from extract.backbones.text_encoder import name_features
-from extract.backbones.words import average_pieces, group_by_word, spelling_tokenizer
+from extract.backbones.words import (
+    average_pieces,
+    group_by_word,
+    read_words,
+    spell,
+    spelling_tokenizer,
+    words_sha256,
+)
 from micu.errors import ConfigError, DecodeError, WeightsError
 
 CPU = Run(device="cpu")
@@ -72,6 +80,68 @@ def test_only_the_first_words_are_kept() -> None:
     assert (len(few), len(many)) == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("words.txt", "\ufeffCat\n\n  mat \n"), ("words.json", '["MAT", "cat", "cat"]')],
+)
+def test_only_words_of_the_list_are_kept_and_they_are_read_in_their_sentence(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    every = build_backbone("bert-demo", "random", CPU)
+    some = build_backbone("bert-demo", "random", CPU, keep_words=str(tmp_path / name))
+    sentence = "The CAT sat on a mat"
+
+    kept = some.encode([sentence])[0]
+
+    np.testing.assert_array_equal(kept, every.encode([sentence])[0][[1, 5]])
+    hashed = some.spec.preprocessing["keep_words_sha256"]
+    assert hashed == words_sha256({"cat", "mat"})
+    assert "keep_words_sha256" not in every.spec.preprocessing
+    with pytest.raises(DecodeError, match="no word is kept of 'a dog'") as caught:
+        some.to_steps(some.encode(["a dog"]), media_of("a dog"))
+    assert caught.value.code == "no_text"
+
+
+def test_words_are_counted_after_those_that_are_not_kept_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "w.txt").write_text("c\nd\ne\n")
+    options = {"keep_words": str(tmp_path / "w.txt"), "max_words": 2}
+    some = build_backbone("bert-demo", "random", CPU, **options)
+    every = build_backbone("bert-demo", "random", CPU)
+
+    kept = some.encode(["a b c d e"])[0]
+
+    np.testing.assert_array_equal(kept, every.encode(["a b c d e"])[0][2:4])
+
+
+def test_a_kept_word_of_a_byte_level_tokenizer_is_found_behind_its_blank() -> None:
+    class Encoded:
+        def token_to_chars(self, row: int, token: int) -> Any:
+            return SimpleNamespace(start=(0, 1, 4)[token], end=(1, 4, 6)[token])
+
+    assert spell(Encoded(), 0, [1, 2], "a Cats") == "cats"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.txt", b"\n \n", "got none"),
+        ("w.txt", b"\x80\x04\x95pickle", "expected words, one a line"),
+        ("w.json", b"{]", "expected words, one a line"),
+        ("w.json", b'{"cat": 1}', "got something else"),
+        ("w.json", b"[1, 2]", "got something else"),
+        ("", b"", "no such file"),
+    ],
+)
+def test_a_list_of_words_that_is_none_is_refused(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    if name:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_words(tmp_path / (name or "nowhere.txt"))
+
+
 # --- sentences -------------------------------------------------------------------------------
 
 
@@ -132,6 +202,8 @@ def test_a_sentence_without_words_is_a_failure_of_its_own_clip(
 def test_words_cannot_be_counted_where_none_are_given() -> None:
     with pytest.raises(ConfigError, match="only --pool words keeps words"):
         build_backbone("bert-demo", "random", CPU, pool="mean", max_words=3)
+    with pytest.raises(ConfigError, match="--keep-words: only --pool words keeps words"):
+        build_backbone("bert-demo", "random", CPU, pool="mean", keep_words="w.txt")
 
 
 @pytest.mark.parametrize("name", ["bert", "clap-text", "clip-text"])

@@ -1,0 +1,243 @@
+"""`micu-train --sweep`: many runs, each in a process and a folder of its own, and one table.
+
+Typing the command again goes on: runs that are finished are not repeated, others resume. A run that
+fails does not stop the rest. Exit codes: 0 all runs are finished, 3 some failed.
+"""
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from micu.commands import EXIT_FAILURES, exit_codes, stop_signals
+from micu.errors import ConfigError
+from micu.slurm import ArrayJob, array_script
+from micu.sweep.conduct import CHECKPOINT, Job, conduct, launcher, share_cores
+from micu.sweep.plan import PRESET, Build, SweepRun, choose_part, parse_axes, plan_runs
+
+RESULTS = "results.csv"
+TABLE = "sweep.csv"
+OWN = ("sweep", "seeds", "jobs", "part", "then", "sweep_print")
+"""Names of the options of a sweep."""
+REPLACED = ("preset", "seed", "out")
+"""Options that a sweep says to each of its runs itself."""
+REFUSED = ("resume", "overwrite", "dry_run", "print_config", "as_json")
+SHARED = ("features", "manifest", "device")
+"""Options of the training that its evaluation takes over."""
+
+
+def sweep_options() -> list[Callable[..., Any]]:
+    """The options of a sweep, in the order in which help shows them."""
+    return [
+        click.option(
+            "--sweep",
+            metavar="KEY=VALUE,…",
+            multiple=True,
+            help="Do a run for each value of a setting, or of `preset`; several make a grid. "
+            "Finished runs are not repeated, others resume.",
+        ),
+        click.option(
+            "--seeds",
+            type=click.IntRange(min=1),
+            help="Runs per setting of a sweep, from --seed on [default: 1]; alone, a sweep too.",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(min=1),
+            default=1,
+            show_default=True,
+            help="Runs of a sweep at a time.",
+        ),
+        click.option(
+            "--part", metavar="I/N", help="Only the I-th of N shares of a sweep's runs; no table."
+        ),
+        click.option(
+            "--then",
+            metavar="OPTIONS",
+            help="Evaluate each finished run of a sweep: options of micu-eval, in quotes.",
+        ),
+        click.option(
+            "--sweep-print",
+            type=click.Choice(["slurm"]),
+            help="Print a job script for the sweep, one array task per run, and stop.",
+        ),
+    ]
+
+
+def is_sweep(context: click.Context) -> bool:
+    """Whether the command line of `micu-train` asks for a sweep.
+
+    Raises:
+        ConfigError: It does not, but has options that only a sweep reads.
+    """
+    if context.params["sweep"] or context.params["seeds"]:
+        return True
+    idle = _typed(context, OWN)
+    if idle:
+        raise ConfigError(f"{idle}: only a sweep reads it; add --sweep or --seeds")
+    return False
+
+
+def run_sweep(context: click.Context, build: Build) -> int:
+    """Do the sweep that was typed, or print its job script; returns the exit code.
+
+    Args:
+        context: Of `micu-train`.
+        build: Makes a run's configuration.
+
+    Raises:
+        ConfigError: It cannot be done as typed; nothing was begun.
+    """
+    given = context.params
+    runs = _plan(context, build)
+    out: Path = given["out"] or Path("runs") / f"{given['preset']}-sweep"
+    evaluation = _evaluation(context)
+    if given["sweep_print"] is not None:
+        if idle := _typed(context, ["part", "jobs"]):
+            raise ConfigError(f"{idle}: a job script has a part, and one run, in each task")
+        click.echo(_job_script(context, out, len(runs)), nl=False)
+        return 0
+    chosen = choose_part(runs, given["part"])
+    typed = _words(context, leave_out=(*OWN, *REPLACED))
+    jobs = [_job(run, out / run.name, typed, evaluation) for run in chosen]
+    cores = share_cores(given["jobs"], os.environ)
+    with exit_codes(), stop_signals() as stop, launcher(stop, cores) as launch:
+        ended = conduct(jobs, given["jobs"], launch, stop, lambda line: click.echo(line, err=True))
+    if given["part"] is None:
+        _tell_table([e.job.run for e in ended if e.state == "finished"], out)
+    failed = [e for e in ended if e.state == "failed"]
+    for each in failed:
+        click.echo(f"failed: {each.job.folder}: {each.why}", err=True)
+    if stop.name:
+        click.echo(f"stopped by {stop.name}; type the same command to go on", err=True)
+        return stop.exit_code
+    return EXIT_FAILURES if failed else 0
+
+
+def _plan(context: click.Context, build: Build) -> list[SweepRun]:
+    """The runs of the sweep that was typed."""
+    given = context.params
+    refused = _typed(context, REFUSED)
+    if refused:
+        raise ConfigError(
+            f"{refused}: a sweep does not take it. Finished runs are not repeated and others "
+            "resume; to begin again, delete their folders or name another --out"
+        )
+    axes = parse_axes(given["sweep"])
+    fixed = {text.partition("=")[0].strip() for text in given["assignments"]}
+    fixed |= {name for name in (PRESET, "modalities") if _typed(context, [name])}
+    if fixed & axes.keys():
+        raise ConfigError(
+            f"--sweep {', '.join(sorted(fixed & axes.keys()))}: has one value by another option, "
+            "too; leave one of them out"
+        )
+    return plan_runs(given["preset"], axes, given["seeds"] or 1, build)
+
+
+def _job(
+    run: SweepRun, folder: Path, typed: Sequence[str], evaluation: Sequence[str] | None
+) -> Job:
+    """The command lines of one run."""
+    settings = (*run.assignments, f"seed={run.config.seed}")
+    own = [word for text in settings for word in ("--set", text)]
+    return Job(
+        run=run,
+        folder=folder,
+        train=["--preset", run.preset, *typed, *own, "--out", str(folder)],
+        evaluate=None
+        if evaluation is None
+        else [str(folder / CHECKPOINT), *evaluation, "--out", str(folder / RESULTS)],
+    )
+
+
+def _tell_table(finished: Sequence[SweepRun], out: Path) -> None:
+    from micu.sweep.table import collect, render_sweep, write_table
+
+    if finished:
+        rows = collect(finished, out)
+        write_table(rows, finished, out / TABLE)
+        click.echo(render_sweep(rows))
+        click.echo(f"{len(finished)} runs in {out / TABLE}", err=True)
+
+
+def _job_script(context: click.Context, out: Path, tasks: int) -> str:
+    """A script for `sbatch`: the same sweep, of which each task does its part."""
+    given = context.params
+    words = ["micu-train", *_words(context, leave_out=("out", "part", "jobs", "sweep_print"))]
+    own = shlex.join([*words, "--out", str(out)])
+    return array_script(
+        ArrayJob(
+            name="micu-sweep",
+            what="training",
+            tasks=tasks,
+            command=f'{own} --part "$SLURM_ARRAY_TASK_ID/{tasks}"',
+            notes=(
+                f"{tasks} runs of one sweep. Submit with: sbatch THIS_FILE",
+                "Options of sbatch go before those above: sbatch --time=24:00:00 THIS_FILE",
+                "A run that is stopped (time limit, preemption) saves and is queued again.",
+                "For the table, or to see which runs are missing, when all are through:",
+                f"  {own}",
+            ),
+            cpus=1 + given["workers"],
+            gpus=0 if given["device"] == "cpu" else 1,
+        )
+    )
+
+
+# --- what was typed --------------------------------------------------------------------------
+
+
+def _evaluation(context: click.Context) -> list[str] | None:
+    """Options of `micu-eval` for every run; None without `--then`.
+
+    Raises:
+        ConfigError: `micu-eval` would not understand them.
+    """
+    from micu.cli.evaluate import main as evaluate
+
+    if context.params["then"] is None:
+        return None
+    try:
+        words = shlex.split(context.params["then"])
+        typed = evaluate.make_context("micu-eval", ["last.pt", *words])
+    except (click.UsageError, ValueError) as error:
+        told = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        raise ConfigError(f"--then: {told}") from error
+    if _typed(typed, ["out"]) or len(typed.params["checkpoints"]) > 1:
+        raise ConfigError("--then: the sweep says itself which checkpoint, and where its rows go")
+    shared = [name for name in SHARED if not _typed(typed, [name])]
+    return [*_words(context, only=shared), *words]
+
+
+def _typed(context: click.Context, names: Sequence[str]) -> str:
+    """Which of these options were typed, as they are spelled; empty if none was."""
+    return ", ".join(
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names and _is_typed(context, parameter)
+    )
+
+
+def _is_typed(context: click.Context, parameter: click.Parameter) -> bool:
+    return context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+
+
+def _words(
+    context: click.Context, *, leave_out: Sequence[str] = (), only: Sequence[str] | None = None
+) -> list[str]:
+    """Options as they were typed, as words of a command line."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        wanted = name not in leave_out if only is None else name in only
+        if not wanted or not _is_typed(context, parameter):
+            continue
+        value = context.params[name]
+        is_flag = isinstance(parameter, click.Option) and parameter.is_flag
+        for each in value if parameter.multiple else [value]:
+            words += [parameter.opts[0]] if is_flag else [parameter.opts[0], str(each)]
+    return words

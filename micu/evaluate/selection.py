@@ -1,0 +1,51 @@
+"""Which of several checkpoints of a run to evaluate.
+
+The published work tests every checkpoint on AVE and takes the best for all tasks, so that what it
+reports was chosen on a test set. Here that is `oracle`; `source-val` looks at held-out clips of the
+source modality and of known classes alone.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from micu.errors import ConfigError
+from micu.evaluate.report import Row
+
+CRITERIA = {"source-val": "val_acc", "oracle": "hos"}
+"""Protocol → its metric that decides; the higher the better."""
+
+
+def choose_checkpoint(candidates: Mapping[Path, Sequence[Row]], protocol: str) -> tuple[Path, str]:
+    """The checkpoint with the highest mean over pairs of modalities and seeds.
+
+    Args:
+        candidates: Rows of each checkpoint's own codes.
+        protocol: One of `CRITERIA`.
+
+    Returns:
+        The checkpoint, the first of equals, and how it was chosen, in words.
+
+    Raises:
+        ConfigError: The criterion is nowhere defined.
+    """
+    merits = {path: merit(rows, protocol) for path, rows in candidates.items()}
+    defined = {path: value for path, value in merits.items() if not math.isnan(value)}
+    if not defined:
+        raise ConfigError(f"--select-on {protocol}: {CRITERIA[protocol]} is not defined here")
+    best = max(defined, key=lambda path: defined[path])
+    seen = "on the test set" if protocol == "oracle" else "on held-out source clips"
+    return best, (
+        f"{best.name} is the best of {len(merits)} checkpoints by {CRITERIA[protocol]} {seen}"
+    )
+
+
+def merit(rows: Sequence[Row], protocol: str) -> float:
+    """Mean of the protocol's criterion, NaN where a part of it is."""
+    values = [
+        row.value
+        for row in rows
+        if row.threshold_source == protocol and row.metric == CRITERIA[protocol]
+    ]
+    return statistics.fmean(values) if values else math.nan

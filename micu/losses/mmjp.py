@@ -1,0 +1,59 @@
+"""MMJP, the multi-modal jigsaw puzzle: parts of all modalities side by side, in a permuted order.
+
+A row is the codes of all modalities at one step, each cut along its channels into S parts: M * S
+parts that stand one modality after the other. They are put in the order of each of P fixed
+permutations, and a classifier must tell which one it was. In CUJP every place of the row may come
+from any modality; here all modalities are in every row, and what a modality looks like gives its
+parts away.
+
+Source: Dong et al., MOOSA, ECCV 2024, and figure 3 of Huang et al., ICCV 2025, as `MMJP6`.
+Differs: MOOSA permutes embeddings of whole clips, of unlike width and before any quantisation; here
+it is the codes of every step, as CUJP's. MOOSA lists all (M * S)! permutations in every step.
+"""
+
+import torch
+from torch import Tensor
+
+from micu.config import TrainConfig
+from micu.data import Batch
+from micu.losses.jigsaw import JigsawClassifier, draw_permutations, jigsaw_loss
+from micu.losses.terms import LOSSES, Draws, Loss
+from micu.model.micu import MICUOutput
+
+
+def side_by_side(codes: Tensor, splits: int) -> Tensor:
+    """Cut codes into parts, all modalities' in one row.
+
+    Args:
+        codes: (M, N, D).
+        splits: S, a divisor of D.
+
+    Returns:
+        (N, M * S, D / S); part s of modality m is at place m * S + s.
+    """
+    return torch.cat([x.unflatten(-1, (splits, -1)) for x in codes], dim=1)
+
+
+@LOSSES.register("mmjp")
+class MmjpLoss(Loss):
+    """Permutation classification on the parts of all modalities; owns classifier and table."""
+
+    permutations: Tensor
+
+    def __init__(self, config: TrainConfig) -> None:  # noqa: D107
+        super().__init__(config)
+        settings, modalities = config.mmjp, len(config.modalities)
+        self.classifier = JigsawClassifier(
+            modalities * config.encoder.embed_dim, settings.hidden_dim, settings.permutations
+        )
+        parts = modalities * settings.splits
+        table = draw_permutations(parts, settings.permutations, config.seed)
+        self.register_buffer("permutations", table)
+
+    def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
+        """Mean cross-entropy over real steps and permutations, ()."""
+        codes = self.stack({name: q.quantized for name, q in output.quantized.items()})
+        parts = side_by_side(codes.flatten(1, 2), self.config.mmjp.splits)
+        return jigsaw_loss(
+            parts, self.permutations, self.classifier.tensors(), batch.mask.flatten()
+        )

@@ -1,0 +1,142 @@
+"""The table of a sweep: what its runs logged last and what `micu-eval` found, over the seeds."""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from micu.evaluate.report import COLUMNS, Row, read_rows, render_table
+from micu.files import file_sha256, write_atomically
+from micu.logs import METRICS, read_metrics
+from micu.sweep.conduct import CHECKPOINT
+from micu.sweep.plan import SweepRun
+
+TRAINING = "training"
+"""Column `task` of what was logged."""
+NOT_RESULTS = ("step", "epoch", "batch", "learning_rate", "skipped", "clips_per_s")
+KEYS = (
+    *("task", "method", "train_modality", "test_modality", "threshold_source", "score", "probe"),
+    *("features", "classes_sha256", "metric"),
+)
+"""Columns of a results file that tell one number of a run from another."""
+
+
+def collect(runs: Sequence[SweepRun], out: Path) -> list[Row]:
+    """One row per number of each run; `preset` holds the setting, `seed` the run's.
+
+    Args:
+        runs: Those that are finished.
+        out: The sweep's folder.
+    """
+    return [
+        replace(row, preset=run.setting, seed=run.config.seed)
+        for run in runs
+        for row in [*_logged(out / run.name), *_evaluated(out / run.name)]
+    ]
+
+
+def _logged(folder: Path) -> list[Row]:
+    """The last step's losses, perplexities and counts of codes."""
+    rows = read_metrics(folder / METRICS[0])
+    return [
+        Row(
+            task=TRAINING,
+            method="",
+            train_modality="",
+            test_modality="",
+            preset="",
+            seed=0,
+            threshold_source="none",
+            metric=metric,
+            value=math.nan if value is None else float(value),
+            n_clips=0,
+            checkpoint_sha256="",
+            manifest_sha256="",
+        )
+        for metric, value in (rows[-1] if rows else {}).items()
+        if metric not in NOT_RESULTS and not metric.startswith("grad_norm_")
+    ]
+
+
+def _evaluated(folder: Path) -> list[Row]:
+    """The results files in a run's folder, the mean over seeds of a probe.
+
+    Rows of a checkpoint that is no longer the run's last one are left out.
+    """
+    paths = [path for path in sorted(folder.glob("*.csv")) if _holds_results(path)]
+    sha256 = file_sha256(folder / CHECKPOINT) if paths else ""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for path in paths:
+        for row in read_rows(path):
+            if row.checkpoint_sha256 in ("", sha256):
+                groups.setdefault(_key(row), []).append(row)
+    return [
+        replace(group[0], value=statistics.fmean(row.value for row in group))
+        for group in groups.values()
+    ]
+
+
+def _holds_results(path: Path) -> bool:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        return tuple(next(csv.reader(file), ())) == COLUMNS
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(getattr(row, name) for name in KEYS)
+
+
+def write_table(rows: Iterable[Row], runs: Sequence[SweepRun], path: Path) -> None:
+    """Write mean and standard deviation (n - 1) over the runs of each setting, as a CSV file.
+
+    A number that is not defined in one of the runs has the mean `nan`, and no deviation.
+
+    Args:
+        rows: Result of `collect`.
+        runs: For the values of the axes, each of which is a column.
+        path: Where to.
+    """
+    axes: Mapping[str, Mapping[str, str]] = {run.setting: run.values for run in runs}
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row.preset, *_key(row)), []).append(row.value)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    swept = list(dict.fromkeys(axis for values in axes.values() for axis in values))
+    writer.writerow(["setting", *swept, *KEYS, "mean", "std", "runs"])
+    for (setting, *key), values in groups.items():
+        is_spread = len(values) > 1 and not any(map(math.isnan, values))
+        spread = statistics.stdev(values) if is_spread else ""
+        places = [axes[setting].get(axis, "") for axis in swept]
+        writer.writerow([setting, *places, *key, statistics.fmean(values), spread, len(values)])
+    write_atomically(path, table.getvalue().encode())
+
+
+def render_sweep(rows: Sequence[Row]) -> str:
+    """Markdown: what was logged last, and below it what was evaluated, if anything was."""
+    logged = [row for row in rows if row.task == TRAINING]
+    tables = [_render_logged(logged)]
+    tasks = dict.fromkeys(row.task for row in rows if row.task != TRAINING)
+    tables += [render_table([row for row in rows if row.task == task]) for task in tasks]
+    return "\n\n".join(tables)
+
+
+def _render_logged(rows: Sequence[Row]) -> str:
+    settings = dict.fromkeys(row.preset for row in rows)
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    lines = [["setting", "runs", *metrics], ["---"] * (len(metrics) + 2)]
+    for setting in settings:
+        own = [row for row in rows if row.preset == setting]
+        values = [[row.value for row in own if row.metric == metric] for metric in metrics]
+        lines.append([setting, str(max(map(len, values))), *map(_spread, values)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, with four digits; a dash for a term that is left out or NaN."""
+    if not values or any(math.isnan(value) for value in values):
+        return "–"
+    mean = f"{statistics.fmean(values):.4g}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2g}"

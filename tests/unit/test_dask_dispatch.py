@@ -1,0 +1,231 @@
+"""Who is given what, and who is blamed, with stand-ins for a Dask cluster."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import extract.dask.dispatch as dispatch
+from extract.dask.dispatch import Dispatcher
+from extract.dask.worker import Report, Sight, look_around
+from extract.parts import Part, parse_part
+from extract.plan import Limit
+from micu.commands import StopFlag
+from micu.errors import ConfigError, MicuError
+
+MADE = json.dumps(dict.fromkeys(("extracted", "failed", "damaged"), 1) | {"folder": "f"})[:-1]
+MADE += ', "read_s": 0.1, "infer_s": 0.1, "write_s": 0.1}\n'
+
+
+@dataclass
+class Cluster:
+    """Does at once what it is given, and remembers it.
+
+    Args:
+        does: From a worker and a share to what becomes of it; None makes the shards, and the word
+            `gone` takes the worker along.
+    """
+
+    does: Callable[[str, Part], Report | str | None]
+    shards: int = 8
+    there: list[str] = field(default_factory=lambda: ["a", "b"])
+    blind: dict[str, str] = field(default_factory=dict)
+    offers: int = 1
+    given: list[tuple[str, str]] = field(default_factory=list)
+    beside: list[int] = field(default_factory=list)
+    """Shares that were out already when a share was given."""
+    made: set[int] = field(default_factory=set)
+    out: int = 0
+
+    def nthreads(self, **options: object) -> dict[str, int]:
+        return dict.fromkeys(self.there, 1)
+
+    def run(
+        self, do: Callable[..., Any], what: object, *, workers: list[str], **options: object
+    ) -> dict[str, Any]:
+        if do is not look_around:
+            return {}
+        problems = {name: ((self.blind[name],) if name in self.blind else ()) for name in workers}
+        return {name: Sight(self.offers, problems[name]) for name in workers}
+
+    def submit(
+        self, run: object, errand: object, part: str, *, workers: list[str], **options: object
+    ) -> "Future":
+        (worker,) = workers
+        self.given.append((worker, part))
+        self.beside.append(self.out)
+        self.out += 1
+        return Future(self, worker, parse_part(part))
+
+    def left(self) -> list[Any]:
+        numbers = [number for number in range(self.shards) if number not in self.made]
+        return [SimpleNamespace(shards=[SimpleNamespace(number=number) for number in numbers])]
+
+    def dispatcher(self, max_failures: Limit | None = None) -> Dispatcher:
+        errand: Any = SimpleNamespace(run="x")
+        made = Dispatcher(self, errand, self.shards, self.left, max_failures)
+        made.look_at_all()
+        return made
+
+
+@dataclass
+class Future:
+    cluster: Cluster
+    worker: str
+    part: Part
+    ended: Report | None = None
+
+    def done(self) -> bool:
+        self.cluster.out -= 1
+        deed = self.cluster.does(self.worker, self.part)
+        if deed is None:
+            shards = range(self.cluster.shards)
+            self.cluster.made |= {shard for shard in shards if self.part.owns(shard)}
+        if deed == "gone":
+            self.cluster.there.remove(self.worker)
+            self.cluster.there.append(self.worker + "'")
+            return False
+        self.ended = deed if isinstance(deed, Report) else Report(0, MADE, "")
+        return True
+
+    def cancel(self) -> None:
+        pass
+
+    def result(self, timeout: float) -> Report:
+        assert self.ended is not None
+        return self.ended
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(dispatch, "POLL_S", 0.0)
+    return
+
+
+def run(cluster: Cluster) -> Dispatcher:
+    dispatcher = cluster.dispatcher()
+    dispatcher.run(range(cluster.shards), StopFlag())
+    return dispatcher
+
+
+def test_shares_are_long_at_first_and_short_in_the_end() -> None:
+    cluster = Cluster(lambda worker, part: None, shards=20)
+    run(cluster)
+    parts = [parse_part(part) for _, part in cluster.given]
+    assert [part.last - part.number + 1 for part in parts] == [5, 4, 3, 2, 2, 1, 1, 1, 1]
+    assert cluster.made == set(range(20))
+
+
+def test_a_share_reaches_over_shards_that_are_made_but_not_over_others() -> None:
+    cluster = Cluster(lambda worker, part: None, shards=9)
+    cluster.made = {1, 2, 5}
+    cluster.dispatcher().run([0, 3, 4, 6, 7, 8], StopFlag())
+    assert [part for _, part in cluster.given[:2]] == ["1-4/9", "5-5/9"]
+    assert cluster.made == set(range(9))
+
+
+@pytest.mark.parametrize("deed", ["gone", Report(-9, "", ""), Report(1, "", "Error: 5")])
+def test_a_shard_that_fails_three_times_is_guilty_and_was_alone_the_last_time(
+    deed: Report | str,
+) -> None:
+    cluster = Cluster(lambda worker, part: None)
+
+    def up_to_the_third(worker: str, part: Part) -> Report | str | None:
+        if not part.owns(3):
+            return None
+        cluster.made |= {shard for shard in range(3) if part.owns(shard)}
+        return deed
+
+    cluster.does = up_to_the_third
+    assert run(cluster).guilty.keys() == {3}
+    assert cluster.made == set(range(8)) - {3}
+    tries = [i for i, (_, part) in enumerate(cluster.given) if parse_part(part).owns(3)]
+    assert len(tries) == 3
+    assert cluster.given[tries[-1]][1] == "4-4/8"
+    assert cluster.beside[tries[-1]] == 0
+
+
+def test_a_share_that_makes_nothing_is_taken_apart_until_the_guilty_is_found() -> None:
+    cluster = Cluster(lambda worker, part: "gone" if part.owns(3) else None)
+    assert run(cluster).guilty.keys() == {3}
+    assert cluster.made == set(range(8)) - {3}
+
+
+def test_what_fails_beside_others_only_is_innocent() -> None:
+    cluster = Cluster(lambda worker, part: None)
+    cluster.does = lambda worker, part: "gone" if part.owns(3) and cluster.out else None
+    assert run(cluster).guilty == {}
+    assert cluster.made == set(range(8))
+
+
+def test_a_worker_that_fails_what_others_do_not_is_given_no_more() -> None:
+    cluster = Cluster(lambda worker, part: Report(1, "", "") if worker == "b" else None, shards=40)
+    dispatcher = run(cluster)
+    assert dispatcher.guilty == {}
+    assert cluster.made == set(range(40))
+    assert sum(worker == "b" for worker, _ in cluster.given) <= dispatch.BAD_WORKER
+
+
+def test_a_run_whose_every_share_fails_stops_without_blaming_a_shard() -> None:
+    cluster = Cluster(lambda worker, part: Report(1, "", "no driver"), shards=400)
+    dispatcher = cluster.dispatcher()
+    with pytest.raises(MicuError, match=r"20 shares in a row that failed.*exit code 1 \(no driver"):
+        dispatcher.run(range(400), StopFlag())
+    assert dispatcher.guilty == {}
+
+
+def test_a_full_disk_ends_the_run_without_blaming_a_shard() -> None:
+    cluster = Cluster(lambda worker, part: Report(74, "", "error: disk full"))
+    dispatcher = cluster.dispatcher()
+    with pytest.raises(OSError, match="disk full"):
+        dispatcher.run([0], StopFlag())
+    assert dispatcher.guilty == {}
+
+
+def test_what_a_worker_refuses_ends_the_run() -> None:
+    cluster = Cluster(lambda worker, part: Report(2, "", "error: other weights\nretype"))
+    with pytest.raises(MicuError, match="worker a: other weights\nretype"):
+        run(cluster)
+
+
+def test_a_worker_that_comes_later_and_sees_nothing_is_passed_over() -> None:
+    cluster = Cluster(lambda worker, part: None)
+    dispatcher = cluster.dispatcher()
+    cluster.there.append("c")
+    cluster.blind["c"] = "does not see /features"
+    dispatcher.run(range(8), StopFlag())
+    assert {worker for worker, _ in cluster.given} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"blind": {"b": "does not see /features"}}, "worker b does not see /features"),
+        ({"offers": 0}, "expected workers that offer GPU, got 2 without"),
+    ],
+)
+def test_a_run_does_not_begin_without_workers_that_see_and_offer(
+    facts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Cluster(lambda worker, part: None, **facts).dispatcher()
+
+
+def test_a_run_whose_workers_are_all_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "WORKERLESS_S", 0.0)
+    cluster = Cluster(lambda worker, part: None)
+    dispatcher = cluster.dispatcher()
+    cluster.there.clear()
+    with pytest.raises(MicuError, match="expected workers that offer GPU, got none"):
+        dispatcher.run(range(8), StopFlag())
+
+
+def test_too_many_failures_stop_a_run() -> None:
+    stop = StopFlag()
+    cluster = Cluster(lambda worker, part: None, shards=20)
+    cluster.dispatcher(Limit(count=2)).run(range(20), stop)
+    assert stop.name == "too many failures"
+    assert len(cluster.given) < 9

@@ -1,0 +1,125 @@
+"""MMJP against a loop written from its definition, and what it takes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from micu.config import JigsawConfig, TrainConfig
+from micu.data import Batch
+from micu.losses import LOSSES, Losses, draw
+from micu.losses.jigsaw import permutation_rank
+from micu.losses.mmjp import side_by_side
+from micu.model.micu import MICUOutput
+from micu.model.quantizer import Quantized
+from micu.overrides import with_overrides
+
+B, T, D = 2, 3, 8
+SMALL = [
+    "encoder.embed_dim=8",
+    "encoder.heads=2",
+    "mmjp.permutations=9",
+    "mmjp.hidden_dim=5",
+    "weights.mmjp=1",
+    "weights.jigsaw=none",
+]
+
+
+def config_of(*more: str) -> TrainConfig:
+    return with_overrides(TrainConfig(), [*SMALL, *more])
+
+
+def codes_of(config: TrainConfig) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(B, T, D, generator=generator, dtype=torch.float64).requires_grad_()
+        for name in config.modalities
+    }
+
+
+def compute(losses: Losses, codes: dict[str, Tensor], mask: Tensor) -> Tensor:
+    nothing = torch.zeros(())
+    quantized = {
+        name: Quantized(x * 0, x, torch.zeros(B, T, dtype=torch.int64), nothing, nothing)
+        for name, x in codes.items()
+    }
+    batch = Batch({}, mask, ("a", "b"), ("", ""))
+    drawn = draw(losses.config, B, T, seed=0, step=0, device="cpu")
+    loss = losses.get_submodule("mmjp")
+    assert isinstance(loss, LOSSES["mmjp"])
+    return loss.compute(MICUOutput(quantized, {}, {}), batch, drawn)
+
+
+def slow_loss(losses: Losses, codes: dict[str, Tensor], mask: Tensor) -> Tensor:
+    """Every real step of every clip: cut, put in order, ask, compare with the order's number."""
+    state = dict(losses.named_parameters())
+    table = losses.get_buffer("mmjp.permutations").tolist()
+    splits = losses.config.mmjp.splits
+    answers = []
+    for clip in range(B):
+        for step in range(T):
+            if not mask[clip, step]:
+                continue
+            parts = []
+            for modality in losses.config.modalities:
+                width = D // splits
+                row = codes[modality][clip, step]
+                parts += [row[s * width : (s + 1) * width] for s in range(splits)]
+            for label, order in enumerate(table):
+                puzzle = torch.cat([parts[place] for place in order])
+                hidden = state["mmjp.classifier.hidden.weight"] @ puzzle
+                hidden = torch.relu(hidden + state["mmjp.classifier.hidden.bias"])
+                logits = state["mmjp.classifier.answer.weight"] @ hidden
+                logits = logits + state["mmjp.classifier.answer.bias"]
+                answers.append(-functional.log_softmax(logits, 0)[label])
+    return torch.stack(answers).mean()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        (),
+        ("mmjp.splits=4",),
+        ("mmjp.splits=1", "mmjp.permutations=6"),
+        ("modalities=video,flow", "mmjp.splits=4"),
+        ("modalities=audio,video,flow,text",),
+    ],
+)
+def test_the_loss_and_its_gradients_are_those_of_the_definition(setting: tuple[str, ...]) -> None:
+    config = config_of(*setting)
+    losses, codes = Losses(config).double(), codes_of(config)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    targets = [*codes.values(), *losses.get_submodule("mmjp").parameters()]
+    got, wanted = compute(losses, codes, mask), slow_loss(losses, codes, mask)
+    assert got.item() == pytest.approx(wanted.item(), rel=1e-12)
+    for ours, theirs in zip(
+        torch.autograd.grad(got, targets), torch.autograd.grad(wanted, targets), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_parts_stand_one_modality_after_the_other() -> None:
+    codes = torch.arange(2 * 1 * 4).view(2, 1, 4)
+    assert side_by_side(codes, 2).tolist() == [[[0, 1], [2, 3], [4, 5], [6, 7]]]
+
+
+def test_permutations_are_different_orders_of_all_parts_without_listing_them() -> None:
+    config = config_of("modalities=audio,video,flow,text", "mmjp.splits=8", "mmjp.permutations=300")
+    table = Losses(config).get_buffer("mmjp.permutations")  # of 32!, a number of 36 digits
+    assert table.shape == (300, 32)
+    assert all(sorted(row) == list(range(32)) for row in table.tolist())
+    assert len({permutation_rank(row) for row in table.tolist()}) == 300
+
+
+def test_both_jigsaws_may_be_trained_at_once_each_with_its_own_classifier() -> None:
+    both = replace(
+        config_of("weights.jigsaw=1", "jigsaw.splits=2", "jigsaw.permutations=2"),
+        jigsaw=JigsawConfig(splits=2, permutations=2, hidden_dim=5),
+    )
+    names = {name.partition(".")[0] for name, _ in Losses(both).named_parameters()}
+    assert names == {"jigsaw", "mmjp"}
+    assert {name.partition(".")[0] for name, _ in Losses(config_of()).named_parameters()} == {
+        "mmjp"
+    }

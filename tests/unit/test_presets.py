@@ -1,0 +1,54 @@
+"""Every preset by name: it is told in one line, it builds, and it takes a step."""
+
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from micu.cli.train import main
+from micu.data import Batch
+from micu.overrides import with_overrides
+from micu.presets import PRESETS
+from micu.step import build_state, train_step
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "audio": (6,),
+    "video": (5, 5, 4),
+    "flow": (8,),
+    "text": (7,),
+}
+TINY = [
+    "encoder.embed_dim=16",
+    "encoder.heads=2",
+    "encoder.layers=1",
+    "encoder.feedforward_dim=16",
+    "encoder.text_hidden_dim=4",
+    "reconstruction.grid_width=4",
+    "reconstruction.vector_width=8",
+    "jigsaw.permutations=2",
+    "jigsaw.hidden_dim=8",
+    "mmjp.permutations=4",
+    "mmjp.hidden_dim=8",
+]
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_preset_builds_and_takes_a_step(name: str) -> None:
+    config = with_overrides(PRESETS[name](), TINY)
+    state = build_state(config, {key: SHAPES[key] for key in config.modalities}, "cpu")
+    before = state.model.quantizer.codebook.clone()
+    features = {key: torch.randn(3, 4, *SHAPES[key]) for key in config.modalities}
+    batch = Batch(features, torch.ones(3, 4, dtype=torch.bool), tuple("abc"), ("",) * 3)
+    report = train_step(state, batch.to("cpu", getattr(torch, config.optimizer.dtype)))
+    assert math.isfinite(report.total)
+    assert set(report.terms) == set(config.terms())
+    assert not torch.equal(before, state.model.quantizer.codebook)
+
+
+def test_the_listing_says_a_line_about_every_preset() -> None:
+    result = CliRunner().invoke(main, ["--list-presets"])
+    assert result.exit_code == 0
+    lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    assert [name for name, _ in lines] == list(PRESETS)
+    assert all(summary.endswith(".") for _, summary in lines)
