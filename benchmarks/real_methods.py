@@ -87,7 +87,7 @@ METHODS: dict[str, Method] = {
     "micu-no-jigsaw": Method(
         title="MICU without jigsaw", preset="ablation-fine-coarse", main=CONTRAST
     ),
-    "coarse": Method(title="coarse contrast alone", preset="coarse", main=("coarse",)),
+    "coarse": Method(title="coarse contrast alone", preset="ablation-coarse", main=("coarse",)),
     "dcid": Method(title="DCID", preset="dcid", main=("cpc",)),
     "cmcm": Method(title="CMCM", preset="cmcm", main=("code_matching",)),
     "turn": Method(title="TURN", preset="turn", main=("self_cross", "one_way")),
