@@ -219,11 +219,11 @@ def build_config(
     Raises:
         ConfigError: Unknown or bad values, all in one message.
     """
-    config = PRESETS[preset]()
+    typed = [] if seed is None else [f"seed={seed}"]
     if modalities is not None:
-        config = replace(config, modalities=parse_modalities(modalities))
-    short = [] if seed is None else [f"seed={seed}"]
-    config = with_overrides(config, [*short, *assignments])
+        typed.append(f"modalities={','.join(parse_modalities(modalities))}")
+    # All at once: what a preset has for three modalities may not fit two before it is changed.
+    config = with_overrides(PRESETS[preset](), [*typed, *assignments])
     named = (*config.data.exclude_manifests, *exclude_manifests)
     return replace(config, data=replace(config.data, exclude_manifests=named))
 
