@@ -1,4 +1,4 @@
-"""The real-data benchmark: which items make clips, its readers, its tables, and all of it, small."""
+"""The real-data benchmark: which items make clips, its readers and tables, and all of it, small."""
 
 import csv
 import struct
