@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,33 +163,55 @@ def decode_in_processes(
     # Children of a process with threads that is forked can hang; those of the server cannot.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["extract.decode"])
-    with block_folder() as blocks:
-        pool = ProcessPool(
+
+    def build_pool() -> ProcessPool:
+        return ProcessPool(
             workers, initializer=_start_worker, initargs=(worker_bytes,), context=context
         )
+
+    with block_folder() as blocks:
+        decode = functools.partial(_decode_to_block, read, blocks)
+        processes = _Processes(build_pool, decode, clip_timeout_s)
         try:
-            decode = functools.partial(_decode_to_block, read, blocks)
-            yield _Processes(pool, decode, clip_timeout_s)
+            yield processes
         finally:
-            pool.stop()
-            pool.join()
+            processes.close()
+
+
+BROKEN_POOLS = 3
+"""Pools one after another that break before a clip is decoded: no worker can start."""
 
 
 class _Processes:
+    """A pool of workers, and another one when it breaks.
+
+    Pebble survives a worker that dies at its clip, but not one that dies while all are idle.
+    """
+
     def __init__(
-        self, pool: ProcessPool, decode: "Callable[..., Parcel]", clip_timeout_s: float
+        self,
+        build_pool: Callable[[], ProcessPool],
+        decode: "Callable[..., Parcel]",
+        clip_timeout_s: float,
     ) -> None:
-        self._pool = pool
+        self._build_pool = build_pool
+        self._pool = build_pool()
         self._decode = decode
         self._clip_timeout_s = clip_timeout_s
+        self._pools: dict[Future[Any], ProcessPool] = {}
+        self._broken = 0
 
     def submit(self, clip: Clip, names: Sequence[str]) -> "Future[Outcome]":
+        if not self._pool.active:
+            self._renew(self._pool)
         future: Future[Any] = self._pool.schedule(
             self._decode, args=(clip, names), timeout=self._clip_timeout_s
         )
+        self._pools[future] = self._pool
         return future
 
     def settle(self, future: "Future[Any]", names: Sequence[str]) -> Outcome:
+        pool = self._pools.pop(future)
         try:
             parcel: Parcel = future.result()
         except TimeoutError:
@@ -197,9 +220,35 @@ class _Processes:
         except ProcessExpired as error:
             died = Trouble("worker_died", _how_it_died(error), may_pass=True)
             return Outcome(dict.fromkeys(names, died), 0.0)
+        except BrokenProcessPool:
+            if pool is self._pool:
+                self._renew(pool)
+            died = Trouble("worker_died", "an idle worker process was killed", may_pass=True)
+            return Outcome(dict.fromkeys(names, died), 0.0)
+        self._broken = 0
         if parcel.fatal:
             raise MicuError(parcel.fatal)
         return parcel.open()
+
+    def _renew(self, pool: ProcessPool) -> None:
+        """Take another pool in place of one that is broken."""
+        _end(pool)
+        self._broken += 1
+        if self._broken >= BROKEN_POOLS:
+            raise MicuError(
+                f"decoding: expected worker processes, got {self._broken} times none that lived "
+                "until it had a clip; is there memory for --workers?"
+            )
+        self._pool = self._build_pool()
+
+    def close(self) -> None:
+        """End the workers, whatever they are at."""
+        _end(self._pool)
+
+
+def _end(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()
 
 
 def _how_it_died(error: ProcessExpired) -> str:

@@ -1,13 +1,16 @@
 """Checkpoints: everything that a run needs to go on bit by bit, in one file that holds no code.
 
-Keys of the file (`FORMAT` 1): `format`; `config`, `specs`, `record` and `python_rng` (JSON texts);
-`shapes`; `model`, `losses` and `optimizer` (state dicts); `torch_rng`, `step`, `nonfinite`, `epoch`
-and `batch`. None of them needs more than `torch.load(weights_only=True)`.
+Keys of the file (`FORMAT` 1): `format`; `config`, `specs` and `record` (JSON texts); `rng` (one
+JSON text per process: states of the generators of torch, CUDA, Python and NumPy); `shapes`;
+`model`, `losses`, `optimizer` and `scaler` (state dicts; the last is empty unless the run is in
+fp16); `step`, `nonfinite`, `epoch` and `batch`. None of them needs more than
+`torch.load(weights_only=True)`.
 """
 
 import hashlib
 import io
 import json
+import logging
 import pickle
 import platform
 import random
@@ -19,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from micu import __version__
@@ -30,6 +34,8 @@ from micu.overrides import from_json, to_json
 from micu.step import TrainState
 from micu.store import FeatureSpec
 from micu.tensors import RELEASED_SECTIONS, check_fits, check_tensors
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 LAST = "last.pt"
@@ -81,6 +87,8 @@ def save_checkpoint(
 ) -> None:
     """Write everything that a run needs to go on, whole or not at all.
 
+    Every process of the run calls this, and the first one writes.
+
     Args:
         state: The run's model, losses and optimiser after a step.
         path: Where to.
@@ -91,6 +99,9 @@ def save_checkpoint(
     Raises:
         OSError: The disk refused; an earlier file of this name is untouched.
     """
+    rng = state.world.gather_texts([_rng_state()])
+    if not state.world.is_first:
+        return
     versions = {
         "micu": __version__,
         "torch": torch.__version__,
@@ -105,8 +116,8 @@ def save_checkpoint(
         "model": state.model.state_dict(),
         "losses": state.losses.state_dict(),
         "optimizer": state.optimizer.state_dict(),
-        "torch_rng": torch.get_rng_state(),
-        "python_rng": json.dumps(random.getstate()),
+        "scaler": state.scaler.state_dict(),
+        "rng": rng,
         "step": state.step,
         "nonfinite": state.nonfinite,
         "epoch": position.epoch,
@@ -115,6 +126,35 @@ def save_checkpoint(
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomically(path, buffer.getbuffer())
+
+
+def _rng_state() -> str:
+    """The states of this process's random generators."""
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002 - code under a run may use it
+    return json.dumps(
+        {
+            "torch": torch.get_rng_state().tolist(),
+            "cuda": torch.cuda.get_rng_state().tolist() if _uses_cuda() else [],
+            "python": random.getstate(),
+            "numpy": [np.asarray(keys).tolist(), *rest],
+        }
+    )
+
+
+def _restore_rng_(text: str) -> None:
+    """Put this process's random generators back."""
+    states = json.loads(text)
+    torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
+    if states["cuda"] and _uses_cuda():
+        torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8))
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, *rest = states["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), *rest))  # noqa: NPY002
+
+
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def mark_last(path: Path) -> None:
@@ -201,6 +241,10 @@ def _read_int(value: object) -> int:
 def restore_(state: TrainState, path: Path) -> tuple[Position, dict[str, Any]]:
     """Put a run back to where its checkpoint was written.
 
+    With as many processes as wrote it the run goes on bit by bit. With another number it is the
+    same run too, since no draw of a step depends on earlier ones; dropout masks and last digits are
+    those of the new number.
+
     Args:
         state: A freshly built run of the same configuration.
         path: A checkpoint of `micu-train`.
@@ -218,12 +262,25 @@ def restore_(state: TrainState, path: Path) -> tuple[Position, dict[str, Any]]:
         state.model.load_state_dict(content["model"])
         state.losses.load_state_dict(content["losses"])
         state.optimizer.load_state_dict(content["optimizer"])
+        if state.scaler.is_enabled():
+            found = content["scaler"]
+            moved = {"scale": float(found["scale"])}
+            moved["_growth_tracker"] = _read_int(found["_growth_tracker"])
+            state.scaler.load_state_dict({**state.scaler.state_dict(), **moved})
         state.step, state.nonfinite = _read_int(content["step"]), _read_int(content["nonfinite"])
-        torch.set_rng_state(content["torch_rng"])
-        version, internal, gauss = json.loads(content["python_rng"])
-        random.setstate((version, tuple(internal), gauss))
+        processes, world = len(content["rng"]), state.world
+        if world.rank < processes:
+            _restore_rng_(content["rng"][world.rank])
     except _UNFIT as error:
         raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+    if processes != world.size and world.is_first:
+        logger.warning(
+            "%s: written by %d processes, going on with %d: other dropout masks and last digits "
+            "than theirs",
+            path,
+            processes,
+            world.size,
+        )
     return position, record
 
 

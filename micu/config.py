@@ -11,6 +11,7 @@ from typing import Literal
 
 from micu.baseline_config import BaselinesConfig
 from micu.errors import check_settings as _check
+from micu.jigsaw_config import JigsawConfig, MmjpConfig, permutation_count
 from micu.manifest import MODALITIES
 
 
@@ -175,63 +176,6 @@ class ContrastiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JigsawConfig:
-    """CUJP: the cross-modal unified jigsaw puzzle (section 3.4)."""
-
-    splits: int = 8
-    """O, blocks that a code is cut into along its channels. The published code runs 2. With 0 there
-    is no jigsaw and no classifier, as with `weights.jigsaw=none`."""
-    permutations: int = 256
-    """P, permutations to tell apart. Not stated in the paper; the published code runs 2."""
-    hidden_dim: int = 512
-    block_draw: Literal["batch", "row"] = "batch"
-    """Draw each block's modality once per batch (published code) or once per row."""
-
-    def __post_init__(self) -> None:  # noqa: D105
-        count = permutation_count(self.splits)
-        _check(
-            "jigsaw",
-            {
-                f"splits: expected 0 or at least 2, got {self.splits}": (
-                    self.splits != 0 and self.splits < 2
-                ),
-                f"permutations: expected 1 to {self.splits}! = {count}, got {self.permutations}": (
-                    self.splits != 0 and not 1 <= self.permutations <= count
-                ),
-                f"hidden_dim: expected at least 1, got {self.hidden_dim}": self.hidden_dim < 1,
-            },
-        )
-
-
-def permutation_count(parts: int) -> int:
-    """How many orders some parts have; from 20 parts on, those of 20, more than any table holds."""
-    return math.factorial(min(max(parts, 0), 20))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MmjpConfig:
-    """MMJP, the multi-modal jigsaw puzzle of MOOSA (ECCV 2024), in place of CUJP (figure 3)."""
-
-    splits: int = 2
-    """Blocks that each modality's code is cut into; with three modalities 6 parts, `MMJP6`."""
-    permutations: int = 128
-    """P, as in MOOSA; the MICU paper does not state its own."""
-    hidden_dim: int = 512
-
-    def __post_init__(self) -> None:  # noqa: D105
-        _check(
-            "mmjp",
-            {
-                f"splits: expected at least 1, got {self.splits}": self.splits < 1,
-                f"permutations: expected at least 1, got {self.permutations}": (
-                    self.permutations < 1
-                ),
-                f"hidden_dim: expected at least 1, got {self.hidden_dim}": self.hidden_dim < 1,
-            },
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class LossWeights:
     """Lambda of equation 8, and the weights of the baselines' losses.
 
@@ -270,6 +214,7 @@ class OptimizerConfig:
 
     learning_rate: float = 4e-4
     batch_size: int = 80
+    """Clips per step, of all processes together."""
     epochs: int = 5
     max_steps: int = 0
     """Stop after so many steps; 0 is no limit."""
@@ -280,7 +225,16 @@ class OptimizerConfig:
     double_forward: bool = False
     """Run the model twice per step, as the published code does: contrastive and jigsaw losses from
     the first pass, the others from the second, and the codebook updated by both."""
+    micro_batch: int = 0
+    """Clips that a process puts through the networks at once; 0 is all it has of the batch. Less
+    memory for the same loss and gradients up to rounding, at the price of embedding every clip
+    twice. Dropout differs from that of the whole batch."""
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the products in the networks: as `dtype`, or autocast to half the bits. Weights, codebook
+    and losses stay in float32, and fp16's gradients are scaled."""
+    tf32: bool = False
+    """Let NVIDIA's GPUs compute float32 products in TF32: three digits instead of seven."""
     skip_nonfinite: int = 0
     """How many steps in a row may have a loss or gradient that is not finite: such a step changes
     nothing. With 0 the first one stops the run."""
@@ -291,9 +245,16 @@ class OptimizerConfig:
             {
                 f"learning_rate: expected > 0, got {self.learning_rate}": self.learning_rate <= 0,
                 f"batch_size: expected at least 2, got {self.batch_size}": self.batch_size < 2,
+                f"micro_batch: expected at least 0, got {self.micro_batch}": self.micro_batch < 0,
                 f"epochs: expected at least 1, got {self.epochs}": self.epochs < 1,
                 f"max_steps: expected at least 0, got {self.max_steps}": self.max_steps < 0,
                 f"grad_clip: expected > 0, got {self.grad_clip}": self.grad_clip <= 0,
+                f"precision: expected fp32 with dtype=float64, got {self.precision}": (
+                    self.dtype == "float64" and self.precision != "fp32"
+                ),
+                "tf32: expected false with dtype=float64, got true": (
+                    self.dtype == "float64" and self.tf32
+                ),
                 f"skip_nonfinite: expected at least 0, got {self.skip_nonfinite}": (
                     self.skip_nonfinite < 0
                 ),
@@ -315,6 +276,9 @@ class DataConfig:
     `mask` pads with zeros that nothing looks at, for modalities whose steps are seconds: one mask
     stands for all of a clip, and words are not seconds, so it is refused together with text. Words
     are always padded with zeros."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of features on their way from the disk to the device. float16 halves their memory and rounds
+    them to three digits."""
     exclude_ids: str = ""
     """A CSV file with the column `clip_id`: clips that must not be trained on."""
     exclude_manifests: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -20,28 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from micu.align import align_steps, repeat_real_steps, starts_on_grid
 from micu.config import DataConfig
+from micu.distributed import ALONE, World, share_rows
 from micu.errors import ConfigError, ManifestError, StoreError
 from micu.manifest import Clip, read_manifest
 from micu.overlap import find_shared
-from micu.store import FeatureRow, FeatureStore
+from micu.store import FeatureStore
 
 logger = logging.getLogger(__name__)
 
 WORDS = "text"
 """The modality whose steps are words: padded with zeros, and no judge of which seconds are real."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Features of one clip, aligned."""
-
-    features: dict[str, Tensor]
-    """modality → (T, ...), float32"""
-    mask: Tensor
-    """(T,) bool, True = real step"""
-    clip_id: str
-    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +49,17 @@ class Batch:
     def to(self, device: str | torch.device, dtype: torch.dtype) -> "Batch":
         """The same batch elsewhere, its features as `dtype`."""
         features = {
-            name: values.to(device, dtype, non_blocking=True)
+            # Halves are made whole there: that moves half of the bytes.
+            name: values.to(device, non_blocking=True).to(dtype)
             for name, values in self.features.items()
         }
         mask = self.mask.to(device, non_blocking=True)
         return Batch(features, mask, self.clip_ids, self.labels)
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of its clips."""
+        features = {name: values[rows] for name, values in self.features.items()}
+        return Batch(features, self.mask[rows], self.clip_ids[rows], self.labels[rows])
 
 
 def select_clips(clips: Sequence[Clip], config: DataConfig) -> tuple[Clip, ...]:
@@ -142,7 +138,7 @@ def read_excluded_ids(path: Path) -> frozenset[str]:
         return frozenset(row["clip_id"] for row in reader)
 
 
-class FeatureDataset(Dataset[Sample]):
+class FeatureDataset:
     """The clips that every store has, in manifest order.
 
     May be sent to loader processes: the stores open their shards on first use.
@@ -199,98 +195,69 @@ class FeatureDataset(Dataset[Sample]):
     def __len__(self) -> int:  # noqa: D105
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> Sample:  # noqa: D105
-        clip, steps = self.clips[index], self.config.steps
-        features: dict[str, Tensor] = {}
-        mask = np.ones(steps, np.bool_)
-        for name, store in self.stores.items():
-            row = store.read(clip.clip_id)
-            values, real = align_steps(row, steps)
-            if name != WORDS and self.config.padding == "repeat":
-                values = repeat_real_steps(values, real, row)
-            elif name != WORDS:
-                mask &= real
-            features[name] = torch.from_numpy(values)
-        if not mask.any():
-            raise StoreError(
-                f"clip {clip.clip_id!r}: no second is real in every modality; use "
-                "--set data.padding=repeat, or list the clip in --set data.exclude_ids=FILE"
-            )
-        return Sample(features, torch.from_numpy(mask), clip.clip_id, clip.label)
+    def read_batch(self, indices: Sequence[int]) -> Batch:
+        """Features of some clips, read to where the batch has them.
+
+        Args:
+            indices: Places in `clips`; none make a batch of none.
+
+        Raises:
+            StoreError: A clip cannot be read, has no real second, or holds a value that
+                `data.dtype` cannot.
+        """
+        clips, steps = [self.clips[i] for i in indices], self.config.steps
+        arrays = {
+            name: np.empty((len(clips), steps, *shape), np.float32)
+            for name, shape in self.shapes.items()
+        }
+        mask = np.ones((len(clips), steps), np.bool_)
+        for i, clip in enumerate(clips):
+            for name, values in arrays.items():
+                real = self._read_into(values[i], name, clip.clip_id)
+                if name != WORDS and self.config.padding == "mask":
+                    mask[i] &= real
+            if not mask[i].any():
+                raise StoreError(
+                    f"clip {clip.clip_id!r}: no second is real in every modality; use "
+                    "--set data.padding=repeat, or list the clip in --set data.exclude_ids=FILE"
+                )
+        features = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        labels = tuple(clip.label for clip in clips)
+        batch = Batch(features, torch.from_numpy(mask), tuple(c.clip_id for c in clips), labels)
+        return batch if self.config.dtype == "float32" else halve(batch)
+
+    def _read_into(
+        self, out: NDArray[np.float32], modality: str, clip_id: str
+    ) -> NDArray[np.bool_]:
+        """One clip's steps of a modality, aligned and padded; which of them are real, (T,)."""
+        store, steps = self.stores[modality], self.config.steps
+        mask, times_s = store.steps_of(clip_id)
+        if starts_on_grid(mask, times_s, steps):
+            store.read_into(clip_id, out)
+            return mask[:steps]
+        row = store.read(clip_id)
+        values, real = align_steps(row, steps)
+        fills = modality != WORDS and self.config.padding == "repeat"
+        out[:] = repeat_real_steps(values, real, row) if fills else values
+        return real
 
 
-def align_steps(row: FeatureRow, steps: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Put the steps of one clip on the grid of seconds, or of words where they have no times.
-
-    Args:
-        row: Features of one clip; steps that the mask denies are not used.
-        steps: T.
-
-    Returns:
-        Values (T, ...), the mean where several steps lie in one second and zero where none does,
-        and mask (T,), True = some step lies there.
-    """
-    index = np.arange(len(row.values))
-    second = np.where(np.isfinite(row.times_s), np.floor(row.times_s), index)
-    if len(index) >= steps and row.mask[:steps].all() and (second[:steps] == index[:steps]).all():
-        later = second[steps:]
-        if not ((later >= 0) & (later < steps) & row.mask[steps:]).any():
-            return row.values[:steps], row.mask[:steps]
-    used = row.mask & (second >= 0) & (second < steps)
-    where = second[used].astype(np.int64)
-    counts = np.bincount(where, minlength=steps)
-    sums = np.zeros((steps, *row.values.shape[1:]), np.float64)
-    if counts.max() <= 1:
-        sums[where] = row.values[used]
-    else:
-        np.add.at(sums, where, row.values[used])
-    shape = (steps,) + (1,) * (row.values.ndim - 1)
-    return (sums / np.maximum(counts, 1).reshape(shape)).astype(np.float32), counts > 0
-
-
-def repeat_real_steps(
-    values: NDArray[np.float32], real: NDArray[np.bool_], row: FeatureRow
-) -> NDArray[np.float32]:
-    """Fill steps that are not real with the last real one before, else with the first after.
-
-    Args:
-        values: (T, ...).
-        real: (T,).
-        row: Where the first real step is taken from if it comes after all of T.
-
-    Returns:
-        (T, ...), every step real or a repeated one.
-    """
-    if real.all():
-        return values
-    if not real.any():
-        first = row.values[int(np.argmax(row.mask))]
-        return np.broadcast_to(first, values.shape).copy()
-    source = np.maximum.accumulate(np.where(real, np.arange(len(real)), -1))
-    return values[np.where(source < 0, int(np.argmax(real)), source)]
-
-
-def collate_clips(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a batch.
+def halve(batch: Batch) -> Batch:
+    """The same batch with its features in float16.
 
     Raises:
-        StoreError: Their features differ in shape.
+        StoreError: A value is too large for it.
     """
-    first = samples[0]
-    for sample in samples:
-        for name, values in sample.features.items():
-            if values.shape != first.features[name].shape:
-                raise StoreError(
-                    f"{name} features of clip {sample.clip_id!r}: expected "
-                    f"{tuple(first.features[name].shape)} as clip {first.clip_id!r} has, "
-                    f"got {tuple(values.shape)}"
-                )
-    return Batch(
-        {name: torch.stack([s.features[name] for s in samples]) for name in first.features},
-        torch.stack([sample.mask for sample in samples]),
-        tuple(sample.clip_id for sample in samples),
-        tuple(sample.label for sample in samples),
-    )
+    halves = {name: values.half() for name, values in batch.features.items()}
+    for name, values in halves.items():
+        if not values.isfinite().all():
+            finite = values.flatten(1).isfinite().all(1).tolist()
+            clip_id = batch.clip_ids[finite.index(False)]
+            raise StoreError(
+                f"{name} features of clip {clip_id!r}: expected values below 65504, which float16 "
+                "ends at; use --set data.dtype=float32"
+            )
+    return replace(batch, features=halves)
 
 
 def batch_order(
@@ -304,6 +271,20 @@ def batch_order(
     return batches[:-1] if drop_last and len(batches[-1]) < batch_size else batches
 
 
+class _Batches(Dataset[Batch]):
+    """Chosen clips of a data set, batch by batch."""
+
+    def __init__(self, dataset: FeatureDataset, batches: Sequence[Sequence[int]]) -> None:
+        self.dataset = dataset
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.dataset.read_batch(self.batches[index])
+
+
 def make_loader(
     dataset: FeatureDataset,
     batch_size: int,
@@ -314,18 +295,20 @@ def make_loader(
     shuffle: bool = True,
     drop_last: bool = False,
     workers: int = 0,
-) -> DataLoader[Sample]:
-    """Batches of one epoch.
+    world: World = ALONE,
+) -> DataLoader[Batch]:
+    """Batches of one epoch, or one process's clips of each.
 
     Args:
         dataset: Where the samples come from.
-        batch_size: B; the last batch may be smaller.
+        batch_size: B, of all processes together; the last batch may be smaller.
         seed: Of the order, with `epoch`.
         epoch: Counted from 0.
         start: First batch, to go on inside an epoch.
         shuffle: In random order; else in the data set's.
         drop_last: Leave out a last batch that is smaller.
         workers: Processes that read; 0 reads in this one. The batches are the same.
+        world: The processes that train together.
 
     Returns:
         A loader whose items are `Batch`, and whose length is the number of batches left.
@@ -341,12 +324,12 @@ def make_loader(
             f"optimizer.batch_size: expected at most the {len(dataset)} clips there are, "
             f"got {batch_size}"
         )
+    own = [batch[share_rows(len(batch), world.rank, world.size)] for batch in batches[start:]]
     start_methods = multiprocessing.get_all_start_methods()
     method = "forkserver" if "forkserver" in start_methods else "spawn"
     return DataLoader(
-        dataset,
-        batch_sampler=batches[start:],
-        collate_fn=collate_clips,
+        _Batches(dataset, own),
+        batch_size=None,
         num_workers=workers,
         multiprocessing_context=method if workers else None,
         # Without a generator of its own, iterating would draw from torch's global one.
@@ -354,7 +337,7 @@ def make_loader(
     )
 
 
-def iterate(loader: DataLoader[Sample]) -> Iterator[Batch]:
+def iterate(loader: DataLoader[Batch]) -> Iterator[Batch]:
     """The batches of a loader, read by processes that the signals of a gentle stop do not reach."""
     with _signals_held() if loader.num_workers else nullcontext():
         batches = iter(loader)

@@ -11,6 +11,7 @@
     ├── ConfigError       an option or a configuration value is out of range
     ├── RegistryError     a name that nothing is registered under
     ├── TrainError        a training step's loss or gradient is not finite
+    ├── ProcessError      another process of the run is gone, or differs
     ├── CheckpointError   a checkpoint is missing, cut off or from another model
     └── ExtraError        an optional dependency is not installed
 
@@ -71,6 +72,10 @@ class RegistryError(MicuError):
 
 class TrainError(MicuError):
     """A training step's loss or gradient is not finite."""
+
+
+class ProcessError(MicuError):
+    """Another process of the run is gone, or differs."""
 
 
 class CheckpointError(MicuError):

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any
 
 from micu.checkpoint import Position
-from micu.data import Batch
 from micu.errors import ExtraError
 from micu.files import write_atomically
 from micu.step import StepReport, TrainState
@@ -28,9 +27,7 @@ Row = Mapping[str, float | int | None]
 """One step's numbers by name; None for one that is not finite, which JSON could not say."""
 
 
-def metrics_row(
-    state: TrainState, report: StepReport, batch: Batch, position: Position, seconds: float
-) -> Row:
+def metrics_row(state: TrainState, report: StepReport, position: Position, seconds: float) -> Row:
     """One step's row of the metrics: numbers by name, in the order of the columns."""
     row: dict[str, float | int] = {
         "step": state.step,
@@ -45,7 +42,7 @@ def metrics_row(
         "shared_codes": report.shared_codes,
         "skipped": int(report.skipped),
     }
-    row["clips_per_s"] = round(len(batch.clip_ids) / max(seconds, 1e-9), 3)
+    row["clips_per_s"] = round(report.clips / max(seconds, 1e-9), 3)
     return {key: value if math.isfinite(value) else None for key, value in row.items()}
 
 

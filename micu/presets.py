@@ -14,13 +14,13 @@ from micu.config import (
     ContrastiveConfig,
     DataConfig,
     EncoderConfig,
-    JigsawConfig,
     LossWeights,
     OptimizerConfig,
     QuantizerConfig,
     ReconstructionConfig,
     TrainConfig,
 )
+from micu.jigsaw_config import JigsawConfig
 from micu.registry import Registry
 
 PRESETS: Registry[Callable[[], TrainConfig]] = Registry("preset")

@@ -218,9 +218,28 @@ class Shard:
             StoreError: Its bytes cannot be read.
         """
         values = np.empty(self._row_shape, np.float32)
+        self.read_into(row, values)
+        return FeatureRow(self.clip_ids[row], values, *self.steps_of(row))
+
+    def steps_of(self, row: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Mask and times of the clip in a row, each (T,); nothing is read."""
+        return self._mask[row], self._times_s[row]
+
+    def read_into(self, row: int, out: NDArray[np.float32]) -> None:
+        """The first steps of the clip in a row, as many as `out` takes.
+
+        Args:
+            row: From 0.
+            out: (steps, ...) float32 in C order; steps is at most T.
+
+        Raises:
+            StoreError: Its bytes cannot be read.
+        """
         with _damage_named(self.path):
-            self._features.read_direct(values, np.s_[row])
-        return FeatureRow(self.clip_ids[row], values, self._mask[row], self._times_s[row])
+            # h5py's own indexing takes longer than the reading.
+            place = self._features.id.get_space()
+            place.select_hyperslab((row,) + (0,) * out.ndim, (1, *out.shape))
+            self._features.id.read(h5py.h5s.create_simple((1, *out.shape)), place, out)
 
     def nonfinite_rows(self) -> list[int]:
         """Rows that hold NaN or infinity; reads the whole shard.

@@ -1,21 +1,26 @@
 """One optimisation step, and the state that it moves."""
 
 import copy
-import math
+import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from micu.config import TrainConfig
 from micu.data import Batch
+from micu.distributed import ALONE, World
 from micu.errors import TrainError
+from micu.gradients import clip_, gradient_norms, nonfinite_gradients, unscale_
 from micu.losses import Draws, Loss, Losses, LossTerms, compute_terms, derive_seed, draw, weigh
 from micu.losses.terms import not_finite
 from micu.model.micu import MICU, MICUOutput
+from micu.model.quantizer import code_counts, code_perplexity
+from micu.parts import Encoded, Share, add_up, check_spreadable, cut_batch, measure_share
+from micu.precision import build_scaler, set_tf32_
 
 FIRST_PASS = ("fine", "coarse", "jigsaw", "mmjp")
 """Losses that the published script takes from the first of its two forward passes; MMJP, which it
@@ -33,6 +38,8 @@ class TrainState:
         config: The run.
         step: Steps taken, skipped ones included.
         nonfinite: Steps in a row, up to this one, that were skipped.
+        world: The processes that train together; what they move stays the same in all of them.
+        scaler: Scales the loss in fp16; else it does nothing.
     """
 
     model: MICU
@@ -41,6 +48,10 @@ class TrainState:
     config: TrainConfig
     step: int = 0
     nonfinite: int = 0
+    world: World = ALONE
+    scaler: torch.amp.GradScaler = field(
+        default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,7 @@ class StepReport:
         active_codes: How many codes this batch's real steps use.
         shared_codes: The share of these that every modality uses, [0, 1].
         learning_rate: Rate of this step.
+        clips: Clips of the batch.
         skipped: A loss or gradient was not finite, so nothing moved; numbers above may be nan.
     """
 
@@ -67,15 +79,21 @@ class StepReport:
     active_codes: int
     shared_codes: float
     learning_rate: float
+    clips: int
     skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Passes:
-    """The step's loss and the forward passes it came from, in order."""
+    """The step's loss, and what its forward passes did to the codebook."""
 
     loss: LossTerms
-    outputs: tuple[MICUOutput, ...]
+    encoded: Encoded
+    """Of the last pass."""
+    number: int
+    """Of the last pass, from 0."""
+    output: MICUOutput | None = None
+    """Of the last pass; None where there are several, of parts."""
 
 
 def build_state(
@@ -83,6 +101,7 @@ def build_state(
     shapes: Mapping[str, tuple[int, ...]],
     device: torch.device | str,
     steps: int = 0,
+    world: World = ALONE,
 ) -> TrainState:
     """Everything a run starts with, a pure function of the configuration.
 
@@ -91,20 +110,29 @@ def build_state(
         shapes: Step shape of each modality's features.
         device: Where to train.
         steps: Steps that the run is to have; the schedules of some losses need it.
+        world: The processes that train together.
 
     Returns:
         The state before step 0; weights are drawn from `config.seed`.
 
     Raises:
-        ConfigError: The configuration does not fit the shapes, or needs `steps`.
+        ConfigError: The configuration does not fit the shapes or the device, needs `steps`, or has
+            a part that cannot be spread over processes or micro-batches that were asked for.
     """
+    set_tf32_(config, device)
     torch.manual_seed(config.seed)
+    # Nothing here draws from these two; what code under a run draws is to be the same again.
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)  # noqa: NPY002
     dtype = getattr(torch, config.optimizer.dtype)
     model = MICU(config, shapes).to(device, dtype)
     losses = Losses(config)
+    if world.size > 1 or config.optimizer.micro_batch:
+        check_spreadable(losses)
     losses.start_(model, steps)
     losses.to(device, dtype)
-    return TrainState(model, losses, build_optimizer(model, losses, config), config)
+    optimizer, scaler = build_optimizer(model, losses, config), build_scaler(config, device)
+    return TrainState(model, losses, optimizer, config, world=world, scaler=scaler)
 
 
 def build_optimizer(model: MICU, losses: Losses, config: TrainConfig) -> torch.optim.Optimizer:
@@ -144,57 +172,72 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
 
     In that order, and then of what else the losses keep, such as a teacher.
 
-    All randomness, dropout included, is a pure function of the run's seed and the step: torch's
-    global generator is seeded here.
+    All randomness is a pure function of the run's seed and the step: torch's global generator is
+    seeded here. Only dropout depends on how the batch is cut, too. Every process calls this, with
+    its own clips of the batch, and all take the same step.
+    In fp16 a step whose scaled gradient overflows is skipped, and the scale halved.
 
     Args:
         state: Moved in place.
         batch: On the model's device, in its dtype.
-        draws: The losses' randomness; drawn from seed and step if None.
+        draws: The losses' randomness for all clips of the batch; drawn from seed and step if None.
 
     Returns:
         What happened.
 
     Raises:
         TrainError: More than `skip_nonfinite` steps in a row have a loss or gradient that is not
-            finite. Weights, codebook and step are as they were before this step.
+            finite, overflows of fp16 aside. Weights, codebook and step are as they were before this
+            step.
+        ProcessError: Another process is gone.
     """
     config, step = state.config, state.step
     torch.manual_seed(derive_seed(config.seed, step, "forward"))
+    clips, length = batch.mask.shape
+    share = None
+    if state.world.size > 1 or 0 < config.optimizer.micro_batch < clips:
+        share = measure_share(state.world, batch.mask)
+        clips = share.clips
     if draws is None:
-        size, length = batch.mask.shape
-        draws = draw(config, size, length, seed=config.seed, step=step, device=batch.mask.device)
+        draws = draw(config, clips, length, seed=config.seed, step=step, device=batch.mask.device)
     state.model.train()
     state.losses.train()
     quantizer = state.model.quantizer
     codebook = {name: buffer.clone() for name, buffer in quantizer.state_dict().items()}
     estimators = _estimators(state)
     state.optimizer.zero_grad(set_to_none=True)
-
-    forward = _two_passes if config.optimizer.double_forward else _one_pass
-    passes = forward(state, batch, draws)
+    if share is not None:
+        passes = _passes_in_parts(state, batch, draws, share)
+    elif config.optimizer.double_forward:
+        passes = _two_passes(state, batch, draws)
+    else:
+        passes = _one_pass(state, batch, draws)
     norms: dict[str, Tensor] = {}
+    overflowed = False
     try:
-        passes.loss.check_finite(step, batch.clip_ids)
-        passes.loss.total.backward()  # type: ignore[no-untyped-call]
-        norms = _gradient_norms(state)
-        _check_gradients(norms, step, batch)
-        _clip_(state, norms)
+        _refuse(passes.loss.nonfinite(), state, batch)
+        if share is None:
+            state.scaler.scale(passes.loss.total).backward()  # type: ignore[no-untyped-call]
+        overflowed = unscale_(state.optimizer, state.scaler)
+        norms = gradient_norms(state.optimizer)
+        _refuse(nonfinite_gradients(norms), state, batch)
+        clip_(state.optimizer, norms, config.optimizer)
         _set_learning_rate_(state)
         state.optimizer.step()
-        _update_codebook_(state, passes.outputs[-1], batch, len(passes.outputs) - 1)
-        state.losses.after_step_(state.model, passes.outputs[-1], batch, draws)
+        _update_codebook_(state, passes.encoded, passes.number)
+        if passes.output is not None:
+            state.losses.after_step_(state.model, passes.output, batch, draws)
         state.nonfinite = 0
     except TrainError:
         quantizer.load_state_dict(codebook)
         for name, entries in estimators.items():
             state.losses.get_submodule(name).load_state_dict(entries)
         state.optimizer.zero_grad(set_to_none=True)
-        if state.nonfinite >= config.optimizer.skip_nonfinite:
+        if state.nonfinite >= config.optimizer.skip_nonfinite and not overflowed:
             raise
         state.nonfinite += 1
     state.step += 1
-    return _report(state, passes, norms, batch.mask)
+    return _report(state, passes, norms, batch.mask, clips)
 
 
 def _estimators(state: TrainState) -> dict[str, dict[str, Any]]:
@@ -211,7 +254,7 @@ def _one_pass(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
     output = state.model(batch, continuous=state.losses.is_continuous(state.step))
     state.losses.fit_estimators_(output, batch, draws)
     terms = compute_terms(output, batch, state.losses, draws)
-    return _Passes(weigh(terms, state.config.weights), (output,))
+    return _Passes(weigh(terms, state.config.weights), Encoded.of(output, batch.mask), 0, output)
 
 
 def _two_passes(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
@@ -221,16 +264,47 @@ def _two_passes(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
     dropout of its own.
     """
     first = state.model(batch, reconstruct=False)
-    names = [name for name, _ in state.losses.named_children()]
-    terms = compute_terms(first, batch, state.losses, draws, FIRST_PASS)
-    _update_codebook_(state, first, batch, 0)
+    first_names, rest = _by_pass(state)
+    terms = compute_terms(first, batch, state.losses, draws, first_names)
+    _update_codebook_(state, Encoded.of(first, batch.mask), 0)
     second = state.model(batch)
-    rest = [name for name in names if name not in FIRST_PASS]
     terms |= compute_terms(second, batch, state.losses, draws, rest)
-    return _Passes(weigh(terms, state.config.weights), (first, second))
+    return _Passes(weigh(terms, state.config.weights), Encoded.of(second, batch.mask), 1, second)
 
 
-def _update_codebook_(state: TrainState, output: MICUOutput, batch: Batch, number: int) -> None:
+def _by_pass(state: TrainState) -> list[list[str]]:
+    """Names of the losses, by the forward pass that they come from."""
+    names = [name for name, _ in state.losses.named_children()]
+    if not state.config.optimizer.double_forward:
+        return [names]
+    return [
+        [name for name in names if name in FIRST_PASS],
+        [name for name in names if name not in FIRST_PASS],
+    ]
+
+
+def _passes_in_parts(state: TrainState, batch: Batch, draws: Draws, share: Share) -> _Passes:
+    """The step over micro-batches and processes, one pass or two; gradients of all are added up.
+
+    The sums are those of one process with the whole batch, up to rounding. They are the same bits
+    in every process, so that whatever is decided from them is decided alike.
+    """
+    terms: dict[str, Tensor] = {}
+    passes = _by_pass(state)
+    for number, names in enumerate(passes):
+        seed = f"forward {state.step}/{number}"
+        parted = cut_batch(batch, draws, share, state.world, state.config, seed)
+        is_last = number == len(passes) - 1
+        spread = parted.run(state.model, state.losses, names, is_last, state.scaler)
+        terms |= spread.terms
+        if not is_last:
+            _update_codebook_(state, spread.encoded, number)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    whole = add_up(state.world, terms, parameters)
+    return _Passes(weigh(whole, state.config.weights), spread.encoded, number)
+
+
+def _update_codebook_(state: TrainState, encoded: Encoded, number: int) -> None:
     """Move the codebook towards the features of the step's pass `number`, from 0.
 
     Its codes are those of the pass: nothing has moved the codebook in between. Before the end of a
@@ -240,40 +314,20 @@ def _update_codebook_(state: TrainState, output: MICUOutput, batch: Batch, numbe
         return
     seed = derive_seed(state.config.seed, state.step, f"codebook {number}")
     generator = torch.Generator("cpu").manual_seed(seed)
-    mask, codes = output.update_mask(batch.mask), output.codes()
-    state.model.quantizer.update_(output.semantic(), mask, generator=generator, codes=codes)
+    state.model.quantizer.update_(
+        encoded.semantic,
+        encoded.mask,
+        generator=generator,
+        codes=encoded.codes,
+        world=state.world,
+    )
 
 
-def _gradient_norms(state: TrainState) -> dict[str, Tensor]:
-    """L2 norm of each group's gradient, ()."""
-    norms = {}
-    for group in state.optimizer.param_groups:
-        gradients = [p.grad for p in group["params"] if p.grad is not None]
-        none = group["params"][0].new_zeros(())  # a loss of weight 0 leaves its classifier without
-        norms[group["name"]] = get_total_norm(gradients) if gradients else none
-    return norms
-
-
-def _check_gradients(norms: dict[str, Tensor], step: int, batch: Batch) -> None:
-    """Refuse gradients that are not finite."""
-    values = torch.stack(list(norms.values()))
-    if bool(values.isfinite().all()):
-        return
-    bad = [
-        f"gradient of {name!r} is {value}"
-        for name, value in zip(norms, values.tolist(), strict=True)
-        if not math.isfinite(value)
-    ]
-    raise TrainError(not_finite(step, bad, batch.clip_ids))
-
-
-def _clip_(state: TrainState, norms: dict[str, Tensor]) -> None:
-    """Scale each group's gradient to at most the configured norm."""
-    settings = state.config.optimizer
-    for group in state.optimizer.param_groups:
-        if group["name"] in ("loss_jigsaw", "loss_mmjp") and not settings.clip_jigsaw:
-            continue
-        clip_grads_with_norm_(group["params"], settings.grad_clip, norms[group["name"]])
+def _refuse(bad: list[str], state: TrainState, batch: Batch) -> None:
+    """Stop the step if something is not finite, naming the clips of all processes."""
+    if bad:
+        clip_ids = state.world.gather_texts(batch.clip_ids)
+        raise TrainError(not_finite(state.step, bad, clip_ids))
 
 
 def _set_learning_rate_(state: TrainState) -> None:
@@ -283,17 +337,21 @@ def _set_learning_rate_(state: TrainState) -> None:
 
 
 def _report(
-    state: TrainState, passes: _Passes, norms: dict[str, Tensor], mask: Tensor
+    state: TrainState, passes: _Passes, norms: dict[str, Tensor], mask: Tensor, clips: int
 ) -> StepReport:
-    """Numbers of the step just taken, read from the device at once."""
-    output = passes.outputs[-1]
-    used = _used_codes(output, mask, state.config.quantizer.codebook_size)
+    """Numbers of the step just taken, of all processes, read from the device at once."""
     total = passes.loss.total
+    codes = passes.encoded.codes
+    size = state.config.quantizer.codebook_size
+    of_steps = torch.stack([*codes.values()])[:, :, : mask.shape[1]]  # without pooled means
+    counts = code_counts(of_steps, mask, size, total.dtype)
+    state.world.sum_([counts])
+    used = counts > 0
     parts = {
         "loss": {"total": total},
         "terms": passes.loss.terms,
         "grad_norms": norms,
-        "perplexity": {name: entry.perplexity for name, entry in output.quantized.items()},
+        "perplexity": dict(zip(codes, code_perplexity(counts), strict=True)),
         "codes": {"any": used.any(0).sum(), "all": used.all(0).sum()},
     }
     flat = [value.detach().to(total.dtype) for part in parts.values() for value in part.values()]
@@ -309,13 +367,6 @@ def _report(
         active_codes=int(read["codes"]["any"]),
         shared_codes=read["codes"]["all"] / max(1.0, read["codes"]["any"]),
         learning_rate=learning_rate(state.config, state.step - 1),
+        clips=clips,
         skipped=state.nonfinite > 0,
     )
-
-
-def _used_codes(output: MICUOutput, mask: Tensor, codebook_size: int) -> Tensor:
-    """Which codes each modality uses at real steps, (M, K) bool."""
-    codes = torch.stack([entry.codes.flatten() for entry in output.quantized.values()])
-    real = codes.where(mask.flatten(), codebook_size)  # (M, B * T); one more code for masked steps
-    used = torch.zeros(len(codes), codebook_size + 1, dtype=torch.bool, device=codes.device)
-    return used.scatter_(1, real, True)[:, :-1]

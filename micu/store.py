@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from micu.errors import StoreError
 from micu.files import file_sha256, flush_folder, write_atomically
@@ -279,15 +280,38 @@ class FeatureStore:
             StoreError: The clip is in no shard, or its shard is damaged, not of this set, or was
                 replaced by one with other clips since this set was opened.
         """
-        if clip_id not in self._where:
-            raise StoreError(f"{self.folder}: no features of clip {clip_id!r}")
-        name, row = self._where[clip_id]
-        return self._shard(name).read(row)
+        shard, row = self._find(clip_id)
+        return shard.read(row)
+
+    def steps_of(self, clip_id: str) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Mask and times of one clip, as in its `FeatureRow`.
+
+        Raises:
+            StoreError: As from `read`.
+        """
+        shard, row = self._find(clip_id)
+        return shard.steps_of(row)
+
+    def read_into(self, clip_id: str, out: NDArray[np.float32]) -> None:
+        """The first steps of one clip, as many as `out` takes; see `Shard.read_into`.
+
+        Raises:
+            StoreError: As from `read`.
+        """
+        shard, row = self._find(clip_id)
+        shard.read_into(row, out)
 
     def close(self) -> None:
         """Close every open shard; reading opens them again."""
         while self._open:
             self._open.popitem()[1].close()
+
+    def _find(self, clip_id: str) -> tuple[Shard, int]:
+        """The open shard of a clip, and its row there."""
+        if clip_id not in self._where:
+            raise StoreError(f"{self.folder}: no features of clip {clip_id!r}")
+        name, row = self._where[clip_id]
+        return self._shard(name), row
 
     def _shard(self, name: str) -> Shard:
         if self._pid != os.getpid():  # forked: these handles are the parent's

@@ -5,10 +5,10 @@ A run's folder holds `config.json`, `metrics.jsonl` and `metrics.csv` (one row p
 """
 
 import logging
-import resource
-import sys
+import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from micu.checkpoint import LAST, Position, Record, mark_last, save_checkpoint
 from micu.commands import StopFlag, stop_signals
 from micu.config import TrainConfig
-from micu.data import Sample, iterate
+from micu.data import Batch, iterate
 from micu.errors import ConfigError
 from micu.files import remove_stale_temporaries, write_atomically
 from micu.logs import METRICS, MetricsLog, Progress, Row, metrics_row
@@ -32,8 +32,8 @@ CONFIG = "config.json"
 MAY_CHANGE = ("optimizer.epochs", "optimizer.max_steps", "optimizer.skip_nonfinite")
 """Settings that no finished step depends on: a resumed run may have others."""
 
-LoaderFactory = Callable[[int, int], DataLoader[Sample]]
-"""(epoch, first batch) → the batches of that epoch from there on."""
+LoaderFactory = Callable[[int, int], DataLoader[Batch]]
+"""(epoch, first batch) → what this process has of the batches of that epoch from there on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,8 @@ def fit(
     """Train until the configured end, or until a signal asks to stop.
 
     SIGTERM, SIGUSR1 and Ctrl-C let the step finish and then save; a second Ctrl-C does not wait.
+    Of several processes each calls this. A signal to one stops all of them after the same step; the
+    first one writes the files.
 
     Args:
         state: The run, fresh or restored.
@@ -93,23 +95,25 @@ def fit(
     """
     began = time.perf_counter()
     # A finished run that is resumed keeps its checkpoint, and with it the hash that results name.
-    saved_at = state.step if position is not None and (out / LAST).is_file() else -1
+    is_kept = position is not None and (out / LAST).is_file()
+    saved_at = state.world.largest(state.step if is_kept else -1)
     position = position or Position()
     limits = state.config.optimizer
     device, dtype = next(state.model.parameters()).device, getattr(torch, limits.dtype)
     row: Row = {}
-    with stop_signals() as stop, MetricsLog(out, state.step, plan.tensorboard) as log:
-        write_atomically(out / CONFIG, to_json(state.config).encode())
-        remove_stale_temporaries(out)
+    with stop_signals() as flag, _open_log(state, out, plan) as log:
+        stop = _agree(flag, state)
         while position.epoch < limits.epochs and not _is_finished(state) and not stop.name:
             loader = load(position.epoch, position.batch)
             progress = Progress(state, len(loader) + position.batch)
             for batch in iterate(loader):
                 report = train_step(state, batch.to(device, dtype))
-                row = metrics_row(state, report, batch, position, log.seconds())
-                position = position.after_batch(progress.batches)
-                log.write(row)
-                progress.show(row, stop.name)
+                stop = _agree(flag, state)
+                before, position = position, position.after_batch(progress.batches)
+                if log is not None:
+                    row = metrics_row(state, report, before, log.seconds())
+                    log.write(row)
+                    progress.show(row, stop.name)
                 if plan.save_every and state.step % plan.save_every == 0:
                     _save(state, out, plan, position)
                     saved_at = state.step
@@ -120,6 +124,23 @@ def fit(
     return FitSummary(state.step, position, out / LAST, time.perf_counter() - began, stop, row)
 
 
+def _open_log(
+    state: TrainState, out: Path, plan: Plan
+) -> AbstractContextManager[MetricsLog | None]:
+    """Make the folder ready, in the first process; the others log nothing."""
+    if not state.world.is_first:
+        return nullcontext()
+    write_atomically(out / CONFIG, to_json(state.config).encode())
+    remove_stale_temporaries(out)
+    return MetricsLog(out, state.step, plan.tensorboard)
+
+
+def _agree(flag: StopFlag, state: TrainState) -> StopFlag:
+    """The signal that one process or another was sent, the same for all."""
+    number = state.world.largest(signal.Signals[flag.name].value if flag.name else 0)
+    return StopFlag(signal.Signals(number).name if number else "")
+
+
 def _is_finished(state: TrainState) -> bool:
     return 0 < state.config.optimizer.max_steps <= state.step
 
@@ -127,6 +148,8 @@ def _is_finished(state: TrainState) -> bool:
 def _save(state: TrainState, out: Path, plan: Plan, position: Position) -> None:
     path = out / f"step-{state.step:06d}.pt"
     save_checkpoint(state, path, specs=plan.specs, position=position, extra=plan.extra)
+    if not state.world.is_first:
+        return
     mark_last(path)
     if plan.keep:
         # A run that went back to an earlier checkpoint has later ones still: they are not newer.
@@ -212,32 +235,3 @@ def clear_run(out: Path) -> None:
         *out.glob("step-*.pt"),
     ]:
         path.unlink(missing_ok=True)
-
-
-# --- looking before leaping ------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StepCost:
-    """What one optimisation step costs here, measured."""
-
-    seconds: float
-    """Of the second step; the first one pays for warming up."""
-    memory_bytes: int
-    """Peak of the device, or of this process on the CPU."""
-
-
-def measure_step(state: TrainState, load: LoaderFactory) -> StepCost:
-    """Do two real steps and measure the second."""
-    device = next(state.model.parameters()).device
-    dtype = getattr(torch, state.config.optimizer.dtype)
-    batch = next(iterate(load(0, 0))).to(device, dtype)
-    seconds = 0.0
-    for _ in range(2):
-        began = time.perf_counter()
-        float(train_step(state, batch).total)
-        seconds = time.perf_counter() - began
-    if device.type == "cuda":
-        return StepCost(seconds, torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return StepCost(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -53,8 +53,7 @@ def assert_same_run(one, other):
         "step",
         "epoch",
         "batch",
-        "torch_rng",
-        "python_rng",
+        "rng",
     ):
         assert is_equal(first[key], second[key]), key
     assert metrics(one) == metrics(other)

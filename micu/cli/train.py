@@ -1,5 +1,7 @@
 """`micu-train`: features in, checkpoints out. Safe to interrupt and to type again with `--resume`.
 
+Under torchrun or srun one model is trained by all their processes (`micu.launch`).
+
 Exit codes: 0 all good, 2 usage or an error with a message, 74 input/output error, 75 stopped but
 resumable, 130 Ctrl-C.
 """
@@ -7,8 +9,10 @@ resumable, 130 Ctrl-C.
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
+from micu.cli.resume import RunFolder, resume_
 from micu.cli.sweep import OWN, is_sweep, run_sweep, sweep_options
 from micu.commands import exit_codes
 from micu.config import TrainConfig
 from micu.devices import resolve_device
 from micu.errors import ConfigError
-from micu.files import lock_folder
+from micu.launch import Place, find_place
 from micu.manifest import MODALITIES
 from micu.overrides import to_json, with_overrides
 from micu.presets import PRESETS, list_presets
@@ -29,11 +34,15 @@ from micu.presets import PRESETS, list_presets
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
 
-    from micu.checkpoint import Position, Record
-    from micu.data import FeatureDataset, Sample
+    from micu.checkpoint import Record
+    from micu.data import Batch, FeatureDataset
+    from micu.distributed import World
     from micu.step import TrainState
     from micu.store import FeatureSpec
     from micu.train import FitSummary, LoaderFactory
+
+SHORTCUTS = {"seed": "seed", "precision": "optimizer.precision", "tf32": "optimizer.tf32"}
+"""Options that set a setting, by their names, and the setting."""
 
 HINT = (
     "a run that has begun keeps its last checkpoint; the same command with --resume goes on from it"
@@ -52,6 +61,7 @@ class Arguments:
     out: Path
     device: str
     workers: int
+    cache: str | None
     resume: bool
     overwrite: bool
     save_every: int
@@ -112,6 +122,12 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--seed", type=int, help="Short for --set seed=N."),
         click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16", "fp16"]),
+            help="Short for --set optimizer.precision=NAME.",
+        ),
+        click.option("--tf32", is_flag=True, help="Short for --set optimizer.tf32=true."),
+        click.option(
             "--exclude-manifest",
             "exclude_manifests",
             metavar="FILE",
@@ -130,6 +146,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             default=0,
             show_default=True,
             help="Processes that read features; 0 reads in the training process.",
+        ),
+        click.option(
+            "--cache",
+            type=click.Choice(["float32", "float16"]),
+            help="Keep all features in memory; float16 is short for --set data.dtype=float16 too.",
         ),
         click.option(
             "--resume", is_flag=True, help="Go on with the run in --out, if there is one."
@@ -151,7 +172,9 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too."),
         click.option(
-            "--dry-run", is_flag=True, help="Measure two steps, print what the run takes, and stop."
+            "--dry-run",
+            is_flag=True,
+            help="Measure a few steps, print what the run takes, and stop.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
         *sweep_options(),
@@ -172,7 +195,6 @@ def main(
     *,
     modalities: str | None,
     assignments: tuple[str, ...],
-    seed: int | None,
     exclude_manifests: tuple[str, ...],
     print_config: bool,
     preset: str,
@@ -181,16 +203,25 @@ def main(
 ) -> None:
     """Train MICU on extracted features."""
     with exit_codes(HINT):
+        place = find_place(os.environ)
+        named = {key: arguments.pop(option) for option, key in SHORTCUTS.items()}
+        named["data.dtype"] = arguments["cache"]
         if is_sweep(click.get_current_context()):
+            if place.size > 1:
+                raise ConfigError(
+                    f"--sweep and --seeds: expected one process, got {place.size}; print the runs "
+                    "with --sweep-print, and start each with torchrun or srun"
+                )
 
             def build(name: str, swept: Sequence[str]) -> TrainConfig:
                 typed = (*assignments, *swept)
-                return build_config(name, modalities, seed, typed, exclude_manifests)
+                return build_config(name, modalities, named, typed, exclude_manifests)
 
             sys.exit(run_sweep(click.get_current_context(), build))
-        config = build_config(preset, modalities, seed, assignments, exclude_manifests)
+        config = build_config(preset, modalities, named, assignments, exclude_manifests)
         if print_config:
-            click.echo(to_json(config))
+            if place.rank == 0:
+                click.echo(to_json(config))
             return
         letters = "".join(name[0] for name in config.modalities)
         chosen = {name: arguments.pop(f"{name}_features") or "" for name in MODALITIES}
@@ -202,55 +233,72 @@ def main(
         )
         if typed.resume and typed.overwrite:
             raise ConfigError("--resume and --overwrite: expected one of them, got both")
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        code = run(config, typed)
+        level = logging.INFO if place.rank == 0 else logging.ERROR
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        code = run(config, typed, place)
     sys.exit(code)
 
 
 def build_config(
     preset: str,
     modalities: str | None,
-    seed: int | None,
+    named: Mapping[str, object],
     assignments: Sequence[str],
     exclude_manifests: tuple[str, ...] = (),
 ) -> TrainConfig:
     """The configuration that the options ask for.
 
+    Args:
+        preset: Where to start from.
+        modalities: What was typed, if it was.
+        named: Settings that have an option of their own; None or False if it was not typed.
+        assignments: What was typed after `--set`: these come last.
+        exclude_manifests: What was typed after `--exclude-manifest`.
+
     Raises:
         ConfigError: Unknown or bad values, all in one message.
     """
-    typed = [] if seed is None else [f"seed={seed}"]
+    typed = [f"{key}={value}" for key, value in named.items() if value not in (None, False)]
     if modalities is not None:
         typed.append(f"modalities={','.join(parse_modalities(modalities))}")
     # All at once: what a preset has for three modalities may not fit two before it is changed.
     config = with_overrides(PRESETS[preset](), [*typed, *assignments])
-    named = (*config.data.exclude_manifests, *exclude_manifests)
-    return replace(config, data=replace(config.data, exclude_manifests=named))
+    excluded = (*config.data.exclude_manifests, *exclude_manifests)
+    return replace(config, data=replace(config.data, exclude_manifests=excluded))
 
 
-def count_steps(config: TrainConfig, batches: int) -> int:
-    """Steps of a whole run whose epochs have so many batches."""
-    whole = batches * config.optimizer.epochs
-    return min(whole, config.optimizer.max_steps or whole)
-
-
-def run(config: TrainConfig, typed: Arguments) -> int:
+def run(config: TrainConfig, typed: Arguments, place: Place) -> int:
     """Train as asked, tell about it, and return the exit code."""
+    import torch
+
+    from micu.distributed import join
+
+    device = resolve_device(place.device_name(typed.device, torch.cuda.device_count()))
+    with join(place, device) as world:
+        return _run(config, typed, place, device, world)
+
+
+def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world: "World") -> int:
+    """`run`, for one process among those that have met."""
+    from micu.cache import CachedDataset
+    from micu.cli.cost import tell_cost
+    from micu.cost import count_steps, measure_cost
     from micu.data import FeatureDataset, make_loader, select_clips
     from micu.logs import import_tensorboard
     from micu.step import build_state
-    from micu.train import find_resumable
 
-    device = resolve_device(typed.device)
+    folder = RunFolder(typed.out, typed.resume, typed.overwrite, place)
     if not typed.dry_run:
-        find_resumable(typed.out, config, resume=typed.resume, overwrite=typed.overwrite)
+        world.decide(lambda: folder.find_begun(config))
     if typed.tensorboard:
         import_tensorboard()
     sets = find_feature_sets(typed.features, config.modalities, typed.manifest, typed.chosen)
     clips = select_clips(sets.manifest.clips, config.data)
     dataset = FeatureDataset(sets.stores, clips, config.data)
+    if typed.cache:
+        dataset = CachedDataset(dataset, shared=typed.workers > 0)
 
-    def load(epoch: int, start: int) -> "DataLoader[Sample]":
+    def load(epoch: int, start: int) -> "DataLoader[Batch]":
         return make_loader(
             dataset,
             config.optimizer.batch_size,
@@ -258,19 +306,24 @@ def run(config: TrainConfig, typed: Arguments) -> int:
             epoch=epoch,
             start=start,
             workers=typed.workers,
+            world=world,
         )
 
-    state = build_state(config, dataset.shapes, device, count_steps(config, len(load(0, 0))))
+    steps = count_steps(config, len(load(0, 0)))
+    state = build_state(config, dataset.shapes, device, steps, world)
     if typed.dry_run:
-        _tell_cost(typed, state, dataset, load)
+        cost = measure_cost(state, load, typed.workers)
+        if world.is_first:
+            tell_cost(cost, state, dataset, as_json=typed.as_json)
         return 0
+    world.check_same("configuration and features", to_json(config) + dataset.sha256)
     everything = replace(config.data, exclude_ids="", exclude_manifests=())
     excluded = len(select_clips(sets.manifest.clips, everything)) - len(clips)
     record = {**describe_run(typed.preset, sets, dataset), "excluded_clips": excluded}
     specs = {name: store.spec for name, store in sets.stores.items()}
-    with lock_folder(typed.out):
-        summary = _fit(state, load, specs, record, typed)
-    _report(summary, typed, len(dataset))
+    summary = _fit(state, load, specs, record, typed, folder)
+    if world.is_first:
+        _report(summary, typed, len(dataset))
     return summary.stopped.exit_code if summary.stopped.name else 0
 
 
@@ -280,21 +333,16 @@ def _fit(
     specs: "Mapping[str, FeatureSpec]",
     record: "Record",
     typed: Arguments,
+    folder: RunFolder,
 ) -> "FitSummary":
-    """Train in a folder that no other process is at work in."""
-    from micu.train import Plan, clear_run, find_resumable, fit
+    """Train in a folder that no other run is at work in."""
+    from micu.train import Plan, fit
 
-    # Looked at before the features were read too: another run may have ended here meanwhile.
-    resumable = find_resumable(
-        typed.out, state.config, resume=typed.resume, overwrite=typed.overwrite
-    )
-    position = None
-    if resumable is not None:
-        position = resume_(state, resumable, record)
-    elif typed.overwrite:
-        clear_run(typed.out)
     plan = Plan(specs, record, typed.save_every, typed.keep, typed.tensorboard)
-    return fit(state, load, typed.out, plan, position)
+    with ExitStack() as stack:
+        begun = state.world.decide(lambda: folder.enter(state.config, stack))
+        position = resume_(state, Path(begun), record) if begun else None
+        return fit(state, load, typed.out, plan, position)
 
 
 def describe_run(
@@ -308,65 +356,6 @@ def describe_run(
         "data_sha256": dataset.sha256,
         "clips": len(dataset),
     }
-
-
-def resume_(state: "TrainState", path: Path, record: "Record") -> "Position":
-    """Put a fresh run back to where a checkpoint was written.
-
-    Args:
-        state: The run.
-        path: The checkpoint.
-        record: What the run would note beside its state.
-
-    Returns:
-        The batch that comes next.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be read, or was trained on other features.
-    """
-    from micu.checkpoint import restore_
-    from micu.errors import CheckpointError
-
-    position, before = restore_(state, path)
-    if before.get("data_sha256") != record["data_sha256"]:
-        raise CheckpointError(
-            f"{path}: trained on {before.get('clips')} clips of {before.get('manifest')}, here are "
-            f"{record['clips']} of {record['manifest']}, or the features were made otherwise; "
-            "the run cannot go on with them: name another --out, or replace it with --overwrite"
-        )
-    return position
-
-
-def _tell_cost(
-    typed: Arguments, state: "TrainState", dataset: "FeatureDataset", load: "LoaderFactory"
-) -> None:
-    from micu.train import measure_step
-
-    cost = measure_step(state, load)
-    batches = len(load(0, 0))
-    steps = count_steps(state.config, batches)
-    facts = {
-        "clips": len(dataset),
-        "shapes": {name: list(shape) for name, shape in dataset.shapes.items()},
-        "steps_per_epoch": batches,
-        "steps": steps,
-        "parameters": sum(p.numel() for p in state.model.parameters())
-        + sum(p.numel() for p in state.losses.parameters()),
-        "step_s": round(cost.seconds, 4),
-        "run_s": round(cost.seconds * steps, 1),
-        "memory_bytes": cost.memory_bytes,
-    }
-    if typed.as_json:
-        click.echo(json.dumps(facts))
-        return
-    shapes = ", ".join(f"{name} {shape}" for name, shape in dataset.shapes.items())
-    click.echo(
-        f"{facts['clips']} clips: {shapes}\n"
-        f"{batches} steps per epoch, {steps} steps, {facts['parameters']:,} parameters\n"
-        f"{cost.seconds:.3f} s per step (measured, without reading features), "
-        f"{cost.seconds * steps / 60:.1f} min for the run\n"
-        f"{cost.memory_bytes / 2**20:.0f} MiB at most"
-    )
 
 
 def _report(summary: "FitSummary", typed: Arguments, clips: int) -> None:

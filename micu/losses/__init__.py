@@ -22,6 +22,7 @@ from micu.losses import (  # noqa: F401
 )
 from micu.losses.terms import (
     LOSSES,
+    ClipsLoss,
     Draws,
     Loss,
     LossTerms,
@@ -34,6 +35,7 @@ from micu.model.micu import MICU, MICUOutput
 
 __all__ = [
     "LOSSES",
+    "ClipsLoss",
     "Draws",
     "Loss",
     "LossTerms",

@@ -27,6 +27,8 @@ def masked_mse(x: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 class ReconstructionLoss(Loss):
     """Sum over modalities of the mean squared error of what is rebuilt (section 3.2)."""
 
+    mean_over = "steps"
+
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """Sum over modalities, ()."""
         errors = [
@@ -42,6 +44,8 @@ class CommitmentLoss(Loss):
 
     With `quantizer.pool`, those of the clips' means are added.
     """
+
+    mean_over = "steps"
 
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """Sum over modalities, ()."""

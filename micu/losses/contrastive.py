@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from micu.data import Batch
-from micu.losses.terms import LOSSES, Draws, Loss
+from micu.losses.terms import LOSSES, ClipsLoss, Draws, Loss
 from micu.model.micu import MICUOutput
 
 
@@ -154,47 +154,92 @@ def coarse_pairs(
 
     Reference: section 3.3, coarse-grained term.
     """
-    has_steps = None if mask is None else mask.any(-1).unsqueeze(0)  # (1, B)
-    return info_nce_pairs(
-        mean_over_steps(masked, mask).unsqueeze(1),
-        mean_over_steps(semantic, mask).unsqueeze(1),
+    return clip_pairs(
+        mean_over_steps(masked, mask),
+        mean_over_steps(semantic, mask),
+        None if mask is None else mask.any(-1),
         tau=tau,
         normalize=normalize,
-        query_mask=has_steps,
-        key_mask=has_steps,
+    )
+
+
+def clip_pairs(
+    queries: Tensor,
+    keys: Tensor,
+    has_steps: Tensor | None,
+    *,
+    tau: float,
+    normalize: bool = True,
+) -> Tensor:
+    """Coarse InfoNCE of samples that are averaged already.
+
+    Args:
+        queries: (M, B, D).
+        keys: (M, B, D).
+        has_steps: (B,) bool, True = the sample is query and key; all if None.
+        tau: Temperature.
+        normalize: Cosine if true, else dot product.
+
+    Returns:
+        Loss per ordered pair, (M, M).
+    """
+    counts = None if has_steps is None else has_steps.unsqueeze(0)  # (1, B)
+    return info_nce_pairs(
+        queries.unsqueeze(1),
+        keys.unsqueeze(1),
+        tau=tau,
+        normalize=normalize,
+        query_mask=counts,
+        key_mask=counts,
     )
 
 
 class _Contrastive(Loss):
-    """Stacks, hides and reduces; subclasses choose the level."""
+    """What both levels have in common."""
 
-    def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
-        settings = self.config.contrastive
+    def views(self, output: MICUOutput, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Embeddings with and without what is masked, (M, B, T, D) each."""
         semantic = self.stack({name: q.semantic for name, q in output.quantized.items()})
-        masked = hide(semantic, draws.keep, settings.mask_axis)
-        pairs = self.pairs(masked, semantic, batch.mask)
-        return pairs.sum() if settings.pair_reduction == "sum" else pairs.mean()
+        return hide(semantic, draws.keep, self.config.contrastive.mask_axis), semantic
 
-    def pairs(self, masked: Tensor, semantic: Tensor, mask: Tensor) -> Tensor:
-        """Loss per ordered pair, (M, M)."""
-        raise NotImplementedError
+    def reduce(self, pairs: Tensor) -> Tensor:
+        """One number, (), of a loss per ordered pair, (M, M)."""
+        return pairs.sum() if self.config.contrastive.pair_reduction == "sum" else pairs.mean()
 
 
 @LOSSES.register("fine")
 class FineLoss(_Contrastive):
     """Masked InfoNCE over the steps of each sample."""
 
-    def pairs(self, masked: Tensor, semantic: Tensor, mask: Tensor) -> Tensor:
-        """Loss per ordered pair, (M, M)."""
+    mean_over = "clips"
+
+    def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
+        """Sum or mean over the ordered pairs, ()."""
         settings = self.config.contrastive
-        return fine_pairs(masked, semantic, mask, tau=settings.tau, normalize=settings.normalize)
+        masked, semantic = self.views(output, draws)
+        return self.reduce(
+            fine_pairs(masked, semantic, batch.mask, tau=settings.tau, normalize=settings.normalize)
+        )
 
 
 @LOSSES.register("coarse")
-class CoarseLoss(_Contrastive):
+class CoarseLoss(_Contrastive, ClipsLoss):
     """Masked InfoNCE over the samples of the batch."""
 
-    def pairs(self, masked: Tensor, semantic: Tensor, mask: Tensor) -> Tensor:
-        """Loss per ordered pair, (M, M)."""
+    @property
+    def summary_shape(self) -> tuple[int, ...]:
+        """(2, M, D): as a query, then as a key."""
+        return (2, len(self.config.modalities), self.config.encoder.embed_dim)
+
+    def summarize(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
+        """Means over the steps of every clip, (B, 2, M, D)."""
+        means = [mean_over_steps(x, batch.mask) for x in self.views(output, draws)]
+        return torch.stack(means).movedim(2, 0)
+
+    def compare(self, summaries: Tensor, has_steps: Tensor) -> Tensor:
+        """Sum or mean over the ordered pairs, ()."""
         settings = self.config.contrastive
-        return coarse_pairs(masked, semantic, mask, tau=settings.tau, normalize=settings.normalize)
+        queries, keys = summaries.movedim(0, 2)
+        return self.reduce(
+            clip_pairs(queries, keys, has_steps, tau=settings.tau, normalize=settings.normalize)
+        )

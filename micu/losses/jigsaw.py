@@ -19,6 +19,8 @@ from micu.config import TrainConfig
 from micu.data import Batch
 from micu.losses.terms import LOSSES, Draws, Loss
 from micu.model.micu import MICUOutput
+from micu.precision import autocast
+from micu.products import linear
 
 CHUNK_ELEMENTS = 2**21
 """Largest activation that exists at once. Small enough for the processor's cache, where a step is
@@ -139,13 +141,16 @@ def permuted_logits(blocks: Tensor, placed: Tensor, classifier: Sequence[Tensor]
     by_position = weight.view(-1, splits, width)
     cases = torch.einsum("nbw,hjw->njbh", blocks, by_position).flatten(1, 2)  # (N, O * O, H)
     hidden = torch.relu_(placed @ cases + bias)  # (N, P, H)
-    return functional.linear(hidden, answer_weight, answer_bias)
+    return linear(hidden, answer_weight, answer_bias)
 
 
 def _summed_losses(
     blocks: Tensor, row_weight: Tensor, placed: Tensor, classifier: Sequence[Tensor]
 ) -> Tensor:
-    """Cross-entropy of all permutations of some rows, weighted by row and summed, ()."""
+    """Cross-entropy of all permutations of some rows, weighted by row and summed, ().
+
+    Weights of about one keep the gradient within the range of fp16.
+    """
     logits = permuted_logits(blocks, placed, classifier)
     labels = torch.arange(len(placed), device=blocks.device).expand(len(blocks), -1)
     losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
@@ -214,15 +219,46 @@ def jigsaw_loss(
     Reference: section 3.4. Labels run from 0; the paper prints 1 to P.
     """
     counts = torch.ones_like(blocks[:, 0, 0]) if row_mask is None else row_mask.to(blocks.dtype)
-    row_weight = counts.detach() / (counts.sum().clamp(min=1) * len(permutations))
     placed = placements(permutations, blocks.dtype)
-    total: Tensor = _ChunkedLosses.apply(blocks, row_weight, placed, *classifier)
-    return total
+    total: Tensor = _ChunkedLosses.apply(blocks, counts.detach(), placed, *classifier)
+    return total / (counts.sum().clamp(min=1) * len(permutations))
+
+
+def sampled_jigsaw_loss(
+    blocks: Tensor,
+    permutations: Tensor,
+    labels: Tensor,
+    classifier: Sequence[Tensor],
+    row_mask: Tensor | None = None,
+) -> Tensor:
+    """Mean cross-entropy of telling one permutation per row, over rows.
+
+    Over labels drawn uniformly its mean, and that of its gradient, are those of `jigsaw_loss`.
+
+    Args:
+        blocks: Result of `mix_blocks`, (N, O, W).
+        permutations: (P, O) int64.
+        labels: Which of them each row is put in, (N,) int64.
+        classifier: `JigsawClassifier.tensors()`.
+        row_mask: (N,) bool, True = the row counts; all if None.
+
+    Returns:
+        ().
+    """
+    weight, bias, answer_weight, answer_bias = classifier
+    rows = torch.take_along_dim(blocks, permutations[labels, :, None], dim=1).flatten(1)
+    logits = linear(torch.relu(linear(rows, weight, bias)), answer_weight, answer_bias)
+    losses = functional.cross_entropy(logits, labels, reduction="none")
+    if row_mask is None:
+        return losses.mean()
+    return (losses * row_mask).sum() / row_mask.sum().clamp(min=1)
 
 
 @LOSSES.register("jigsaw")
 class JigsawLoss(Loss):
     """Permutation classification on blocks of different modalities; owns classifier and table."""
+
+    mean_over = "steps"
 
     permutations: Tensor
 
@@ -236,9 +272,11 @@ class JigsawLoss(Loss):
         self.register_buffer("permutations", table)
 
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
-        """Mean cross-entropy over real steps and permutations, ()."""
+        """Mean cross-entropy over real steps and permutations, all or one drawn for each, ()."""
         codes = self.stack({name: q.quantized for name, q in output.quantized.items()})
         blocks = mix_blocks(codes.flatten(1, 2), draws.block_modality)
-        return jigsaw_loss(
-            blocks, self.permutations, self.classifier.tensors(), batch.mask.flatten()
-        )
+        table, classifier, rows = self.permutations, self.classifier.tensors(), batch.mask.flatten()
+        with autocast(self.config, blocks.device):
+            if draws.labels is not None:
+                return sampled_jigsaw_loss(blocks, table, draws.labels, classifier, rows)
+            return jigsaw_loss(blocks, table, classifier, rows)

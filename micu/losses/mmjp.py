@@ -38,6 +38,7 @@ def side_by_side(codes: Tensor, splits: int) -> Tensor:
 class MmjpLoss(Loss):
     """Permutation classification on the parts of all modalities; owns classifier and table."""
 
+    mean_over = "steps"
     permutations: Tensor
 
     def __init__(self, config: TrainConfig) -> None:  # noqa: D107

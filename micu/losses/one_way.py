@@ -8,24 +8,31 @@ import torch
 from torch import Tensor
 
 from micu.data import Batch
-from micu.losses.contrastive import info_nce_pairs, mean_over_steps
-from micu.losses.terms import LOSSES, Draws, Loss
+from micu.losses.contrastive import clip_pairs, mean_over_steps
+from micu.losses.terms import LOSSES, ClipsLoss, Draws
 from micu.model.micu import MICUOutput
 
 
 @LOSSES.register("one_way")
-class OneWayLoss(Loss):
+class OneWayLoss(ClipsLoss):
     """InfoNCE of the means over steps, summed over pairs; cosine, temperature `contrastive.tau`.
 
     Differs: TURN has audio and text alone. Here each modality looks for those that stand after it
     in `config.modalities`.
     """
 
-    def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
-        """Sum over unordered pairs, ()."""
+    @property
+    def summary_shape(self) -> tuple[int, ...]:
+        """(M, D)."""
+        return (len(self.config.modalities), self.config.encoder.embed_dim)
+
+    def summarize(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
+        """Means over the steps of every clip, (B, M, D)."""
         semantic = self.stack({name: q.semantic for name, q in output.quantized.items()})
-        clips = mean_over_steps(semantic, batch.mask)[:, None]  # (M, 1, B, D)
-        real = batch.mask.any(1)[None]
-        tau = self.config.contrastive.tau
-        pairs = info_nce_pairs(clips, clips, tau=tau, query_mask=real, key_mask=real)
+        return mean_over_steps(semantic, batch.mask).transpose(0, 1)
+
+    def compare(self, summaries: Tensor, has_steps: Tensor) -> Tensor:
+        """Sum over unordered pairs, ()."""
+        clips = summaries.transpose(0, 1)
+        pairs = clip_pairs(clips, clips, has_steps, tau=self.config.contrastive.tau)
         return torch.triu(pairs, diagonal=1).sum()

@@ -3,18 +3,19 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from micu.config import LossWeights, TrainConfig
 from micu.data import Batch
-from micu.errors import ConfigError, TrainError
+from micu.errors import ConfigError
 from micu.model.micu import MICU, MICUOutput
 from micu.registry import Registry
 
-SHOWN_CLIPS = 8
+SHOWN_CLIPS = 256
 
 
 def derive_seed(seed: int, step: int, purpose: str) -> int:
@@ -41,12 +42,15 @@ class Draws:
             `mask_share` `"independent"` (M, B, T) or (M, B, D).
         block_modality: Index into `config.modalities` of each jigsaw block, int64; (O,) if
             `block_draw` is `"batch"`, (B * T, O) if it is `"row"`.
+        labels: Permutation that each row is put in, (B * T,) int64, if `jigsaw.labels` is
+            `"sampled"`.
         seed: The run's seed.
         step: Optimisation step, from 0.
     """
 
     keep: Tensor
     block_modality: Tensor
+    labels: Tensor | None = None
     seed: int = 0
     step: int = 0
 
@@ -54,6 +58,19 @@ class Draws:
         """A source on the CPU for further draws, of its own per run, step and purpose."""
         seed = derive_seed(self.seed, self.step, purpose)
         return torch.Generator("cpu").manual_seed(seed)
+
+    def part(self, rows: slice, steps: int) -> "Draws":
+        """The draws of some of the batch's clips, so that they draw what they do in the whole.
+
+        Args:
+            rows: Which clips.
+            steps: T.
+        """
+        keep, blocks = self.keep[..., rows, :], self.block_modality
+        if blocks.ndim == 2:
+            blocks = blocks.view(-1, steps, blocks.shape[1])[rows].flatten(0, 1)
+        labels = None if self.labels is None else self.labels.view(-1, steps)[rows].flatten()
+        return replace(self, keep=keep, block_modality=blocks, labels=labels)
 
 
 def draw(
@@ -89,15 +106,21 @@ def draw(
     blocks = config.jigsaw.splits
     shape = (blocks,) if config.jigsaw.block_draw == "batch" else (batch_size * steps, blocks)
     block_modality = torch.randint(len(config.modalities), shape, generator=generator)
+    labels = None
+    if config.jigsaw.labels == "sampled":
+        source = torch.Generator("cpu").manual_seed(derive_seed(seed, step, "labels"))
+        count = config.jigsaw.permutations
+        labels = torch.randint(count, (batch_size * steps,), generator=source).to(device)
     keep = noise > config.contrastive.mask_ratio
-    return Draws(keep.to(device), block_modality.to(device), seed, step)
+    return Draws(keep.to(device), block_modality.to(device), labels, seed, step)
 
 
 class Loss(nn.Module):
     """One term of equation 8, or of a baseline's loss, built from the run's configuration.
 
     To add one: write a subclass in its own file, register it in `LOSSES`, import the file in
-    `micu/losses/__init__.py`, and give it a weight of the same name in `LossWeights`.
+    `micu/losses/__init__.py`, and give it a weight of the same name in `LossWeights`. To train it
+    in several processes or micro-batches, say what it is a mean over, or make it a `ClipsLoss`.
 
     `compute` is all that most losses have. What else a method does in a step is in the hooks, which
     `build_state` and `train_step` call in this order: `start_`, then in each step
@@ -105,6 +128,10 @@ class Loss(nn.Module):
     `get_extra_state`, and so in the checkpoint. Parameters that do not require a gradient are not
     the optimiser's.
     """
+
+    mean_over: ClassVar[Literal["steps", "clips"] | None] = None
+    """What the value is a mean over: real steps, or clips that have one. The value of a batch is
+    then that of its parts, weighed by how many of these they have. None for neither."""
 
     def __init__(self, config: TrainConfig) -> None:  # noqa: D107
         super().__init__()
@@ -144,6 +171,35 @@ class Loss(nn.Module):
         return torch.stack([tensors[modality] for modality in self.config.modalities])
 
 
+class ClipsLoss(Loss):
+    """A loss that compares the clips of a batch with each other, by a summary of each.
+
+    The summaries are all that is needed of clips in other processes and micro-batches.
+    """
+
+    @property
+    def summary_shape(self) -> tuple[int, ...]:
+        """Shape of one clip's summary."""
+        raise NotImplementedError
+
+    def summarize(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
+        """What is compared of each clip, (B, *summary_shape)."""
+        raise NotImplementedError
+
+    def compare(self, summaries: Tensor, has_steps: Tensor) -> Tensor:
+        """The term's value before weighting, ().
+
+        Args:
+            summaries: Of all clips, (B, *summary_shape).
+            has_steps: (B,) bool, True = some step of the clip is real; others do not count.
+        """
+        raise NotImplementedError
+
+    def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
+        """The term's value before weighting, ()."""
+        return self.compare(self.summarize(output, batch, draws), batch.mask.any(-1))
+
+
 def needed_steps(steps: int, what: str) -> int:
     """The length of a run, for a schedule over it.
 
@@ -170,24 +226,14 @@ class LossTerms:
     total: Tensor
     terms: dict[str, Tensor]
 
-    def check_finite(self, step: int, clip_ids: Sequence[str]) -> None:
-        """Stop before anything moves if a term is not finite.
-
-        Args:
-            step: Optimisation step, for the message.
-            clip_ids: The batch's clips, for the message.
-
-        Raises:
-            TrainError: A term or the total is nan or infinite.
-        """
+    def nonfinite(self) -> list[str]:
+        """What to say about each term that is nan or infinite, or about their sum."""
         named = {**self.terms, "total": self.total}
         values = torch.stack([value.detach() for value in named.values()]).tolist()
         bad = {k: v for k, v in zip(named, values, strict=True) if not math.isfinite(v)}
         if len(bad) > 1:
             bad.pop("total", None)  # the terms say more than their sum
-        if bad:
-            what = [f"loss {name!r} is {value}" for name, value in bad.items()]
-            raise TrainError(not_finite(step, what, clip_ids))
+        return [f"loss {name!r} is {value}" for name, value in bad.items()]
 
     def detach(self) -> "LossTerms":
         """The same numbers without their graph."""

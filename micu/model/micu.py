@@ -20,6 +20,7 @@ from micu.model.networks import (
     check_step_shape,
 )
 from micu.model.quantizer import Quantized
+from micu.precision import autocast
 from micu.registry import suggest
 
 
@@ -116,6 +117,9 @@ class MICU(nn.Module):
     ) -> MICUOutput:
         """Encode, quantise and rebuild a batch; writes nothing.
 
+        All but the LSTM and the quantizer run in `optimizer.precision`; what comes out is in the
+        model's dtype.
+
         Args:
             batch: Features of every modality of the model, and their mask.
             reconstruct: Without, `reconstruction` and `target` are empty: rebuilding grids is most
@@ -126,8 +130,11 @@ class MICU(nn.Module):
         if missing:
             raise ConfigError(f"batch: no features of {', '.join(missing)}")
         mask = _needed(batch.mask)
+        dtype, device = self.quantizer.codebook.dtype, batch.mask.device
         content = self._read({name: batch.features[name] for name in self.modalities}, mask)
-        quantized = self.quantizer.quantize(self._embed(content, mask), mask)
+        with autocast(self.config, device):
+            semantic = self._embed(content, mask)
+        quantized = self.quantizer.quantize(_cast(semantic, dtype), mask)
         pooled = self._pool(quantized, mask) if self.config.quantizer.pool else {}
         if continuous:
             quantized, pooled = _unquantized(quantized), _unquantized(pooled)
@@ -136,12 +143,13 @@ class MICU(nn.Module):
             return MICUOutput(quantized, {}, {}, pooled=pooled, codebook=codebook)
         # A term of weight 0 is logged only; the graph of its convolutions would fill the memory.
         wanted = torch.is_grad_enabled() and bool(weights.reconstruction or weights.club)
-        with torch.set_grad_enabled(wanted):
+        with torch.set_grad_enabled(wanted), autocast(self.config, device):
             specific = {name: self._specific(name, x) for name, x in content.items()}
             reconstruction = {
                 name: self._rebuild(name, quantized[name].quantized, specific[name])
                 for name in self.modalities
             }
+        reconstruction, specific = _cast(reconstruction, dtype), _cast(specific, dtype)
         settings = self.config.reconstruction
         targets = batch.features if settings.text_target == "input" else content
         keeps = settings.text_target_grad
@@ -254,6 +262,10 @@ def _unquantized(quantized: Mapping[str, Quantized]) -> dict[str, Quantized]:
         )
         for name, entry in quantized.items()
     }
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: x.to(dtype) for name, x in tensors.items()}
 
 
 def _needed(mask: Tensor | None) -> Tensor | None:

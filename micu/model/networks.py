@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from micu.config import EncoderConfig, ReconstructionConfig
 from micu.errors import ShapeError
+from micu.model.grids import GridConv, GridConvTranspose, by_products
 
 FRONTS: dict[str, Literal["none", "gate", "words"]] = {
     "audio": "none",
@@ -222,10 +223,11 @@ class SemanticEncoder(nn.Module):
 def to_frames(grids: Tensor) -> Tensor:
     """Channel-last grids as images: (B, T, H, W, C) to (B * T, C, H, W).
 
-    The images are laid out channel first in memory: the convolutions of 20 frames with their
+    For torch's convolutions they are laid out channel first in memory: 20 frames with their
     gradients took 15 to 20 s channel last and 7 to 10 s channel first, on one CPU core.
     """
-    return grids.flatten(0, 1).permute(0, 3, 1, 2).contiguous()
+    frames = grids.flatten(0, 1).permute(0, 3, 1, 2)
+    return frames if by_products(frames) else frames.contiguous()
 
 
 def to_grids(frames: Tensor, batch_size: int) -> Tensor:
@@ -242,8 +244,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:  # noqa: D107
         super().__init__()
-        self.inner = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.outer = nn.Conv2d(width, width, 1, bias=False)
+        self.inner = GridConv(width, width, 3, padding=1, bias=False)
+        self.outer = GridConv(width, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width, H, W) to the same shape."""
@@ -269,11 +271,11 @@ class SpecificEncoder(nn.Module):
         self.net: nn.Module
         if self.convolutional:
             self.net = nn.Sequential(
-                nn.Conv2d(shape[-1], width // 2, 3),
+                GridConv(shape[-1], width // 2, 3),
                 nn.ReLU(),
-                nn.Conv2d(width // 2, width, 3),
+                GridConv(width // 2, width, 3),
                 nn.ReLU(),
-                nn.Conv2d(width, width, 1),
+                GridConv(width, width, 1),
                 ResidualBlock(width),
             )
         else:
@@ -304,11 +306,11 @@ class Reconstructor(nn.Module):
         if self.convolutional:
             width, dim = config.grid_width, shape[-1]
             self.net = nn.Sequential(
-                nn.ConvTranspose2d(embed_dim + width, width // 2, 3),
+                GridConvTranspose(embed_dim + width, width // 2, 3),
                 ResidualBlock(width // 2),
-                nn.ConvTranspose2d(width // 2, dim, 3),
+                GridConvTranspose(width // 2, dim, 3),
                 nn.ReLU(),
-                nn.ConvTranspose2d(dim, dim, 1),
+                GridConvTranspose(dim, dim, 1),
             )
         else:
             size = int(torch.Size(shape).numel())
@@ -329,5 +331,5 @@ class Reconstructor(nn.Module):
             out: Tensor = self.net(torch.cat([code, specific], -1))
             return out.reshape(*out.shape[:2], *self.shape)
         spread = code[:, :, None, None].expand(*specific.shape[:-1], -1)
-        joined = torch.cat([to_frames(spread), to_frames(specific)], 1)
+        joined = to_frames(torch.cat([spread, specific], -1))
         return to_grids(self.net(joined), len(quantized))

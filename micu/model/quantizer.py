@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from micu.config import QuantizerConfig
+from micu.distributed import ALONE, World
 from micu.errors import ShapeError, check_shape
 
 INIT_BOUND = 1 / 400
@@ -131,7 +132,7 @@ class UnifiedQuantizer(nn.Module):
         real = _weights(codes[0], mask, stacked.dtype)
         commitment = self._commitment(stacked, embedded, real)
         through = stacked + (embedded - stacked).detach()
-        perplexity = self._perplexity(codes, real)
+        perplexity = code_perplexity(_add_up(codes, real, len(codebook)))
         return {
             name: Quantized(stacked[i], through[i], codes[i], commitment[i], perplexity[i])
             for i, name in enumerate(semantic)
@@ -158,12 +159,6 @@ class UnifiedQuantizer(nn.Module):
         weights = torch.full_like(mse, share).fill_diagonal_(self.config.commitment_own)
         return (mse * weights).sum(1)
 
-    def _perplexity(self, codes: Tensor, real: Tensor) -> Tensor:
-        """Perplexity of the codes' use, (M,)."""
-        counts = _add_up(codes, real, len(self.codebook))
-        usage = counts / counts.sum(1, keepdim=True).clamp(min=1)
-        return torch.exp(-(usage * (usage + ENTROPY_FLOOR).log()).sum(1))
-
     @torch.no_grad()
     def update_(
         self,
@@ -173,6 +168,7 @@ class UnifiedQuantizer(nn.Module):
         generator: torch.Generator | None = None,
         picks: Tensor | None = None,
         codes: Mapping[str, Tensor] | None = None,
+        world: World = ALONE,
     ) -> None:
         """Move the codebook towards the features and restart dead codes: the only codebook write.
 
@@ -186,13 +182,13 @@ class UnifiedQuantizer(nn.Module):
                 ascending order, int64.
             codes: The codes that `quantize` gave these features, if the codebook was not moved
                 since: (B, T) int64 by modality. Looked up if None.
+            world: The processes whose batches make one: counts and sums are added up over them, and
+                every decision about a code is taken from these. Each must draw the same.
 
         Raises:
             ShapeError: Modalities differ in shape, or the width is not the codebook's.
         """
         stacked = self._stack(semantic, mask)
-        if mask is not None and not bool(mask.any()):
-            return
         if codes is None:
             chosen = nearest_code(stacked, self.codebook)
         else:
@@ -200,6 +196,9 @@ class UnifiedQuantizer(nn.Module):
             modalities, batch, steps, _ = stacked.shape
             check_shape(chosen.shape, "M B T", "codes", M=modalities, B=batch, T=steps)
         found = self.assign(stacked, chosen, mask)
+        world.sum_([found.counts, found.sums])
+        if not bool(found.counts.any()):
+            return
         self._average_(found)
         # The published bookkeeping does not look at what text uses.
         counted = [
@@ -281,6 +280,34 @@ class UnifiedQuantizer(nn.Module):
         self.codebook[dead] = restarted
         self.ema_weight[dead] = restarted
         self.ema_count[dead] = 1.0
+
+
+def code_counts(codes: Tensor, mask: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """How often each modality uses each code at real steps.
+
+    Args:
+        codes: (M, B, T) int64.
+        mask: (B, T) bool, True = real step.
+        size: K.
+        dtype: Of the result.
+
+    Returns:
+        (M, K).
+    """
+    return _add_up(codes, mask.to(dtype), size)
+
+
+def code_perplexity(counts: Tensor) -> Tensor:
+    """Perplexity: exp of the entropy of the codes' use, in [1, K].
+
+    Args:
+        counts: How often each code is used, (M, K).
+
+    Returns:
+        (M,).
+    """
+    usage = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    return torch.exp(-(usage * (usage + ENTROPY_FLOOR).log()).sum(1))
 
 
 def _weights(like: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import micu.cost
 import micu.train
 from micu.checkpoint import load_checkpoint
 from micu.cli.features import find_feature_sets, parse_modalities
@@ -220,16 +221,36 @@ def test_a_full_disk_is_an_input_output_error(features, out, monkeypatch):
     assert "--resume" in result.stderr
 
 
-def test_a_dry_run_measures_and_writes_nothing(features, out):
-    result = train(features, out, "--dry-run", "--json")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_run_from_memory_says_how_its_features_were_kept(features, tmp_path, dtype):
+    plain, cached = tmp_path / "plain", tmp_path / "cached"
+    settings = ("--set", "optimizer.max_steps=4")
+    assert train(features, plain, *settings, "--set", f"data.dtype={dtype}").exit_code == 0
+    result = train(features, cached, *settings, "--cache", dtype)
 
     assert result.exit_code == 0, result.output
-    facts = json.loads(result.stdout)
-    assert (facts["clips"], facts["steps_per_epoch"], facts["steps"]) == (24, 3, 15)
-    assert facts["shapes"] == {"audio": [6], "video": [5, 5, 4]}
-    assert facts["step_s"] > 0
-    assert facts["memory_bytes"] > 2**20
-    assert not out.exists()
+    assert load_checkpoint(cached / "last.pt").config.data.dtype == dtype
+    assert_same_run(plain, cached)
+
+
+def test_options_with_names_of_their_own_set_their_settings():
+    options = ["--precision", "bf16", "--seed", "3", "--cache", "float16", "--print-config"]
+    shown = json.loads(CliRunner().invoke(main, options).stdout)
+
+    assert shown["optimizer"]["precision"] == "bf16"
+    assert shown["seed"] == 3
+    assert shown["data"]["dtype"] == "float16"
+    assert shown["optimizer"]["tf32"] is False
+
+
+def test_a_run_in_half_precision_trains_and_does_not_resume_in_another(features, out):
+    settings = ("--set", "optimizer.max_steps=2")
+    result = train(features, out, *settings, "--precision", "bf16")
+    other = train(features, out, *settings, "--resume")
+
+    assert result.exit_code == 0, result.output
+    assert other.exit_code == 2
+    assert "optimizer.precision: there bf16, here fp32" in other.stderr
 
 
 def test_missing_tensorboard_names_the_extra_and_leaves_no_run(features, out, monkeypatch):
@@ -283,6 +304,7 @@ def test_print_config_needs_no_features_and_shows_every_override():
         (["--preset", "mico"], "'micu'"),
         (["--device", "tpu"], "expected auto, cpu, cuda"),
         (["--features", "nowhere"], "records no extraction"),
+        (["--tf32"], "optimizer.tf32: expected a CUDA device, got cpu"),
     ],
 )
 def test_bad_options_exit_with_two_and_a_message(features, out, options, message):

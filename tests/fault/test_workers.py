@@ -19,7 +19,7 @@ from extract.workers import decode_in_processes
 from micu.errors import MicuError
 from micu.manifest import Clip, read_manifest, write_manifest
 from micu.store import FeatureStore, read_ledger
-from tests.hostile import array_read, hostile_read, read_arrays, read_threads
+from tests.hostile import array_read, dying_start, hostile_read, read_arrays, read_threads
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 TIMEOUT_S = 60.0
@@ -185,6 +185,40 @@ def test_blocks_of_a_killed_run_go_with_the_next_one_and_no_others_do(shared_mem
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.parametrize("killed", ["one", "all"])
+def test_workers_that_are_killed_while_idle_are_replaced(killed: str) -> None:
+    with decode_in_processes(read_arrays, 2, TIMEOUT_S) as decoders:
+        clips = [Clip(clip_id=str(i), text="one") for i in range(4)]
+        first = decoders.submit(clips[0], ("a",))
+        assert isinstance(decoders.settle(first, ("a",)).media["a"], Media)
+        workers_there = _workers_of(os.getpid())
+        assert len(workers_there) == 2
+        for pid in workers_there[: 1 if killed == "one" else 2]:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.5)  # the pool looks every 0.1 s
+        for clip in clips:
+            for _ in range(3):
+                media = decoders.settle(decoders.submit(clip, ("a",)), ("a",)).media["a"]
+                if isinstance(media, Media):
+                    break
+            assert isinstance(media, Media)
+            np.testing.assert_array_equal(media.units, array_read(clip, "a").units)
+
+
+def test_workers_that_never_start_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_start_worker", dying_start)
+    with pytest.raises(MicuError, match="none that lived"):
+        decode_ten_times()
+
+
+def decode_ten_times() -> None:
+    names = ("a",)
+    with decode_in_processes(read_arrays, 1, TIMEOUT_S) as decoders:
+        for _ in range(10):
+            decoders.settle(decoders.submit(Clip(clip_id="1", text="one"), names), names)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_workers_die_with_a_run_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
@@ -222,6 +256,20 @@ def test_workers_die_with_a_run_that_is_killed(tmp_path: Path) -> None:
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
+
+
+def _workers_of(run: int) -> list[int]:
+    """Decoding processes of a run: the children of its fork server."""
+    parents = {pid: _parent(pid) for pid in _processes()}
+    servers = {pid for pid, parent in parents.items() if parent == run}
+    return [pid for pid, parent in parents.items() if parent in servers]
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _processes() -> list[int]:

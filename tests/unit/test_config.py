@@ -6,8 +6,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from micu.config import DataConfig, JigsawConfig, LossWeights, OptimizerConfig, TrainConfig
+from micu.config import DataConfig, LossWeights, OptimizerConfig, TrainConfig
 from micu.errors import ConfigError
+from micu.jigsaw_config import JigsawConfig
 from micu.overrides import config_differences, from_json, to_json, with_overrides
 from micu.presets import PRESETS
 
@@ -239,7 +240,13 @@ MICU = {
         "mask_share": "same",
         "pair_reduction": "sum",
     },
-    "jigsaw": {"splits": 8, "permutations": 256, "hidden_dim": 512, "block_draw": "batch"},
+    "jigsaw": {
+        "splits": 8,
+        "permutations": 256,
+        "hidden_dim": 512,
+        "block_draw": "batch",
+        "labels": "exact",
+    },
     "mmjp": {"splits": 2, "permutations": 128, "hidden_dim": 512},
     "weights": {
         "fine": 1,
@@ -263,13 +270,17 @@ MICU = {
         "grad_clip": 0.5,
         "clip_jigsaw": True,
         "double_forward": False,
+        "micro_batch": 0,
         "dtype": "float32",
+        "precision": "fp32",
+        "tf32": False,
         "skip_nonfinite": 0,
     },
     "data": {
         "steps": 10,
         "splits": ["train"],
         "padding": "repeat",
+        "dtype": "float32",
         "exclude_ids": "",
         "exclude_manifests": [],
     },

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +16,9 @@ from micu.config import DataConfig
 from micu.data import (
     Batch,
     FeatureDataset,
-    Sample,
     _signals_held,
     align_steps,
     batch_order,
-    collate_clips,
     iterate,
     make_loader,
     select_clips,
@@ -46,13 +45,27 @@ class FakeStore:
     def __contains__(self, clip_id):
         return clip_id in self.rows
 
+    @property
+    def spec(self):
+        first = next(iter(self.rows.values()))
+        return SimpleNamespace(shape=first.values.shape[1:])
+
     def read(self, clip_id):
         return self.rows[clip_id]
+
+    def steps_of(self, clip_id):
+        return self.rows[clip_id].mask, self.rows[clip_id].times_s
+
+    def read_into(self, clip_id, out):
+        out[:] = self.rows[clip_id].values[: len(out)]
 
 
 def sample_of(padding, steps=4, **rows):
     stores = {name: FakeStore(row) for name, row in rows.items()}
-    return FeatureDataset(stores, [Clip(clip_id="c")], DataConfig(steps=steps, padding=padding))[0]
+    config = DataConfig(steps=steps, padding=padding)
+    batch = FeatureDataset(stores, [Clip(clip_id="c")], config).read_batch([0])
+    features = {name: values[0] for name, values in batch.features.items()}
+    return SimpleNamespace(features=features, mask=batch.mask[0])
 
 
 @pytest.fixture
@@ -294,9 +307,9 @@ def test_loading_leaves_the_global_random_state_alone(stores):
 
 def test_a_data_set_that_was_read_from_can_be_sent_to_another_process(stores):
     dataset = FeatureDataset(stores, make_clips(), DataConfig())
-    first = dataset[3]
+    first = dataset.read_batch([3])
 
-    again = pickle.loads(pickle.dumps(dataset))[3]
+    again = pickle.loads(pickle.dumps(dataset)).read_batch([3])
 
     assert torch.equal(first.features["video"], again.features["video"])
 
@@ -325,12 +338,32 @@ def test_readers_are_started_deaf_to_the_signals_that_stop_a_run():
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-def test_features_of_different_shapes_do_not_make_a_batch():
-    mask = torch.ones(2, dtype=torch.bool)
-    samples = [Sample({"audio": torch.zeros(2, size)}, mask, f"c{size}", "") for size in (3, 4)]
+def test_batches_in_float16_are_the_rounded_ones_and_become_whole_on_the_device(stores):
+    whole = one_epoch(FeatureDataset(stores, make_clips(), DataConfig()))[0]
+    half = one_epoch(FeatureDataset(stores, make_clips(), DataConfig(dtype="float16")))[0]
 
-    with pytest.raises(StoreError, match=r"clip 'c4': expected \(2, 3\) as clip 'c3' has"):
-        collate_clips(samples)
+    moved = half.to("cpu", torch.float32)
+
+    for name, values in whole.features.items():
+        assert half.features[name].dtype == torch.float16
+        assert torch.equal(moved.features[name], values.half().float())
+
+
+def test_a_feature_beyond_float16_is_refused_with_its_clip():
+    stores = {"audio": FakeStore(make_row([1, 7e4])), "flow": FakeStore(make_row([1, 2]))}
+    clips, config = [Clip(clip_id="c")], DataConfig(steps=2, dtype="float16")
+
+    with pytest.raises(
+        StoreError, match=r"audio features of clip 'c': expected values below 65504"
+    ):
+        FeatureDataset(stores, clips, config).read_batch([0])
+
+
+def test_no_clips_make_an_empty_batch_of_the_right_shape(stores):
+    batch = FeatureDataset(stores, make_clips(), DataConfig()).read_batch([])
+
+    assert batch.features["video"].shape == (0, 10, 5, 5, 4)
+    assert batch.mask.shape == (0, 10)
 
 
 def test_moving_a_batch_changes_its_features_type_and_nothing_else():

@@ -15,6 +15,7 @@ from micu.losses.jigsaw import (
     jigsaw_loss,
     mix_blocks,
     permutation_rank,
+    sampled_jigsaw_loss,
     unrank_permutation,
 )
 
@@ -156,3 +157,31 @@ def test_the_classifier_offers_its_parameters_first_layer_first() -> None:
     classifier = JigsawClassifier(D, H, P)
     assert [tuple(x.shape) for x in classifier.tensors()] == [(H, D), (H,), (P, H), (P,)]
     assert len(list(classifier.parameters())) == 4
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([True, False, True, True, False])])
+def test_the_mean_over_all_labels_of_the_sampled_loss_is_the_exact_one(mask: Tensor | None) -> None:
+    blocks, weights = numbers(N, O, D // O).requires_grad_(), parameters()
+    permutations = draw_permutations(O, P, seed=1)
+    leaves = [blocks, *weights]
+    labels = torch.arange(P).expand(N, P).T  # every row has every label once
+    sampled = [sampled_jigsaw_loss(blocks, permutations, row, weights, mask) for row in labels]
+    mean = torch.stack(sampled).mean()
+    exact = jigsaw_loss(blocks, permutations, weights, mask)
+    torch.testing.assert_close(mean, exact, rtol=1e-12, atol=0)
+    pairs = zip(torch.autograd.grad(mean, leaves), torch.autograd.grad(exact, leaves), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+def test_a_row_is_put_in_the_permutation_of_its_label() -> None:
+    blocks, weights = numbers(N, O, D // O), parameters()
+    permutations = draw_permutations(O, P, seed=1)
+    labels = torch.tensor([5, 0, 3, 3, 1])
+    got = sampled_jigsaw_loss(blocks, permutations, labels, weights)
+    losses = []
+    for row, label in enumerate(labels.tolist()):
+        puzzle = torch.cat([blocks[row, block] for block in permutations[label].tolist()])
+        hidden = torch.relu(weights[0] @ puzzle + weights[1])
+        losses.append(-functional.log_softmax(weights[2] @ hidden + weights[3], 0)[label])
+    torch.testing.assert_close(got, torch.stack(losses).mean(), rtol=1e-12, atol=0)

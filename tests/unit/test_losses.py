@@ -12,15 +12,14 @@ from micu.config import (
     ContrastiveConfig,
     DataConfig,
     EncoderConfig,
-    JigsawConfig,
     LossWeights,
-    MmjpConfig,
     QuantizerConfig,
     ReconstructionConfig,
     TrainConfig,
 )
 from micu.data import Batch
-from micu.errors import ConfigError, TrainError
+from micu.errors import ConfigError
+from micu.jigsaw_config import JigsawConfig, MmjpConfig
 from micu.losses import (
     LOSSES,
     Draws,
@@ -33,6 +32,7 @@ from micu.losses import (
     weigh,
 )
 from micu.losses.autoencoder import masked_mse
+from micu.losses.terms import SHOWN_CLIPS, not_finite
 from micu.model.micu import MICU, MICUOutput
 from micu.model.quantizer import Quantized
 
@@ -71,6 +71,7 @@ WITH = {
         ),
         jigsaw=replace(CONFIG.jigsaw, block_draw="row"),
     ),
+    "sampled labels": replace(CONFIG, jigsaw=replace(CONFIG.jigsaw, labels="sampled")),
 }
 
 
@@ -287,26 +288,22 @@ def test_detached_losses_have_the_same_values_and_no_graph() -> None:
 def test_a_loss_that_is_not_finite_is_named_with_its_step_and_clips(bad: str) -> None:
     terms = {"fine": torch.tensor(1.0), "jigsaw": torch.tensor(float(bad))}
     loss = weigh(terms, LossWeights())
-    with pytest.raises(TrainError) as caught:
-        loss.check_finite(1207, [f"clip{i}" for i in range(20)])
-    message = str(caught.value)
+    message = not_finite(1207, loss.nonfinite(), [f"clip{i}" for i in range(SHOWN_CLIPS + 12)])
     assert message.startswith(f"step 1207: loss 'jigsaw' is {bad}")
     assert "'fine'" not in message
     assert "'total'" not in message
-    assert "(batch clips: clip0, clip1, clip2, clip3, clip4, clip5, clip6, clip7 and 12 more)" in (
-        message
-    )
+    assert "(batch clips: clip0, clip1, clip2" in message
+    assert f"clip{SHOWN_CLIPS - 1} and 12 more)" in message
     assert "stopped before the optimizer step" in message
 
 
 def test_a_sum_that_overflows_is_named() -> None:
     loss = LossTerms(torch.tensor(torch.inf), {"fine": torch.tensor(2.0)})
-    with pytest.raises(TrainError, match="loss 'total' is inf"):
-        loss.check_finite(0, ["a"])
+    assert loss.nonfinite() == ["loss 'total' is inf"]
 
 
 def test_finite_losses_pass() -> None:
-    LossTerms(torch.tensor(2.0), {"fine": torch.tensor(2.0)}).check_finite(0, ["a"])
+    assert LossTerms(torch.tensor(2.0), {"fine": torch.tensor(2.0)}).nonfinite() == []
 
 
 def test_a_registered_loss_without_a_weight_says_where_to_add_it(
@@ -350,8 +347,27 @@ def test_draws_are_a_pure_function_of_seed_and_step() -> None:
         assert not torch.equal(first.keep, other.keep)
 
 
+def test_labels_are_drawn_when_sampled_and_change_no_other_draw() -> None:
+    config = replace(CONFIG, jigsaw=replace(CONFIG.jigsaw, labels="sampled"))
+    plain = draw(CONFIG, 500, T, seed=1, step=2, device="cpu")
+    first, again, next_ = (draw(config, 500, T, seed=1, step=s, device="cpu") for s in (2, 2, 3))
+    assert plain.labels is None
+    assert first.labels is not None
+    assert again.labels is not None
+    assert next_.labels is not None
+    assert torch.equal(plain.keep, first.keep)
+    assert torch.equal(plain.block_modality, first.block_modality)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.labels, next_.labels)
+    shares = torch.bincount(first.labels, minlength=5) / len(first.labels)
+    assert first.labels.shape == (500 * T,)
+    assert (shares - 1 / 5).abs().max() < 0.05
+
+
 def test_draws_have_the_configured_shapes_and_shares() -> None:
-    first, second = (draw(config, 500, T, seed=0, step=0, device="cpu") for config in WITH.values())
+    first, second, _ = (
+        draw(config, 500, T, seed=0, step=0, device="cpu") for config in WITH.values()
+    )
     assert (first.keep.shape, first.block_modality.shape) == ((500, T), (4,))
     assert (second.keep.shape, second.block_modality.shape) == ((3, 500, D), (500 * T, 4))
     assert first.keep.dtype == torch.bool

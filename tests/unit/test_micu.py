@@ -8,7 +8,6 @@ from torch import Tensor
 
 from micu.config import (
     EncoderConfig,
-    JigsawConfig,
     LossWeights,
     QuantizerConfig,
     ReconstructionConfig,
@@ -16,6 +15,7 @@ from micu.config import (
 )
 from micu.data import Batch
 from micu.errors import ConfigError, ShapeError
+from micu.jigsaw_config import JigsawConfig
 from micu.model.micu import MICU, MICUOutput
 from micu.presets import PRESETS
 

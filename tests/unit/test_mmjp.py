@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from micu.config import JigsawConfig, TrainConfig
+from micu.config import TrainConfig
 from micu.data import Batch
+from micu.jigsaw_config import JigsawConfig
 from micu.losses import LOSSES, Losses, draw
 from micu.losses.jigsaw import permutation_rank
 from micu.losses.mmjp import side_by_side

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from micu.config import (
     EncoderConfig,
-    JigsawConfig,
     OptimizerConfig,
     QuantizerConfig,
     ReconstructionConfig,
@@ -17,6 +16,7 @@ from micu.config import (
 )
 from micu.data import Batch
 from micu.errors import TrainError
+from micu.jigsaw_config import JigsawConfig
 from micu.losses import draw
 from micu.model.quantizer import UnifiedQuantizer, nearest_code
 from micu.step import StepReport, TrainState, build_state, learning_rate, train_step
