@@ -15,7 +15,7 @@ Run: python -m benchmarks.real --stage all --bench DIR [--out .real]
 
 import itertools
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -264,6 +264,14 @@ def plan_of(
     )
 
 
+def _names(option: str, text: str, known: Collection[str]) -> list[str]:
+    names = text.split(",")
+    foreign = [name for name in names if name not in known]
+    if foreign:
+        raise click.UsageError(f"{option}: no {', '.join(foreign)}; known: {', '.join(known)}")
+    return names
+
+
 @click.command()
 @click.option("--stage", type=click.Choice(["features", *STAGES, "ablation", "all"]), default="all")
 @click.option(
@@ -291,7 +299,8 @@ def main(
     smoke: bool,
 ) -> None:
     """Train and evaluate every method on the same real data."""
-    plan = plan_of(out, sets.split(","), methods.split(","), seeds, workers, smoke)
+    chosen = _names("--sets", sets, DATA_SETS), _names("--methods", methods, METHODS)
+    plan = plan_of(out, *chosen, seeds, workers, smoke)
     if stage == "features" or (stage == "all" and bench is not None):
         if bench is None:
             raise click.UsageError("--stage features: expected --bench DIR; see the README")

@@ -6,6 +6,7 @@ A run is a folder; what it has finished stands in files there, and is not done a
 import io
 import logging
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -190,10 +191,10 @@ def do_all(
     title: str, work: Callable[..., object], jobs: Iterable[tuple[object, ...]], workers: int
 ) -> None:
     """Do the jobs in processes of one thread each, and tell how far they are."""
-    listed = list(jobs)
+    listed, began = list(jobs), time.perf_counter()
     results = Parallel(workers, return_as="generator_unordered")(
         delayed(work)(*job) for job in listed
     )
-    with click.progressbar(results, length=len(listed), label=title) as shown:
-        for _ in shown:
-            pass
+    for number, _ in enumerate(results, 1):
+        minutes = (time.perf_counter() - began) / 60
+        click.echo(f"{title}: {number}/{len(listed)} after {minutes:.1f} min", err=True)

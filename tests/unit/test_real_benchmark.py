@@ -292,3 +292,10 @@ def test_ablations_stand_beside_the_method_itself(benchmark):
     text = (benchmark / "ablation.md").read_text()
     assert "| MICU " in text
     assert "| batches of 40" in text
+
+
+def test_a_mistyped_method_is_named(tmp_path):
+    words = ["--smoke", "--out", str(tmp_path), "--methods", "micu,dicd"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert "--methods: no dicd; known: micu" in result.output
