@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +60,7 @@ class CachedDataset(FeatureDataset):
         index = torch.tensor(indices, dtype=torch.int64)
         clips = [self.clips[i] for i in indices]
         return Batch(
-            {name: values[index] for name, values in self._features.items()},
+            {name: _gathered(values, index) for name, values in self._features.items()},
             self._mask[index],
             tuple(clip.clip_id for clip in clips),
             tuple(clip.label for clip in clips),
@@ -67,6 +68,13 @@ class CachedDataset(FeatureDataset):
 
     def _tensors(self) -> list[Tensor]:
         return [*self._features.values(), self._mask]
+
+
+def _gathered(values: Tensor, index: Tensor) -> Tensor:
+    """Some rows, in memory that NumPy asks for: in large pages, which come several times faster."""
+    kind = np.float32 if values.dtype == torch.float32 else np.float16
+    out = torch.from_numpy(np.empty((len(index), *values.shape[1:]), kind))
+    return torch.index_select(values, 0, index, out=out)
 
 
 def _check_fits(size: int, dtype: str, shared: bool) -> None:

@@ -32,7 +32,13 @@ NEEDED_COLUMN = {"video": "path", "audio": "path", "flow": "path", "text": "text
 
 Row = TypeVar("Row")
 
-_YOUTUBE_ID = re.compile(r"([A-Za-z0-9_-]{11})(?:_[0-9.]+){0,2}(?:#[0-9]+)?")
+_YOUTUBE_ID = re.compile(
+    r"([A-Za-z0-9_-]{10}[AEIMQUYcgkosw048])(?:_[0-9]{6}|_[0-9.]+_[0-9.]+)?(?:#[0-9]+)?"
+)
+"""64 bits in base64, so that the last of eleven characters has two bits of zero."""
+
+_WORDS = re.compile(r"[a-z]{3,}[0-9]?(_[a-z]{3,}[0-9]?)+|[A-Z][a-z]{2,}(_[A-Z][a-z]{2,})+")
+"""Words, such as a class, joined by underscores: as good as never an id that was drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +247,11 @@ def youtube_id(clip_id: str) -> str | None:
     """The eleven characters of a YouTube video that an id begins with; None if it does not.
 
     Data sets write `ID`, `ID_000030` (start, s), `ID_30_40` or `ID_30.000_40.000` (start and end);
-    `#2` after it numbers further rows about the same clip.
+    `#2` after it numbers further rows about the same clip. What merely looks so, `dog_barking_7` or
+    `Dog_barking_000007`, is none: another tail, a last character that no video has, or words.
     """
     found = _YOUTUBE_ID.fullmatch(clip_id)
-    return found[1] if found else None
+    return found[1] if found and not _WORDS.fullmatch(found[1]) else None
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:

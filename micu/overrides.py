@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -11,6 +12,8 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 from micu.config import TrainConfig
 from micu.errors import ConfigError
 from micu.registry import suggest
+
+logger = logging.getLogger(__name__)
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -54,25 +57,36 @@ def to_json(config: TrainConfig) -> str:
 
 
 def from_json(text: str, where: str = "configuration") -> TrainConfig:
-    """The configuration that `to_json` wrote.
+    """The configuration that `to_json` wrote, in this version or an earlier one.
+
+    A setting that an earlier version did not have gets its default, which must be what was done
+    before there was the setting; a warning names it.
 
     Args:
         text: JSON.
         where: What is being read, for the message.
 
     Raises:
-        ConfigError: It is not JSON, or keys are unknown, missing or of bad values: all of them in
-            one message.
+        ConfigError: It is not JSON, or keys are unknown or of bad values: all in one message.
     """
     try:
         value = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"{where}: not JSON: {error}") from error
     problems: list[str] = []
-    changes = _read_section(TrainConfig, value, "", problems)
+    absent: list[str] = []
+    changes = _read_section(TrainConfig, value, "", problems, absent)
+    if "modalities" in absent:  # no version wrote a file without
+        problems.append("modalities: missing; expected a configuration of micu-train")
     config = None if problems else _rebuild(TrainConfig(), changes, problems)
     if problems:
         raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
+    if absent:
+        logger.warning(
+            "%s: of an earlier version; these are taken as they are by default: %s",
+            where,
+            ", ".join(absent),
+        )
     return cast(TrainConfig, config)
 
 
@@ -166,18 +180,20 @@ def _checked(value: object, kind: Any) -> Any:
     raise ConfigError(f"expected {expected}, got {value!r}")
 
 
-def _read_section(kind: Any, value: object, prefix: str, problems: list[str]) -> Tree:
-    """The tree of changes in parsed JSON; every problem is noted under its full key."""
+def _read_section(
+    kind: Any, value: object, prefix: str, problems: list[str], absent: list[str]
+) -> Tree:
+    """The tree of changes in parsed JSON; problems and absent keys are noted by their full key."""
     if not isinstance(value, Mapping):
         problems.append(f"{prefix.rstrip('.') or 'top'}: expected a section, got {value!r}")
         return {}
     hints = get_type_hints(kind)
     problems += [f"{prefix}{key}: unknown key" for key in value if key not in hints]
-    problems += [f"{prefix}{key}: missing" for key in hints if key not in value]
+    absent += [prefix + key for key in hints if key not in value]
     tree: Tree = {}
     for key in [key for key in hints if key in value]:
         if is_dataclass(hints[key]):
-            tree[key] = _read_section(hints[key], value[key], f"{prefix}{key}.", problems)
+            tree[key] = _read_section(hints[key], value[key], f"{prefix}{key}.", problems, absent)
             continue
         try:
             tree[key] = _checked(value[key], hints[key])

@@ -4,6 +4,9 @@ import os
 import random
 from pathlib import Path
 
+# Tests run in two processes: threads of one would wait for those of the other. Read at import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

@@ -58,8 +58,11 @@ def write_features(
     backbones: Mapping[str, str] = BACKBONES,
     steps: int = STEPS,
     make: Callable[[Clip, str, tuple[int, ...], int], FeatureRow] = make_row,
+    has: Callable[[Clip, str], bool] = lambda clip, modality: True,
 ) -> Path:
     """Write a manifest and one feature set per modality, as an extraction would.
+
+    `has` says which clips have features of a modality.
 
     Returns:
         The manifest; `root` is the folder to give to `--features`.
@@ -83,8 +86,9 @@ def write_features(
         run = RunRecord(manifest_path=str(manifest), media_root=str(root.parent), rows=len(clips))
         write_set(folder, header, run)
         length = 4 if words else steps
-        for number, start in enumerate(range(0, len(clips), 16)):
-            rows = [make(clip, modality, shape, length) for clip in clips[start : start + 16]]
+        there = [clip for clip in clips if has(clip, modality)]
+        for number, start in enumerate(range(0, len(there), 16)):
+            rows = [make(clip, modality, shape, length) for clip in there[start : start + 16]]
             publish_shard(folder, number, header, rows)
     record = {"manifest": str(manifest), "media_root": str(root.parent)}
     (root / "last.json").write_text(json.dumps(record))

@@ -50,12 +50,23 @@ def labelled_row(names: Sequence[str]) -> Callable[..., FeatureRow]:
 
 
 def write_sets(
-    root: Path, name: str, clips: Sequence[Clip], modalities: str, names: Sequence[str]
+    root: Path,
+    name: str,
+    clips: Sequence[Clip],
+    modalities: str,
+    names: Sequence[str],
+    has: Callable[[Clip, str], bool] = lambda clip, modality: True,
 ) -> None:
     """Feature sets of the official shapes below `root/features`, and `root/NAME.csv`."""
     shapes = {kind: OFFICIAL[kind] for kind in OFFICIAL if kind[0] in modalities}
     write_features(
-        root / "features", clips, shapes, name=name, backbones=BACKBONES, make=labelled_row(names)
+        root / "features",
+        clips,
+        shapes,
+        name=name,
+        backbones=BACKBONES,
+        make=labelled_row(names),
+        has=has,
     )
 
 

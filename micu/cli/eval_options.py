@@ -31,6 +31,7 @@ TASKS_OF = {
     **dict.fromkeys(("--score", "--threshold", "--details", "--select-on"), ("oscmg",)),
     "--test-splits": _PAIRED,
     "--localise": ("cmg",),
+    "--items": ("retrieval",),
     "--codebook-out": ("codebook",),
     "--protocol": (*_PAIRED, "codebook"),
     "--pretraining-manifest": (*_PAIRED, "codebook"),
@@ -67,6 +68,7 @@ class Arguments:
     thresholds: tuple[str, ...]
     score: str
     localise: bool
+    items: int | None
     probe_epochs: int | None
     probe_batch_size: int
     probe_learning_rate: float
@@ -174,7 +176,8 @@ def _clip_options() -> list[Callable[..., Any]]:
         click.option(
             "--test-splits",
             metavar="NAMES",
-            help="Values to test on, or all [default: test]. AVE's published cmg: train.",
+            help="Values to test on, or all [default: test; under paper, --setting ave of cmg has "
+            "train, as published].",
         ),
     ]
 
@@ -202,7 +205,8 @@ def _method_options() -> list[Callable[..., Any]]:
             type=click.Choice(["both", PAPER, CLEAN]),
             default="both",
             show_default=True,
-            help="paper: everything as published, leaks included; clean: without them.",
+            help="paper: clips, epoch and threshold as published, leaks included; clean: without "
+            "them.",
         ),
         click.option(
             "--threshold",
@@ -226,6 +230,11 @@ def _method_options() -> list[Callable[..., Any]]:
             is_flag=True,
             help="Find which class is there in which second, from the manifest's events.",
         ),
+        click.option(
+            "--items",
+            type=click.IntRange(min=1),
+            help="Retrieve among the first so many items [default: all].",
+        ),
     ]
 
 
@@ -235,8 +244,8 @@ def _probe_options() -> list[Callable[..., Any]]:
         click.option(
             "--probe-epochs",
             type=number,
-            help="Epochs of the probe [default: 25; 30 for cmg. The published scripts take 16 for "
-            "UCF open-set and 40 for UCF↔VGGSound closed-set].",
+            help="Epochs of the probe [default: those of the --setting's published script; without "
+            "one 25, and 30 for cmg].",
         ),
         click.option("--probe-batch-size", type=number, default=80, show_default=True),
         click.option(

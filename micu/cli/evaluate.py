@@ -39,7 +39,8 @@ from micu.evaluate.report import (
     write_rows,
 )
 from micu.evaluate.scores import SCORES
-from micu.evaluate.splits import CLEAN
+from micu.evaluate.splits import CLEAN, PAPER
+from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
 from micu.files import file_sha256, write_atomically
 from micu.manifest import MODALITIES, Manifest, read_class_list, read_manifest
 from micu.report.build import render_rows
@@ -52,7 +53,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.evaluate.evaluation import Evaluation, Side
 
 PROBE_EPOCHS = {"cmg": 30}
-"""Of the published scripts; 25 for the other tasks."""
+"""Of most published scripts; 25 for the other tasks. `--setting` has those of its own script."""
 
 SEVERAL_SEEDS = 5
 """How many seeds `--protocol clean` takes for tasks with a probe, unless told otherwise."""
@@ -100,14 +101,37 @@ def run(typed: Arguments) -> list[Row]:
     refuse_idle_options(typed)
     if typed.setting:
         check_setting(typed.setting, typed.task)
-    alone = replace(typed, encoders=("checkpoint",), ceiling=False, chance=False, details=None)
-    chosen, told = select(typed.checkpoints, typed.select_on, lambda path: _evaluate(alone, path))
+    judged = _selection_arguments(typed)
+    chosen, told = select(typed.checkpoints, typed.select_on, lambda path: _evaluate(judged, path))
     rows: list[Row] = []
     for found in _evaluate(typed, chosen):
         noted = [replace(r, note=r.note + told) if r.checkpoint_sha256 else r for r in found]
         write_rows(noted, typed.out)
         rows += noted
     return rows
+
+
+def _selection_arguments(typed: Arguments) -> Arguments:
+    """What is evaluated to select by: the protocol and threshold that the criterion is read from.
+
+    They need not be those that are evaluated afterwards, nor need its score, if that is all.
+    """
+    return replace(
+        typed,
+        encoders=("checkpoint",),
+        ceiling=False,
+        chance=False,
+        details=None,
+        protocol=PAPER if typed.select_on == ORACLE else CLEAN,
+        thresholds=(SOURCE_VAL,),
+        score="msp" if typed.score == "all" else typed.score,
+        seeds=_count_seeds(typed),
+    )
+
+
+def _count_seeds(typed: Arguments) -> int:
+    several = SEVERAL_SEEDS if typed.protocols == (CLEAN,) and typed.task in PROBED else 1
+    return typed.seeds or several
 
 
 def _evaluate(typed: Arguments, checkpoint: Path) -> Iterator[list[Row]]:
@@ -120,9 +144,8 @@ def _evaluate(typed: Arguments, checkpoint: Path) -> Iterator[list[Row]]:
         raise ConfigError(f"--probe-encoder-dropout: {checkpoint} has no dropout; leave it out")
     sides = open_sides(typed, loaded)
     first = loaded.config.seed if typed.seed is None else typed.seed
-    several = SEVERAL_SEEDS if typed.protocols == (CLEAN,) and typed.task in PROBED else 1
     made: dict[str, dict[str, ClipEncoder]] = {}
-    for seed in range(first, first + (typed.seeds or several)):
+    for seed in range(first, first + _count_seeds(typed)):
         yield TASKS[typed.task](_evaluation(typed, sides, loaded, seed, made))
 
 
@@ -201,6 +224,7 @@ def _evaluation(
     from micu.evaluate.leaks import find_pretraining
     from micu.evaluate.models import describe_preset
     from micu.evaluate.probe import ProbeConfig
+    from micu.evaluate.published import find_published
 
     aliases = read_class_map(typed.class_map) if typed.class_map else {}
     source = _side(typed, sides[0], loaded, seed, made.setdefault("source", {}), aliases)
@@ -209,6 +233,8 @@ def _evaluation(
         target = _side(typed, sides[1], loaded, seed, made.setdefault("target", {}), aliases)
     known = read_class_list(typed.known) if typed.known else ()
     pretrained_on = typed.pretraining_manifest
+    published = find_published(typed.task, typed.setting)
+    usual_epochs = published.epochs if published else PROBE_EPOCHS.get(typed.task, 25)
     return Evaluation(
         source=source,
         target=target,
@@ -219,8 +245,9 @@ def _evaluation(
         pairs=typed.pairs,
         known=tuple(dict.fromkeys(aliases.get(name, name) for name in known)),
         classes_sha256=file_sha256(typed.known) if typed.known else "",
+        class_map_sha256=file_sha256(typed.class_map) if typed.class_map else "",
         probe=ProbeConfig(
-            epochs=typed.probe_epochs or PROBE_EPOCHS.get(typed.task, 25),
+            epochs=typed.probe_epochs or usual_epochs,
             batch_size=typed.probe_batch_size,
             learning_rate=typed.probe_learning_rate,
             epoch_offset=typed.probe_epoch_offset,
@@ -240,11 +267,13 @@ def _evaluation(
             [sets.manifest for sets in sides],
             read_manifest(pretrained_on) if pretrained_on else None,
         ),
+        items=typed.items,
         codebook_path=typed.codebook_out,
         batch_size=typed.batch_size,
         steps=typed.steps,
         details=typed.details,
         setting=typed.setting,
+        published=published,
         tell=functools.partial(click.echo, err=True),
     )
 

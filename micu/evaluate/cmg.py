@@ -37,7 +37,7 @@ def evaluate_closed_set(evaluation: Evaluation) -> list[Row]:
     """
     if not evaluation.pairs:
         raise ConfigError("cmg needs --source and --target, or --pairs v:a,a:v")
-    return evaluation.evaluate_jobs(_evaluate_job, _chance_rows)
+    return evaluation.evaluate_jobs(_split, _evaluate_job, _chance_rows)
 
 
 def _split(evaluation: Evaluation, protocol: str, job: Job) -> OpenSetSplit:

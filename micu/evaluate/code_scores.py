@@ -22,7 +22,7 @@ def fit_quantization_error(fitting: Fitting) -> Scorer:
     training clips: in the target modality on the same clips as they are there, without labels.
     """
     if not fitting.errors:
-        raise _no_codes(QUANTIZATION)
+        raise no_codes(QUANTIZATION)
     scales = {name: (x.mean(), max(x.std(), 1e-12)) for name, x in fitting.errors.items()}
 
     def score(clips: Evidence) -> Floats:
@@ -79,11 +79,12 @@ def _mean_over_steps(
 
 def _codes(clips: Evidence, name: str) -> Ints:
     if clips.codes is None:
-        raise _no_codes(name)
+        raise no_codes(name)
     return clips.codes
 
 
-def _no_codes(name: str) -> ConfigError:
+def no_codes(name: str) -> ConfigError:
+    """What to say of a score of codes for features that have none."""
     return ConfigError(
         f"--score {name}: the encoder gives no codes; use --encoder checkpoint or untrained, "
         "without --ceiling, or another score"

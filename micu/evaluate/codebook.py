@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and reading needs none
 SHARE = 0.1
 """Part of a code's activations from which a modality takes part in it."""
 
-COLUMNS = ("code", "modality", "count")
+COLUMNS = ("code", "modality", "count", "protocol")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class CodebookUse:
 
     counts: dict[str, NDArray[np.int64]]
     """modality → (K,), steps that chose the code"""
+    protocol: str = ""
+    """Of the clips that were counted; empty where the file does not say."""
 
     def perplexity(self, modality: str) -> float:
         """Exponential of the entropy of the codes, [1, K]: how many codes a modality works with."""
@@ -69,8 +71,6 @@ class CodebookUse:
 def count_codes(encoded: "Mapping[str, ClipFeatures]", codebook_size: int) -> CodebookUse:
     """Count the codes of all steps that the mask calls real.
 
-    With `data.padding=repeat` these include repeated steps, and padded words in any case.
-
     Args:
         encoded: modality → features with codes.
         codebook_size: K.
@@ -101,12 +101,14 @@ def agreement(encoded: "Mapping[str, ClipFeatures]") -> dict[tuple[str, str], fl
 
 
 def write_codebook(use: CodebookUse, path: Path) -> None:
-    """Write every code's count by modality as a CSV file, zeros included."""
+    """Write every code's count by modality as a CSV file, zeros included; and the protocol."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
     for modality, counts in use.counts.items():
-        writer.writerows((code, modality, int(count)) for code, count in enumerate(counts))
+        writer.writerows(
+            (code, modality, int(count), use.protocol) for code, count in enumerate(counts)
+        )
     write_atomically(path, table.getvalue().encode())
 
 
@@ -120,8 +122,12 @@ def read_codebook(path: Path) -> CodebookUse:
         try:
             reader = csv.DictReader(file)
             found: dict[str, dict[int, int]] = {}
+            protocols: set[str] = set()
             for row in reader:
+                protocols.add(row.get("protocol") or "")
                 found.setdefault(row["modality"], {})[int(row["code"])] = int(row["count"])
+            if len(protocols) > 1:
+                raise ValueError("expected the counts of one protocol")
             codes = {code: None for counts in found.values() for code in counts}
             if not codes or list(codes) != list(range(len(codes))):
                 raise ValueError("expected every code from 0 on for each modality")
@@ -133,4 +139,4 @@ def read_codebook(path: Path) -> CodebookUse:
             }
         except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
             raise ConfigError(f"{path}: not a codebook file of micu-eval: {error!r}") from error
-    return CodebookUse(counts)
+    return CodebookUse(counts, *protocols)

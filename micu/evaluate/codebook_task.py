@@ -1,8 +1,10 @@
 """Task `codebook`: how the modalities use the codebook (figure 6 of the paper)."""
 
+from dataclasses import replace
+
 from micu.errors import ConfigError, ManifestError
 from micu.evaluate.codebook import agreement, count_codes, write_codebook
-from micu.evaluate.encoders import CodeEncoder
+from micu.evaluate.encoders import CodeEncoder, encode_real
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.report import Row
 from micu.evaluate.splits import CLEAN
@@ -33,10 +35,10 @@ def _rows(evaluation: Evaluation, protocol: str, name: str) -> list[Row]:
     if not clips:
         raise ManifestError(f"codebook: under {protocol} no clip has all modalities")
     encoded = {
-        modality: encoder.encode(modality, [clip.clip_id for clip in clips])
+        modality: encode_real(encoder, modality, [clip.clip_id for clip in clips])
         for modality in side.stores
     }
-    use = count_codes(encoded, encoder.codebook_size)
+    use = replace(count_codes(encoded, encoder.codebook_size), protocol=protocol)
     is_first = (name, protocol) == (evaluation.encoders[0], evaluation.protocols[-1])
     if evaluation.codebook_path is not None and is_first:
         write_codebook(use, evaluation.codebook_path)

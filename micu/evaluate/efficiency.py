@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from micu.data import Batch, FeatureDataset, iterate, make_loader
 from micu.errors import ConfigError
@@ -52,15 +53,16 @@ def evaluate_efficiency(evaluation: Evaluation) -> list[Row]:
     inference_memory = _peak_memory(device)
     state = build_state(loaded.config, loaded.model.shapes, str(device))
     training_s = _measure(lambda: train_step(state, batch), evaluation.steps, device)
-    trained = [*loaded.model.parameters(), *state.losses.parameters()]
     values = {
-        "parameters": float(sum(p.numel() for p in trained)),
+        "parameters": float(_trained(loaded.model, state.losses)),
         "parameters_downstream": float(_downstream(loaded.model)),
         "training_memory_mib": _peak_memory(device),
         "inference_memory_mib": inference_memory,
         "seconds_per_step": training_s,
         "seconds_per_clip": inference_s / count,
     }
+    place = _name(device).replace(" ", "-")
+    measured_with = f"batch:{count} device:{place} threads:{torch.get_num_threads()}"
     memory = "device" if device.type == "cuda" else "process, libraries included"
     note = (
         f"{_name(device)}, {torch.get_num_threads()} threads, {dtype}, batches of {count} clips "
@@ -79,6 +81,7 @@ def evaluate_efficiency(evaluation: Evaluation) -> list[Row]:
             value=value,
             n_clips=count,
             features=tuple(evaluation.source.stores),
+            measured_with=measured_with,
             note=note,
         )
         for metric, value in values.items()
@@ -132,12 +135,18 @@ def _peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
 
+def _trained(model: MICU, losses: nn.Module) -> int:
+    """Parameters of all that is trained, and the codebook, which may be a buffer."""
+    trained: dict[int, Tensor] = {id(p): p for p in (*model.parameters(), *losses.parameters())}
+    trained[id(model.quantizer.codebook)] = model.quantizer.codebook
+    return sum(p.numel() for p in trained.values())
+
+
 def _downstream(model: MICU) -> int:
-    """Parameters of what `encode` runs, and the codebook, which is a buffer."""
-    used = (
-        p for name, p in model.named_parameters() if name.split(".")[0] not in UNUSED_DOWNSTREAM
-    )
-    return sum(p.numel() for p in used) + model.quantizer.codebook.numel()
+    """Parameters of what `encode` runs, and the codebook, which may be a buffer."""
+    named = [*model.named_parameters(), ("quantizer", model.quantizer.codebook)]
+    used = {id(p): p for name, p in named if name.split(".")[0] not in UNUSED_DOWNSTREAM}
+    return sum(p.numel() for p in used.values())
 
 
 def _name(device: torch.device) -> str:

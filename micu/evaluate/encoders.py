@@ -5,9 +5,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from micu.align import align_steps
 from micu.config import DataConfig
 from micu.data import Batch, FeatureDataset, iterate, make_loader
 from micu.errors import ConfigError
@@ -25,7 +27,7 @@ from micu.evaluate.probe import (
 from micu.losses import derive_seed
 from micu.manifest import Clip
 from micu.model.micu import MICU
-from micu.store import FeatureStore
+from micu.store import FeatureRow, FeatureStore
 
 BATCH_SIZE = 80
 """Clips that are encoded at once."""
@@ -41,6 +43,10 @@ class ClipEncoder(Protocol):
 
     def encode(self, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
         """Features of the clips in one modality."""
+        ...
+
+    def real_steps(self, modality: str, clip_ids: Sequence[str]) -> Tensor:
+        """Which steps of the clips were extracted, (n, T) bool; see `encode_real`."""
         ...
 
     codebook_size: int
@@ -99,6 +105,15 @@ class ClipCache:
         """Batches of the clips as they were extracted, in the order asked for; nothing is kept."""
         return self._read(modality, [self._clips[name] for name in clip_ids])
 
+    def real_steps(self, modality: str, clip_ids: Sequence[str]) -> Tensor:
+        """Which steps of the clips hold something that was extracted, (n, T) bool."""
+        found = []
+        for clip_id in clip_ids:
+            mask, times_s = self.stores[modality].steps_of(clip_id)
+            row = FeatureRow(clip_id, np.zeros(len(mask), np.float32), mask, times_s)
+            found.append(torch.from_numpy(align_steps(row, self._data.steps)[1].copy()))
+        return torch.stack(found)
+
     def _read(self, modality: str, clips: Sequence[Clip]) -> Iterator[Batch]:
         dataset = FeatureDataset({modality: self.stores[modality]}, clips, self._data)
         return iterate(make_loader(dataset, BATCH_SIZE, seed=0, epoch=0, shuffle=False))
@@ -126,6 +141,10 @@ class CodeEncoder:
     def encode(self, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
         """Codes of the clips in one modality."""
         return self._cache.get(modality, clip_ids)
+
+    def real_steps(self, modality: str, clip_ids: Sequence[str]) -> Tensor:
+        """Which steps of the clips were extracted."""
+        return self._cache.real_steps(modality, clip_ids)
 
     def width(self, modality: str) -> int:
         """That of the codebook, which all modalities share."""
@@ -180,6 +199,10 @@ class InputEncoder:
         """Features of the clips in one modality, (n, T, D)."""
         return self._cache.get(modality, clip_ids)
 
+    def real_steps(self, modality: str, clip_ids: Sequence[str]) -> Tensor:
+        """Which steps of the clips were extracted."""
+        return self._cache.real_steps(modality, clip_ids)
+
     def width(self, modality: str) -> int:
         """Channels of the features as they were extracted."""
         return self._cache.stores[modality].spec.shape[-1]
@@ -193,6 +216,17 @@ class InputEncoder:
     def describe_probe(self, config: ProbeConfig) -> str:
         """The penalties that are tried; `config` does not matter."""
         return f"logistic regression ridge={','.join(map(str, RIDGE))}"
+
+
+def encode_real(encoder: ClipEncoder, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
+    """As `encode`, but the mask is that of what was extracted.
+
+    Neither words that are not there, which are zeros, nor seconds that `data.padding=repeat`
+    repeats are real then. A clip whose steps all lie outside of T keeps the encoder's mask.
+    """
+    features = encoder.encode(modality, clip_ids)
+    real = encoder.real_steps(modality, clip_ids).to(features.mask.device) & features.mask
+    return replace(features, mask=torch.where(real.any(1, keepdim=True), real, features.mask))
 
 
 def check_same_space(

@@ -12,11 +12,12 @@ from typing import Any
 
 from micu.checkpoint import LoadedModel
 from micu.errors import ManifestError
-from micu.evaluate.encoders import ClipEncoder
+from micu.evaluate.encoders import ClipEncoder, check_same_space
 from micu.evaluate.leaks import CHECKPOINT_ON_TEST, Pretraining
 from micu.evaluate.probe import ProbeConfig
+from micu.evaluate.published import Published
 from micu.evaluate.report import Row
-from micu.evaluate.splits import TEST, TRAIN, OpenSetSplit, SplitRules, split_clips
+from micu.evaluate.splits import PAPER, TEST, TRAIN, OpenSetSplit, SplitRules, split_clips
 from micu.evaluate.thresholds import ORACLE
 from micu.manifest import Clip, Manifest
 from micu.registry import Registry
@@ -52,6 +53,10 @@ class Job:
     target_encoder: ClipEncoder
     """Of the clips to test on."""
 
+    def told(self) -> str:
+        """Its name in messages."""
+        return f"{self.method} {self.source} → {self.target}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
@@ -73,6 +78,8 @@ class Evaluation:
     """Empty: every class."""
     classes_sha256: str
     """Of the file that names the known classes."""
+    class_map_sha256: str
+    """Of the file that joins names of classes; empty without one."""
     probe: ProbeConfig
     selected_on: str | None
     """Which threshold's rows the checkpoint was chosen by among several, if it was."""
@@ -89,6 +96,8 @@ class Evaluation:
     preset: str
     loaded: LoadedModel
     pretraining: Pretraining
+    items: int | None
+    """Of retrieval: how many, the first ones; None is all."""
     codebook_path: Path | None
     """Where to write each code's counts."""
     batch_size: int
@@ -99,47 +108,89 @@ class Evaluation:
     """Folder for what stands behind the rows, clip by clip."""
     setting: str
     """What the paper's tables call it; "" for other data."""
+    published: Published | None
+    """What the published script of the setting does."""
     tell: Callable[[str], None]
     """Takes a line about progress."""
     _splits: dict[tuple[str, str, str, bool], OpenSetSplit] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
+
+    def tell_once(self, line: str) -> None:
+        """Tell a line that was not told before."""
+        if line not in self._told:
+            self._told.add(line)
+            self.tell(line)
 
     def rules(self, protocol: str, **given: Any) -> SplitRules:
         """How clips are chosen under a protocol; `given` are the task's own fields."""
+        tested = self._test_splits(protocol)
         return SplitRules(
             **{
                 "protocol": protocol,
                 "train_splits": self.train_splits if self.train_splits != () else (TRAIN,),
-                "test_splits": self.test_splits if self.test_splits != () else (TEST,),
+                "test_splits": tested if tested != () else (TEST,),
                 "seen": self.pretraining.seen,
                 **given,
             }
         )
 
-    def told_splits(self) -> str:
+    def _test_splits(self, protocol: str) -> tuple[str, ...] | None:
+        """Those asked for, else those that `paper` has in this setting; () for the usual ones."""
+        unusual = self.published and self.published.test_splits != (TEST,)
+        if self.published and unusual and protocol == PAPER and self.test_splits == ():
+            return self.published.test_splits
+        return self.test_splits
+
+    def departures(self, protocol: str, method: str) -> str:
+        """In what a row under `paper` is not as published, to be added to its note."""
+        has_probe = method in ("checkpoint", "untrained")
+        if not self.published or not has_probe or protocol != PAPER:
+            return ""
+        tested = self._test_splits(protocol)
+        found = self.published.departures(self.probe, tested if tested != () else (TEST,))
+        return f"; published: {', '.join(found)}" if found else ""
+
+    def told_splits(self, protocol: str) -> str:
         """Value of the column `splits`."""
-        asked = {"train": self.train_splits, "test": self.test_splits}
+        asked = {"train": self.train_splits, "test": self._test_splits(protocol)}
         return " ".join(
             f"{part}={'all' if names is None else ','.join(names)}"
             for part, names in asked.items()
             if names != ()
         )
 
+    def conditions(self, method: str) -> Iterator[str]:
+        """What the rows of a method depend on beside what has a column of its own."""
+        if self.class_map_sha256:
+            yield f"class-map:{self.class_map_sha256[:12]}"
+        if method == "checkpoint" and self.pretraining.manifest_sha256:
+            yield f"pretraining:{self.pretraining.manifest_sha256[:12]}"
+        if method == "checkpoint" and self.selected_on:
+            yield f"selected-on:{self.selected_on}"
+
     def split(self, rules: SplitRules, known: Sequence[str], job: Job) -> OpenSetSplit:
-        """The clips of one protocol and pair; of the ceiling, all from the target manifest."""
+        """The clips of one protocol and pair; of the ceiling, all from the target manifest.
+
+        Raises:
+            ManifestError: A set of clips would be empty; the message names the job.
+        """
         source, target, is_ceiling = job.source, job.target, job.method == CEILING
         key = (rules.protocol, source, target, is_ceiling)
         if key not in self._splits:
             side = self.target if is_ceiling else self.source
-            self._splits[key] = split_clips(
-                side.clips,
-                known,
-                source_ids=side.stores[source],
-                target_ids=self.target.stores[target],
-                seed=self.seed,
-                targets=None if side is self.target else self.target.clips,
-                paired_ids=side.stores.get(target, ()),
-                rules=rules,
-            )
+            try:
+                self._splits[key] = split_clips(
+                    side.clips,
+                    known,
+                    source_ids=side.stores[source],
+                    target_ids=self.target.stores[target],
+                    seed=self.seed,
+                    targets=None if side is self.target else self.target.clips,
+                    paired_ids=side.stores.get(target, ()),
+                    rules=rules,
+                )
+            except ManifestError as error:
+                raise ManifestError(f"{job.told()}, {rules.protocol}: {error}") from error
         return self._splits[key]
 
     def each_protocol(self, make: Callable[[str], list[Row]]) -> list[Row]:
@@ -172,20 +223,52 @@ class Evaluation:
             for target in dict.fromkeys(target for _, target in self.pairs):
                 yield Job(CEILING, target, target, ceiling, ceiling)
 
+    def possible_jobs(self, plan: Callable[["Evaluation", str, Job], object]) -> list[Job]:
+        """The jobs, each of which can be under one protocol or more.
+
+        A ceiling for which there are no clips is told of, and left out: source and target modality
+        may be those of two data sets.
+
+        Raises:
+            ConfigError: A job cannot be as it was asked for.
+            ManifestError: There are not the clips for another job under any protocol.
+        """
+        jobs: list[Job] = []
+        for job in self.jobs():
+            check_same_space(job.encoder, job.source, job.target_encoder, job.target)
+            problems: list[ManifestError] = []
+            for protocol in self.protocols:
+                try:
+                    plan(self, protocol, job)
+                except ManifestError as error:
+                    problems.append(error)
+            if len(problems) < len(self.protocols):
+                jobs.append(job)
+            elif job.method == CEILING:
+                self.tell(f"left out: {problems[0]}")
+            else:
+                raise problems[0]
+        return jobs
+
     def evaluate_jobs(
         self,
+        plan: Callable[["Evaluation", str, Job], object],
         evaluate: Callable[["Evaluation", Job], list[Row]],
         guess: Callable[["Evaluation", Job, str], list[Row]],
     ) -> list[Row]:
         """The rows of every job, and of guessing where that was asked for.
 
+        All of them are planned before the first is trained.
+
         Args:
+            plan: Makes the sets of clips of a protocol and job, and checks what was asked of them.
             evaluate: Gives the rows of a job under every protocol.
             guess: Gives those of guessing, for a pair and a protocol.
         """
-        rows = [row for job in self.jobs() for row in evaluate(self, job)]
+        jobs = self.possible_jobs(plan)
+        rows = [row for job in jobs for row in evaluate(self, job)]
         if self.with_chance:
-            for job in self.jobs():
+            for job in jobs:
                 if job.method == self.encoders[0]:
                     rows += self.each_protocol(partial(guess, self, replace(job, method="chance")))
         return rows
@@ -194,7 +277,7 @@ class Evaluation:
         """A line about the training that begins."""
         validation = f"{len(split.validation)} validation, " if split.validation else ""
         return (
-            f"seed {self.seed}: {job.method} {job.source} → {job.target}, {protocol}: "
+            f"seed {self.seed}: {job.told()}, {protocol}: "
             f"{len(split.train)} training, {validation}{len(split.test)} test clips"
         )
 
@@ -217,12 +300,16 @@ def make_row(
     train: str,
     test: str,
     features: Sequence[str],
+    protocol: str = "",
+    note: str = "",
+    measured_with: str = "",
     **given: Any,
 ) -> Row:
     """A row with the provenance that all rows of an evaluation share.
 
     `features` are the modalities whose feature sets the number depends on, the last one that of the
     target manifest. The checkpoint's hash and preset stay empty for methods that do not use them.
+    `measured_with` are conditions of the task's own.
     """
     from_checkpoint = method == "checkpoint"
     has_model = from_checkpoint or method == "untrained"
@@ -241,7 +328,10 @@ def make_row(
         manifest_sha256=" ".join(manifests),
         classes_sha256=evaluation.classes_sha256,
         setting=evaluation.setting,
-        splits=evaluation.told_splits(),
+        splits=evaluation.told_splits(protocol),
+        protocol=protocol,
+        note=note + evaluation.departures(protocol, method),
+        conditions=" ".join((*evaluation.conditions(method), *measured_with.split())),
         features=" ".join(
             f"{name}:{store.spec.backbone}@{store.header.fingerprint[:12]}"
             for name, store in stores.items()

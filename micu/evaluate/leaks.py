@@ -13,7 +13,7 @@
 | `pretraining-text:labels` | the pretraining's sentences say the class: one for each label |
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from micu.checkpoint import LoadedModel
 from micu.data import WORDS, select_clips
 from micu.errors import ConfigError
 from micu.evaluate.splits import media_item
-from micu.manifest import Clip, Manifest
+from micu.files import file_sha256
+from micu.manifest import Clip, Manifest, read_manifest
 
 THRESHOLD_ON_TEST, EPOCH_ON_TEST = "threshold:test", "epoch:test"
 CHECKPOINT_ON_TEST = "checkpoint:test"
@@ -35,6 +36,8 @@ class Pretraining:
     """Their media items; None where they are not known."""
     text_is_label: bool = False
     """Whether text was pretrained on, and every class had one sentence alone."""
+    manifest_sha256: str = ""
+    """Of the manifest that says so; empty where there is none."""
 
     def leaks(self, test: Iterable[Clip]) -> tuple[str, ...]:
         """What a test on some clips leaks."""
@@ -57,12 +60,14 @@ def find_pretraining(
 ) -> Pretraining:
     """What a model was pretrained on, from the manifest that its checkpoint names by hash.
 
-    The authors' checkpoint names none: it is what was typed that is believed.
+    The authors' checkpoint names none: it is what was typed that is believed. One of `micu-train`
+    also notes where its manifest lay: if the file is there, unchanged, it need not be typed.
 
     Args:
         loaded: The model.
         at_hand: Manifests that were read for the evaluation.
-        typed: The manifest that the user says it was; None looks among those at hand.
+        typed: The manifest that the user says it was; None looks among those at hand, and where the
+            checkpoint says that it lay.
 
     Raises:
         ConfigError: The typed manifest is not the one that the checkpoint names.
@@ -74,6 +79,7 @@ def find_pretraining(
             f"checkpoint was trained from {str(recorded)[:12]}… ({loaded.record.get('manifest')})"
         )
     manifest = typed or next((m for m in at_hand if m.sha256 == recorded), None)
+    manifest = manifest or _recorded_manifest(loaded.record)
     data = loaded.config.data
     lists = [*filter(None, [data.exclude_ids]), *data.exclude_manifests]
     missing = [path for path in lists if not Path(path).is_file()]
@@ -88,7 +94,16 @@ def find_pretraining(
     return Pretraining(
         frozenset(map(media_item, clips)),
         WORDS in loaded.config.modalities and _says_the_class(clips),
+        manifest.sha256,
     )
+
+
+def _recorded_manifest(record: Mapping[str, object]) -> Manifest | None:
+    """The manifest at the path that a checkpoint notes, if it has the hash that it notes."""
+    path, digest = Path(str(record.get("manifest", ""))), record.get("manifest_sha256")
+    if not path.is_file() or file_sha256(path) != digest:
+        return None
+    return read_manifest(path)
 
 
 def _says_the_class(clips: Sequence[Clip]) -> bool:

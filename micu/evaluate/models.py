@@ -10,7 +10,7 @@ import torch
 from micu.checkpoint import LoadedModel, load_checkpoint
 from micu.config import TrainConfig
 from micu.errors import CheckpointError, StoreError
-from micu.evaluate.report import CHANGES
+from micu.evaluate.report import CHANGES, RELEASED
 from micu.files import file_sha256
 from micu.model.micu import MICU
 from micu.overrides import config_differences
@@ -24,12 +24,11 @@ UNREADABLE = (
 )
 """What `torch.load` raises for a file that is not one of its own."""
 
-RELEASED = "released (features unchecked)"
-"""Stands for the preset of the authors' checkpoint, which does not name its training features."""
-
 
 def load_model(path: Path, device: str) -> LoadedModel:
-    """Read a checkpoint of `micu-train`, or the authors' one.
+    """Read a checkpoint of `micu-train`, or one of the authors.
+
+    The latter names neither its preset nor its training features: its file's name stands for it.
 
     Raises:
         CheckpointError: The file is missing, cut off, hostile or neither.
@@ -46,7 +45,7 @@ def load_model(path: Path, device: str) -> LoadedModel:
         step=0,
         specs={},
         sha256=file_sha256(path),
-        record={"preset": RELEASED},
+        record={"preset": f"{RELEASED} {path.stem} (features unchecked)"},
     )
 
 

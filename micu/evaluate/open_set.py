@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
-from micu.errors import ConfigError
+from micu.errors import ConfigError, ManifestError
 from micu.evaluate import feature_scores  # noqa: F401 - registers its scores
-from micu.evaluate.code_scores import CODE_SCORES, QUANTIZATION
+from micu.evaluate.code_scores import CODE_SCORES, QUANTIZATION, no_codes
 from micu.evaluate.details import ClipMap, Details, map_clips
 from micu.evaluate.encoders import ClipEncoder, check_same_space
 from micu.evaluate.metrics import (
@@ -79,16 +79,47 @@ class Outcome:
     """Clip by clip."""
 
 
-def scores_for(encoder: ClipEncoder, asked: str) -> tuple[str, ...]:
-    """The scores that a name stands for: itself, or with `all` every one that the encoder allows.
+def scores_for(
+    encoder: ClipEncoder, split: OpenSetSplit, source: str, target: str, asked: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The scores that a name stands for, and why the others are left out.
+
+    `all` is every score that these features and clips allow; what they do not allow in principle
+    (codes, of features that have none) is left out without a word.
 
     Raises:
+        ConfigError: The one that was asked for cannot be.
         RegistryError: There is no such score.
     """
     if asked != "all":
         SCORES[asked]
-        return (asked,)
-    return tuple(name for name in SCORES if encoder.codebook_size or name not in CODE_SCORES)
+        if asked in CODE_SCORES and not encoder.codebook_size:
+            raise no_codes(asked)
+        if asked == QUANTIZATION and _lacks_pairs(split, source, target):
+            raise _cannot_standardise(target)
+        return (asked,), ()
+    names = [name for name in SCORES if encoder.codebook_size or name not in CODE_SCORES]
+    if QUANTIZATION in names and _lacks_pairs(split, source, target):
+        names.remove(QUANTIZATION)
+        return tuple(names), (str(_cannot_standardise(target)),)
+    return tuple(names), ()
+
+
+def thresholds_for(
+    split: OpenSetSplit, source: str, target: str, asked: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those of the thresholds asked for that can be, and why the others cannot.
+
+    Raises:
+        ManifestError: None can be.
+    """
+    if PAIRED_QUANTILE not in asked or len(split.pairs) >= FEWEST_PAIRS:
+        return tuple(asked), ()
+    problem = _few_pairs(split, source, target)
+    left = tuple(name for name in asked if name != PAIRED_QUANTILE)
+    if not left:
+        raise problem
+    return left, (str(problem),)
 
 
 def run_oscmg(
@@ -118,7 +149,8 @@ def run_oscmg(
 
     Raises:
         ConfigError: No probe can be carried from the source to the target modality, or there are
-            not the clips that a score or threshold needs.
+            not the clips that a score needs.
+        ManifestError: There are not the clips that a threshold needs.
     """
     target_encoder = target_encoder or encoder
     check_same_space(encoder, source, target_encoder, target)
@@ -128,7 +160,8 @@ def run_oscmg(
         "test": (target_encoder, target, [clip.clip_id for clip in split.test]),
     }
     if PAIRED_QUANTILE in thresholds:
-        _check_pairs(split, source, target)
+        if len(split.pairs) < FEWEST_PAIRS:
+            raise _few_pairs(split, source, target)
         wanted |= {
             "pairs in the source": (encoder, source, list(split.pairs)),
             "pairs in the target": (encoder, target, list(split.pairs)),
@@ -204,11 +237,8 @@ def _training_errors(
         return {}
     found = {train.modality: train}
     if target != train.modality:
-        if not split.paired:
-            raise ConfigError(
-                f"--score {QUANTIZATION}: no training clip has {target} features, by which it is "
-                f"standardised; extract them, or use another score"
-            )
+        if _lacks_pairs(split, train.modality, target):
+            raise _cannot_standardise(target)
         found[target] = encoder.encode(target, split.paired)
     return {
         name: clips.errors[clips.mask].cpu().double().numpy()
@@ -217,13 +247,23 @@ def _training_errors(
     }
 
 
-def _check_pairs(split: OpenSetSplit, source: str, target: str) -> None:
-    if len(split.pairs) < FEWEST_PAIRS:
-        raise ConfigError(
-            f"--threshold {PAIRED_QUANTILE}: expected {FEWEST_PAIRS} or more clips with {source} "
-            f"and {target} features that are neither trained nor tested on, got "
-            f"{len(split.pairs)}; use --threshold {SOURCE_VAL}"
-        )
+def _lacks_pairs(split: OpenSetSplit, source: str, target: str) -> bool:
+    return source != target and not split.paired
+
+
+def _cannot_standardise(target: str) -> ConfigError:
+    return ConfigError(
+        f"--score {QUANTIZATION}: no training clip has {target} features, by which it is "
+        "standardised; extract them, or use another score"
+    )
+
+
+def _few_pairs(split: OpenSetSplit, source: str, target: str) -> ManifestError:
+    return ManifestError(
+        f"--threshold {PAIRED_QUANTILE}: expected {FEWEST_PAIRS} or more clips with {source} "
+        f"and {target} features that are neither trained nor tested on, got "
+        f"{len(split.pairs)}; use --threshold {SOURCE_VAL}"
+    )
 
 
 def _conclude(
@@ -278,6 +318,11 @@ def _conclude(
     )
 
 
+def _has_both(split: OpenSetSplit) -> bool:
+    """Whether clips of known and of unknown classes are tested."""
+    return len({clip.label in split.known for clip in split.test}) == 2
+
+
 def _tell_choice(split: OpenSetSplit, threshold_source: str, chosen: Choice, probes: int) -> str:
     """How epoch and threshold were chosen, in words."""
     if split.held_out:
@@ -288,6 +333,11 @@ def _tell_choice(split: OpenSetSplit, threshold_source: str, chosen: Choice, pro
         )
     else:
         origin, differs = f"split {VALIDATION!r} of the manifest", ""
+    if threshold_source == ORACLE and not _has_both(split):
+        return (
+            "no HOS without test clips of known and of unknown classes: the lowest score of the "
+            f"first of {probes} probes{differs}"
+        )
     if threshold_source == ORACLE:
         return (
             f"best HOS on the test set over 10 thresholds and {probes} probes; "

@@ -1,12 +1,12 @@
 """Task `oscmg`: open-set cross-modal generalisation (tables 2, 5, 6 and 7 of the paper)."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from micu.errors import ConfigError
 from micu.evaluate.details import write_details
 from micu.evaluate.evaluation import TASKS, Evaluation, Job, chance_rows, make_row
 from micu.evaluate.leaks import EPOCH_ON_TEST, THRESHOLD_ON_TEST
-from micu.evaluate.open_set import Outcome, chance, run_oscmg, scores_for
+from micu.evaluate.open_set import Outcome, chance, run_oscmg, scores_for, thresholds_for
 from micu.evaluate.report import Row
 from micu.evaluate.splits import PAPER, OpenSetSplit
 from micu.evaluate.thresholds import ORACLE
@@ -27,11 +27,39 @@ def evaluate_open_set(evaluation: Evaluation) -> list[Row]:
             "oscmg needs --known CSV with at least two classes (column label), and --source and "
             "--target, or --pairs v:a,a:v"
         )
-    return evaluation.evaluate_jobs(_evaluate_job, _chance_rows)
+    return evaluation.evaluate_jobs(_plan, _evaluate_job, _chance_rows)
 
 
 def _split(evaluation: Evaluation, protocol: str, job: Job) -> OpenSetSplit:
     return evaluation.split(evaluation.rules(protocol), evaluation.known, job)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What one protocol does for a job."""
+
+    split: OpenSetSplit
+    origins: tuple[str, ...]
+    """Of thresholds."""
+    scores: tuple[str, ...]
+
+
+def _plan(evaluation: Evaluation, protocol: str, job: Job) -> _Plan:
+    """What will be done; nothing is trained or encoded.
+
+    Raises:
+        ConfigError: The score cannot be.
+        ManifestError: A set of clips would be empty, or no threshold can be had from them.
+    """
+    split = _split(evaluation, protocol, job)
+    scores, without = scores_for(job.encoder, split, job.source, job.target, evaluation.score)
+    origins: tuple[str, ...] = (ORACLE,)
+    if protocol != PAPER:
+        origins, no_threshold = thresholds_for(split, job.source, job.target, evaluation.thresholds)
+        without += no_threshold
+    for reason in without:
+        evaluation.tell_once(f"{job.told()}: left out: {reason}")
+    return _Plan(split, origins, scores)
 
 
 def _evaluate_job(evaluation: Evaluation, job: Job) -> list[Row]:
@@ -39,8 +67,8 @@ def _evaluate_job(evaluation: Evaluation, job: Job) -> list[Row]:
     trained: list[tuple[OpenSetSplit, list[Outcome]]] = []
 
     def rows_of(protocol: str) -> list[Row]:
-        split = _split(evaluation, protocol, job)
-        origins = (ORACLE,) if protocol == PAPER else tuple(evaluation.thresholds)
+        plan = _plan(evaluation, protocol, job)
+        split = plan.split
         outcomes = next((found for known, found in trained if known.trains_as(split)), None)
         if outcomes is None:
             evaluation.tell(evaluation.describe(protocol, job, split))
@@ -52,14 +80,14 @@ def _evaluate_job(evaluation: Evaluation, job: Job) -> list[Row]:
                 job.target,
                 config=evaluation.probe,
                 seed=evaluation.seed,
-                scores=scores_for(job.encoder, evaluation.score),
-                thresholds=(*origins, *also),
+                scores=plan.scores,
+                thresholds=(*plan.origins, *also),
                 target_encoder=job.target_encoder,
             )
             trained.append((split, outcomes))
         rows: list[Row] = []
         for outcome in outcomes:
-            if outcome.threshold_source in origins:
+            if outcome.threshold_source in plan.origins:
                 rows += _outcome_rows(evaluation, protocol, job, split, outcome)
                 if evaluation.details is not None:
                     write_details(evaluation.details, outcome.details, rows[-1].shared())

@@ -1,5 +1,6 @@
 """Known scores beside each other, the best first."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ RANKED_BY = ("auroc", "oscr", "fpr_unk_at_95tpr_known", "hos")
 def rank_scores(rows: Sequence[Row]) -> Table:
     """Scores by mean AUROC over pairs and seeds, one ranking per method, in percent.
 
+    What is not defined, for want of clips of unknown classes, is a dash, and so is its rank.
     Rows whose threshold or epoch was chosen on the test set are left out, unless there are no
     others.
     """
@@ -28,13 +30,23 @@ def rank_scores(rows: Sequence[Row]) -> Table:
         for key, group in values.items()
     }
     methods = {method: place for place, method in enumerate(dict.fromkeys(k[0] for k in means))}
-    ordered = sorted(means.items(), key=lambda item: (methods[item[0][0]], item[0][1], -item[1][0]))
+
+    def place(item: tuple[tuple[str, str, str], list[float]]) -> tuple[int, str, bool, float]:
+        (method, threshold, _), found = item
+        return methods[method], threshold, math.isnan(found[0]), -found[0]
+
+    ordered = sorted(means.items(), key=place)
     lines: list[tuple[str, ...]] = []
     previous: tuple[str, str] | None = None
     rank = 0
     for (method, threshold, score), found in ordered:
         rank = rank + 1 if (method, threshold) == previous else 1
         previous = (method, threshold)
-        lines.append((str(rank), score, method, threshold, *(f"{100 * x:.2f}" for x in found)))
+        told = str(rank) if not math.isnan(found[0]) else "–"
+        lines.append((told, score, method, threshold, *map(_percent, found)))
     header = ("rank", "score", "method", "threshold", "AUROC", "OSCR", "FPR unk@95 known", "HOS")
     return Table((header, *lines))
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.2f}"

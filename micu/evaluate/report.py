@@ -18,6 +18,9 @@ from micu.files import write_atomically
 CHANGES = " with "
 """Between a preset's name and what was changed in it."""
 
+RELEASED = "released"
+"""Begins what stands for the preset of a checkpoint of the authors."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -58,6 +61,10 @@ class Row:
     note: str = ""
     setting: str = ""
     """What the paper's tables call the data and its known classes; `micu.report.paper` has them."""
+    conditions: str = ""
+    """What else the number depends on, `name:value` with spaces between: `pretraining` and
+    `class-map` (first digits of the hashes of these files), `selected-on`, and what the cost was
+    measured with."""
 
     def key(self) -> tuple[object, ...]:
         """What two rows about the same number have in common."""
@@ -146,32 +153,31 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
 
     Rates are in percent, here and nowhere else. Several seeds become mean ± standard deviation
     (of the sample, n - 1). Rows of different probes, features or classes stand on lines of their
-    own, though no column shows these.
+    own, though no column shows these; so do several checkpoints that share a seed.
     """
-    groups: dict[tuple[str, ...], dict[str, list[float]]] = {}
-    runs: dict[tuple[str, ...], set[tuple[int, str]]] = {}
+    jobs: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Row]] = {}
     for row in rows:
         pair = " → ".join(filter(None, (row.train_modality, row.test_modality)))
-        shown = (row.task, pair, row.method, row.preset, row.protocol, row.threshold_source)
-        key = (
-            *shown,
-            row.score,
-            row.leaks,
-            row.splits,
-            row.probe,
-            row.features,
-            row.classes_sha256,
-        )
-        groups.setdefault(key, {}).setdefault(row.metric, []).append(row.value)
-        runs.setdefault(key, set()).add((row.seed, row.checkpoint_sha256))
+        source = row.threshold_source
+        shown = (row.task, pair, row.method, row.preset, row.protocol, source, row.score, row.leaks)
+        hidden = (row.splits, row.probe, row.features, row.classes_sha256)
+        jobs.setdefault((shown, hidden), []).append(row)
+    groups: dict[tuple[tuple[str, ...], ...], dict[str, list[float]]] = {}
+    runs: dict[tuple[tuple[str, ...], ...], set[tuple[int, str]]] = {}
+    for (job, others), found in jobs.items():
+        apart = shares_seeds((row.seed, row.checkpoint_sha256) for row in found)
+        for row in found:
+            key = ((*job, row.checkpoint_sha256[:12] if apart else ""), others)
+            groups.setdefault(key, {}).setdefault(row.metric, []).append(row.value)
+            runs.setdefault(key, set()).add((row.seed, row.checkpoint_sha256))
     columns = [metric for metric in metrics if any(metric in group for group in groups.values())]
     header = (
         *("task", "modalities", "method", "preset", "protocol", "threshold", "score", "leaks"),
-        "runs",
+        *("checkpoint", "runs"),
     )
     lines = [
         (
-            *map(_short, key[: len(header) - 1]),
+            *map(_short, key[0]),
             str(len(runs[key])),
             *(_cell(group.get(name, []), name) for name in columns),
         )
@@ -179,6 +185,16 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
     ]
     titles = tuple(COLUMN_TITLES.get(name, name) for name in columns)
     return _without_empty_columns(((*header, *titles), *lines))
+
+
+def shares_seeds(runs: Iterable[tuple[object, str]]) -> bool:
+    """Whether two checkpoints have a seed in common: no mean over the seeds of both is one of one.
+
+    Args:
+        runs: Seed and checkpoint of each.
+    """
+    seeds = [seed for seed, _ in set(runs)]
+    return len(seeds) > len(set(seeds))
 
 
 def _short(text: str) -> str:

@@ -209,9 +209,7 @@ def _as_listed(
     shared = sum(media_item(clip) in trained for clip in test)
     if shared:
         leaks.append(f"test-clips-in-training:{shared}")
-    others = sorted({clip.split for clip in test} - {TEST, ""})
-    if others:
-        leaks.append(f"test-split:{','.join(others)}")
+    leaks += name_splits(test)
     lost = len(known) - len(_learnable(train, test, known, rules, []))
     if lost:
         leaks.append(f"unusable-classes:{lost}")
@@ -223,6 +221,12 @@ def _as_listed(
         held_out=False,
         leaks=tuple(leaks),
     )
+
+
+def name_splits(test: Iterable[Clip]) -> tuple[str, ...]:
+    """The leak of test clips that are of another split than `test`."""
+    others = sorted({clip.split for clip in test} - {TEST, ""})
+    return (f"test-split:{','.join(others)}",) if others else ()
 
 
 def _without_seen(test: Sequence[Clip], rules: SplitRules, told: list[str]) -> list[Clip]:
@@ -312,7 +316,24 @@ def _refuse_empty(
                 f"(known classes, source modality, split {_spell(rules.train_splits)}) and for "
                 f"the test (target modality, split {_spell(rules.test_splits)}); the manifest's "
                 f"labelled rows have {splits or 'no label'}; see --train-splits and --test-splits"
+                + (_tell_merged(clips) if rules.protocol == CLEAN else "")
             )
+
+
+def _tell_merged(clips: Sequence[Clip]) -> str:
+    """How many clips count as parts of one media item, by their ids."""
+    items: dict[str, set[str]] = {}
+    for clip in clips:
+        items.setdefault(media_item(clip), set()).add(clip.group)
+    merged = {item: groups for item, groups in items.items() if len(groups) > 1}
+    if not merged:
+        return ""
+    count = sum(map(len, merged.values()))
+    return (
+        f"; {count} ids are taken for parts of {len(merged)} YouTube videos or UCF101 recordings, "
+        f"the first {next(iter(merged))!r}, and stay on one side: if they are not, give the rows a "
+        "group of another form"
+    )
 
 
 def _spell(splits: tuple[str, ...] | None) -> str:

@@ -9,7 +9,7 @@ from micu.report.figures import draw_codebook, draw_training
 from micu.report.open_set import open_set_section
 from micu.report.page import Block, Code, Drawing, Fold, Section, Title, render_html
 from micu.report.paper import SETTINGS, TABLES, metric_title, read_printed
-from micu.report.read import Material, result_of
+from micu.report.read import Material, Result, result_of
 from micu.report.svg import draw_bars, figure, legend
 from micu.store import Header
 
@@ -32,7 +32,10 @@ LEAKS = {
 """What the names in "rests on" mean, up to their colon."""
 
 BLIND, ON_TEST = "var(--s0)", "var(--s4)"
-"""Colours of bars, by where the threshold was chosen."""
+"""Colours of bars, by whether anything was chosen on the test set."""
+
+PAPER_SCORES = ("", "msp")
+"""What the paper lays its thresholds on; older files do not say."""
 
 OWN = "Without a figure of the paper"
 LISTED = 20
@@ -83,26 +86,66 @@ def _overview(material: Material, lines: Sequence[Line]) -> list[Block]:
         "of the paper beside them.",
         READING,
     ]
-    bars = []
-    for line in compared:
-        cell = line.cells.get("hos")
-        if cell and cell.printed:
-            how = line.of.protocol or line.of.threshold_source
-            words = (line.of.setting, _arrows(line.direction), short_preset(line.of.preset), how)
-            colour = ON_TEST if "threshold:test" in line.leaks else BLIND
-            label = " ".join(filter(None, words))
-            bars.append((label, cell.mean, cell.printed.number / 100, colour))
-    if bars:
-        told = "Bars are ours, marks the paper's."
-        drawing = draw_bars("HOS, ours and the paper's", told, bars, "paper")
-        keys = legend(
-            [("blind to the test set", BLIND, -1), ("threshold chosen on it", ON_TEST, -1)]
-        )
-        blocks.append(Drawing(figure(drawing, "HOS: ours (bar) and the paper's (mark), %", keys)))
+    charts = [
+        _chart(setting, [line for line in compared if line.of.setting == setting])
+        for setting in dict.fromkeys(line.of.setting for line in compared if "hos" in line.cells)
+    ]
+    blocks += [Drawing("".join(charts))] if charts else []
     blocks += _tell_leaks(lines)
     if material.skipped:
         blocks.append(f"Not read: {'; '.join(material.skipped)}")
     return blocks
+
+
+def _chart(setting: str, lines: Sequence[Line]) -> str:
+    """HOS of one setting beside the paper's."""
+    title = f"HOS, {setting}: ours (bar) and the paper's (mark), %"
+    keys = [
+        ("blind to the test set", BLIND, -1),
+        ("threshold, epoch or checkpoint chosen on it", ON_TEST, -1),
+    ]
+    drawing = draw_bars(title, "Bars are ours, marks the paper's.", _bars(lines), "paper")
+    return figure(drawing, title, legend(keys))
+
+
+def _bars(lines: Sequence[Line]) -> list[tuple[str, float, float, str]]:
+    """Label, HOS of ours and of the paper, colour; scores of ours only where a job has no `msp`."""
+    found = [
+        (line, cell, cell.printed)
+        for line in lines
+        if (cell := line.cells.get("hos")) and cell.printed
+    ]
+    as_printed = {_but_score(line) for line, *_ in found if line.of.score in PAPER_SCORES}
+    drawn = [
+        bar
+        for bar in found
+        if bar[0].of.score in PAPER_SCORES or _but_score(bar[0]) not in as_printed
+    ]
+    labels = [_label(line) for line, *_ in drawn]
+    bars = []
+    for label, (line, cell, printed) in zip(labels, drawn, strict=True):
+        twin = f" {line.of.checkpoint_sha256[:12]}" if labels.count(label) > 1 else ""
+        colour = ON_TEST if line.is_chosen_on_test else BLIND
+        bars.append((label + twin, cell.mean, printed.number / 100, colour))
+    return bars
+
+
+def _but_score(line: Line) -> tuple[str, ...]:
+    row = line.of
+    names = (line.direction, row.preset, row.checkpoint_sha256)
+    return (*names, row.protocol, row.threshold_source)
+
+
+def _label(line: Line) -> str:
+    """What is evaluated, and below it how."""
+    row = line.of
+    return f"{_arrows(line.direction)} {short_preset(row.preset)}\n{_told_how(row)}"
+
+
+def _told_how(row: Result) -> str:
+    """Protocol, threshold, and the score if it is not the paper's."""
+    score = "" if row.score in PAPER_SCORES else row.score
+    return " ".join(filter(None, (row.protocol, row.threshold_source.replace("none", ""), score)))
 
 
 def _tell_leaks(lines: Sequence[Line]) -> list[str]:
@@ -145,7 +188,8 @@ def _means(lines: Sequence[Line], number: int) -> list[str]:
     for line in lines:
         row = line.of
         if line.table == number and row.method == MODEL:
-            key = (row.preset, row.protocol, row.threshold_source, row.score, row.probe)
+            method = (row.preset, row.checkpoint_sha256)
+            key = (*method, row.protocol, row.threshold_source, row.score)
             found.setdefault(key, []).append(line)
     texts = []
     for group in found.values():
@@ -165,7 +209,7 @@ def _means(lines: Sequence[Line], number: int) -> list[str]:
             ours = sum(100 * cell.mean for cell, _ in cells) / len(cells)
             theirs = sum(printed.number for _, printed in cells if printed) / len(cells)
             first = group[0].of
-            how = first.protocol or first.threshold_source
+            how = _told_how(first)
             difference = f"{ours - theirs:+.2f}".replace("-", "−")
             texts.append(
                 f"Mean over all {len(cells)} columns, {short_preset(first.preset)}, {how}: ours "
@@ -208,7 +252,8 @@ def _codebooks(material: Material) -> list[Block]:
         metrics = list(dict.fromkeys(name for line in lines for name in line.cells))
         blocks.append(tabulate_lines(lines, metrics))
     for name, use in material.codebooks.items():
-        blocks += [Title(name), Drawing(draw_codebook(use))]
+        told = f"{name} (protocol {use.protocol})" if use.protocol else name
+        blocks += [Title(told), Drawing(draw_codebook(use))]
     return blocks
 
 

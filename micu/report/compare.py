@@ -2,13 +2,14 @@
 
 import csv
 import io
+import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from micu.evaluate.columns import NOT_RATES
-from micu.evaluate.report import CHANGES, Table
+from micu.evaluate.report import CHANGES, Table, shares_seeds
 from micu.report.paper import (
     SETTINGS,
     Printed,
@@ -25,6 +26,12 @@ MODEL = "checkpoint"
 BOTH_WAYS = "-vaf"
 """Ends the settings whose printed figures are means of both directions, as retrieval's are."""
 
+CHOSEN_ON_TEST = ("threshold:test", "epoch:test", "checkpoint:test")
+"""Of the names of `micu.evaluate.leaks`, which needs torch."""
+
+MOST_DIGITS = 16
+"""Of a count in a file; what has as many is none."""
+
 ORACLE = "oracle"
 ORACLE_LEAKS = "threshold:test;epoch:test"
 """What rows of an oracle threshold rest on, where an older file does not say."""
@@ -38,6 +45,8 @@ class Cell:
     """One per run, rates in [0, 1]; NaN where it is not defined."""
     printed: Printed | None = None
     """The paper's figure for it, rates in percent."""
+    n_clips: str = ""
+    """Clips that each is over, `19 to 21` where the runs differ; empty where no run says."""
 
     @property
     def mean(self) -> float:
@@ -61,7 +70,7 @@ class Line:
     """One job, over its seeds."""
 
     of: Result
-    """One of its rows, for what all of them have in common."""
+    """One of its rows, for what all of them have in common; no hash of several checkpoints."""
     direction: str
     """V->A, V<->A; empty for tasks without."""
     runs: int
@@ -80,31 +89,62 @@ class Line:
         older = ORACLE_LEAKS if self.of.threshold_source == ORACLE else ""
         return self.of.leaks or older
 
+    @property
+    def is_chosen_on_test(self) -> bool:
+        """Whether threshold, epoch or checkpoint was chosen on the test set."""
+        return any(leak in CHOSEN_ON_TEST for leak in self.leaks.split(";"))
+
 
 def compare(results: Sequence[Result]) -> list[Line]:
     """One line per job, and one for each mean of both directions that the paper prints."""
     groups: dict[tuple[object, ...], list[Result]] = {}
     for row in results:
         groups.setdefault(row.group(), []).append(row)
-    lines = [_line(rows) for rows in groups.values()]
-    return in_reading_order([*lines, *_both_ways(groups.values())])
+    lines = [_line(runs) for rows in groups.values() for runs in _repetitions(rows)]
+    return in_reading_order([*lines, *_both_ways(results)])
+
+
+def _repetitions(rows: Sequence[Result]) -> Iterable[list[Result]]:
+    """Rows that a mean may be taken over: checkpoints that share a seed stand apart."""
+    shared = shares_seeds((row.seed, row.checkpoint_sha256) for row in rows)
+    apart: dict[str, list[Result]] = {}
+    for row in rows:
+        apart.setdefault(row.checkpoint_sha256 if shared else "", []).append(row)
+    return apart.values()
 
 
 def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
     first = rows[0]
     direction = direction_of(first.train_modality, first.test_modality, both_ways=both_ways)
-    values: dict[str, list[float]] = {}
+    found: dict[str, list[Result]] = {}
     for row in rows:
-        values.setdefault(row.metric, []).append(row.value)
+        found.setdefault(row.metric, []).append(row)
     own = first.method == MODEL
     method = paper_method(first.preset) if own else ""
     cells = {
-        metric: Cell(tuple(found), find_printed(first.setting, method, direction, metric))
-        for metric, found in values.items()
+        metric: Cell(
+            tuple(row.value for row in same),
+            find_printed(first.setting, method, direction, metric),
+            _range(_counts(row.n_clips for row in same)),
+        )
+        for metric, same in found.items()
     }
     runs = len({(row.seed, row.checkpoint_sha256) for row in rows})
     shown = direction if first.train_modality and first.test_modality else first.test_modality
+    if len({row.checkpoint_sha256 for row in rows}) > 1:
+        first = replace(first, checkpoint_sha256="")
     return Line(first, shown, runs, cells)
+
+
+def _counts(texts: Iterable[str]) -> list[int]:
+    """Those of the texts that are counts."""
+    return [int(text) for text in texts if text.isdecimal() and len(text) < MOST_DIGITS]
+
+
+def _range(counts: Sequence[int]) -> str:
+    """One count, or the least and the largest of several; empty for none."""
+    ends = (min(counts), max(counts)) if counts else ()
+    return " to ".join(map(str, dict.fromkeys(ends)))
 
 
 def in_reading_order(lines: Sequence[Line]) -> list[Line]:
@@ -125,36 +165,60 @@ def in_reading_order(lines: Sequence[Line]) -> list[Line]:
     return sorted(lines, key=place)
 
 
-def _both_ways(groups: Iterable[Sequence[Result]]) -> list[Line]:
-    """Means of two directions, where the paper prints those: per seed, and where both are there."""
-    pairs: dict[tuple[object, ...], list[Result]] = {}
-    for rows in groups:
-        first = rows[0]
-        known = SETTINGS.get(first.setting)
-        averaged = first.setting.endswith(BOTH_WAYS) or (known and known.task == "retrieval")
-        if averaged and first.train_modality != first.test_modality:
-            ordered = sorted((first.train_modality, first.test_modality), key=_rank)
+def _both_ways(results: Iterable[Result]) -> list[Line]:
+    """Means of two directions, where the paper prints those: per seed, and where both are there.
+
+    Either way may have manifests, feature sets and leaks of its own; the mean names those of both.
+    """
+    runs: dict[tuple[object, ...], list[Result]] = {}
+    for row in results:
+        known = SETTINGS.get(row.setting)
+        averaged = row.setting.endswith(BOTH_WAYS) or (known and known.task == "retrieval")
+        if averaged and row.train_modality != row.test_modality:
+            ordered = sorted((row.train_modality, row.test_modality), key=_rank)
             same = replace(
-                first,
+                row,
                 train_modality=ordered[0],
                 test_modality=ordered[1],
-                features=" ".join(sorted(first.features.split())),
-                manifest_sha256=" ".join(sorted(first.manifest_sha256.split())),
+                features=" ".join(sorted(kind.partition("@")[0] for kind in row.features.split())),
+                manifest_sha256="",
+                leaks="",
             )
-            pairs.setdefault(same.group(), []).extend(rows)
-    lines = []
-    for rows in pairs.values():
-        found: dict[tuple[str, str, str], list[Result]] = {}
-        for row in rows:
-            found.setdefault((row.metric, row.seed, row.checkpoint_sha256), []).append(row)
-        means = [
-            replace(both[0], value=(both[0].value + both[1].value) / 2)
-            for both in found.values()
-            if len({row.train_modality for row in both}) == len(both) == 2
-        ]
-        if means:
-            lines.append(_line(means, both_ways=True))
-    return lines
+            runs.setdefault(same.key(), []).append(row)
+    jobs: dict[tuple[object, ...], list[Result]] = {}
+    for rows in runs.values():
+        for mean in _means_of_opposites(rows):
+            jobs.setdefault(mean.group(), []).append(mean)
+    return [
+        _line(found, both_ways=True) for means in jobs.values() for found in _repetitions(means)
+    ]
+
+
+def _means_of_opposites(rows: Sequence[Result]) -> Iterator[Result]:
+    """The mean of a number and the one of the other way; of several, of those that look alike."""
+    there = [row for row in rows if _rank(row.train_modality) < _rank(row.test_modality)]
+    back = [row for row in rows if _rank(row.train_modality) > _rank(row.test_modality)]
+    for one, other in itertools.product(there, back):
+        counts = _counts((one.n_clips, other.n_clips))
+        if len(there) == len(back) == 1 or _basis(one) == _basis(other):
+            yield replace(
+                one,
+                value=(one.value + other.value) / 2,
+                n_clips=str(sum(counts)) if len(counts) > 1 else "",
+                features=_union(one.features, other.features, " "),
+                manifest_sha256=_union(one.manifest_sha256, other.manifest_sha256, " "),
+                leaks=_union(one.leaks, other.leaks, ";"),
+            )
+
+
+def _basis(row: Result) -> tuple[object, ...]:
+    return row.leaks, *(set(text.split()) for text in (row.manifest_sha256, row.features))
+
+
+def _union(one: str, other: str, separator: str) -> str:
+    """The names of two lists, each once, in the order in which they come."""
+    names = filter(None, (*one.split(separator), *other.split(separator)))
+    return separator.join(dict.fromkeys(names))
 
 
 def _rank(modality: str) -> int:
@@ -200,9 +264,11 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> Table:
         for name in shown
         if any(name in line.cells and line.cells[name].printed for line in lines)
     }
-    several = [name for name in ("score", "probe", "features") if _differ(lines, name)]
+    several = [
+        name for name in ("score", "probe", "features", "checkpoint_sha256") if _differ(lines, name)
+    ]
     header = ["setting", "from → to", "method", "preset", "protocol", "threshold"]
-    header += [*several, *_unknown(lines), "rests on", "runs"]
+    header += [*(name.partition("_")[0] for name in several), *_unknown(lines), "rests on", "runs"]
     for name in shown:
         title = metric_title(name)
         header += [title, f"{title} paper", f"{title} Δ"] if name in compared else [title]
@@ -225,11 +291,16 @@ def _identity(line: Line, several: Sequence[str], unknown: Sequence[str]) -> tup
         short_preset(row.preset),
         row.protocol,
         row.threshold_source.replace("none", ""),
-        *(getattr(row, name) for name in several),
+        *(_shown(row, name) for name in several),
         *(others.get(name, "") for name in unknown),
         line.leaks.replace(";", "; "),
         str(line.runs),
     )
+
+
+def _shown(row: Result, name: str) -> str:
+    text: str = getattr(row, name)
+    return text[:12] if name.endswith("_sha256") else text
 
 
 def _figures(line: Line, metrics: Sequence[str], compared: set[str]) -> list[str]:
@@ -271,7 +342,7 @@ def render_csv(lines: Sequence[Line]) -> str:
     """Every line and metric: ours, deviation, runs, the paper's figure; rates in percent."""
     unknown = list(dict.fromkeys(name for line in lines for name, _ in line.of.more))
     shared = ("task", "setting", "method", "preset", "protocol", "threshold_source", "score")
-    rest = ("probe", "features", "manifest_sha256", "classes_sha256")
+    rest = ("probe", "features", "checkpoint_sha256", "manifest_sha256", "classes_sha256")
     header = [*shared, "direction", "metric", "ours", "deviation", "runs", "n_clips", "paper"]
     header += ["difference", "paper_table", "paper_method", "paper_note", "leaks", *rest, *unknown]
     text = io.StringIO()
@@ -285,7 +356,7 @@ def render_csv(lines: Sequence[Line]) -> str:
                 [
                     *(getattr(line.of, name) for name in shared),
                     *(line.direction, metric, _number(scale * cell.mean)),
-                    *(_number(scale * cell.deviation), line.runs, line.of.n_clips),
+                    *(_number(scale * cell.deviation), line.runs, cell.n_clips),
                     printed.value if printed else "",
                     _number(cell.difference),
                     *((printed.table, printed.method, printed.note) if printed else ("", "", "")),

@@ -41,10 +41,10 @@ def open_set_section(found: Sequence[Details], map_method: str) -> Section:
             drawn.append(drawing)
             placed.add(used)
         told = f"Thresholds, confusion and map: {_label(main)}."
-        body: list[Block] = [told, Drawing("".join(drawn))]
+        body: list[Block] = [Drawing("".join(drawn), told)]
         blocks += [Fold(heading, body)] if _looks_at_the_test(main) else [Title(heading), *body]
     if placed:
-        blocks.insert(0, _tell_maps(placed))
+        blocks.insert(0, Drawing("", _tell_maps(placed)))
     return Section("Behind the open-set figures", blocks)
 
 

@@ -16,9 +16,11 @@ class Title:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Markup of `micu.report.figures`; Markdown leaves it out."""
+    """Markup of `micu.report.figures`; Markdown leaves it out, with what is said of it."""
 
     markup: str
+    told: str = ""
+    """A paragraph above it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,8 @@ def _render_blocks(blocks: Sequence[Block]) -> str:
             case Table():
                 parts.append(_render_table(block))
             case Drawing():
-                parts.append(f'<div class="figures">{block.markup}</div>')
+                parts.append(f"<p>{escape(block.told)}</p>" if block.told else "")
+                parts.append(f'<div class="figures">{block.markup}</div>' if block.markup else "")
             case Code():
                 lines = "\n".join(escape(line) for line in block.text.splitlines())
                 parts.append(f"<pre>{lines}</pre>")

@@ -17,14 +17,14 @@ Source: Huang et al., ICCV 2025, tables 2 to 9. The paper calls `acc` precision 
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
 
 from micu.errors import ConfigError
 from micu.evaluate.columns import COLUMN_TITLES
-from micu.evaluate.report import CHANGES, Table
+from micu.evaluate.report import CHANGES, RELEASED, Table
 
 DATA = "paper_results.csv"
 COLUMNS = ("table", "task", "setting", "method", "direction", "metric", "value", "note")
@@ -44,7 +44,12 @@ LETTERS = MappingProxyType({"video": "V", "audio": "A", "flow": "F", "text": "T"
 BASELINES = ("codis", "turn", "cmcm", "dcid")
 """Presets that stand for a method of the paper other than MICU."""
 
+_WHOLE = ("micu", "paper", "reference")
+"""Presets of the whole method; `ablation-fine-cujp` and its like name the terms that are left."""
+_ABLATION = "ablation"
 _ABLATED = {"weights.fine": "fine", "weights.coarse": "coarse", "weights.jigsaw": "cujp"}
+_NOT_TRAINED = ("None", "0", "0.0")
+"""Weights of a loss that is left out, or only logged."""
 _ORACLE = "threshold and epoch are the best on the test set"
 _BEST_EPOCH = "the epoch is the best on the test set"
 _UCF_SEEN = "every known test clip is the other modality of a training clip"
@@ -53,6 +58,9 @@ _VGG_SEEN = (
     "playing frisbee (VGGSound) have no clip on one side"
 )
 _AVE_SEEN = "351 of AVE's 4,143 clips were pretrained on"
+_AVVP_SEEN = "72 of AVVP's 1,855 rows were pretrained on"
+_PICKED = "the checkpoint is the best on AVE's downstream task"
+_LABELS = "the sentences of the pretraining are its labels, one for each class"
 _NO_CODE = "no program for it was released, so how clips are compared is our reading"
 
 
@@ -88,15 +96,32 @@ def _settings() -> Iterator[tuple[str, Setting]]:
     scored_on_train = "tested on the split that the probe was trained on, in the other modality"
     yield "ave", Setting("cmg", "AVE, accuracy", (_BEST_EPOCH, scored_on_train, _AVE_SEEN))
     twice = "1,652 files are both in the training and in the test list"
+    trained_on_all = (
+        "the probe is trained on AVE's validation and test clips too, and 56 of AVVP's rows are "
+        "videos of AVE"
+    )
     batches = "F1 is of precision and recall averaged over batches, background included"
-    yield "avvp", Setting("cmg", "AVVP, localisation", (_BEST_EPOCH, twice, batches))
-    yield "ave-avvp", Setting("cmg", "AVE to AVVP, localisation", (_BEST_EPOCH, batches))
+    yield (
+        "avvp",
+        Setting("cmg", "AVVP, localisation", (_BEST_EPOCH, twice, _AVVP_SEEN, batches)),
+    )
+    both = (_BEST_EPOCH, trained_on_all, _AVE_SEEN, _AVVP_SEEN, batches)
+    yield "ave-avvp", Setting("cmg", "AVE to AVVP, localisation", both)
     yield "ucf-vgg", Setting("cmg", "UCF with VGGSound, accuracy", (_BEST_EPOCH, _VGG_SEEN))
-    yield "mscoco", Setting("retrieval", "MSCOCO, pictures and captions", (_NO_CODE,))
+    gallery = "its figures are those of 500 or 1,000 pictures with one caption each, which not said"
+    yield "mscoco", Setting("retrieval", "MSCOCO, pictures and captions", (_NO_CODE, gallery))
     yield "clotho", Setting("retrieval", "Clotho, sounds and captions", (_NO_CODE,))
 
 
-SETTINGS: Mapping[str, Setting] = MappingProxyType(dict(_settings()))
+def _with_pretraining(name: str, setting: Setting) -> Setting:
+    """What figures of every setting rest on; the sentences only where text was pretrained on."""
+    shared = (_PICKED,) if name.endswith("-vaf") else (_PICKED, _LABELS)
+    return replace(setting, rests_on=(*setting.rests_on, *shared))
+
+
+SETTINGS: Mapping[str, Setting] = MappingProxyType(
+    {name: _with_pretraining(name, setting) for name, setting in _settings()}
+)
 """What `--setting` may name."""
 
 
@@ -146,23 +171,32 @@ def find_printed(setting: str, method: str, direction: str, metric: str) -> Prin
 
 
 def paper_method(preset: str) -> str:
-    """What the paper calls a row's `preset`: a baseline, MICU, or MICU with some loss terms alone.
+    """What the paper's tables call a row's `preset`; empty for one that they print nothing of.
 
-    A run is compared with MICU whatever else was changed in it: the report names the change.
+    It is a baseline, MICU, or MICU with some loss terms alone. Whatever else was changed in such a
+    run, it is compared with these: the report names the change. Presets of figures 3 to 5, the
+    base model without any method's losses and unknown ones are in no table.
     """
     name, _, changes = preset.partition(CHANGES)
+    if name.startswith(RELEASED):
+        file = name.removeprefix(RELEASED).partition("(")[0].strip().lower()
+        name = file if file in BASELINES else "micu"
     if name in BASELINES:
         return name.upper()
+    family, *terms = name.split("-")
+    if name not in _WHOLE and family != _ABLATION:
+        return ""
     values = dict(change.partition("=")[::2] for change in changes.split())
-    kept = [term for key, term in _ABLATED.items() if not _is_zero(values.get(key, ""))]
-    return "MICU" if len(kept) == len(_ABLATED) else f"MICU[{'+'.join(kept)}]"
-
-
-def _is_zero(text: str) -> bool:
-    try:
-        return float(text) == 0
-    except ValueError:
-        return False
+    if values.get("weights.mmjp", "None") not in _NOT_TRAINED:
+        return ""
+    kept = [
+        term
+        for key, term in _ABLATED.items()
+        if (values[key] not in _NOT_TRAINED if key in values else name in _WHOLE or term in terms)
+    ]
+    if len(kept) == len(_ABLATED):
+        return "MICU"
+    return f"MICU[{'+'.join(kept)}]" if kept else ""
 
 
 def direction_of(train_modality: str, test_modality: str, *, both_ways: bool = False) -> str:

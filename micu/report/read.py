@@ -203,7 +203,7 @@ def _take(path: Path, found: Material) -> bool:
     elif columns >= NEEDED:
         found.results.extend(read_results(path))
         _take_beside(path, found)
-    elif columns == set(codebook.COLUMNS):
+    elif columns | {"protocol"} == set(codebook.COLUMNS):
         found.codebooks[str(path)] = read_codebook(path)
     else:
         return False

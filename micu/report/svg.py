@@ -194,14 +194,21 @@ def draw_bars(
     Args:
         title: What it shows.
         description: What it says.
-        bars: NaN draws neither bar nor mark.
+        bars: NaN draws neither bar nor mark; further lines of a label are small.
         mark: What the mark stands for, for the text behind each.
     """
-    full, row = WIDTH - 118, 38
+    full, line = WIDTH - 118, 13
+    more = max((label.count("\n") for label, *_ in bars), default=0)
+    row = 38 + line * more
     parts = []
     for number, (label, value, other, colour) in enumerate(bars):
-        y = number * row
-        parts.append(f'<text x="0" y="{y + 13}">{escape(label)}</text>')
+        y = number * row + line * more
+        first, *others = label.split("\n")
+        parts.append(f'<text x="0" y="{number * row + line}">{escape(first)}</text>')
+        parts += [
+            f'<text class="small" x="0" y="{number * row + line * place}">{escape(text)}</text>'
+            for place, text in enumerate(others, 2)
+        ]
         if not math.isnan(value):
             parts.append(
                 f'<rect x="0" y="{y + 18}" width="{_px(full * _clip(value))}" height="12" '
@@ -210,7 +217,7 @@ def draw_bars(
         told = "–" if math.isnan(value) else f"{100 * value:.1f}"
         if not math.isnan(other):
             at = _px(full * _clip(other))
-            parts.append(f'<path class="target" d="M{at} {y + 15}v18"/>')
+            parts.append(f'<path class="target" d="M{at} {y + 16}v16"/>')
             told += f" ({mark} {100 * other:.1f})"
         parts.append(f'<text x="{full + 6}" y="{y + 28}">{escape(told)}</text>')
     return _svg(WIDTH, max(1, len(bars)) * row, title, description, parts)

@@ -214,13 +214,13 @@ def test_no_feature_is_read_again_for_another_seed_or_for_the_ceiling(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    real = FeatureStore.read
+    real = FeatureStore.read_into
 
-    def note(self: FeatureStore, clip_id: str) -> object:
+    def note(self: FeatureStore, clip_id: str, out: object) -> object:
         read.append(f"{self.spec.modality} {clip_id}")
-        return real(self, clip_id)
+        return real(self, clip_id, out)
 
-    monkeypatch.setattr(FeatureStore, "read", note)
+    monkeypatch.setattr(FeatureStore, "read_into", note)
     result = evaluate(
         run,
         *("--pairs", "a:a", "--encoder", "input", "--ceiling", "--seeds", "2"),
@@ -286,7 +286,7 @@ def test_the_authors_checkpoint_is_evaluated_and_its_rows_say_what_is_not_known(
     result = evaluate(tmp_path, "--pairs", "v:a", "--probe-epochs", "1", out=out)
     assert result.exit_code == 0, result.output
     rows = read_rows(out)
-    assert {row.preset for row in rows} == {"released (features unchecked)"}
+    assert {row.preset for row in rows} == {"released last (features unchecked)"}
     assert {row.checkpoint_sha256 for row in rows} == {file_sha256(tmp_path / "last.pt")}
 
 

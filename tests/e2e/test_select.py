@@ -78,6 +78,31 @@ def test_the_best_of_several_checkpoints_is_evaluated_and_its_rows_say_so(
     ]
 
 
+@pytest.mark.parametrize(
+    ("criterion", "evaluated"),
+    [
+        ("source-val", ("--protocol", "paper")),
+        ("source-val", ("--protocol", "clean", "--threshold", "paired-quantile", "--seeds", "1")),
+        ("oracle", ("--protocol", "clean", "--seeds", "1")),
+        ("oracle", ("--score", "all")),
+    ],
+)
+def test_a_checkpoint_is_chosen_alike_whatever_is_evaluated_afterwards(
+    folder: Path, tmp_path: Path, criterion: str, evaluated: tuple[str, ...]
+) -> None:
+    paths = [folder / f"step-{number}.pt" for number in range(2)]
+    printed = []
+    for number, options in enumerate((evaluated, ())):
+        known = ("--features", folder / "features", "--known", folder / "known.csv", "--seed", "0")
+        where = (*known, "--out", tmp_path / f"{number}.csv", "--pairs", "v:a", *QUICK[2:])
+        arguments = [*paths, "--select-on", criterion, *where, *options, "--device", "cpu"]
+        result = CliRunner().invoke(main, [str(x) for x in arguments], catch_exceptions=False)
+        lines = result.stderr.splitlines()
+        printed.append([line for line in lines if f".pt: {METRIC[criterion]} " in line])
+        assert len(printed[-1]) == 2, result.output
+    assert printed[0] == printed[1]
+
+
 def test_nothing_is_chosen_by_what_is_not_defined() -> None:
     row = Row(
         task="oscmg",

@@ -265,6 +265,23 @@ def test_an_oracle_retrieves_every_item_by_every_caption(
     assert found["checkpoint", "text", "audio", "r1"].leaks == "pretraining-overlap:unknown"
 
 
+def test_retrieval_counts_each_test_clip_once_and_each_pair_once(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_nothing(monkeypatch)
+    rows, result = evaluate(
+        root,
+        tmp_path / "r.csv",
+        "ave",
+        *("--task", "retrieval", "--protocol", "paper", "--test-splits", "train"),
+        *("--pairs", "v:a,a:v"),
+    )
+    assert {row.leaks for row in rows} == {"test-split:train;pretraining-overlap:18"}
+    assert {row.n_clips for row in rows} == {18}
+    assert result.stderr.count("18 items, 18 captions") == 1
+    assert len(rows) == 9
+
+
 def test_an_encoder_that_draws_retrieves_by_chance(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

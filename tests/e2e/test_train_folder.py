@@ -1,6 +1,8 @@
 """A run's folder: who may write there, what is gone on from, and what is never written over."""
 
+import json
 import os
+from dataclasses import asdict
 
 import pytest
 
@@ -116,6 +118,21 @@ def test_the_newest_checkpoint_is_that_of_the_latest_step_whatever_its_digits(ou
     found = micu.train.find_resumable(out, config, resume=True, overwrite=False)
 
     assert found == out / "step-1000000.pt"
+
+
+def test_a_run_of_an_earlier_version_goes_on_if_what_it_lacks_is_as_by_default(out):
+    out.mkdir()
+    config = with_overrides(TrainConfig(), SMALL)
+    value = asdict(config)
+    del value["optimizer"]["micro_batch"]
+    (out / "config.json").write_text(json.dumps(value))
+    (out / "last.pt").touch()
+
+    found = micu.train.find_resumable(out, config, resume=True, overwrite=False)
+    assert found == out / "last.pt"
+    other = with_overrides(config, ["optimizer.micro_batch=4"])
+    with pytest.raises(ConfigError, match=r"optimizer.micro_batch: there .*, here 4"):
+        micu.train.find_resumable(out, other, resume=True, overwrite=False)
 
 
 def test_checkpoints_of_nobody_knows_which_run_are_not_written_over(features, out):

@@ -223,7 +223,8 @@ def test_a_shard_that_ends_every_worker_is_put_in_the_ledger_and_its_neighbours_
 
     assert code == 3, output
     assert output.count("shard 1: its Dask worker is gone") == 3
-    assert len(re.findall(r"shard [^1]: its Dask worker is gone", output)) == 1  # the neighbour
+    # The neighbour's worker is ended too, once, if it is at work then.
+    assert len(re.findall(r"shard [^1]: its Dask worker is gone", output)) <= 1
     folder = tmp_path / "features" / "m" / "text-toy"
     ledger = read_ledger(folder)
     assert list(ledger) == ["2", "3"]

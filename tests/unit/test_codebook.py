@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from micu.evaluate.codebook import CodebookUse, agreement, count_codes, write_codebook
+from micu.evaluate.codebook import (
+    CodebookUse,
+    agreement,
+    count_codes,
+    read_codebook,
+    write_codebook,
+)
 from micu.evaluate.probe import ClipFeatures
 
 
@@ -44,10 +50,13 @@ def test_agreement_is_the_share_of_equal_codes_at_equal_steps() -> None:
 
 
 def test_the_file_holds_every_code_of_every_modality(tmp_path: Path) -> None:
-    write_codebook(CodebookUse({"audio": np.array([3, 0])}), tmp_path / "codebook.csv")
+    write_codebook(CodebookUse({"audio": np.array([3, 0])}, "clean"), tmp_path / "codebook.csv")
     with (tmp_path / "codebook.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [
-        {"code": "0", "modality": "audio", "count": "3"},
-        {"code": "1", "modality": "audio", "count": "0"},
+        {"code": "0", "modality": "audio", "count": "3", "protocol": "clean"},
+        {"code": "1", "modality": "audio", "count": "0", "protocol": "clean"},
     ]
+    assert read_codebook(tmp_path / "codebook.csv").protocol == "clean"
+    (tmp_path / "old.csv").write_text("code,modality,count\n0,audio,3\n1,audio,0\n")
+    assert read_codebook(tmp_path / "old.csv").protocol == ""

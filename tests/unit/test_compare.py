@@ -41,6 +41,22 @@ def test_seeds_are_averaged_and_stand_beside_the_paper_s_figure() -> None:
     assert table[1][-3:] == ("55.00 ± 7.07", "54.39", "+0.61")
 
 
+def test_checkpoints_that_share_a_seed_stand_on_lines_of_their_own() -> None:
+    there = replace(RESULT, setting="ave-14-vaf")
+    back = replace(there, train_modality="audio", test_modality="video")
+    rows = [replace(row, checkpoint_sha256=sha) for row in (there, back) for sha in ("aa", "bb")]
+    rows.append(replace(there, seed="2"))
+    lines = compare(rows)
+    assert sorted((line.direction, line.of.checkpoint_sha256, line.runs) for line in lines) == [
+        *(("A->V", "aa", 1), ("A->V", "bb", 1), ("V->A", "aa", 2), ("V->A", "bb", 1)),
+        *(("V<->A", "aa", 1), ("V<->A", "bb", 1)),
+    ]
+    table = tabulate_lines(lines, ["hos"]).rows
+    assert [row[table[0].index("checkpoint")] for row in table[1:3]] == ["aa", "bb"]
+    found = csv.DictReader(render_csv(lines).splitlines())
+    assert {row["checkpoint_sha256"] for row in found} == {"aa", "bb"}
+
+
 @pytest.mark.parametrize(
     "change",
     [{"setting": ""}, {"method": "untrained"}, {"metric": "auroc"}, {"test_modality": "text"}],
@@ -108,6 +124,39 @@ def test_means_of_both_directions_are_per_seed_and_only_of_what_has_both() -> No
     assert len(compare([RESULT, replace(back, setting="ave-14")])) == 2
 
 
+def test_the_mean_of_both_directions_joins_what_each_rests_on() -> None:
+    there = replace(
+        RESULT,
+        setting="ucf-vgg-8-vaf",
+        features="video:a@1 audio:b@1",
+        manifest_sha256="m1",
+        leaks="threshold:test;pretraining-overlap:12",
+        n_clips="12",
+    )
+    back = replace(
+        there,
+        train_modality="audio",
+        test_modality="video",
+        features="audio:b@2 video:a@2",
+        manifest_sha256="m2",
+        leaks="threshold:test;epoch:test",
+        n_clips="30",
+        value=0.3,
+    )
+    (mean,) = [line for line in compare([there, back]) if line.direction == "V<->A"]
+    assert mean.cells["hos"].mean == pytest.approx(0.4)
+    assert mean.leaks == "threshold:test;pretraining-overlap:12;epoch:test"
+    assert mean.of.manifest_sha256 == "m1 m2"
+    assert mean.of.features == "video:a@1 audio:b@1 audio:b@2 video:a@2"
+    other = replace(there, manifest_sha256="m3")
+    unclear = compare([there, other, back])
+    assert not [line for line in unclear if line.direction == "V<->A"]
+    alike = replace(other, train_modality="audio", test_modality="video", value=0.1)
+    (mean,) = [line for line in compare([there, other, alike]) if line.direction == "V<->A"]
+    assert mean.of.manifest_sha256 == "m3"
+    assert mean.cells["hos"].values == (pytest.approx(0.3),)
+
+
 def test_retrieval_is_compared_as_the_mean_of_both_directions() -> None:
     there = replace(RESULT, task="retrieval", setting="clotho", metric="r1", value=0.02)
     there = replace(there, train_modality="audio", test_modality="text")
@@ -129,6 +178,20 @@ def test_small_numbers_that_are_no_rates_keep_their_digits() -> None:
 def test_an_undefined_figure_is_a_dash_and_hides_no_seed() -> None:
     (line,) = compare([RESULT, replace(RESULT, seed="2", value=math.nan)])
     assert tabulate_lines([line], ["hos"]).rows[1][-2:] == ("–", "54.39")
+
+
+def test_the_csv_says_over_how_many_clips_each_metric_is() -> None:
+    there = replace(RESULT, setting="ave-14-vaf", n_clips="30")
+    back = replace(there, train_modality="audio", test_modality="video", n_clips="12")
+    rows = [there, replace(there, metric="val_acc", n_clips="20"), back]
+    rows.append(replace(back, seed="2", n_clips="14"))
+    found = csv.DictReader(render_csv(compare(rows)).splitlines())
+    assert {(row["direction"], row["metric"]): row["n_clips"] for row in found} == {
+        ("V->A", "hos"): "30",
+        ("V->A", "val_acc"): "20",
+        ("A->V", "hos"): "12 to 14",
+        ("V<->A", "hos"): "42",
+    }
 
 
 def test_the_csv_has_every_metric_with_its_figure() -> None:

@@ -110,7 +110,7 @@ def test_json_with_unknown_missing_and_bad_keys_is_refused_with_all_of_them():
     value["quantizer"]["codebook_size"] = "many"
     value["encoder"]["clone_init"] = 1
     value["data"]["splits"] = "train"
-    del value["optimizer"]["dtype"]
+    del value["modalities"]
     value["jigsaw"] = 3
     value["weights"]["fine"] = "none"
 
@@ -123,9 +123,19 @@ def test_json_with_unknown_missing_and_bad_keys_is_refused_with_all_of_them():
         "x.json: quantizer.codebook_size: expected int, got 'many'",
         "x.json: jigsaw: expected a section, got 3",
         "x.json: weights.fine: expected a finite number, got 'none'",
-        "x.json: optimizer.dtype: missing",
         "x.json: data.splits: expected a list of words, got 'train'",
+        "x.json: modalities: missing; expected a configuration of micu-train",
     ]
+
+
+def test_json_of_an_earlier_version_has_the_defaults_of_what_it_lacks(caplog):
+    config = with_overrides(TrainConfig(), ["optimizer.batch_size=3", "seed=7"])
+    value = asdict(config)
+    del value["optimizer"]["micro_batch"], value["jigsaw"]
+
+    assert from_json(json.dumps(value), "old.json") == config
+    assert "old.json: of an earlier version" in caplog.text
+    assert {"jigsaw", "optimizer.micro_batch"} <= set(caplog.text.strip().replace(",", "").split())
 
 
 def test_json_that_no_run_could_have_is_refused():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from micu.errors import ConfigError, ManifestError
+from micu.errors import ManifestError
 from micu.evaluate.metrics import UNKNOWN
 from micu.evaluate.open_set import Outcome, chance, run_oscmg
 from micu.evaluate.probe import ClipFeatures, ProbeConfig, fit_probe
@@ -289,7 +289,7 @@ def test_the_paired_quantile_needs_pairs_and_looks_at_no_label_of_theirs() -> No
     assert found.metrics.acc == 1.0
     shuffled = replace(split, pairs=split.pairs[::-1])
     assert outcome(shuffled).metrics == found.metrics
-    with pytest.raises(ConfigError, match="expected 20 or more clips with video and audio"):
+    with pytest.raises(ManifestError, match="expected 20 or more clips with video and audio"):
         outcome(replace(split, pairs=split.pairs[:19]))
 
 

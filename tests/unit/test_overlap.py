@@ -27,6 +27,12 @@ def clips(*names: str) -> list[Clip]:
         ("short", None),
         ("---g-f_I2yQ.mp4", None),
         ("---g-f_I2yQ_1_2_3", None),
+        ("hdstykfxcbw_000030", "hdstykfxcbw"),
+        ("dog_barking_7", None),
+        ("dog_barking_000007", None),
+        ("Dog_Barking_1_2", None),
+        ("street1_dog_000007", None),
+        ("rattlesnake_000007", None),
     ],
 )
 def test_an_id_that_begins_with_a_youtube_video_names_it(

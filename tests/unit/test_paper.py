@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from micu.cli.report import main
 from micu.errors import ConfigError
 from micu.evaluate.metrics import harmonic_mean
+from micu.presets import PRESETS
 from micu.report.paper import (
     SETTINGS,
     TABLES,
@@ -112,10 +113,32 @@ def test_a_figure_is_found_by_what_a_row_says() -> None:
         ("micu with weights.fine=0.0 optimizer.epochs=3", "MICU[coarse+cujp]"),
         ("micu with weights.coarse=0 weights.jigsaw=0.0", "MICU[fine]"),
         ("micu with weights.jigsaw=1.0", "MICU"),
+        ("micu with weights.jigsaw=None", "MICU[fine+coarse]"),
+        ("ablation-fine with weights.coarse=1.0", "MICU[fine+coarse]"),
+        ("micu with weights.jigsaw=None weights.mmjp=2.0", ""),
+        ("released DCID (features unchecked)", "DCID"),
+        ("released MICU (features unchecked)", "MICU"),
+        ("unknown", ""),
     ],
 )
 def test_a_preset_is_the_paper_s_method(preset: str, method: str) -> None:
     assert paper_method(preset) == method
+
+
+@pytest.mark.parametrize("preset", tuple(PRESETS))
+def test_every_preset_is_compared_with_the_method_that_it_trains_or_with_none(preset: str) -> None:
+    weights = PRESETS[preset]().weights
+    if preset in ("dcid", "cmcm", "turn", "codis"):
+        expected = preset.upper()
+    elif preset == "skeleton" or preset.startswith("fig"):
+        expected = ""  # the paper's tables have none of these
+    else:
+        losses = {"fine": weights.fine, "coarse": weights.coarse, "cujp": weights.jigsaw}
+        kept = [name for name, weight in losses.items() if weight]
+        expected = "MICU" if len(kept) == 3 else f"MICU[{'+'.join(kept)}]"
+    assert paper_method(preset) == expected
+    tables = {figure.table for figure in read_printed() if figure.method == expected}
+    assert not expected or tables & {2, 7}
 
 
 def test_a_setting_of_another_task_is_refused_with_those_that_fit() -> None:
@@ -129,6 +152,18 @@ def test_a_setting_of_another_task_is_refused_with_those_that_fit() -> None:
 def paper(*options: str) -> tuple[int, str]:
     result = CliRunner().invoke(main, ["paper", *options], catch_exceptions=False)
     return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("name", tuple(SETTINGS))
+def test_what_the_figures_rest_on_names_the_pretraining_and_the_pick_of_the_checkpoint(
+    name: str,
+) -> None:
+    told = "; ".join(SETTINGS[name].rests_on)
+    assert "checkpoint is the best on AVE" in told
+    assert ("sentences of the pretraining" in told) == (not name.endswith("-vaf"))
+    assert ("72 of AVVP's" in told) == ("avvp" in name)
+    assert ("56 of AVVP's rows are videos of AVE" in told) == (name == "ave-avvp")
+    assert ("351 of AVE's" in told) == name.startswith("ave")
 
 
 def test_one_table_is_printed_as_text_with_what_its_figures_rest_on() -> None:

@@ -111,6 +111,18 @@ def test_seeds_become_mean_and_sample_deviation() -> None:
     assert "30.00 ± 14.14" in render_table(rows)
 
 
+def test_checkpoints_that_share_a_seed_are_no_repetitions_of_one_another() -> None:
+    rows = [ROW, replace(ROW, seed=2), replace(ROW, checkpoint_sha256="cc", value=0.9)]
+    table = render_table(rows)
+    assert "30.00 ± 0.00" in table
+    assert "90.00" in table
+    assert "| checkpoint |" in table
+    assert "| cc " in table
+    apart = render_table([ROW, replace(ROW, checkpoint_sha256="cc", seed=2, value=0.5)])
+    assert "40.00 ± 14.14" in apart
+    assert "| cc " not in apart
+
+
 def test_protocols_and_methods_are_never_averaged_together() -> None:
     rows = [ROW, replace(ROW, threshold_source="oracle"), replace(ROW, method="untrained")]
     assert len(render_table(rows).splitlines()) == 2 + 3

@@ -91,6 +91,16 @@ def test_bars_are_as_long_as_their_shares_and_marks_stand_at_the_other_one() -> 
     assert "50.0 (p 25.0)" in [text.text for text in svg.iter("text")]
 
 
+def test_a_bar_stands_below_every_line_of_its_label() -> None:
+    bars = [("a\nb", 0.5, 0.25, "red"), ("c\nd", 0.5, 0.25, "red")]
+    svg = parse(draw_bars("T", "D", bars, "p"))
+    names = {text.text: float(text.get("y", "")) for text in svg.iter("text")}
+    tops = [float(bar.get("y", "")) for bar in svg.iter("rect")]
+    assert names["a"] < names["b"] < tops[0] < tops[0] + 12 < names["c"] < names["d"] < tops[1]
+    (chart,) = svg
+    assert tops[1] + 12 <= float(chart.get("viewBox", "").split()[3])
+
+
 def test_points_keep_one_scale_and_stay_inside() -> None:
     points = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 5.0]])
     markup = draw_points("T", "D", points, {"g": ("red", False, np.arange(3))})

@@ -22,6 +22,7 @@ from micu.report.page import (
     render_html,
     render_report_markdown,
 )
+from micu.report.paper import read_printed
 from micu.report.read import Material, Result
 from micu.report.svg import WIDTH
 from tests.unit.test_compare import RESULT
@@ -86,6 +87,7 @@ def test_a_report_of_everything_is_whole_and_escapes_every_label() -> None:
     assert "54.39" in page
     assert "−4.39" in page
     assert "Maps place clips by PCA" in page
+    assert "<p>Thresholds, confusion and map: checkpoint.</p>" in page
     assert page.count("<svg") > 8
     assert f'viewBox="0 0 {WIDTH} ' in page
 
@@ -96,6 +98,58 @@ def test_what_rests_on_a_leak_is_folded_and_named() -> None:
     assert any("oracle" in summary for summary in folded)
     assert not any("source-val" in summary for summary in folded)
     assert "best on the test set" in page
+
+
+def test_the_mean_over_all_columns_is_there_though_sets_have_probes_of_their_own() -> None:
+    letters = {"V": "video", "A": "audio"}
+    columns = [
+        replace(
+            RESULT,
+            setting=figure.setting,
+            train_modality=letters[figure.direction[0]],
+            test_modality=letters[figure.direction[-1]],
+            value=figure.number / 100 + 0.01,
+            probe=f"epochs={16 if 'ucf' in figure.setting else 25}",
+        )
+        for figure in read_printed()
+        if (figure.table, figure.method, figure.metric) == (2, "MICU", "hos")
+    ]
+    page = render_html("T", build_report(Material(results=columns)))
+    assert len(columns) == 12
+    assert "Mean over all 12 columns, micu, source-val: ours" in page
+    assert "(+1.00)" in page
+    others = [replace(row, score="energy", protocol="clean") for row in columns]
+    page = render_html("T", build_report(Material(results=[*columns, *others])))
+    assert "Mean over all 12 columns, micu, clean source-val energy: ours" in page
+    page = render_html("T", build_report(Material(results=columns[1:])))
+    assert "Mean over all" not in page
+
+
+def test_bars_say_what_they_are_of_and_whether_anything_was_chosen_on_the_test_set() -> None:
+    clean = replace(RESULT, protocol="clean", score="msp")
+    rows = [
+        clean,
+        replace(clean, score="energy"),  # of the scores of one job, the paper's
+        replace(clean, checkpoint_sha256="bb", preset="dcid", leaks="checkpoint:test"),
+        replace(clean, threshold_source="paired-quantile"),
+        replace(clean, protocol="paper", threshold_source="oracle", score="energy"),
+        replace(clean, test_modality="video", train_modality="audio"),
+        replace(clean, test_modality="video", train_modality="audio", checkpoint_sha256="bb"),
+    ]
+    page = render_html("T", build_report(Material(results=rows)))
+    chart = page[page.index("<svg") : page.index('<ul class="legend"')]
+    texts = re.findall(r'<text x="0" y="\d+">(.*?)</text><text class="small".*?>(.*?)<', chart)
+    colours = re.findall(r'<rect [^>]*fill="var\(--(\w+)\)"', chart)
+    assert dict(zip(texts, colours, strict=True)) == {
+        ("V→A micu", "clean source-val"): "s0",
+        ("V→A dcid", "clean source-val"): "s4",
+        ("V→A micu", "clean paired-quantile"): "s0",
+        ("V→A micu", "paper oracle energy"): "s4",
+        ("A→V micu", "clean source-val aa"): "s0",
+        ("A→V micu", "clean source-val bb"): "s0",
+    }
+    assert "HOS, ave-14: ours (bar)" in page
+    assert "threshold, epoch or checkpoint chosen on it" in page
 
 
 def test_the_leaks_that_are_named_are_explained_and_no_others() -> None:
@@ -113,6 +167,8 @@ def test_markdown_has_the_tables_and_no_markup_of_the_labels() -> None:
     assert "<script" not in "\n".join(x for x in text.splitlines() if not x.startswith("    "))
     assert "<svg" not in text
     assert "2 steps" not in text  # the title of a training, which is drawings alone
+    assert "Behind the open-set figures" not in text
+    assert not re.search("confusion|source-val ·|Maps", text)
 
 
 def test_parts_without_content_are_left_out_and_linked_ones_are_there() -> None:

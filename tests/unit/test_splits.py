@@ -1,5 +1,6 @@
 """Which clips either protocol takes, and what it says about them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from micu.errors import ConfigError, ManifestError
 from micu.evaluate.class_map import read_class_map
 from micu.evaluate.leaks import Pretraining, find_pretraining
 from micu.evaluate.splits import OpenSetSplit, SplitRules, hold_out, media_item, split_clips
-from micu.manifest import Clip, Event, Manifest
+from micu.manifest import Clip, Event, Manifest, read_manifest, write_manifest
 from tests.models import loaded_model
 
 PAPER, CLEAN = (SplitRules(protocol=name) for name in ("paper", "clean"))
@@ -22,7 +23,7 @@ def make_clips(per_class: int, split: str, classes: str = "abc") -> list[Clip]:
     ]
 
 
-def cut(clips: list[Clip], known: str = "ab", **given: object) -> OpenSetSplit:
+def cut(clips: list[Clip], known: Sequence[str] = "ab", **given: object) -> OpenSetSplit:
     ids = {clip.clip_id for clip in [*clips, *(given.get("targets") or ())]}  # type: ignore[misc]
     options = {"source_ids": ids, "target_ids": ids, "seed": 0, "rules": CLEAN, **given}
     return split_clips(clips, tuple(known), **options)  # type: ignore[arg-type]
@@ -141,6 +142,25 @@ def test_media_items_are_read_from_ids_of_youtube_and_ucf() -> None:
     assert media_item(Clip(clip_id="RUhOCu3LNXM#2", group="picture")) == "picture"
 
 
+def test_clips_named_after_their_class_are_media_items_of_their_own() -> None:
+    clips = [
+        Clip(clip_id=f"{name}_{i}", label=name)
+        for name in ("dog_barking", "cat_purring")
+        for i in range(20)
+    ]
+    known = ("dog_barking", "cat_purring")
+    assert len({media_item(clip) for clip in clips}) == 40
+    assert len(cut(clips, known).test) > 10
+
+
+def test_an_error_names_the_clips_that_were_taken_for_one_video() -> None:
+    clips = [Clip(clip_id=f"rUhOCu3LNXM_{i:06}", label="a") for i in range(6)]
+    with pytest.raises(ManifestError, match="6 ids are taken for parts of 1 YouTube videos"):
+        cut(clips, "a")
+    grouped = [Clip(clip_id=c.clip_id, label="a", group=f"mine {c.clip_id}") for c in clips]
+    assert cut(grouped, "a").test
+
+
 def test_what_is_held_out_is_no_media_item_of_training() -> None:
     clips = [
         Clip(clip_id=f"v_Cello_g{group:02}_c{number:02}", label="Cello")
@@ -158,7 +178,7 @@ def test_what_is_held_out_is_no_media_item_of_training() -> None:
 def pretraining_manifest(text: str) -> Manifest:
     clips = tuple(
         Clip(
-            clip_id=f"{i:011}_000030", label="ab"[i % 2], split="train", text=text.format(i, i % 2)
+            clip_id=f"{i:010}A_000030", label="ab"[i % 2], split="train", text=text.format(i, i % 2)
         )
         for i in range(6)
     )
@@ -167,7 +187,7 @@ def pretraining_manifest(text: str) -> Manifest:
 
 def test_an_overlap_is_counted_if_the_pretraining_is_known_and_said_to_be_unknown_if_not() -> None:
     manifest = pretraining_manifest("sentence {0}")
-    tested = [Clip(clip_id=f"{i:011}_30_40", label="a") for i in range(4, 9)]
+    tested = [Clip(clip_id=f"{i:010}A_30_40", label="a") for i in range(4, 9)]
     loaded = loaded_model(manifest_sha256=manifest.sha256)
     known = find_pretraining(loaded, [manifest], None)
     assert known.leaks(tested) == ("pretraining-overlap:2",)
@@ -179,7 +199,22 @@ def test_an_overlap_is_counted_if_the_pretraining_is_known_and_said_to_be_unknow
     other = Manifest(Path("other.csv"), manifest.clips, "0" * 64)
     with pytest.raises(ConfigError, match="the checkpoint was trained from ffffffffffff"):
         find_pretraining(loaded, [], other)
-    assert find_pretraining(loaded_model(), [], other) == known
+    assert find_pretraining(loaded_model(), [], other).seen == known.seen
+
+
+def test_the_pretraining_s_manifest_is_found_where_it_lay_if_it_is_unchanged(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "pre.csv"
+    write_manifest(path, pretraining_manifest("sentence {0}").clips)
+    digest = read_manifest(path).sha256
+    loaded = loaded_model(manifest_sha256=digest, manifest=str(path))
+    tested = pretraining_manifest("").clips[:3]
+    assert find_pretraining(loaded, [], None).leaks(tested) == ("pretraining-overlap:3",)
+    write_manifest(path, pretraining_manifest("another {0}").clips)
+    assert find_pretraining(loaded, [], None).leaks(tested) == ("pretraining-overlap:unknown",)
+    path.unlink()
+    assert find_pretraining(loaded, [], None).leaks(tested) == ("pretraining-overlap:unknown",)
 
 
 def test_sentences_that_are_the_label_are_a_leak() -> None:
