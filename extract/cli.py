@@ -1,8 +1,8 @@
 """`micu-extract`: features of video, audio, flow and text; the list of backbones; the proof.
 
 Every command is safe to interrupt and to type again: what is done is not done twice. Exit codes:
-0 all good, 2 usage or manifest, 3 finished with failures, 74 input/output error, 75 stopped but
-resumable, 130 Ctrl-C.
+0 all good, 2 usage or manifest, 3 finished with failures, 71 no memory left on the device, 74
+input/output error, 75 stopped but resumable, 130 Ctrl-C.
 """
 
 import json
@@ -40,7 +40,7 @@ from extract.options import (
 )
 from extract.run import Order, run_extraction
 from extract.typed import RememberingCommand
-from extract.verify import verify_set
+from extract.verify import SetReport, verify_set
 from micu.commands import EXIT_FAILURES, run_command
 from micu.devices import resolve_device
 
@@ -170,10 +170,11 @@ def verify(
     """Prove that every manifest row is in a shard or in the ledger, never both, never neither."""
     if repair and not data:
         raise click.UsageError("--repair: expected --data too; type: verify --data --repair")
-    folders = sets_below(features)
+    sets = sets_below(features)
     if repair:
-        repair_sets(folders)
-    reports = [verify_set(folder, manifest, data=data) for folder in folders]
+        repair_sets(sets.whole)
+    reports = [verify_set(folder, manifest, data=data) for folder in sets.whole]
+    reports += [SetReport(folder, 0, 0, 0, 0, (told,)) for folder, told in sets.lost.items()]
     if as_json:
         click.echo(json.dumps([asdict(report) for report in reports], indent=1))
     for report in reports if not as_json else ():

@@ -4,13 +4,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from extract.parts import Part, choose_part, merge_set
+from extract.parts import MergeReport, Part, choose_part, merge_set
 from extract.plan import Limit, parse_share
 from extract.repair import repair_set
 from extract.slurm import SlurmJob, job_script
@@ -104,26 +104,36 @@ def repair_sets(folders: Sequence[Path]) -> None:
 # --- commands --------------------------------------------------------------------------------
 
 
-def sets_below(features: Path) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class SetsBelow:
+    """The feature sets at or below a folder."""
+
+    whole: list[Path]
+    lost: dict[str, str]
+    """What is wrong with those that have shards and no description, by folder."""
+
+
+def sets_below(features: Path) -> SetsBelow:
     """The feature sets at or below a folder.
 
     Raises:
-        ConfigError: There are none, or one has lost its description.
+        ConfigError: There are none.
     """
-    lost = find_lost_sets(features)
-    if lost:
-        raise ConfigError(
-            f"{', '.join(map(str, lost))}: has shards and no set.json, so that nothing can be said "
-            "of it; type its extraction command again, which writes set.json and nothing twice, or "
+    found = SetsBelow(
+        find_sets(features),
+        {
+            str(folder): f"{folder}: has shards and no set.json, so that nothing can be said of "
+            "it; type its extraction command again, which writes set.json and nothing twice, or "
             "move it elsewhere"
-        )
-    folders = find_sets(features)
-    if not folders:
+            for folder in find_lost_sets(features)
+        },
+    )
+    if not found.whole and not found.lost:
         raise ConfigError(
             f"{features}: expected a feature set here or below, got none; "
             "name the folder that was given with --out"
         )
-    return folders
+    return found
 
 
 @click.command()
@@ -131,7 +141,10 @@ def sets_below(features: Path) -> list[Path]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(*, features: Path, as_json: bool) -> None:
     """Show how far every feature set is; opens no shard and no media, and disturbs no run."""
-    found = read_status(sets_below(features))
+    sets = sets_below(features)
+    found = read_status(sets.whole)
+    for problem in sets.lost.values():
+        click.echo(f"bad  {problem}", err=True)
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in found], indent=1))
     for entry in found if not as_json else ():
@@ -154,8 +167,17 @@ def merge(
 ) -> None:
     """Check that the parts of every feature set make a whole, and fold their files into one."""
     roots = features or (Path("features"),)
-    folders = [folder for root in roots for folder in sets_below(root)]
-    reports = [merge_set(folder, manifest, incomplete=incomplete) for folder in folders]
+    found = [sets_below(root) for root in roots]
+    reports = [
+        merge_set(folder, manifest, incomplete=incomplete)
+        for sets in found
+        for folder in sets.whole
+    ]
+    reports += [
+        MergeReport(folder, 0, 0, 0, 0, (), (problem,), folded=False)
+        for sets in found
+        for folder, problem in sets.lost.items()
+    ]
     if as_json:
         click.echo(json.dumps([asdict(report) for report in reports], indent=1))
     for report in reports if not as_json else ():
@@ -177,6 +199,16 @@ def echo_problems(problems: tuple[str, ...]) -> None:
         click.echo(f"     and {len(problems) - SHOWN_PROBLEMS} more")
 
 
+_NOT_IN_A_SCRIPT = {
+    "--part": "the script adds it",
+    "--dask": "the tasks share the work already; on a Dask cluster, type the command itself",
+    "--overwrite": "each task would remove what the others have; overwrite once, before",
+    "--retry-failed": "a task that goes back into the queue would begin with them again; type it "
+    "once after `micu-extract merge`, without parts",
+}
+"""Options that the tasks of an array cannot have, and why."""
+
+
 @click.command()
 @click.argument("modality", type=click.Choice(["video", "audio", "flow", "text", "all"]))
 @click.option("--parts", type=click.IntRange(min=1), required=True, help="Tasks of the array.")
@@ -190,9 +222,8 @@ def slurm(*, modality: str, arguments: tuple[str, ...], **asked: Any) -> None:
 
     After -- follow the ARGUMENTS of `micu-extract MODALITY`: the manifest and its options.
     """
-    if any(word.partition("=")[0] in ("--part", "--overwrite") for word in arguments):
-        raise ConfigError(
-            "micu-extract slurm: expected arguments without --part and --overwrite, got "
-            f"{' '.join(arguments)}; the script adds --part, and overwriting is done once, before"
-        )
+    for word in arguments:
+        why = _NOT_IN_A_SCRIPT.get(word.partition("=")[0])
+        if why:
+            raise ConfigError(f"micu-extract slurm: expected arguments without {word}: {why}")
     click.echo(job_script(SlurmJob(modality=modality, arguments=arguments, **asked)), nl=False)

@@ -137,7 +137,7 @@ def import_features(order: ImportOrder) -> None:
         limit=order.limit,
         overwrite=order.overwrite,
         retry_failed=order.retry_failed,
-        command=typed_command(),
+        command=typed_command(order.manifest, order.manifest.parent),
     )
     targets = {}
     for modality in order.sources:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from extract.datasets.layout import locate_media
 from extract.imports import RELEASED, ImportOrder, import_features
 from extract.probe import describe_probes, probe_media, probe_path, write_probes
 from extract.typed import RememberingCommand
+from micu.devices import count_cores
+from micu.errors import ManifestError
 from micu.files import write_atomically
 from micu.manifest import Clip, Manifest, read_manifest, write_manifest
 from micu.overlap import Shared, find_shared
@@ -82,7 +83,7 @@ def make_manifest(
     manifest = _publish(out, clips)
     root = media_root or _root_of(dataset, annotations) or out.parent
     if probe:
-        probes = probe_media(manifest.clips, root, workers or os.cpu_count() or 1)
+        probes = probe_media(manifest.clips, root, workers or count_cores())
         write_probes(probe_path(out), probes)
         click.echo(f"{probe_path(out)}: {describe_probes(probes)}", err=True)
     click.echo(f"{out}: {len(manifest.clips)} clips, sha256 {manifest.sha256[:12]}")
@@ -106,6 +107,9 @@ def _publish(out: Path, clips: Sequence[Clip]) -> Manifest:
         write_manifest(draft, clips)
         manifest = read_manifest(draft)
         draft.replace(out)
+    except ManifestError as error:
+        told = str(error).replace(str(draft), f"{out}, as it would be written")
+        raise ManifestError(told) from error
     finally:
         draft.unlink(missing_ok=True)
     return replace(manifest, path=out)
@@ -189,7 +193,7 @@ def _shared_csv(shared: Sequence[Shared]) -> bytes:
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    default=os.cpu_count() or 1,
+    default=count_cores,
     show_default="one per core",
     help="Processes that unpack.",
 )

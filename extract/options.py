@@ -1,7 +1,6 @@
 """The arguments and options of the extraction commands; backbones add theirs."""
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from extract.decode import DECODERS
 from extract.flow.options import flow_options
 from extract.parts import Part
 from extract.run import Settings
+from micu.devices import count_cores
 from micu.registry import suggest
 
 DEFAULT_BACKBONE = {"video": "swinv2", "audio": "htsat", "flow": "slowonly", "text": "bert"}
@@ -146,7 +146,7 @@ def _media_options() -> list[Callable[[Command], Command]]:
         click.option(
             "--workers",
             type=click.IntRange(min=1),
-            default=os.cpu_count() or 1,
+            default=count_cores,
             show_default="one per core",
             help="Clips decoded at the same time, in processes of their own.",
         ),

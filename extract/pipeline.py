@@ -134,7 +134,7 @@ def extract_several(
         for writer in writers.values():
             stack.callback(writer.close)
         decoders = stack.enter_context(decoding)
-        for item, outcome in _decode_ahead(work, decoders, 2 * workers + 1, stop):
+        for item, outcome in decode_ahead(work, decoders, 2 * workers + 1, stop):
             read_s += outcome.read_s
             for name in item.names:
                 writers[name].add(item.clip, outcome.media[name], stop)
@@ -162,12 +162,13 @@ def merge_work(plans: Mapping[str, Plan]) -> list[Work]:
     return [Work(clip, tuple(names)) for _, (clip, names) in sorted(lacking.items())]
 
 
-def _decode_ahead(
+def decode_ahead(
     work: Sequence[Work], decoders: Decoders, ahead: int, stop: StopFlag
 ) -> Iterator[tuple[Work, Outcome]]:
     """Decode clips in order, at most `ahead` of them before they are wanted: memory is bounded.
 
-    A run that was asked to stop does not wait for decoders that are still at work.
+    A run that was asked to stop does not wait for decoders that are still at work. What may have
+    been chance is tried again.
     """
     pending: deque[tuple[Work, Future[Outcome]]] = deque()
     coming = iter(work)

@@ -11,6 +11,7 @@ from extract.backbones.base import count_steps
 from extract.parts import Part, refuse_other_partitions
 from micu.errors import ConfigError, StoreError
 from micu.manifest import Clip, Manifest
+from micu.records import file_size
 from micu.shard import Shard
 from micu.store import (
     FeatureSpec,
@@ -87,6 +88,10 @@ class Plan:
     """Clips of the run, or of its part, that are in a ledger and are left there."""
     part: Part | None = None
     """The share of the shards that the run is about."""
+    row_bytes: float = 0.0
+    """Of a row of the shards that are there, on average."""
+    frees: int = 0
+    """What the shards take that the run replaces, bytes."""
 
     @property
     def todo(self) -> int:
@@ -95,18 +100,24 @@ class Plan:
 
     @property
     def bytes_needed(self) -> int:
-        """Most that its shards can take; 0 for those whose clips do not all say how long they are.
+        """Most that its shards can take, beside what goes before them.
+
+        Where the manifest does not say how long every clip of a shard is, its rows are taken for as
+        large as those that are there; for nothing where there are none. Computed flow that is kept
+        is not counted.
 
         A step has its values, a mask and a time; a shard has a header besides.
         """
         total = 0
         for shard in self.shards:
-            steps = _longest_clip(shard.rows)
-            if steps is not None:
+            steps = _most_steps(self.header.spec, shard.rows)
+            if steps is None:
+                total += max(0, int(len(shard.rows) * self.row_bytes) - shard.size)
+            else:
                 step_bytes = 4 * int(np.prod(self.header.spec.shape)) + 9
                 whole = len(shard.rows) * steps * step_bytes + 16 * 1024
                 total += max(0, whole - shard.size)
-        return total
+        return max(0, total - self.frees)
 
     @property
     def label(self) -> str:
@@ -130,6 +141,11 @@ class _Standing:
     unlisted: tuple[tuple[str, ShardEntry], ...] = ()
     index: Mapping[str, ShardEntry] = field(default_factory=dict)
 
+    @property
+    def row_bytes(self) -> float:
+        """Of a row in the shards, on average; 0 where there is none."""
+        return sum(entry.size for entry in self.index.values()) / max(1, len(self.stored))
+
 
 def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     """Decide what is left to extract, from the index and the ledger alone.
@@ -150,7 +166,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     if job.shard_rows is None:
         header = _with_rows_there(folder, header)
     wanted = min(job.limit or len(clips), len(clips))
-    rows_before, replaces = _compare_with_set(job, folder, header)
+    before, replaces = _compare_with_set(job, folder, header)
     standing = _Standing() if replaces or not folder.is_dir() else _take_stock(job, folder, header)
     shards, done, failed = [], 0, 0
     retried: set[str] = set()
@@ -175,12 +191,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     return Plan(
         folder=folder,
         header=header,
-        run=RunRecord(
-            manifest_path=str(job.manifest.path.resolve()),
-            media_root=str(job.media_root.resolve()),
-            rows=max(rows_before, wanted),
-            command=job.command,
-        ),
+        run=_record_run(job, wanted, before),
         replaces=replaces,
         shards=tuple(shards),
         unlisted=dict(standing.unlisted),
@@ -188,7 +199,23 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         done=done,
         failed=failed,
         part=job.part,
+        row_bytes=standing.row_bytes,
+        frees=sum(file_size(path) for path in folder.glob("shard-*.h5")) if replaces else 0,
     )
+
+
+def _record_run(job: Job, wanted: int, before: RunRecord | None) -> RunRecord:
+    """What the set notes of a run over its first `wanted` rows, and of the runs before it."""
+    run = RunRecord(
+        manifest_path=str(job.manifest.path.resolve()),
+        media_root=str(job.media_root.resolve()),
+        rows=wanted,
+        command=job.command,
+    )
+    # A command with a smaller --limit would not make every shard again.
+    if before is not None and wanted < before.rows:
+        return replace(run, rows=before.rows, command=before.command)
+    return run
 
 
 def usual_rows(manifest: Manifest, spec: FeatureSpec) -> int:
@@ -221,22 +248,22 @@ def _check_part(job: Job, folder: Path) -> None:
         )
 
 
-def _compare_with_set(job: Job, folder: Path, header: Header) -> tuple[int, bool]:
-    """Rows that the set was run over so far, and whether it is of another making and goes."""
+def _compare_with_set(job: Job, folder: Path, header: Header) -> tuple[RunRecord | None, bool]:
+    """What the set notes of earlier runs, and whether it is of another making and goes."""
+    run_before = None
     if (folder / "set.json").is_file():
         before, run_before = read_set(folder)
-        rows = run_before.rows
     else:  # lost, or never written: the shards say what made them
-        before, rows = _header_of_shards(folder, header), 0
+        before = _header_of_shards(folder, header)
     if before.fingerprint == header.fingerprint:
-        return rows, False
+        return run_before, False
     if not job.overwrite:
         raise StoreError(
             f"{folder}: {describe_difference(header, before)}\n"
             "mixing them would blend two kinds of features; extract to another --out, or "
             "replace these with --overwrite"
         )
-    return 0, True
+    return None, True
 
 
 def _header_of_shards(folder: Path, expected: Header) -> Header:
@@ -268,6 +295,15 @@ def _take_stock(job: Job, folder: Path, header: Header) -> _Standing:
         unlisted=tuple((name, entry) for name, entry in index.items() if noted.get(name) != entry),
         index=index,
     )
+
+
+def _most_steps(spec: FeatureSpec, clips: Sequence[Clip]) -> int | None:
+    """Most steps that a row can have; None where that is known from the media alone."""
+    if spec.hop_s is not None:
+        return _longest_clip(clips)
+    # A text has no more words than characters; one that is taken as a whole is one step.
+    longest = max(len(clip.text) for clip in clips)
+    return min(longest, int(spec.preprocessing.get("max_words", 1)))
 
 
 def _longest_clip(clips: Sequence[Clip]) -> int | None:

@@ -3,19 +3,26 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from joblib import Parallel, delayed
+import numpy as np
 
-from extract.backbones.base import MIN_STEP_S
+from extract.backbones.base import MIN_STEP_S, Media
 from extract.media import Source
+from extract.pipeline import Work, decode_ahead
+from extract.workers import Outcome, decode_in_processes
+from micu.commands import StopFlag
 from micu.errors import DecodeError
 from micu.files import write_atomically
 from micu.manifest import Clip
 
 SHORT, GOOD = "short", "ok"
+PROBE_S = 60.0
+"""A process that takes longer over one file is killed, s."""
+_NAME = "probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +45,51 @@ def probe_path(manifest: Path) -> Path:
     return manifest.with_suffix(".probe.csv")
 
 
-def probe_media(clips: Sequence[Clip], media_root: Path, workers: int) -> list[Probe]:
-    """Open the file of every clip, each file once.
+def probe_media(
+    clips: Sequence[Clip], media_root: Path, workers: int, timeout_s: float = PROBE_S
+) -> list[Probe]:
+    """Open the file of every clip, each file once, in processes that a file may take along.
 
     Args:
         clips: Rows of a manifest; those without a path have no media and are left out.
         media_root: Folder that their paths start from.
         workers: Processes.
+        timeout_s: A process that takes longer over one file is killed, s.
     """
     with_media = [clip for clip in clips if clip.path]
-    paths = list(dict.fromkeys(clip.path for clip in with_media))
-    jobs = (delayed(probe_file)(path, media_root) for path in paths)
-    probes: list[Probe] = Parallel(n_jobs=workers, batch_size="auto")(jobs)
-    by_path = dict(zip(paths, probes, strict=True))
+    paths = dict.fromkeys(clip.path for clip in with_media)
+    work = [Work(Clip(clip_id=path, path=path), (_NAME,)) for path in paths]
+    with decode_in_processes(ReadProbe(media_root), workers, timeout_s) as decoders:
+        settled = decode_ahead(work, decoders, 4 * workers, StopFlag())
+        by_path = {
+            item.clip.path: _open(item.clip, outcome, timeout_s) for item, outcome in settled
+        }
     return [_judge(clip, by_path[clip.path]) for clip in with_media]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadProbe:
+    """Probes a file in place of decoding it; sent to worker processes."""
+
+    media_root: Path
+
+    def __call__(self, clip: Clip, names: Sequence[str]) -> Mapping[str, Media]:
+        """The probe, as notes on no media; what is None is left out."""
+        found = asdict(probe_file(clip.path, self.media_root))
+        notes = {name: value for name, value in found.items() if value is not None}
+        return dict.fromkeys(names, Media([], np.zeros(0), 0.0, 0, notes))
+
+
+def _open(clip: Clip, outcome: Outcome, timeout_s: float) -> Probe:
+    """What a worker found out about a file, or what the file did to the worker."""
+    found = outcome.media[_NAME]
+    if isinstance(found, Media):
+        noted: dict[str, Any] = {"duration_s": None, **found.notes}
+        return Probe(**noted)
+    message = found.message
+    if found.code == "timeout":
+        message = f"{clip.path!r}: opening it took longer than {timeout_s:g} s"
+    return Probe("", clip.path, found.code, None, video=False, audio=False, message=message)
 
 
 def probe_file(path: str, media_root: Path) -> Probe:

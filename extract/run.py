@@ -91,11 +91,12 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         MicuError: What was typed cannot be done.
     """
     source = find_source(settings.out, settings.manifest)
+    media_root = settings.media_root or source.media_root
     job = Job(
         manifest=_read_rows(source.manifest, orders),
-        media_root=settings.media_root or source.media_root,
+        media_root=media_root,
         out=settings.out,
-        command=typed_command(),
+        command=typed_command(source.manifest, media_root),
         **settings.job,
     )
     if settings.dask:
@@ -203,22 +204,27 @@ def _check_media_root(plans: Sequence[Plan], media_root: Path) -> None:
         if plan.header.spec.modality == "text" or begun or len(todo) < LOOKED_AT:
             continue
         looked_at = todo[:: len(todo) // LOOKED_AT][:LOOKED_AT]
-        if not any(
-            (media_root / clip.path).exists() for clip in looked_at if "\0" not in clip.path
-        ):
-            raise ConfigError(
-                f"media root {media_root}: expected the manifest's files there, got none of "
-                f"{len(looked_at)} that were looked for, such as {looked_at[0].path!r}; "
-                "type --media-root"
+        absent = [_why_absent(clip, media_root) for clip in looked_at]
+        if not all(absent):
+            continue
+        what_to_type = "type --media-root"
+        if "outside_root" in absent:
+            what_to_type += (
+                "; links lead out of this root: name a folder above both the links and the media"
             )
+        raise ConfigError(
+            f"media root {media_root}: expected the manifest's files there, got none of "
+            f"{len(looked_at)} that were looked for, such as {looked_at[0].path!r}; {what_to_type}"
+        )
 
 
-def _is_there(clip: Clip, media_root: Path) -> bool:
+def _why_absent(clip: Clip, media_root: Path) -> str:
+    """The code of a clip that another media root may have; empty where this one has something."""
     try:
         find_media(clip.path, media_root)
     except DecodeError as error:
-        return error.code != "missing"
-    return True
+        return error.code if error.code in ("missing", "outside_root") else ""
+    return ""
 
 
 def end_run(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> None:

@@ -23,14 +23,25 @@ class RememberingCommand(click.Command):
         return super().parse_args(ctx, args)
 
 
-def typed_command() -> str:
+def typed_command(manifest: Path, media_root: Path) -> str:
     """The running command as a line for a shell; empty where none is running.
 
-    Options of the single run, such as `--part` and `--overwrite`, are left out.
+    Options of the single run, such as `--part` and `--overwrite`, are left out. Where the manifest
+    was not typed, it stands there all the same, with its media root: the next run may be over
+    another one.
+
+    Args:
+        manifest: That the command turned out to be about.
+        media_root: Where its media are.
     """
     words = typed_words()
     if not words:
         return ""
+    chosen = click.get_current_context().params
+    if chosen.get("manifest") is None:
+        words.insert(1, str(manifest.resolve()))
+        if chosen.get("media_root", media_root) is None:
+            words[2:2] = ["--media-root", str(media_root.resolve())]
     return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(['micu-extract', *words])}"
 
 

@@ -29,7 +29,7 @@ from pebble import ProcessExpired, ProcessPool
 from extract.backbones.base import Media
 from extract.blocks import block_folder, write_block
 from extract.media import IO_ERROR
-from micu.errors import ClipError, DecodeError, MicuError
+from micu.errors import ClipError, DecodeError, DeviceError, MicuError
 from micu.manifest import Clip
 
 Reader = Callable[[Clip, Sequence[str]], Mapping[str, Media | DecodeError]]
@@ -95,7 +95,7 @@ def decode_clip(read: Reader, clip: Clip, names: Sequence[str]) -> Outcome:
         raise
     except Exception as error:  # one clip must not end a run of days
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
-            raise MicuError(
+            raise DeviceError(
                 f"the device has no memory left to compute flow ({error}); {_LESS}"
             ) from error
         told = Trouble("unexpected", " ".join(repr(error).split()), traceback.format_exc())
@@ -323,6 +323,8 @@ def _decode_to_block(read: Reader, blocks: Path, clip: Clip, names: Sequence[str
     """Read a clip in a worker."""
     try:
         outcome = decode_clip(read, clip, names)
+    except DeviceError:
+        raise
     except MicuError as error:
         return Parcel(None, fatal=str(error))
     media = dict(outcome.media)

@@ -1,7 +1,7 @@
 """What the command line tools share: exit codes, errors as messages, signals, the manifest in use.
 
-Exit codes: 0 all good, 2 usage or an error with a message, 3 finished with failures, 74 input or
-output error, 75 stopped but resumable, 130 Ctrl-C.
+Exit codes: 0 all good, 2 usage or an error with a message, 3 finished with failures, 71 no memory
+left on the device, 74 input or output error, 75 stopped but resumable, 130 Ctrl-C.
 """
 
 import json
@@ -18,10 +18,11 @@ from typing import Any
 
 import click
 
-from micu.errors import ManifestError, MicuError
+from micu.errors import DeviceError, ManifestError, MicuError
 from micu.files import write_atomically
 
-EXIT_USAGE, EXIT_FAILURES, EXIT_IO, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 3, 74, 75, 130
+EXIT_USAGE, EXIT_FAILURES, EXIT_DEVICE = 2, 3, 71
+EXIT_IO, EXIT_STOPPED, EXIT_INTERRUPTED = 74, 75, 130
 MANIFEST_VARIABLE = "MICU_MANIFEST"
 
 
@@ -29,8 +30,8 @@ MANIFEST_VARIABLE = "MICU_MANIFEST"
 def exit_codes(hint: str = "type the same command again") -> Iterator[None]:
     """Turn errors that a user can act on, and Ctrl-C, into a message and an exit code.
 
-    2 for a `MicuError`, 74 for a disk or file system that refuses, 130 for Ctrl-C. Anything else is
-    a bug and keeps its traceback.
+    2 for a `MicuError`, of which 71 for a `DeviceError`, 74 for a disk or file system that refuses,
+    130 for Ctrl-C. Anything else is a bug and keeps its traceback.
 
     Args:
         hint: How to go on after Ctrl-C or a disk that refused, for the message.
@@ -39,7 +40,7 @@ def exit_codes(hint: str = "type the same command again") -> Iterator[None]:
         yield
     except MicuError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_USAGE)
+        sys.exit(EXIT_DEVICE if isinstance(error, DeviceError) else EXIT_USAGE)
     except OSError as error:
         click.echo(f"error: {error}\n{hint}", err=True)
         sys.exit(EXIT_IO)

@@ -1,4 +1,6 @@
-"""Turning what a user types after `--device` into a device that this machine has."""
+"""What this process may compute on: the device that is typed after `--device`, and cores."""
+
+import os
 
 from micu.errors import ConfigError
 
@@ -24,3 +26,10 @@ def resolve_device(name: str) -> str:
     if int(index or 0) >= has[kind]:
         raise ConfigError(f"--device {name}: this machine has {has[kind]} {kind} devices")
     return name
+
+
+def count_cores() -> int:
+    """Cores that this process may run on, where a job or a container has some of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

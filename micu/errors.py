@@ -5,6 +5,7 @@
     ├── ClipError         one clip fails, and the run goes on; carries a ledger code
     │   ├── DecodeError       its media cannot be turned into an array
     │   └── FeatureError      its features must not be stored
+    ├── DeviceError       a device has no memory left; elsewhere, the same may work
     ├── WeightsError      a backbone's weights cannot be had or do not fit
     ├── StoreError        a feature set or a shard is missing, hostile or of another run
     ├── ShapeError        an array does not have the shape that a function states
@@ -48,6 +49,10 @@ class DecodeError(ClipError):
 
 class FeatureError(ClipError):
     """One clip's features must not be stored."""
+
+
+class DeviceError(MicuError):
+    """A device has no memory left; on another, or once others leave it, the same may work."""
 
 
 class WeightsError(MicuError):

@@ -162,6 +162,21 @@ def remove_stale_temporaries(folder: Path, older_than_s: float = 0.0) -> None:
             continue
 
 
+@contextmanager
+def hold_file(path: Path) -> Iterator[None]:
+    """An empty file while the block runs, which others see.
+
+    Args:
+        path: Named as a temporary file, `remove_stale_temporaries` takes what a kill leaves of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _create_locked(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def _create_locked(path: Path) -> BinaryIO:
     """A new file that `remove_stale_temporaries` leaves alone as long as it is open."""
     while True:

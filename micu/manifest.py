@@ -213,14 +213,21 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
     if not rows:
         raise ManifestError(f"{path}: expected at least one clip, got a header and no rows")
     clips = tuple(clip for _, clip in seen.values())
-    lost = [clip for clip in clips if clip.is_caption and clip.group not in seen]
-    if lost and "path" in need:
+    if "path" in need:
+        _check_groups(path, clips)
+    return Manifest(path=path, clips=clips, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _check_groups(path: Path, clips: Sequence[Clip]) -> None:
+    """Refuse captions of media that no row has."""
+    known = {clip.clip_id for clip in clips}
+    lost = [clip for clip in clips if clip.is_caption and clip.group not in known]
+    if lost:
         raise ManifestError(
             f"{path}: {len(lost)} rows without a path name a group that is no clip_id, first "
             f"clip {lost[0].clip_id!r} of group {lost[0].group!r}; give them a path, or the group "
             "a row that has one"
         )
-    return Manifest(path=path, clips=clips, sha256=hashlib.sha256(data).hexdigest())
 
 
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:

@@ -4,12 +4,13 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from extract.backbones.base import Media
+from extract.probe import ReadProbe
 from micu.errors import ExtraError
 from micu.manifest import Clip
 from tests.toy import toy_read
@@ -33,6 +34,8 @@ def hostile_read(clip: Clip) -> Media:
             os.kill(os.getpid(), signal.SIGKILL)
     if deed == "fatal":
         raise ExtraError("decord", "decord")
+    if deed == "device":
+        raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")  # torch's
     if deed == "slow":
         time.sleep(0.3)
     return toy_read(clip)
@@ -68,3 +71,14 @@ def read_threads(clip: Clip, names: Sequence[str]) -> dict[str, Media]:
 def dying_start(most_bytes: int | None) -> None:
     """End a worker before it has taken a clip."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class HostileProbe:
+    """A probe of files, some of which do to their worker what their name says."""
+
+    def __init__(self, media_root: Path) -> None:
+        self.media_root = media_root
+
+    def __call__(self, clip: Clip, names: Sequence[str]) -> Mapping[str, Media]:
+        hostile_read(Clip(clip_id="", text=Path(clip.path).stem))
+        return ReadProbe(self.media_root)(clip, names)

@@ -77,15 +77,17 @@ def toy_plan(folder: Path, count: int = 25, shard_rows: int | None = 8, **job: o
     path = folder / "toys.csv"
     if not path.exists():
         write_manifest(path, toy_clips(count))
-    return plan_extraction(
-        Job(
-            manifest=read_manifest(path),
-            media_root=folder,
-            out=folder / "features",
-            shard_rows=shard_rows,
-            **job,  # type: ignore[arg-type]
-        ),
-        Toy().spec,
+    return plan_extraction(toy_job(folder, shard_rows, **job), Toy().spec)
+
+
+def toy_job(folder: Path, shard_rows: int | None = 8, **job: object) -> Job:
+    """To extract what `folder/toys.csv` lists to `folder/features`."""
+    return Job(
+        manifest=read_manifest(folder / "toys.csv"),
+        media_root=folder,
+        out=folder / "features",
+        shard_rows=shard_rows,
+        **job,  # type: ignore[arg-type]
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import Run
 from micu.devices import resolve_device
-from micu.errors import MicuError
+from micu.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class Runner:
             One output per unit, (...), float32.
 
         Raises:
-            MicuError: Not even one unit fits in memory.
+            DeviceError: Not even one unit fits in memory.
         """
         outputs: list[NDArray[np.float32]] = []
         with repeatable():
@@ -104,7 +104,7 @@ class Runner:
             if not _is_out_of_memory(error):
                 raise
             if len(units) == 1:
-                raise MicuError(
+                raise DeviceError(
                     f"{self.device}: expected memory for a batch of one unit at least, got: "
                     f"{_first_line(error)}; end what else is running there, or type another "
                     "--device, for example --device cpu (--batch-size cannot be less than 1)"

@@ -32,8 +32,8 @@ from extract.dask.worker import (
 from extract.parts import Part
 from extract.pipeline import RETRIES, TOO_MANY_FAILED
 from extract.plan import Limit, Plan
-from micu.commands import EXIT_FAILURES, EXIT_IO, EXIT_USAGE, StopFlag
-from micu.errors import ConfigError, MicuError
+from micu.commands import EXIT_DEVICE, EXIT_FAILURES, EXIT_IO, EXIT_USAGE, StopFlag
+from micu.errors import ConfigError, DeviceError, MicuError
 
 logger = logging.getLogger(__name__)
 
@@ -258,6 +258,8 @@ class Dispatcher:
         if flight.alone:
             if code == EXIT_IO:
                 raise OSError(f"worker {address}: {how}")
+            if code == EXIT_DEVICE:  # as a run without a cluster would end
+                raise DeviceError(f"worker {address}: {how}")
             self.guilty[suspect] = how
             self._fruitless, self._seats = 0, dict.fromkeys(self._seats, 0)
         elif self._failures[suspect] >= RETRIES:

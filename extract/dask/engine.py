@@ -23,7 +23,7 @@ from extract.typed import typed_words
 from extract.writer import Summary, prepare_folder
 from micu.commands import stop_signals
 from micu.errors import ConfigError, ExtraError, MicuError
-from micu.files import remove_stale_temporaries, write_atomically
+from micu.files import TEMPORARY_SUFFIX, hold_file, remove_stale_temporaries
 from micu.store import Failure, append_ledger, read_ledger
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ CONNECT_S = 30.0
 """How long a scheduler may take to answer, s."""
 ROUNDS = 3
 """How often what is left in the end is handed out again."""
+TOKEN_S = 86400.0
+"""Age from which the token of a run that seems dead is removed, s: locks of callers on other
+machines may not be seen."""
 CALLERS_OWN = ("--dask", "--max-failures", "--overwrite", "--retry-failed", "--json")
 """Options that are not passed on to shares."""
 
@@ -68,6 +71,7 @@ def extract_on_cluster(
         ConfigError: There is no scheduler, no worker with a GPU to offer, or one that does not see
             the run's files.
         MicuError: A worker refused the run, or none is left.
+        DeviceError: Workers have no memory left on their devices, and others do not make up for it.
         OSError: The scheduler was lost, or a disk refused a shard.
     """
     started = time.monotonic()
@@ -144,12 +148,13 @@ def _connect(address: str) -> Iterator[Any]:
 def _describe_run(job: Job) -> Iterator[Errand]:
     """What the workers are told; while it lasts, a file among the features shows them the place."""
     run = secrets.token_hex(6)
-    token = job.out.absolute() / f".dask-{run}"
-    write_atomically(token, b"")
+    out = job.out.absolute()
+    remove_stale_temporaries(out, TOKEN_S)
+    token = out / f".dask-{run}{TEMPORARY_SUFFIX}"
     command, *words = typed_words(CALLERS_OWN)
     # As it was typed: it stands in messages of the ledger.
     place = [] if command == "text" else ["--media-root", str(job.media_root)]
-    try:
+    with hold_file(token):
         yield Errand(
             run=run,
             words=(command, *place, *words),
@@ -159,8 +164,6 @@ def _describe_run(job: Job) -> Iterator[Errand]:
             media_root=str(job.media_root.absolute()),
             token=str(token),
         )
-    finally:
-        token.unlink(missing_ok=True)
 
 
 def _close_set(plan: Plan, guilty: Mapping[int, str]) -> None:

@@ -89,7 +89,9 @@ class DataSet:
         named = [file for file in self.files if rest and file.role == role]
         path = Path(rest if named else text)
         if not path.exists():
-            raise ManifestError(f"{self.name}: {path}: no such file")
+            raise ManifestError(
+                f"{self.name}: {path}: no such file. Expected --annotations {self.describe()}"
+            )
         known = named or (list(self.files) if len(self.files) == 1 else [])
         if known and (path.is_file() or known[0].may_be_folder):
             return [(known[0].role, path)]

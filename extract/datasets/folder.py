@@ -1,6 +1,8 @@
 """Own data: a folder per class, or a CSV file with paths and labels."""
 
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 from extract.datasets.base import (
     File,
@@ -25,7 +27,7 @@ def read_folder(files: Files) -> list[Clip]:
     `CLASS/clip.mp4` has the label CLASS; `train/CLASS/clip.mp4` the split `train` too. Deeper
     folders belong to the class above them. A CSV file has the column `path` and, as far as they are
     known, `label`, `split`, `text`, `start_s` and `end_s`; the path is the id, and that of a
-    further clip of the same file `PATH#2`.
+    further clip of the same file `PATH#2`. What is not printable stands percent-escaped in the id.
 
     Raises:
         ManifestError: There are no media, or the CSV file has bad rows.
@@ -46,9 +48,9 @@ def _read_folder(root: Path) -> list[Clip]:
         name = "/".join(parts)
         clips.append(
             Clip(
-                clip_id=name,
+                clip_id=_escape(name, str.isprintable),
                 path=name,
-                label=classes[0] if classes else "",
+                label=_escape(classes[0], _is_text) if classes else "",
                 split=parts[0] if has_split else "",
             )
         )
@@ -61,7 +63,19 @@ def _read_folder(root: Path) -> list[Clip]:
         logger.warning("%s: %d files are no media and are left out", root, others)
     if not any(clip.label for clip in clips):
         logger.warning("%s: no folder per class, so that no clip has a label", root)
-    return clips
+    return with_unique_ids(clips)
+
+
+def _escape(name: str, keep: Callable[[str], bool]) -> str:
+    """A file's name with `%E3%80%80` for each character that an id or a label cannot hold."""
+    return "".join(
+        char if keep(char) else quote(char.encode("utf-8", "surrogateescape")) for char in name
+    )
+
+
+def _is_text(char: str) -> bool:
+    """Whether a character is more than a byte that is not UTF-8."""
+    return not "\ud800" <= char <= "\udfff"
 
 
 def _read_csv(path: Path) -> list[Clip]:
@@ -73,7 +87,7 @@ def _read_csv(path: Path) -> list[Clip]:
         try:
             clips.append(
                 Clip(
-                    clip_id=row["path"],
+                    clip_id=_escape(row["path"], str.isprintable),
                     path=row["path"],
                     start_s=_seconds(row.get("start_s", "")),
                     end_s=_seconds(row.get("end_s", "")),

@@ -6,12 +6,11 @@ Exit codes: 0 all good, 2 usage or an error with a message, 74 input/output erro
 resumable, 130 Ctrl-C.
 """
 
-import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,8 @@ import click
 
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
 from micu.cli.resume import RunFolder, resume_
-from micu.cli.sweep import OWN, is_sweep, run_sweep, sweep_options
+from micu.cli.sweep import OWN, is_sweep, run_sweep
+from micu.cli.train_options import train_options
 from micu.commands import exit_codes
 from micu.config import TrainConfig
 from micu.devices import resolve_device
@@ -29,7 +29,7 @@ from micu.errors import ConfigError
 from micu.launch import Place, find_place
 from micu.manifest import MODALITIES
 from micu.overrides import to_json, with_overrides
-from micu.presets import PRESETS, list_presets
+from micu.presets import PRESETS
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
@@ -71,126 +71,9 @@ class Arguments:
     as_json: bool
 
 
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of `micu-train`, in the order in which help shows them."""
-    folder = click.Path(path_type=Path, file_okay=False)
-    options = [
-        click.option(
-            "--modalities",
-            help="Two or more of v,a,f,t (video, audio, flow, text) [default: the preset's].",
-        ),
-        click.option(
-            "--features",
-            type=folder,
-            default=Path("features"),
-            show_default=True,
-            help="Root of the feature sets.",
-        ),
-        click.option(
-            "--manifest",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="Manifest of the clips [default: $MICU_MANIFEST, else the last extraction's].",
-        ),
-        *(
-            click.option(
-                f"--{name}-features", metavar="BACKBONE", help=f"Which {name} features, if several."
-            )
-            for name in MODALITIES
-        ),
-        click.option(
-            "--preset",
-            type=click.Choice(sorted(PRESETS)),
-            default="micu",
-            show_default=True,
-            metavar="NAME",
-            help="Settings to start from; --list-presets says which there are.",
-        ),
-        click.option(
-            "--list-presets",
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_list_presets,
-            help="List the presets and stop.",
-        ),
-        click.option(
-            "--set",
-            "assignments",
-            metavar="KEY=VALUE",
-            multiple=True,
-            help="Change a setting, for example quantizer.codebook_size=512; repeatable.",
-        ),
-        click.option("--seed", type=int, help="Short for --set seed=N."),
-        click.option(
-            "--precision",
-            type=click.Choice(["fp32", "bf16", "fp16"]),
-            help="Short for --set optimizer.precision=NAME.",
-        ),
-        click.option("--tf32", is_flag=True, help="Short for --set optimizer.tf32=true."),
-        click.option(
-            "--exclude-manifest",
-            "exclude_manifests",
-            metavar="FILE",
-            multiple=True,
-            help="Leave out the clips of this manifest, and all others of the same YouTube videos; "
-            "repeatable. Short for --set data.exclude_manifests=FILE,FILE.",
-        ),
-        click.option("--print-config", is_flag=True, help="Print all settings as JSON and stop."),
-        click.option(
-            "--out", type=folder, help="Folder of the run [default: runs/PRESET-MODALITIES-SEED]."
-        ),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=0),
-            default=0,
-            show_default=True,
-            help="Processes that read features; 0 reads in the training process.",
-        ),
-        click.option(
-            "--cache",
-            type=click.Choice(["float32", "float16"]),
-            help="Keep all features in memory; float16 is short for --set data.dtype=float16 too.",
-        ),
-        click.option(
-            "--resume", is_flag=True, help="Go on with the run in --out, if there is one."
-        ),
-        click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
-        click.option(
-            "--save-every",
-            type=click.IntRange(min=0),
-            default=200,
-            show_default=True,
-            help="Steps between two checkpoints; 0 saves at the end only.",
-        ),
-        click.option(
-            "--keep",
-            type=click.IntRange(min=0),
-            default=2,
-            show_default=True,
-            help="How many of the newest checkpoints stay; 0 is all.",
-        ),
-        click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too."),
-        click.option(
-            "--dry-run",
-            is_flag=True,
-            help="Measure a few steps, print what the run takes, and stop.",
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
-        *sweep_options(),
-    ]
-    return functools.reduce(lambda made, option: option(made), reversed(options), command)
-
-
-def _list_presets(context: click.Context, _: click.Parameter, asked: bool) -> None:
-    if asked:
-        click.echo(list_presets())
-        context.exit()
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="micu")
-@_options
+@train_options
 def main(
     *,
     modalities: str | None,

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from joblib import Parallel, delayed
 
 from micu.commands import EXIT_INTERRUPTED, EXIT_STOPPED, StopFlag
+from micu.devices import count_cores
 from micu.files import write_atomically
 from micu.overrides import to_json
 from micu.sweep.plan import SweepRun
@@ -169,4 +170,4 @@ def share_cores(at_a_time: int, environment: Mapping[str, str]) -> dict[str, str
     """Variables that give each of several processes at a time its share of the cores."""
     if at_a_time == 1 or "OMP_NUM_THREADS" in environment:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_a_time))}
+    return {"OMP_NUM_THREADS": str(max(1, count_cores() // at_a_time))}

@@ -14,6 +14,7 @@ import extract.run
 from extract.backbones.base import FlowInput, FrameInput, WaveformInput
 from extract.cli import cli
 from extract.decode import read, read_several
+from extract.verify import verify_set
 from micu.errors import ConfigError, ManifestError
 from micu.manifest import Clip, read_manifest, write_manifest
 from micu.store import FeatureStore, find_sets, read_ledger, read_set
@@ -269,6 +270,33 @@ def test_a_media_root_that_holds_no_file_is_refused_before_every_clip_fails(
     assert len(read_ledger(Path("features/sounds/audio-htsat-demo"))) == 37
 
 
+def test_a_path_that_no_file_system_takes_costs_its_clip_alone(project: Path) -> None:
+    paths = ["x" * 300 + ".wav", *(f"{i}.wav" for i in range(39))]
+    write_manifest(Path("sounds.csv"), [Clip(clip_id=path, path=path) for path in paths])
+    write_media(Path("38.wav"), sound=tone(1.0, 8000), sound_codec="pcm_s16le")
+    words = ("audio", "sounds.csv", "--backbone", "htsat-demo", "--weights", "random")
+    assert "none of 32" in str(invoke(*words).exception)
+    for i in range(3):
+        Path(f"{i}.wav").hardlink_to("38.wav")
+    assert invoke(*words).exit_code == 3
+    ledger = read_ledger(Path("features/sounds/audio-htsat-demo"))
+    assert len(ledger) == 36
+    assert ledger[paths[0]].code == "missing"
+
+
+def test_links_out_of_the_media_root_are_refused_with_what_to_type(project: Path) -> None:
+    for folder in ("media", "links"):
+        Path(folder).mkdir()
+    write_media(Path("media/a.wav"), sound=tone(1.0, 8000), sound_codec="pcm_s16le")
+    for i in range(40):
+        Path(f"links/{i}.wav").symlink_to("../media/a.wav")
+    write_manifest(Path("s.csv"), [Clip(clip_id=str(i), path=f"{i}.wav") for i in range(40)])
+    words = ("audio", "s.csv", "--backbone", "htsat-demo", "--weights", "random")
+    refused = invoke(*words, "--media-root", "links")
+    assert "name a folder above both" in str(refused.exception)
+    assert not Path("features").exists()
+
+
 def test_a_set_knows_the_command_that_it_was_typed_with(project: Path) -> None:
     write_sentences(3)
     words = ("text", "sentences.csv", "--backbone", "bert-demo", "--weights=random")
@@ -280,6 +308,34 @@ def test_a_set_knows_the_command_that_it_was_typed_with(project: Path) -> None:
     (folder / "shard-00000.h5").write_bytes(b"")
     repaired = invoke("verify", "--data", "--repair")
     assert typed in repaired.output
+
+
+def test_the_command_that_a_set_knows_makes_all_of_it_again(project: Path) -> None:
+    """Whatever was left out when it was typed, and whatever was typed since."""
+    write_sentences(3)
+    clips = [Clip(clip_id=name, path=f"{name}.wav", text=name) for name in "ab"]
+    Path("media").mkdir()
+    for clip in clips:
+        write_media(Path("media", clip.path), sound=tone(1.0, 8000), sound_codec="pcm_s16le")
+    write_manifest(Path("both.csv"), clips)
+    sound = ("audio", "--backbone", "htsat-demo", "--weights", "random", "--shard-rows", "1")
+    text = ("text", "--backbone", "bert-demo", "--weights", "random", "--shard-rows", "1")
+    for words in (
+        ("audio", "both.csv", *sound[1:], "--media-root", "media"),
+        sound,
+        text,
+        (*text, "--limit", "1"),
+        (*text, "sentences.csv"),
+    ):
+        assert invoke(*words).exit_code == 0, words
+    folders = find_sets(Path("features"))
+    assert len(folders) == 3
+    for folder in folders:
+        (folder / "shard-00001.h5").write_bytes(b"")
+        _, _, command = read_set(folder)[1].command.partition(" && micu-extract ")
+        invoke("verify", str(folder), "--data", "--repair")
+        assert invoke(*shlex.split(command)).exit_code == 0
+        assert verify_set(folder, data=True).problems == ()
 
 
 def test_each_stream_is_decoded_once_for_all_backbones(

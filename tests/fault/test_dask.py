@@ -15,15 +15,17 @@ from typing import Any
 
 import pytest
 
+import extract.dask.engine as engine
 from extract.backbones import Run
 from extract.cli import cli
 from extract.dask.engine import CALLERS_OWN
 from extract.dask.worker import Errand, Report, look_around
 from extract.options import gather_settings
 from extract.parts import parse_part
+from extract.plan import Job
 from extract.typed import typed_words
-from micu.files import file_sha256
-from micu.manifest import Clip, write_manifest
+from micu.files import file_sha256, hold_file
+from micu.manifest import Clip, read_manifest, write_manifest
 from micu.store import FeatureStore, read_ledger, shard_name
 from tests.conftest import PROJECT
 from tests.runs import (
@@ -207,7 +209,7 @@ def test_runs_that_are_ended_leave_no_share_at_work_and_go_on_to_the_same_bytes(
     assert code == 75, output
     assert "stopped by SIGTERM; type the same command to go on" in output
     assert not shares(cluster.session)
-    assert half_files(folder) == []
+    assert half_files(folder / "features" / "m") == []
     assert set_bytes(folder) != set_bytes(local)
 
     code, output = run(folder, *TEXTS, "--dask", cluster.address)
@@ -300,6 +302,21 @@ def test_shares_get_what_was_typed_without_what_is_for_the_whole_run() -> None:
     typed = "m.csv --dask tcp://a:1 --out x --overwrite --max-failures=5% --json --limit 3"
     with cli.commands["text"].make_context("text", typed.split()):
         assert typed_words(CALLERS_OWN) == ["text", "m.csv", "--out", "x", "--limit", "3"]
+
+
+def test_tokens_of_callers_that_died_go_and_those_of_others_at_work_stay(tmp_path: Path) -> None:
+    write_texts(tmp_path, "a")
+    job = Job(
+        manifest=read_manifest(tmp_path / "m.csv"), media_root=tmp_path, out=tmp_path / "features"
+    )
+    dead, alive = job.out / ".dask-dead.partial", job.out / ".dask-alive.partial"
+    with cli.commands["text"].make_context("text", ["m.csv"]), hold_file(alive):
+        dead.touch()
+        for path in (dead, alive):
+            os.utime(path, (0, 0))
+        with engine._describe_run(job) as errand:
+            assert {*job.out.iterdir()} == {alive, Path(errand.token)}
+        assert list(job.out.iterdir()) == [alive]
 
 
 def test_a_machine_that_plans_for_a_cluster_needs_no_gpu_and_states_what_shares_will() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from extract.backbones.base import Run
 from extract.backbones.inference import Runner
-from micu.errors import MicuError
+from micu.errors import DeviceError
 
 NO_MEMORY: dict[str, Callable[[], None]] = {}
 
@@ -96,7 +96,9 @@ def test_an_odd_batch_is_halved_down_to_one() -> None:
 
 def test_one_unit_that_does_not_fit_ends_the_run_with_what_to_type() -> None:
     small = Small(room=0)
-    with pytest.raises(MicuError, match=r"cpu: expected memory for a batch of one .*--device cpu"):
+    with pytest.raises(
+        DeviceError, match=r"cpu: expected memory for a batch of one .*--device cpu"
+    ):
         small.encode([1.0])
     assert small.batches == [8, 4, 2, 1]
 

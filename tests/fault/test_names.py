@@ -138,3 +138,35 @@ def test_hostile_paths_cost_their_own_clips_only(tmp_path: Path) -> None:
     assert (codes["a"], codes["."], codes["a/b"]) == ("not_a_file", "not_a_file", "missing")
     assert codes["features"] == "not_a_file"
     assert set(codes.values()) == {"missing", "outside_root", "not_a_file"}
+
+
+def test_names_that_no_id_can_hold_do_not_cost_a_folder_its_manifest(tmp_path: Path) -> None:
+    root, out = tmp_path / "media", tmp_path / "my.csv"
+    odd = ["a\u3000b.wav", "a\xa0b.wav", "a\nb.wav", os.fsdecode(b"\xff\xfe.wav")]
+    for folder in ("dog", os.fsdecode(b"\xe9")):
+        (root / folder).mkdir(parents=True)
+        for name in (*odd, "100%.wav", "a%C2%A0b.wav"):
+            (root / folder / name).touch()
+    words = ("manifest", "folder", "--annotations", str(root), "-o", str(out))
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.exception
+    clips = read_manifest(out).clips
+    assert {clip.path for clip in clips} == {
+        path.relative_to(root).as_posix() for path in root.rglob("*.wav")
+    }
+    assert {clip.label for clip in clips} == {"dog", "%E9"}
+    ids = {clip.path: clip.clip_id for clip in clips}
+    assert ids["dog/a\u3000b.wav"] == "dog/a%E3%80%80b.wav"
+    assert ids["dog/100%.wav"] == "dog/100%.wav"
+    assert ids[f"dog/{odd[-1]}"] == "dog/%FF%FE.wav"
+
+
+def test_a_manifest_that_cannot_be_is_named_as_it_was_typed(tmp_path: Path) -> None:
+    (tmp_path / "my.csv").write_bytes(b"path,label\na.wav,\xe9\n")
+    out = tmp_path / "out.csv"
+    words = ("manifest", "folder", "--annotations", str(tmp_path / "my.csv"), "-o", str(out))
+    done = CliRunner().invoke(cli, words)
+    assert isinstance(done.exception, ManifestError)
+    assert str(out) in str(done.exception)
+    assert ".draft" not in str(done.exception)
+    assert not out.exists()

@@ -11,15 +11,24 @@ import pytest
 import torch
 
 import extract.blocks as blocks
+import extract.probe as probe
 import extract.workers as workers
 from extract.backbones.base import Media
 from extract.pipeline import Summary, extract_manifest
 from extract.plan import Job, plan_extraction
 from extract.workers import decode_in_processes
-from micu.errors import MicuError
+from micu.errors import DeviceError, MicuError
 from micu.manifest import Clip, read_manifest, write_manifest
 from micu.store import FeatureStore, read_ledger
-from tests.hostile import array_read, dying_start, hostile_read, read_arrays, read_threads
+from tests.hostile import (
+    HostileProbe,
+    array_read,
+    dying_start,
+    hostile_read,
+    read_arrays,
+    read_threads,
+)
+from tests.media_files import tone, write_media
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 TIMEOUT_S = 60.0
@@ -147,8 +156,15 @@ def test_a_device_without_memory_is_a_mistake_of_the_run_not_of_a_clip() -> None
     def read(clip: Clip, names: object) -> dict[str, Media]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(MicuError, match="fewer --workers"):
+    with pytest.raises(DeviceError, match="fewer --workers"):
         workers.decode_clip(read, Clip(clip_id="a"), ("x",))
+
+
+def test_a_device_without_memory_is_told_from_other_mistakes_in_a_process_too(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(DeviceError, match="fewer --workers"):
+        run_texts(tmp_path, "a", "device")
 
 
 def test_torch_computes_on_one_thread_in_a_worker() -> None:
@@ -209,6 +225,21 @@ def test_workers_that_never_start_end_the_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(workers, "_start_worker", dying_start)
     with pytest.raises(MicuError, match="none that lived"):
         decode_ten_times()
+
+
+def test_a_file_that_takes_its_prober_along_is_reported_with_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "ReadProbe", HostileProbe)
+    names = ("a.wav", "segfault.wav", "hang.wav", "b.wav")
+    for name in names:
+        write_media(tmp_path / name, sound=tone(1, 8000), sound_codec="pcm_s16le")
+    clips = [Clip(clip_id=name, path=name, end_s=1.0) for name in names]
+    found = probe.probe_media(clips, tmp_path, workers=2, timeout_s=2.0)
+    assert [row.state for row in found] == ["ok", "worker_died", "timeout", "ok"]
+    assert [row.clip_id for row in found] == list(names)
+    assert "SIGSEGV" in found[1].message
+    assert "longer than 2 s" in found[2].message
 
 
 def decode_ten_times() -> None:

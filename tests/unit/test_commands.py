@@ -1,6 +1,8 @@
 """Exit codes of the tools, and what they tell."""
 
+import os
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -8,7 +10,7 @@ import pytest
 import extract.cli
 import extract.demo
 from micu.commands import exit_codes, run_command
-from micu.errors import ConfigError
+from micu.errors import ConfigError, DeviceError
 
 
 def tool(action):
@@ -39,6 +41,7 @@ def raises(error):
         (lambda: click.get_current_context().exit(75), ["act"], 75, ""),
         (raises(ConfigError("no such thing")), ["act"], 2, "error: no such thing"),
         (raises(click.UsageError("type more")), ["act"], 2, "type more"),
+        (raises(DeviceError("no memory")), ["act"], 71, "error: no memory"),
         (raises(OSError("disk full")), ["act"], 74, "error: disk full\ntype it again"),
         (raises(KeyboardInterrupt()), ["act"], 130, "interrupted; type it again"),
         (raises(click.Abort()), ["act"], 130, "interrupted; type it again"),
@@ -82,3 +85,14 @@ def test_ctrl_c_ends_every_tool_with_130(monkeypatch, capsys, main, inside, argu
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), exit_codes():
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("words", [["audio", "m.csv"], ["import", "ave", "m.csv"]])
+def test_a_job_with_some_of_the_cores_has_a_worker_for_each_of_those(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.csv").touch()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7, 9}, raising=False)
+    with extract.cli.cli.commands[words[0]].make_context(words[0], words[1:]) as context:
+        assert context.params["workers"] == 3

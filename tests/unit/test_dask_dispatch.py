@@ -14,7 +14,7 @@ from extract.dask.worker import Report, Sight, look_around
 from extract.parts import Part, parse_part
 from extract.plan import Limit
 from micu.commands import StopFlag
-from micu.errors import ConfigError, MicuError
+from micu.errors import ConfigError, DeviceError, MicuError
 
 MADE = json.dumps(dict.fromkeys(("extracted", "failed", "damaged"), 1) | {"folder": "f"})[:-1]
 MADE += ', "read_s": 0.1, "infer_s": 0.1, "write_s": 0.1}\n'
@@ -182,6 +182,23 @@ def test_a_full_disk_ends_the_run_without_blaming_a_shard() -> None:
     dispatcher = cluster.dispatcher()
     with pytest.raises(OSError, match="disk full"):
         dispatcher.run([0], StopFlag())
+    assert dispatcher.guilty == {}
+
+
+NO_MEMORY = Report(71, "", "error: cuda:0: expected memory for a batch of one unit")
+
+
+def test_a_worker_whose_device_has_no_memory_is_given_no_more_and_costs_no_shard() -> None:
+    cluster = Cluster(lambda worker, part: NO_MEMORY if worker == "b" else None, shards=40)
+    assert run(cluster).guilty == {}
+    assert cluster.made == set(range(40))
+    assert sum(worker == "b" for worker, _ in cluster.given) <= dispatch.BAD_WORKER
+
+
+def test_workers_that_all_lack_memory_end_the_run_without_blaming_a_shard() -> None:
+    dispatcher = Cluster(lambda worker, part: NO_MEMORY, shards=2).dispatcher()
+    with pytest.raises(DeviceError, match=r"worker [ab]: exit code 71 .cuda:0: expected memory"):
+        dispatcher.run(range(2), StopFlag())
     assert dispatcher.guilty == {}
 
 

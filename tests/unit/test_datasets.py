@@ -56,6 +56,8 @@ def test_a_missing_file_and_two_files_for_one_role_are_named(tmp_path: Path) -> 
         rows("ave", [order, write_order(tmp_path / "ave_train_order.h5", [0])])
     with pytest.raises(ManifestError, match="no such file"):
         rows("ave", [str(tmp_path / "none.txt")])
+    with pytest.raises(ManifestError, match=r"videos=.*: no such file. Expected .* \[train=\*"):
+        rows("ave", [f"videos={order}"])
 
 
 @pytest.mark.parametrize("name", ["avvp", "clotho", "mscoco", "ucf101", "valor32k"])

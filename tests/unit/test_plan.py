@@ -1,7 +1,13 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from extract.plan import Limit, parse_share
+from extract.pipeline import extract_manifest
+from extract.plan import Limit, Plan, parse_share, plan_extraction
 from micu.errors import ConfigError
+from micu.manifest import Clip, write_manifest
+from tests.toy import Toy, toy_job, toy_plan, toy_read
 
 
 def test_a_limit_is_a_number_of_clips_or_a_share() -> None:
@@ -28,3 +34,44 @@ def test_a_share_is_judged_after_a_hundred_clips_or_at_the_end() -> None:
     assert not limit.reached(5, 100)
     assert limit.reached(6, 100)
     assert not limit.reached(0, 0, at_end=True)
+
+
+# --- room ----------------------------------------------------------------------------------------
+
+
+def test_the_words_of_a_text_take_room_not_its_seconds(tmp_path: Path) -> None:
+    """10 words of 3 numbers, a mask and a time for each of 8 rows, whatever `end_s` says."""
+    clips = [Clip(clip_id=str(i), text="word " * 40, end_s=10.0 + i) for i in range(8)]
+    write_manifest(tmp_path / "toys.csv", clips)
+    header = 16 * 1024
+
+    def needs(**preprocessing: int) -> int:
+        spec = replace(Toy().spec, hop_s=None, preprocessing=preprocessing)
+        return plan_extraction(toy_job(tmp_path), spec).bytes_needed
+
+    assert needs(max_words=10) == 8 * 10 * (3 * 4 + 9) + header
+    assert needs() == 8 * (3 * 4 + 9) + header  # one vector for the sentence
+    assert needs(max_words=1000) == 8 * 199 * (3 * 4 + 9) + header  # its characters
+
+
+def test_clips_of_unknown_length_take_the_room_of_those_that_are_there(tmp_path: Path) -> None:
+    assert toy_plan(tmp_path).bytes_needed == 0
+    first = extract(toy_plan(tmp_path, limit=8))
+    size = (first.folder / "shard-00000.h5").stat().st_size
+    # of 8 rows one failed, and 17 in 3 shards are left
+    assert toy_plan(tmp_path).bytes_needed == pytest.approx(17 * size / 8, abs=3)
+
+
+def test_what_a_run_replaces_makes_room(tmp_path: Path) -> None:
+    clips = [Clip(clip_id=str(i), text="a b", end_s=2.0) for i in range(8)]
+    write_manifest(tmp_path / "toys.csv", clips)
+    whole = toy_plan(tmp_path).bytes_needed
+    folder = extract(toy_plan(tmp_path)).folder
+    other = replace(Toy().spec, weights="other")
+    again = plan_extraction(toy_job(tmp_path, overwrite=True), other)
+    assert again.bytes_needed == whole - (folder / "shard-00000.h5").stat().st_size
+
+
+def extract(plan: Plan) -> Plan:
+    extract_manifest(plan, Toy(), toy_read)
+    return plan

@@ -87,13 +87,17 @@ def test_a_folder_without_sets_says_what_to_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "merge", "verify"])
-def test_a_set_without_its_description_is_named_and_not_passed_over(
+def test_a_set_without_its_description_is_named_and_hides_no_other(
     tmp_path: Path, command: str
 ) -> None:
-    folder = extract(tmp_path)
+    folder, other = extract(tmp_path), extract(tmp_path / "other")
     (folder / "set.json").unlink()
     result = CliRunner().invoke(cli, [command, str(tmp_path)])
-    assert isinstance(result.exception, ConfigError)
-    assert str(folder) in str(result.exception)
+    assert isinstance(result.exception, SystemExit | None)
+    assert result.exit_code == (0 if command == "status" else 3)
+    (bad,) = [line for line in result.output.splitlines() if "no set.json" in line]
+    assert str(folder) in bad
+    assert f"{other}: 25 rows = 23 stored" in result.output
     extract(tmp_path)
-    assert CliRunner().invoke(cli, [command, str(tmp_path)]).exit_code == 0
+    again = CliRunner().invoke(cli, [command, str(tmp_path)])
+    assert (again.exit_code, "no set.json" in again.output) == (0, False)

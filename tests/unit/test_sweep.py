@@ -258,7 +258,7 @@ def test_a_damaged_note_counts_as_none(tmp_path: Path) -> None:
 def test_processes_at_a_time_share_the_cores_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
     assert share_cores(1, {}) == {}
     assert share_cores(3, {}) == {"OMP_NUM_THREADS": "2"}
     assert share_cores(99, {}) == {"OMP_NUM_THREADS": "1"}
