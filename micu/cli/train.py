@@ -144,13 +144,15 @@ def build_config(
     Raises:
         ConfigError: Unknown or bad values, all in one message.
     """
-    config = PRESETS[preset]()
-    if modalities is not None:
-        config = replace(config, modalities=parse_modalities(modalities))
     # By identity, since 0 is a seed and equals False.
-    typed = {key: value for key, value in named.items() if value is not None and value is not False}
-    short = [f"{key}={value}" for key, value in typed.items()]
-    config = with_overrides(config, [*short, *assignments])
+    chosen = {
+        key: value for key, value in named.items() if value is not None and value is not False
+    }
+    typed = [f"{key}={value}" for key, value in chosen.items()]
+    if modalities is not None:
+        typed.append(f"modalities={','.join(parse_modalities(modalities))}")
+    # All at once: what a preset has for three modalities may not fit two before it is changed.
+    config = with_overrides(PRESETS[preset](), [*typed, *assignments])
     excluded = (*config.data.exclude_manifests, *exclude_manifests)
     return replace(config, data=replace(config.data, exclude_manifests=excluded))
 

@@ -292,6 +292,14 @@ def test_clips_of_an_excluded_manifest_are_not_trained_on_and_the_run_says_so(
     assert (loaded.record["clips"], loaded.record["excluded_clips"]) == (19, 5)
 
 
+def test_a_preset_for_three_modalities_may_be_fitted_to_two():
+    words = ["--preset", "fig3-mmjp", "--modalities", "v,a", "--print-config"]
+    assert "expected 1 to 4! = 24, got 128" in CliRunner().invoke(main, words).output
+    result = CliRunner().invoke(main, [*words, "--set", "mmjp.permutations=24"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["modalities"] == ["audio", "video"]
+
+
 def test_print_config_needs_no_features_and_shows_every_override():
     result = CliRunner().invoke(
         main, ["--preset", "reference", "--set", "seed=5", "--print-config"]

@@ -1,0 +1,328 @@
+"""Every method on the same real data: media, features, tuning, training, evaluation, one table.
+
+Stages, each of which goes on where it was stopped:
+
+    features   the clips, and their features by pretrained encoders (`--bench DIR`; see the README)
+    tune       four settings of each method, chosen by accuracy on held-out source clips
+    train      the chosen setting with five seeds
+    evaluate   open-set with two class splits and closed-set, over all pairs of modalities
+    table      `table.md`, `cells.csv` (mean, deviation) and `figures.csv` (all) in `--out`
+    all        these five; features only if `--bench` says where the material is
+    ablation   MICU with one thing changed, two seeds: `ablation.md`
+
+Run: python -m benchmarks.real --stage all --bench DIR [--out .real]
+"""
+
+import itertools
+import statistics
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from benchmarks.real_methods import (
+    ABLATIONS,
+    DATA_SETS,
+    GRID,
+    MAIN_SETS,
+    METHODS,
+    REFERENCE,
+    DataSet,
+    Place,
+    Trial,
+    draw_trials,
+    write_lists,
+)
+from benchmarks.real_runs import (
+    Run,
+    closed_set_rows,
+    do_all,
+    evaluate,
+    open_set_rows,
+    reference_rows,
+    seconds_per_step,
+    train,
+    validate,
+)
+from benchmarks.real_smoke import SMALL, write_drawn
+from benchmarks.real_tables import (
+    CEILING,
+    CHANCE,
+    CLOSED,
+    TITLES,
+    UNTRAINED,
+    Figure,
+    cells_csv,
+    figures_csv,
+    figures_of,
+    main_table,
+    pairs_table,
+    summarise,
+)
+from micu.evaluate.report import Table, render_markdown
+from micu.files import write_atomically
+
+STAGES = ("tune", "train", "evaluate", "table")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be done."""
+
+    place: Place
+    sets: tuple[DataSet, ...]
+    methods: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    seeds: tuple[int, ...]
+    """The first one is that of tuning, too."""
+    ablation_seeds: tuple[int, ...]
+    ablations: tuple[str, ...]
+    workers: int
+
+    def each(self) -> Iterator[tuple[DataSet, str]]:
+        """Every set with every method."""
+        return itertools.product(self.sets, self.methods)
+
+    def trial_runs(self, data: DataSet, name: str) -> list[Run]:
+        """The runs that a method's setting is chosen from."""
+        return [Run(data, name, trial, self.seeds[0]) for trial in self.trials]
+
+    def chosen(self, data: DataSet, name: str) -> Trial:
+        """The setting of the run with the highest validation accuracy; among equals the first."""
+        runs = self.trial_runs(data, name)
+        return max(runs, key=lambda run: validate(self.place, run)).trial
+
+    def runs(self, data: DataSet, name: str) -> list[Run]:
+        """A method's runs, one per seed."""
+        trial = self.chosen(data, name)
+        return [Run(data, name, trial, seed) for seed in self.seeds]
+
+    def ablation_runs(self, data: DataSet, name: str) -> list[Run]:
+        """An ablation's runs, at MICU's setting."""
+        trial = self.chosen(data, REFERENCE)
+        return [Run(data, name, trial, seed) for seed in self.ablation_seeds]
+
+
+def tune(plan: Plan) -> None:
+    """Train and validate every trial; the losers' checkpoints are not kept."""
+    runs = [run for data, name in plan.each() for run in plan.trial_runs(data, name)]
+    do_all("tune", _try, [(plan.place, run) for run in runs], plan.workers)
+    for data, name in plan.each():
+        for run in plan.trial_runs(data, name):
+            if run.trial != plan.chosen(data, name):
+                _drop_checkpoints(plan.place, run)
+
+
+def _try(place: Place, run: Run) -> None:
+    train(place, run)
+    validate(place, run)
+
+
+def train_all(plan: Plan) -> None:
+    """Train the chosen setting of every method with every seed."""
+    runs = [run for data, name in plan.each() for run in plan.runs(data, name)]
+    do_all("train", train, [(plan.place, run) for run in runs], plan.workers)
+
+
+def evaluate_all(plan: Plan) -> None:
+    """Evaluate every run that the table shows."""
+    runs = [run for data, name in plan.each() for run in plan.runs(data, name)]
+    jobs = [(plan.place, run, run.seed == plan.seeds[0]) for run in runs]
+    do_all("evaluate", evaluate, jobs, plan.workers)
+
+
+def _drop_checkpoints(place: Place, run: Run) -> None:
+    for path in run.folder(place).glob("*.pt"):
+        path.unlink()
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def collect(plan: Plan) -> list[Figure]:
+    """Every figure of every run."""
+    found: list[Figure] = []
+    for data, name in plan.each():
+        for run in plan.runs(data, name):
+            found += _figures(plan, run)
+    return found
+
+
+def _figures(plan: Plan, run: Run) -> list[Figure]:
+    place, data = plan.place, run.data
+    first = run.seed == plan.seeds[0]
+    found = []
+    for known in (*data.known, None):
+        split = CLOSED if known is None else str(known)
+        rows = closed_set_rows(place, run) if known is None else open_set_rows(place, run, known)
+        if run.name == REFERENCE:
+            rows = [*rows, *reference_rows(place, run, known, first=first)]
+        found += figures_of(data, run.name, split, rows)
+    return found
+
+
+def write_tables(plan: Plan) -> str:
+    """Write all tables, and return the Markdown."""
+    figures = collect(plan)
+    references = (UNTRAINED, CHANCE, CEILING) if REFERENCE in plan.methods else ()
+    names = (*plan.methods, *references)
+    parts = []
+    for data in plan.sets:
+        seconds = {
+            name: statistics.median(
+                seconds_per_step(plan.place, run) for run in plan.runs(data, name)
+            )
+            for name in plan.methods
+        }
+        parts += [
+            f"### {data.name}",
+            main_table(data, figures, seconds, names),
+            "Clean HOS by pair, mean over the class splits:",
+            pairs_table(data, figures, names),
+            "Accuracy on held-out source clips of each setting that was tried; `*` is chosen:",
+            _trials_table(plan, data),
+        ]
+    text = "\n\n".join(parts) + "\n"
+    root = plan.place.root
+    write_atomically(root / "table.md", text.encode())
+    write_atomically(root / "cells.csv", cells_csv(figures).encode())
+    write_atomically(root / "figures.csv", figures_csv(figures).encode())
+    return text
+
+
+def _trials_table(plan: Plan, data: DataSet) -> str:
+    lines = []
+    for name in plan.methods:
+        chosen = plan.chosen(data, name)
+        cells = [
+            f"{100 * validate(plan.place, run):.1f}{'*' if run.trial == chosen else ''}"
+            for run in plan.trial_runs(data, name)
+        ]
+        lines.append((TITLES[name], *cells))
+    return render_markdown(Table((("method", *(trial.slug for trial in plan.trials)), *lines)))
+
+
+def ablate(plan: Plan) -> str:
+    """Train, evaluate and tabulate MICU with one thing changed."""
+    place, names = plan.place, (REFERENCE, *plan.ablations)
+    jobs = [
+        (place, run)
+        for data in plan.sets
+        for name in names
+        for run in plan.ablation_runs(data, name)
+    ]
+    do_all("ablation", _ablate, jobs, plan.workers)
+    parts = []
+    for data in plan.sets:
+        lines = []
+        for name in names:
+            figures = [
+                figure
+                for run in plan.ablation_runs(data, name)
+                for figure in figures_of(data, name, "", open_set_rows(place, run, min(data.known)))
+            ]
+            cells = [
+                summarise(figures, lambda f, c=c: (f.how, f.metric) == c)
+                for c in (("source-val", "hos"), ("source-val", "auroc"), ("paper", "hos"))
+            ]
+            title = "MICU" if name == REFERENCE else ABLATIONS[name].title
+            lines.append((title, *map(str, cells)))
+        header = ("", f"HOS, {min(data.known)} known", "AUROC", "`paper`: HOS")
+        parts += [f"### {data.name}", render_markdown(Table((header, *lines)))]
+    text = "\n\n".join(parts) + "\n"
+    write_atomically(place.root / "ablation.md", text.encode())
+    return text
+
+
+def _ablate(place: Place, run: Run) -> None:
+    train(place, run)
+    open_set_rows(place, run, min(run.data.known))
+
+
+# --- command line ----------------------------------------------------------------------------
+
+
+def plan_of(
+    out: Path, sets: Sequence[str], methods: Sequence[str], seeds: int, workers: int, smoke: bool
+) -> Plan:
+    """What the options ask for."""
+    if smoke:
+        trials = draw_trials(2, 0, {**GRID, "epochs": (1,)})
+        seeds = min(seeds, 2)
+    else:
+        trials = draw_trials(4, 0)
+    return Plan(
+        place=Place(out, SMALL if smoke else ()),
+        sets=tuple(DATA_SETS[name] for name in sets),
+        methods=tuple(methods),
+        trials=tuple(trials),
+        seeds=tuple(range(1, seeds + 1)),
+        ablation_seeds=(1,) if smoke else (1, 2),
+        ablations=tuple(ABLATIONS)[:2] if smoke else tuple(ABLATIONS),
+        workers=workers,
+    )
+
+
+def _names(option: str, text: str, known: Collection[str]) -> list[str]:
+    names = text.split(",")
+    foreign = [name for name in names if name not in known]
+    if foreign:
+        raise click.UsageError(f"{option}: no {', '.join(foreign)}; known: {', '.join(known)}")
+    return names
+
+
+@click.command()
+@click.option("--stage", type=click.Choice(["features", *STAGES, "ablation", "all"]), default="all")
+@click.option(
+    "--bench", type=click.Path(path_type=Path, exists=True), help="The photographs and sounds."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path(".real"), show_default=True)
+@click.option(
+    "--sets",
+    default=",".join(data.name for data in MAIN_SETS),
+    show_default=True,
+    help=f"Some of {', '.join(DATA_SETS)}.",
+)
+@click.option("--methods", default=",".join(METHODS), show_default=True)
+@click.option("--seeds", default=5, show_default=True)
+@click.option("--workers", default=2, show_default=True, help="Processes of one thread each.")
+@click.option("--smoke", is_flag=True, help="A toy on drawn features that ends in seconds.")
+def main(
+    stage: str,
+    bench: Path | None,
+    out: Path,
+    sets: str,
+    methods: str,
+    seeds: int,
+    workers: int,
+    smoke: bool,
+) -> None:
+    """Train and evaluate every method on the same real data."""
+    chosen = _names("--sets", sets, DATA_SETS), _names("--methods", methods, METHODS)
+    plan = plan_of(out, *chosen, seeds, workers, smoke)
+    if stage == "features" or (stage == "all" and bench is not None):
+        if bench is None:
+            raise click.UsageError("--stage features: expected --bench DIR; see the README")
+        from benchmarks.real_features import make_set
+
+        for manifest in dict.fromkeys(data.manifest for data in plan.sets):
+            make_set(manifest, bench, out, workers)
+    for data in plan.sets:
+        if smoke and not plan.place.manifest(data).is_file():
+            write_drawn(out, data)
+        if not plan.place.manifest(data).is_file():
+            raise click.UsageError(f"{out}: no {data.manifest}.csv; make it with --stage features")
+        write_lists(plan.place, data)
+    steps = {"tune": tune, "train": train_all, "evaluate": evaluate_all}
+    for name in STAGES if stage == "all" else (stage,):
+        if name in steps:
+            steps[name](plan)
+    if stage in ("table", "all"):
+        click.echo(write_tables(plan))
+    if stage == "ablation":
+        click.echo(ablate(plan))
+
+
+if __name__ == "__main__":
+    main()

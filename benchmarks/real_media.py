@@ -1,0 +1,355 @@
+"""The media of the real-data benchmark: clips made of real photographs, digits and sounds.
+
+`av-objects` pairs photographs with sounds of the same class; the video is a slow camera move over
+the photograph. `av-digits` pairs hand signs and written digits, which zoom in so that their optical
+flow carries the class, with spoken digits; two of the six speakers are heard in the test split
+alone. Near-duplicates go before anything is split; an item is in one split only, and in the splits
+`val` and `test` in one clip only. Everything is a pure function of the seed.
+"""
+
+import csv
+import gzip
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+
+from extract.backbones.base import WaveformInput
+from extract.decode import read
+from extract.media import Reading
+from micu.manifest import Clip, write_manifest
+
+SECONDS = {"av-objects": 5, "av-digits": 4}
+"""Length of the clips, s."""
+FPS = 4
+SIDE = 256
+"""Of the pictures, px."""
+RATE = 16_000
+"""Of the sounds, Hz."""
+SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEST_SPEAKERS = ("theo", "yweweler")
+DIGIT_ITEMS = 200
+"""Pictures, and sounds, that are taken of each digit: half of the pictures are hand signs."""
+
+Picture = NDArray[np.uint8]
+"""(H, W, 3), RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A photograph, a written digit or a sound."""
+
+    name: str
+    label: str
+    speaker: str = ""
+    """Who speaks, where that decides the split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Items of one kind, and how to open them."""
+
+    items: Sequence[Item]
+    look: Callable[[Item], NDArray[np.float32]]
+    """A description by which near-duplicates are found, (D,)."""
+    shifts: bool
+    """Whether two descriptions may be shifted against each other, as those of sounds."""
+    alike: float = 0.95
+    """Cosine of two descriptions from which items count as the same."""
+
+
+def write_set(name: str, source: Path, out: Path, seed: int = 0, workers: int = 2) -> Path:
+    """Write the clips of one set and its manifest.
+
+    Args:
+        name: `av-objects` or `av-digits`.
+        source: The folder with the set's photographs and sounds.
+        out: Where `NAME.csv` and the folder `NAME` go.
+        seed: Of pairs, splits and camera moves.
+        workers: Processes that write clips.
+
+    Returns:
+        The manifest.
+    """
+    pictures, sounds, draw, hear = OPEN[name](source)
+    pairs = pair_items(drop_duplicates(pictures), drop_duplicates(sounds), seed)
+    sentence = "the sound of a {}" if name == "av-objects" else "the digit is number {}"
+    (out / name).mkdir(parents=True, exist_ok=True)
+    clips = [
+        Clip(
+            clip_id=f"{split}-{label}-{number:03d}",
+            path=f"{name}/{split}-{label}-{number:03d}.mkv",
+            start_s=0.0,
+            end_s=float(SECONDS[name]),
+            label=label,
+            split=split,
+            text=sentence.format(label),
+        )
+        for split, label, number, _ in pairs
+    ]
+    Parallel(workers)(
+        delayed(_write_clip)(out / clip.path, draw, hear, pair[3], SECONDS[name], (seed, index))
+        for index, (clip, pair) in enumerate(zip(clips, pairs, strict=True))
+        if not (out / clip.path).is_file()
+    )
+    write_manifest(out / f"{name}.csv", clips)
+    return out / f"{name}.csv"
+
+
+# --- which items make a clip -----------------------------------------------------------------
+
+
+def drop_duplicates(pool: Pool) -> list[Item]:
+    """The items without those that are nearly the same as an earlier one of their class."""
+    kept: list[Item] = []
+    for label in dict.fromkeys(item.label for item in pool.items):
+        items = [item for item in pool.items if item.label == label]
+        looks = np.stack([pool.look(item) for item in items])
+        looks /= np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-9)
+        alike = np.tril(_cosines(looks, shifts=pool.shifts), -1) > pool.alike
+        kept += [item for item, row in zip(items, alike, strict=True) if not row.any()]
+    return kept
+
+
+def _cosines(looks: NDArray[np.float32], *, shifts: bool) -> NDArray[np.float32]:
+    """Cosine of each pair of unit vectors, (n, D) to (n, n); over all shifts, the largest."""
+    if not shifts:
+        return looks @ looks.T
+    length = 2 * looks.shape[1]
+    spectra = np.fft.rfft(looks, length)
+    rows = [np.fft.irfft(spectra * one.conj(), length).max(1) for one in spectra]
+    return np.stack(rows).astype(np.float32)
+
+
+def pair_items(
+    pictures: Sequence[Item], sounds: Sequence[Item], seed: int
+) -> list[tuple[str, str, int, tuple[Item, Item]]]:
+    """Split, label, number, and the picture and sound of each clip.
+
+    In `train` the rarer kind comes round again, until every item is in a clip; in the other splits
+    no item does, so that some are left over.
+    """
+    generator = np.random.default_rng(seed)
+    pairs = []
+    for label in sorted({item.label for item in pictures} & {item.label for item in sounds}):
+        halves = [
+            _split([item for item in kind if item.label == label], generator)
+            for kind in (pictures, sounds)
+        ]
+        for split in SHARES:
+            left, right = (half[split] for half in halves)
+            most = max(len(left), len(right)) if split == "train" else min(len(left), len(right))
+            pairs += [
+                (split, label, i, (left[i % len(left)], right[i % len(right)])) for i in range(most)
+            ]
+    return pairs
+
+
+def _split(items: Sequence[Item], generator: np.random.Generator) -> dict[str, list[Item]]:
+    shuffled = [items[i] for i in generator.permutation(len(items))]
+    tested = [item for item in shuffled if item.speaker in TEST_SPEAKERS]
+    if tested:
+        rest = [item for item in shuffled if item.speaker not in TEST_SPEAKERS]
+        first = round(len(rest) * SHARES["train"] / (SHARES["train"] + SHARES["val"]))
+        return {"train": rest[:first], "val": rest[first:], "test": tested}
+    first = round(len(shuffled) * SHARES["train"])
+    second = first + round(len(shuffled) * SHARES["val"])
+    return {"train": shuffled[:first], "val": shuffled[first:second], "test": shuffled[second:]}
+
+
+# --- photographs and sounds of objects -------------------------------------------------------
+
+
+Opened = tuple[
+    Pool, Pool, Callable[[Item, int, int], list[Picture]], Callable[[Item], NDArray[np.float32]]
+]
+"""Pictures, sounds, frames of a picture (item, count, seed), samples of a sound."""
+
+
+def open_objects(source: Path) -> Opened:
+    """Photographs and sounds of sixteen classes, listed in `items.csv`."""
+    with (source / "items.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    kinds: Mapping[str, list[Item]] = {
+        kind: [Item(row["path"], row["label"]) for row in rows if row["kind"] == kind]
+        for kind in ("image", "audio")
+    }
+    hear = _Hear(source)
+    return (
+        Pool(kinds["image"], lambda item: _thumbnail(_load(source / item.name)), shifts=False),
+        Pool(kinds["audio"], lambda item: _outline(hear(item)), shifts=True),
+        _Move(source),
+        hear,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Hear:
+    """Samples of a sound file, mono, (S,)."""
+
+    root: Path
+
+    def __call__(self, item: Item) -> NDArray[np.float32]:
+        wants = WaveformInput(sample_rate=RATE, window_s=1.0)
+        clip = Clip(clip_id=item.name, path=item.name)
+        units = read(clip, wants, Reading(media_root=self.root)).units
+        samples: NDArray[np.float32] = np.concatenate([np.asarray(unit) for unit in units])
+        return samples
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A slow pan and zoom over a photograph."""
+
+    root: Path
+
+    def __call__(self, item: Item, count: int, seed: int) -> list[Picture]:
+        picture = _load(self.root / item.name)
+        generator = np.random.default_rng(seed)
+        short = min(picture.shape[:2])
+        sides = generator.uniform(0.75, 1.0, 2) * short
+        places = generator.uniform(0.0, 1.0, (2, 2))
+        frames = []
+        for along in np.linspace(0.0, 1.0, count):
+            side = (1 - along) * sides[0] + along * sides[1]
+            room = np.array(picture.shape[:2]) - side
+            y, x = ((1 - along) * places[0] + along * places[1]) * room
+            matrix = np.array(
+                [[SIDE / side, 0, -x * SIDE / side], [0, SIDE / side, -y * SIDE / side]]
+            )
+            frames.append(
+                cv2.warpAffine(
+                    picture,
+                    matrix,
+                    (SIDE, SIDE),
+                    flags=cv2.INTER_CUBIC,
+                    borderMode=cv2.BORDER_REFLECT,
+                )
+            )
+        return frames
+
+
+def _load(path: Path) -> Picture:
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _thumbnail(picture: Picture) -> NDArray[np.float32]:
+    """A photograph's gray levels on a grid, about their mean, (256,)."""
+    gray = cv2.resize(
+        cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), (16, 16), interpolation=cv2.INTER_AREA
+    )
+    return (gray.astype(np.float32) - gray.mean()).ravel()
+
+
+def _outline(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The first five seconds of a sound at an eighth of the rate, (10000,)."""
+    whole = np.pad(samples[: 5 * RATE], (0, max(0, 5 * RATE - len(samples))))
+    return whole.reshape(-1, 8).mean(1)
+
+
+# --- digits ----------------------------------------------------------------------------------
+
+
+def open_digits(source: Path) -> Opened:
+    """Hand signs, written digits and spoken digits."""
+    generator = np.random.default_rng(0)
+    images = _idx(source / "t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
+    labels = _idx(source / "t10k-labels-idx1-ubyte.gz", 8)
+    pictures, sounds = [], []
+    for digit, word in enumerate(DIGITS):
+        written = generator.permutation(np.flatnonzero(labels == digit))[: DIGIT_ITEMS // 2]
+        signs = sorted((source / "signdigits" / str(digit)).glob("*.JPG"))
+        chosen = generator.permutation(len(signs))[: DIGIT_ITEMS // 2]
+        pictures += [Item(f"mnist/{number}", word) for number in written]
+        pictures += [Item(f"signdigits/{digit}/{signs[number].name}", word) for number in chosen]
+        spoken = sorted((source / "fsdd").glob(f"{digit}_*.wav"))
+        for path in (spoken[number] for number in generator.permutation(len(spoken))[:DIGIT_ITEMS]):
+            sounds.append(Item(f"fsdd/{path.name}", word, path.name.split("_")[1]))
+    zoom, hear = _Zoom(source, images), _Hear(source)
+    return (
+        Pool(pictures, lambda item: _thumbnail(zoom.picture(item)), shifts=False, alike=0.999),
+        Pool(sounds, lambda item: _outline(hear(item)), shifts=True),
+        zoom,
+        hear,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Zoom:
+    """A digit that comes nearer, from a slightly different place each time."""
+
+    root: Path
+    written: NDArray[np.uint8]
+    """MNIST's test pictures, (10000, 28, 28)."""
+
+    def picture(self, item: Item) -> Picture:
+        kind, _, rest = item.name.partition("/")
+        if kind == "mnist":
+            gray = cv2.resize(self.written[int(rest)], (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+            return np.repeat(gray[:, :, None], 3, axis=2)
+        return cv2.resize(_load(self.root / item.name), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+
+    def __call__(self, item: Item, count: int, seed: int) -> list[Picture]:
+        picture = self.picture(item)
+        generator = np.random.default_rng(seed)
+        first, rate = generator.uniform(0.9, 1.0), generator.uniform(1.04, 1.06)
+        shift = generator.uniform(-0.04, 0.04, 2) * SIDE
+        frames = []
+        for number in range(count):
+            # One zoom a second, back and forth, so that every step shows it.
+            scale = first * rate ** (number % FPS)
+            matrix = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), 0.0, scale)
+            matrix[:, 2] += shift
+            frames.append(cv2.warpAffine(picture, matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR))
+        return frames
+
+
+def _idx(path: Path, header: int) -> NDArray[np.uint8]:
+    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
+
+
+OPEN: Mapping[str, Callable[[Path], Opened]] = {
+    "av-objects": open_objects,
+    "av-digits": open_digits,
+}
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def _write_clip(
+    path: Path,
+    draw: Callable[[Item, int, int], list[Picture]],
+    hear: Callable[[Item], NDArray[np.float32]],
+    pair: tuple[Item, Item],
+    seconds: int,
+    seed: tuple[int, int],
+) -> None:
+    """One clip with pictures and sound; its sound may be shorter than its pictures."""
+    frames = draw(pair[0], seconds * FPS, int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    samples = hear(pair[1])[: seconds * RATE]
+    half = path.with_suffix(".part")
+    with av.open(str(half), "w", format="matroska") as container:
+        video = container.add_stream("libx264", rate=FPS, options={"crf": "16", "g": "4"})
+        video.width = video.height = SIDE
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        levels = np.clip(np.round(samples * 32767), -32768, 32767).astype(np.int16)
+        block = av.AudioFrame.from_ndarray(levels[None], format="s16", layout="mono")
+        block.sample_rate, block.pts, block.time_base = RATE, 0, Fraction(1, RATE)
+        container.mux(audio.encode(block))
+        container.mux(audio.encode(None))
+    half.rename(path)

@@ -1,0 +1,200 @@
+"""The runs of the real-data benchmark: each trains and is evaluated by the public commands.
+
+A run is a folder; what it has finished stands in files there, and is not done again.
+"""
+
+import io
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from joblib import Parallel, delayed
+
+from benchmarks.real_methods import (
+    ABLATIONS,
+    METHODS,
+    REFERENCE,
+    DataSet,
+    Place,
+    Trial,
+    assignments,
+)
+from micu.cli.evaluate import main as evaluate_command
+from micu.cli.train import main as train_command
+from micu.evaluate.report import Row, read_rows
+from micu.evaluate.thresholds import THRESHOLDS
+from micu.files import write_atomically
+from micu.logs import read_metrics
+
+PROBE = ("--probe-learning-rate", "2e-3")
+"""The published probe has hundreds of steps in an epoch; here they are about seven."""
+DONE = "trained.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training."""
+
+    data: DataSet
+    name: str
+    """Key of `METHODS` or `ABLATIONS`."""
+    trial: Trial
+    seed: int
+
+    def folder(self, place: Place) -> Path:
+        """Where it lies."""
+        part = "runs" if self.name in METHODS else "ablation"
+        return place.root / part / self.data.name / self.name / self.trial.slug / f"{self.seed}"
+
+
+def call(command: click.Command, words: Sequence[str]) -> str:
+    """Type a command in this process, with one thread.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        ClickException: It did not end well; its messages are in the error.
+    """
+    torch.set_num_threads(1)
+    printed, told = io.StringIO(), io.StringIO()
+    # Before the command sets logging up: its handler would keep the stream of the first command.
+    logging.getLogger().addHandler(logging.NullHandler())
+    code: object = 0
+    with redirect_stdout(printed), redirect_stderr(told):
+        try:
+            command.main(list(words), standalone_mode=False)
+        except SystemExit as ended:
+            code = ended.code
+    if code:
+        line = " ".join([command.name or "", *words])
+        raise click.ClickException(f"{line}: exit code {code}\n{told.getvalue()}")
+    return printed.getvalue()
+
+
+def train(place: Place, run: Run) -> None:
+    """Train, unless that was done."""
+    folder = run.folder(place)
+    if (folder / DONE).is_file():
+        return
+    method = (METHODS | ABLATIONS)[run.name]
+    settings = [*assignments(method, run.trial, run.data), *place.settings]
+    if method.kept < 1:
+        settings.append(f"data.exclude_ids={place.excluded(run.data, method.kept)}")
+    printed = call(
+        train_command,
+        [
+            *("--features", str(place.features), "--manifest", str(place.manifest(run.data))),
+            *("--preset", method.preset, "--modalities", ",".join(run.data.modalities)),
+            *("--seed", str(run.seed), "--out", str(folder), "--device", "cpu"),
+            *("--save-every", "0", "--keep", "1", "--resume", "--json"),
+            *(word for setting in settings for word in ("--set", setting)),
+        ],
+    )
+    write_atomically(folder / DONE, printed.encode())
+
+
+def seconds_per_step(place: Place, run: Run) -> float:
+    """Median over the steps of a run, for 80 clips, from its metrics."""
+    rows = read_metrics(run.folder(place) / "metrics.jsonl")
+    return 80 / statistics.median(row["clips_per_s"] for row in rows)
+
+
+# --- evaluation ------------------------------------------------------------------------------
+
+
+def _evaluate(place: Place, run: Run, file: str, task: str, *words: str) -> list[Row]:
+    """Rows of one evaluation, made unless they are there."""
+    path = run.folder(place) / f"{file}.csv"
+    if not path.is_file():
+        call(
+            evaluate_command,
+            [
+                *(str(run.folder(place) / "last.pt"), "--task", task, "--out", str(path)),
+                *("--features", str(place.features), "--manifest", str(place.manifest(run.data))),
+                *("--device", "cpu", *PROBE, *words),
+            ],
+        )
+    return read_rows(path)
+
+
+def validate(place: Place, run: Run) -> float:
+    """What tuning looks at: accuracy on held-out clips of the modality that the probe is taught in.
+
+    Over classes that are known in every class split, and the mean over modalities. No clip of the
+    test split is read, no class that is unknown later, and no modality but the probe's own.
+    """
+    rows = _evaluate(
+        place,
+        run,
+        "validation",
+        "cmg",
+        *("--protocol", "paper", "--test-splits", "val"),
+        *("--known", str(place.known(run.data, min(run.data.known)))),
+        *("--pairs", ",".join(f"{name}:{name}" for name in run.data.modalities)),
+    )
+    return statistics.fmean(row.value for row in rows if row.metric == "acc")
+
+
+def open_set_rows(place: Place, run: Run, known: int) -> list[Row]:
+    """Every pair of one class split, under both protocols."""
+    words = (*_open_set(place, run.data, known), *_pairs(run.data))
+    return _evaluate(place, run, f"oscmg-{known}", "oscmg", *words)
+
+
+def closed_set_rows(place: Place, run: Run) -> list[Row]:
+    """Every pair, all classes known, under both protocols."""
+    return _evaluate(place, run, "cmg", "cmg", *_pairs(run.data))
+
+
+def reference_rows(place: Place, run: Run, known: int | None, *, first: bool) -> list[Row]:
+    """The same network with random weights; once, also the linear probe and guessing.
+
+    `known` is the class split, None for closed-set.
+    """
+    task = "cmg" if known is None else "oscmg"
+    words = ["--encoder", "untrained", *_pairs(run.data)]
+    words += [] if known is None else _open_set(place, run.data, known)
+    words += ["--ceiling", "--chance"] if first else []
+    return _evaluate(place, run, f"reference-{known or 'cmg'}", task, *words)
+
+
+def evaluate(place: Place, run: Run, first: bool) -> None:
+    """Everything that the table shows of a run; `first` is the run with ceiling and chance."""
+    for known in run.data.known:
+        open_set_rows(place, run, known)
+    closed_set_rows(place, run)
+    if run.name == REFERENCE:
+        for known in (*run.data.known, None):
+            reference_rows(place, run, known, first=first)
+
+
+def _open_set(place: Place, data: DataSet, known: int) -> list[str]:
+    thresholds = (word for name in THRESHOLDS for word in ("--threshold", name))
+    return ["--known", str(place.known(data, known)), *thresholds]
+
+
+def _pairs(data: DataSet) -> tuple[str, str]:
+    return "--pairs", ",".join(f"{source}:{target}" for source, target in data.pairs)
+
+
+# --- many of them ----------------------------------------------------------------------------
+
+
+def do_all(
+    title: str, work: Callable[..., object], jobs: Iterable[tuple[object, ...]], workers: int
+) -> None:
+    """Do the jobs in processes of one thread each, and tell how far they are."""
+    listed, began = list(jobs), time.perf_counter()
+    results = Parallel(workers, return_as="generator_unordered")(
+        delayed(work)(*job) for job in listed
+    )
+    for number, _ in enumerate(results, 1):
+        minutes = (time.perf_counter() - began) / 60
+        click.echo(f"{title}: {number}/{len(listed)} after {minutes:.1f} min", err=True)
