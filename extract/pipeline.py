@@ -188,7 +188,8 @@ def _settle(
     item: Work, future: "Future[Outcome]", decoders: Decoders, stop: StopFlag
 ) -> Outcome | None:
     """Wait for a clip, and for further tries; None if the run was asked to stop before."""
-    for attempt in range(1 + RETRIES):
+    tries = 0
+    while True:
         while not stop.name and not wait([future], STOP_POLL_S).done:
             pass
         if not future.done():
@@ -198,9 +199,11 @@ def _settle(
         if not isinstance(trouble, Trouble) or not trouble.may_pass:
             break
         logger.warning("clip %r: %s", item.clip.clip_id, trouble.message)
-        if attempt < RETRIES:
-            time.sleep(trouble.wait_s)
-            future = decoders.submit(item.clip, item.names)
+        tries += trouble.is_guilty
+        if tries > RETRIES:
+            break
+        time.sleep(trouble.wait_s)
+        future = decoders.submit(item.clip, item.names)
     for trouble in outcome.media.values():
         if isinstance(trouble, Trouble) and trouble.trace:
             clip_id = item.clip.clip_id

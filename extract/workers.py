@@ -49,6 +49,8 @@ class Trouble:
     """It may have been chance: the clip deserves another try."""
     wait_s: float = 0.0
     """How long to wait before that, s."""
+    is_guilty: bool = True
+    """Whether it may be the clip's fault, so that it is tried a limited number of times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,9 @@ class _Processes:
         except BrokenProcessPool:
             if pool is self._pool:
                 self._renew(pool)
-            died = Trouble("worker_died", "an idle worker process was killed", may_pass=True)
+            # Which clip it was at, if any, is not known; `_renew` ends what goes on for ever.
+            told = "a worker process ended before its clip was known"
+            died = Trouble("worker_died", told, may_pass=True, is_guilty=False)
             return Outcome(dict.fromkeys(names, died), 0.0)
         self._broken = 0
         if parcel.fatal:
