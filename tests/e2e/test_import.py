@@ -63,37 +63,37 @@ def test_the_tables_of_ave_become_two_feature_sets(tmp_path: Path) -> None:
 
 
 HOSTILE = {
-    "aaaaaaaaaaa": "good",
-    "bbbbbbbbbbb_1_11": "short",
-    "ccccccccccc": "unsafe_pickle",
-    "ddddddddddd": "too_large",
-    "eeeeeeeeeee": "bad_archive",
-    "fffffffffff": "bad_array",
-    "ggggggggggg": "non_finite",
-    "hhhhhhhhhhh": "no_steps",
-    "iiiiiiiiiii": "missing",
-    "jjjjjjjjjjj": "bad_array",
-    "../kkkkkkkkkkk": "outside_root",
-    "lllllllllll": "too_large",
+    "aaaaaaaaaaA": "good",
+    "bbbbbbbbbbA_1_11": "short",
+    "ccccccccccA": "unsafe_pickle",
+    "ddddddddddA": "too_large",
+    "eeeeeeeeeeA": "bad_archive",
+    "ffffffffffA": "bad_array",
+    "ggggggggggA": "non_finite",
+    "hhhhhhhhhhA": "no_steps",
+    "iiiiiiiiiiA": "missing",
+    "jjjjjjjjjjA": "bad_array",
+    "../kkkkkkkkkkA": "outside_root",
+    "llllllllllA": "too_large",
 }
 
 
 def write_hostile(folder: Path, marker: Path) -> None:
     """Zip files of audio features, of which two are good."""
-    zip_array(folder / "aaaaaaaaaaa.zip", features(12, VECTOR))
-    zip_array(folder / "bbbbbbbbbbb.zip", features(4, VECTOR, 1))
-    zip_pickle(folder / "ccccccccccc.zip", shell(marker))
-    zip_pickle(folder / "ddddddddddd.zip", b"x")
-    lie_about_size(folder / "ddddddddddd.zip", 2**31)
-    (folder / "eeeeeeeeeee.zip").write_text("no zip file")
-    zip_array(folder / "fffffffffff.zip", features(10, (64,)))
+    zip_array(folder / "aaaaaaaaaaA.zip", features(12, VECTOR))
+    zip_array(folder / "bbbbbbbbbbA.zip", features(4, VECTOR, 1))
+    zip_pickle(folder / "ccccccccccA.zip", shell(marker))
+    zip_pickle(folder / "ddddddddddA.zip", b"x")
+    lie_about_size(folder / "ddddddddddA.zip", 2**31)
+    (folder / "eeeeeeeeeeA.zip").write_text("no zip file")
+    zip_array(folder / "ffffffffffA.zip", features(10, (64,)))
     nan = features(10, VECTOR)
     nan[3, 3] = np.nan
-    zip_array(folder / "ggggggggggg.zip", nan)
-    zip_array(folder / "hhhhhhhhhhh.zip", features(0, VECTOR))
-    zip_array(folder / "jjjjjjjjjjj.zip", np.zeros((10, 128), np.int64))
-    zip_array(folder.parent / "kkkkkkkkkkk.zip", features(10, VECTOR))
-    zip_pickle(folder / "lllllllllll.zip", HUNGRY)
+    zip_array(folder / "ggggggggggA.zip", nan)
+    zip_array(folder / "hhhhhhhhhhA.zip", features(0, VECTOR))
+    zip_array(folder / "jjjjjjjjjjA.zip", np.zeros((10, 128), np.int64))
+    zip_array(folder.parent / "kkkkkkkkkkA.zip", features(10, VECTOR))
+    zip_pickle(folder / "llllllllllA.zip", HUNGRY)
 
 
 def test_hostile_files_fail_alone_and_nothing_in_them_is_run(tmp_path: Path) -> None:
@@ -107,19 +107,19 @@ def test_hostile_files_fail_alone_and_nothing_in_them_is_run(tmp_path: Path) -> 
     assert found == dict(list(HOSTILE.items())[2:])
     assert not marker.exists()
     store = FeatureStore(folder)
-    assert store.read("aaaaaaaaaaa").mask.all()
-    short = store.read("bbbbbbbbbbb_1_11")
+    assert store.read("aaaaaaaaaaA").mask.all()
+    short = store.read("bbbbbbbbbbA_1_11")
     expected = features(4, VECTOR, 1).astype(np.float32)[[0, 1, 2, *[3] * 7]]
     assert np.array_equal(short.values, expected)
     assert short.mask.tolist() == [True] * 4 + [False] * 6
     assert CliRunner().invoke(cli, ["verify", "features", "--data"]).exit_code == 0
     # a file that was mended is taken in, and the bytes are those of one run
-    zip_array(tmp_path / "audio" / "ccccccccccc.zip", features(10, VECTOR, 2))
+    zip_array(tmp_path / "audio" / "ccccccccccA.zip", features(10, VECTOR, 2))
     invoke("avvp", "m.csv", "--audio", "audio", "--retry-failed")
     invoke("avvp", "m.csv", "--audio", "audio", "--out", "fresh")
     fresh = tmp_path / "fresh" / "m" / "audio-released"
     assert shard_bytes(folder) == shard_bytes(fresh)
-    assert "ccccccccccc" not in read_ledger(folder)
+    assert "ccccccccccA" not in read_ledger(folder)
 
 
 def test_features_of_another_release_are_not_mixed_in(tmp_path: Path) -> None:
@@ -160,15 +160,15 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
 
 def test_a_mixture_takes_lines_of_the_table_and_zip_files(tmp_path: Path) -> None:
     write_ave(tmp_path)
-    for folder, name in (("one", "aaaaaaaaaaa"), ("two", "bbbbbbbbbbb")):
+    for folder, name in (("one", "aaaaaaaaaaA"), ("two", "bbbbbbbbbbA")):
         zip_array(tmp_path / folder / f"{name}.zip", features(10, VECTOR, ord(name[0])))
-    write_clips(tmp_path / "m.csv", "clip 2", "aaaaaaaaaaa_1_11", "bbbbbbbbbbb_1_11")
+    write_clips(tmp_path / "m.csv", "clip 2", "aaaaaaaaaaA_1_11", "bbbbbbbbbbA_1_11")
     sources = ("audio_feature.h5", "one", "two")
     words = [word for source in sources for word in ("--audio", source)]
     result = invoke("ave-avvp", "m.csv", *words, "--rows", "ave.csv", "--labels", "labels.h5")
     assert result.exit_code == 0, result.output
     store = FeatureStore(tmp_path / "features" / "m" / "audio-released")
-    for name, seed in (("clip 2", 2), ("aaaaaaaaaaa_1_11", 97), ("bbbbbbbbbbb_1_11", 98)):
+    for name, seed in (("clip 2", 2), ("aaaaaaaaaaA_1_11", 97), ("bbbbbbbbbbA_1_11", 98)):
         expected = features(10, VECTOR, seed).astype(np.float32)
         assert np.array_equal(store.read(name).values, expected), name
 
