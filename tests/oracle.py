@@ -14,7 +14,7 @@ from torch import Tensor
 
 from micu.checkpoint import Position, save_checkpoint
 from micu.data import WORDS
-from micu.manifest import Clip
+from micu.manifest import Clip, Event
 from micu.model.micu import MICU
 from micu.model.quantizer import Quantized
 from micu.overrides import with_overrides
@@ -28,6 +28,35 @@ OFFICIAL = {"audio": (128,), "video": (7, 7, 512), "text": (768,)}
 BACKBONES = {"audio": "vggish", "video": "vgg19", "text": "bert"}
 WIDTH = 16
 """Of the small model's codes."""
+
+
+def avvp_clips(classes: Sequence[str]) -> list[Clip]:
+    """Events of two modalities: half of the clips are annotated in one of them alone."""
+    clips = []
+    for i in range(24):
+        kinds = (("audio", "video"), ("video",), ("audio",))[i % 3]
+        events = tuple(Event(classes[i % 4], i % 5, i % 5 + 3, kind) for kind in kinds)
+        clips.append(
+            Clip(clip_id=f"avvp/{i}", path="x.mp4", events=events, split=("train", "test")[i // 12])
+        )
+    return clips
+
+
+def captioned_clips() -> list[Clip]:
+    """Twenty pictures with three sentences each."""
+    clips = []
+    for i in range(20):
+        clips += [
+            Clip(
+                clip_id=f"coco/{i}" if not k else f"coco/{i}#{k + 1}",
+                path="" if k else "x.jpg",
+                text="words",
+                split="test",
+                group=f"coco/{i}",
+            )
+            for k in range(3)
+        ]
+    return clips
 
 
 def labelled_row(names: Sequence[str]) -> Callable[..., FeatureRow]:
