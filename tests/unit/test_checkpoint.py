@@ -1,7 +1,5 @@
 """Checkpoints: what comes back, and what is refused."""
 
-import json
-import pickle
 import random
 import zipfile
 from dataclasses import replace
@@ -18,58 +16,12 @@ from micu.checkpoint import (
     restore_,
     save_checkpoint,
 )
-from micu.config import TrainConfig
 from micu.data import Batch
 from micu.errors import CheckpointError
 from micu.overrides import with_overrides
 from micu.step import build_state, train_step
 from micu.store import FeatureSpec
-from tests.feature_sets import SMALL
-
-SHAPES = {"audio": (6,), "video": (5,)}
-CONFIG = with_overrides(TrainConfig(), [*SMALL, "modalities=audio,video"])
-SPECS = {
-    name: FeatureSpec(
-        backbone=f"toy_{name}",
-        modality=name,
-        shape=shape,
-        hop_s=1.0,
-        weights="random:0",
-        weights_sha256="0" * 64,
-        preprocessing={"size": [1, 2]},
-    )
-    for name, shape in SHAPES.items()
-}
-
-
-def make_batch(number):
-    generator = torch.Generator().manual_seed(number)
-    features = {name: torch.randn(4, 3, *s, generator=generator) for name, s in SHAPES.items()}
-    ids = tuple(f"c{i}" for i in range(4))
-    return Batch(features, torch.ones(4, 3, dtype=torch.bool), ids, ("",) * 4)
-
-
-def trained(steps=2, config=CONFIG):
-    state = build_state(config, SHAPES, "cpu")
-    for number in range(steps):
-        train_step(state, make_batch(number))
-    return state
-
-
-def save(state, path, **extra):
-    position = Position(1, 5)
-    save_checkpoint(state, path, specs=SPECS, position=position, extra={"preset": "x"} | extra)
-    return path
-
-
-def equal(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
+from tests.checkpoints import CONFIG, SHAPES, SPECS, equal, make_batch, save, trained
 
 
 @pytest.fixture(scope="module")
@@ -236,141 +188,6 @@ def test_a_flipped_byte_is_noticed(saved, tmp_path):
 
     with pytest.raises(CheckpointError, match="is damaged"):
         load_checkpoint(tmp_path / "x.pt")
-
-
-class Touch:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, zipped):
-    trap, path = tmp_path / "trap", tmp_path / "x.pt"
-    if zipped:
-        torch.save({"format": 1, "model": Touch(trap)}, path)
-    else:
-        path.write_bytes(pickle.dumps(Touch(trap)))
-
-    with pytest.raises(CheckpointError, match=r"would run code|not a checkpoint"):
-        load_checkpoint(path)
-    assert not trap.exists()
-
-
-def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(saved, tmp_path):
-    path = tmp_path / "x.pt"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data/0", bytes(10**6))
-
-    with pytest.raises(CheckpointError, match="declares more bytes than it has"):
-        load_checkpoint(path)
-
-
-@pytest.mark.parametrize(
-    "content", [{"format": 99}, [1, 2], {"format": 1}, {"format": 1, "config": 3}]
-)
-def test_other_content_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "x.pt")
-
-    with pytest.raises(
-        CheckpointError, match=r"x\.pt: (expected checkpoint format|not a checkpoint)"
-    ):
-        load_checkpoint(tmp_path / "x.pt")
-
-
-def changed(saved, tmp_path, change):
-    content = torch.load(saved, weights_only=True)
-    change(content)
-    path = tmp_path / "x.pt"
-    torch.save(content, path)
-    return path
-
-
-def with_setting(key, value):
-    def change(content):
-        config = json.loads(content["config"])
-        section, name = key.split(".")
-        config[section][name] = value
-        content["config"] = json.dumps(config)
-
-    return change
-
-
-def with_entry(key, value):
-    return lambda content: content.update({key: value})
-
-
-def with_tensor(key, tensor):
-    return lambda content: content["model"].update({key: tensor})
-
-
-HUGE = 2 * 10**9
-HOSTILE = {
-    "codebook": (with_setting("quantizer.codebook_size", HUGE), r"expected \(2000000000, 16\)"),
-    "width": (with_setting("reconstruction.vector_width", HUGE), r"expected \(2000000000, 6\)"),
-    "layers": (with_setting("encoder.layers", HUGE), "has not the 2000000000 layers"),
-    "overflow": (with_setting("encoder.feedforward_dim", 10**400), "not a checkpoint that fits"),
-    "expanded": (
-        with_tensor("quantizer.codebook", torch.zeros(()).expand(HUGE, 16)),
-        "claim more than is there",
-    ),
-    "type": (
-        with_tensor("quantizer.codebook", torch.zeros(12, 16, dtype=torch.float64)),
-        r"expected \(12, 16\) torch.float32, got \(12, 16\) torch.float64",
-    ),
-    "sparse": (with_tensor("quantizer.codebook", torch.zeros(12, 16).to_sparse()), "plain array"),
-    "bodiless": (
-        with_tensor("quantizer.codebook", torch.empty(12, 16, device="meta")),
-        "plain array",
-    ),
-    "no tensor": (with_tensor("quantizer.codebook", 3), "'quantizer.codebook' is no tensor"),
-    "unknown": (with_tensor("quantizer.more", torch.zeros(1)), "unknown 'quantizer.more'"),
-    "missing": (
-        lambda content: content["model"].pop("quantizer.codebook"),
-        "missing 'quantizer.codebook'",
-    ),
-    "model": (with_entry("model", [1]), "not a checkpoint that fits"),
-    "shapes": (with_entry("shapes", {"audio": [HUGE], "video": [5]}), "expected .*2000000000"),
-    "shape": (with_entry("shapes", {"audio": ["6"], "video": [5]}), "not a checkpoint that fits"),
-    "record": (with_entry("record", "[]"), "record: expected an object, got list"),
-    "record kind": (with_entry("record", 3), "not a checkpoint that fits"),
-    "no specs": (with_entry("specs", "{}"), "specs: expected audio, video, got none"),
-    "specs": (with_entry("specs", '{"audio": {"x": 1}, "video": {"x": 1}}'), "not a checkpoint"),
-    "specs kind": (with_entry("specs", '{"audio": 1, "video": []}'), "not a checkpoint"),
-    "step": (with_entry("step", "1"), "expected a count, got '1'"),
-    "negative step": (with_entry("step", -1), "expected a count, got -1"),
-}
-
-
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch, of its own load
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_checkpoint_that_states_what_it_has_not_is_refused_without_making_it(
-    saved, tmp_path, name
-):
-    change, message = HOSTILE[name]
-    path = changed(saved, tmp_path, change)
-
-    with pytest.raises(CheckpointError, match=rf"(?s)x\.pt: .*{message}"):
-        load_checkpoint(path)
-
-
-def test_storage_shared_by_many_tensors_does_not_multiply(saved, tmp_path):
-    shared = torch.zeros(10**5)
-    path = changed(saved, tmp_path, with_entry("more", [shared[:] for _ in range(100)]))
-
-    with pytest.raises(CheckpointError, match="claim more than is there"):
-        load_checkpoint(path)
-
-
-@pytest.mark.parametrize("name", ["expanded", "record", "step", "negative step"])
-def test_a_run_does_not_go_on_from_a_hostile_checkpoint(saved, tmp_path, name):
-    change, message = HOSTILE[name]
-    path = changed(saved, tmp_path, change)
-
-    with pytest.raises(CheckpointError, match=rf"(?s)x\.pt: .*{message}"):
-        restore_(build_state(CONFIG, SHAPES, "cpu"), path)
 
 
 def test_a_loaded_model_of_words_and_grids_encodes_rebuilds_and_trains(tmp_path):
