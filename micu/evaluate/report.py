@@ -243,9 +243,3 @@ def render_markdown(content: Table) -> str:
 
 def _escape_bar(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def codebook_metrics(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Columns of the table of task `codebook`."""
-    shared = {row.metric for row in rows if row.metric.startswith("shared_by")}
-    return ("perplexity", "active_codes", "used_by_all", "agreement", *sorted(shared))
