@@ -185,12 +185,14 @@ ABLATIONS: dict[str, Method] = {
         "contrastive.tau=1",
         "contrastive.normalize=no",
     ),
+    "lambda2-0": _changed("no jigsaw (λ₂ = 0)", "weights.jigsaw=0"),
     "lambda2-0.5": _changed("λ₂ = 0.5", "weights.jigsaw=0.5"),
     "lambda2-8": _changed("λ₂ = 8", "weights.jigsaw=8"),
     "permutations-2": _changed(
         "2 splits, 2 permutations (as published)", "jigsaw.splits=2", "jigsaw.permutations=2"
     ),
     "permutations-256": _changed("256 permutations", "jigsaw.permutations=256"),
+    "mmjp": replace(METHODS["micu-mmjp"], title="MMJP for CUJP"),
 }
 """MICU with one thing changed, at the setting that was chosen for it."""
 
