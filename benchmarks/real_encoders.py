@@ -88,7 +88,7 @@ def load_efficientnet(path: Path) -> "nn.Module":
         (name for name in state if "num_batches" not in name)
         for state in (network.state_dict(), published)
     )
-    renamed = {own: published[theirs] for own, theirs in zip(*both, strict=True)}
+    renamed = {own: published[theirs] for own, theirs in zip(*both, strict=False)}
     counts = {n: v for n, v in network.state_dict().items() if "num_batches" in n}
     load_strictly(network, renamed | counts, "efficientnet-lite0")
     return network
@@ -238,31 +238,34 @@ def _convolution(
     ]
 
 
+LAYOUT = {
+    "kernel": ("weight", (3, 2, 0, 1)),
+    "depthwise_kernel": ("weight", (2, 3, 0, 1)),
+    "beta": ("bias", (0,)),
+    "moving_mean": ("running_mean", (0,)),
+    "moving_variance": ("running_var", (0,)),
+}
+"""TensorFlow's name of a tensor: PyTorch's, and the order of the axes there."""
+
+
 def as_torch(tensors: Mapping[str, NDArray[np.float32]], network: "nn.Module") -> dict[str, Any]:
-    """YAMNet's tensors under the names of `build_yamnet`, laid out as PyTorch has them."""
+    """YAMNet's tensors under the names of `build_yamnet`, laid out as PyTorch has them.
+
+    The classifier, whose number is past the last layer, is left out, as is what is missing.
+    """
     import torch
 
-    numbered: dict[int, dict[str, NDArray[np.float32]]] = {}
+    own = network.state_dict()
+    # The norms have no scale, and nothing counts their batches.
+    weights = [name for name in own if name.endswith(".weight")]
+    kept = [name for name in weights if own[name].dim() == 1]
+    state = {name: own[name] for name in own if name in kept or "num_batches" in name}
+    places = [name.removesuffix(".weight") for name in weights]
     for key, value in tensors.items():
-        if "/layer_with_weights-" in key:
-            number, name = key.split("/layer_with_weights-")[1].split("/")[:2]
-            numbered.setdefault(int(number), {})[name] = value
-    state = {name: value for name, value in network.state_dict().items() if "num_batches" in name}
-    places = [
-        name.removesuffix(".weight") for name in network.state_dict() if name.endswith(".weight")
-    ]
-    for number, place in enumerate(places):
-        layer = numbered[number]
-        if "beta" in layer:
-            made = {
-                "weight": np.ones_like(layer["beta"]),
-                "bias": layer["beta"],
-                "running_mean": layer["moving_mean"],
-                "running_var": layer["moving_variance"],
-            }
-        elif "depthwise_kernel" in layer:
-            made = {"weight": layer["depthwise_kernel"].transpose(2, 3, 0, 1)}
-        else:
-            made = {"weight": layer["kernel"].transpose(3, 2, 0, 1)}
-        state |= {f"{place}.{n}": torch.from_numpy(v.copy()) for n, v in made.items()}
+        number, _, name = key.partition("/layer_with_weights-")[2].partition("/")
+        name = name.split("/")[0]
+        if name in LAYOUT and int(number) < len(places):
+            torch_name, axes = LAYOUT[name]
+            made = value.transpose(axes).copy()
+            state[f"{places[int(number)]}.{torch_name}"] = torch.from_numpy(made)
     return state

