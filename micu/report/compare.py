@@ -148,7 +148,7 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def in_reading_order(lines: Sequence[Line]) -> list[Line]:
-    """By setting as the paper has them, then what is tested; what it is compared with follows."""
+    """By setting as the paper has them, known classes, and what is tested; others follow."""
     settings = list(SETTINGS)
     seen: dict[str, int] = {}
     for line in lines:
@@ -160,7 +160,8 @@ def in_reading_order(lines: Sequence[Line]) -> list[Line]:
         row = line.of
         known = settings.index(row.setting) if row.setting in settings else len(settings)
         train, test = (seen.get(name, 9) for name in (row.train_modality, row.test_modality))
-        return known, "<->" in line.direction, test, train == test, train
+        classes = (len(row.known_classes), row.known_classes, row.class_list)
+        return known, classes, "<->" in line.direction, test, train == test, train
 
     return sorted(lines, key=place)
 

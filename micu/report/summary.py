@@ -19,7 +19,8 @@ MAIN = {
 }
 """What a task is summed up by."""
 
-PROTOCOLS = ("clean", "", "diagnostic", "paper")
+DIAGNOSTIC = "diagnostic"
+PROTOCOLS = ("clean", "", DIAGNOSTIC, "paper")
 """In the order of columns; the first ones look at no test set."""
 
 HIDDEN = ("score", "probe", "features", "manifest_sha256", "splits", "more")
@@ -170,18 +171,20 @@ def _figure(line: Summary, column: Column) -> str:
 
 def _columns(lines: Sequence[Summary]) -> list[Column]:
     """By protocol; AUROC, which needs no threshold, once for each choice of the epoch."""
-    found = dict.fromkeys(column for line in lines for column in line.cells)
+    there = [column for line in lines for column in line.cells]
+    places = [*PROTOCOLS, *(protocol for protocol, *_ in there)]
+    found = sorted(dict.fromkeys(there), key=lambda column: places.index(column[0]))
     laid = {(protocol, metric) for protocol, source, metric in found if source != NO_THRESHOLD}
     first: dict[tuple[str, bool], str] = {}
     kept: list[Column] = []
     for protocol, source, metric in found:
         if source == NO_THRESHOLD and (protocol, metric) in laid:
             continue
-        if metric == "auroc" and first.setdefault((protocol, source == ORACLE), source) != source:
+        epoch = (protocol.replace(DIAGNOSTIC, "clean"), source == ORACLE)
+        if metric == "auroc" and first.setdefault(epoch, source) != source:
             continue
         kept.append((protocol, source, metric))
-    places = [*PROTOCOLS, *(protocol for protocol, *_ in found)]
-    return sorted(kept, key=lambda column: places.index(column[0]))
+    return kept
 
 
 def _title(column: Column) -> str:
