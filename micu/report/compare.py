@@ -256,7 +256,12 @@ def show_difference(cell: Cell) -> str:
     return "" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
 
 
-TITLES = {"preset": "changed settings", "splits": "splits", "checkpoint_sha256": "checkpoint"}
+TITLES = {
+    "preset": "changed settings",
+    "checkpoint_sha256": "checkpoint",
+    "manifest_sha256": "manifest",
+    "more": "conditions",
+}
 """Of columns that stand only where lines look the same without."""
 
 

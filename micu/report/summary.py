@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from micu.evaluate.columns import COLUMN_TITLES
 from micu.evaluate.report import CHANGES, Table, list_of, name_lists, shares_seeds
-from micu.report.compare import MODEL, ORACLE, Cell, short_preset, show_mean
+from micu.report.compare import MODEL, ORACLE, TITLES, Cell, short_preset, show_mean
 from micu.report.page import Block, Title
 from micu.report.paper import direction_of
 from micu.report.read import Result
@@ -145,7 +145,7 @@ def tabulate(lines: Sequence[Summary]) -> Table:
         if len({*zip(looks, (getattr(line.of, name) for line in lines), strict=True)})
         > len({*looks})
     ]
-    header = ("setting", "known classes", "preset", *(name.partition("_")[0] for name in apart))
+    header = ("setting", "known classes", "preset", *(TITLES.get(name, name) for name in apart))
     rows = [
         (
             *look[:3],

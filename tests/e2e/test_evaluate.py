@@ -140,6 +140,26 @@ def test_evaluating_changes_neither_checkpoint_nor_features(run: Path, tmp_path:
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+def test_a_threshold_of_the_test_at_the_source_s_epoch_is_never_called_clean(
+    run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.csv"
+    asked = ("--threshold", "source-val", "--threshold", "oracle-at-source-epoch")
+    result = evaluate(run, "--pairs", "v:a", "--probe-epochs", "2", *asked, out=out)
+    assert result.exit_code == 0, result.output
+    rows = {(row.threshold_source, row.metric): row for row in read_rows(out)}
+    mixed, clean = rows["oracle-at-source-epoch", "hos"], rows["source-val", "hos"]
+    assert (mixed.protocol, clean.protocol) == ("diagnostic", "clean")
+    assert "threshold:test" in mixed.leaks.split(";")
+    assert "epoch:test" not in mixed.leaks.split(";")
+    assert "threshold:test" not in clean.leaks
+    assert rows["oracle", "hos"].protocol == "paper"
+    probes = [rows[source, "probe"].value for source in ("oracle-at-source-epoch", "source-val")]
+    assert probes[0] == probes[1]
+    assert {(row.known_classes, row.class_list) for row in rows.values()} == {(2, "known")}
+    assert "oracle-at-source-epoch (test set)" in result.stdout
+
+
 def test_seeds_are_counted_on_and_kept_apart(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.csv"
     result = evaluate(

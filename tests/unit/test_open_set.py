@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from micu.errors import ManifestError
+from micu.evaluate.details import ClipMap
 from micu.evaluate.metrics import UNKNOWN
-from micu.evaluate.open_set import Outcome, chance, run_oscmg
+from micu.evaluate.open_set import Candidate, Outcome, _conclude, chance, run_oscmg
 from micu.evaluate.probe import ClipFeatures, ProbeConfig, fit_probe
 from micu.evaluate.scores import SCORES, Fitting, Scorer, max_softmax
 from micu.evaluate.splits import OpenSetSplit, SplitRules, hold_out, split_clips
@@ -285,12 +286,48 @@ def test_the_paired_quantile_needs_pairs_and_looks_at_no_label_of_theirs() -> No
         return found
 
     found = outcome(split)
-    assert "48 unlabelled pairs" in found.note
+    assert "48 unlabelled pairs, none of them trained or tested on: 16 of known" in found.note
+    assert "classes, 32 of others or without a class" in found.note
     assert found.metrics.acc == 1.0
     shuffled = replace(split, pairs=split.pairs[::-1])
     assert outcome(shuffled).metrics == found.metrics
     with pytest.raises(ManifestError, match="expected 20 or more clips with video and audio"):
         outcome(replace(split, pairs=split.pairs[:19]))
+
+
+def test_the_oracle_s_threshold_may_be_had_at_the_epoch_of_the_source(split: OpenSetSplit) -> None:
+    on_validation, on_test = split.labels(split.validation), split.labels(split.test)
+    right = np.eye(2)[on_validation]
+    known = np.eye(2)[np.maximum(on_test, 0)]
+    low, high = np.linspace(0, 0.4, len(on_test)), np.linspace(0.6, 1, len(on_test))
+    overlapping = np.where(on_test == UNKNOWN, low, high)
+    overlapping[on_test == UNKNOWN] = np.where(np.arange((on_test == UNKNOWN).sum()) < 3, 0.9, 0.1)
+    parts = {"validation": right, "test": known}
+    sure = np.full(len(right), 0.95)
+    candidates = [  # the first is right on validation clips, the second parts the test clips
+        Candidate(parts, {"msp": {"validation": sure, "test": overlapping}}),
+        Candidate(
+            {**parts, "validation": 1 - right},
+            {"msp": {"validation": sure, "test": np.where(on_test == UNKNOWN, low, high)}},
+        ),
+    ]
+    mapped = ClipMap(np.zeros((0, 2), np.float32), (), (), ())
+    sources = ("source-val", "oracle-at-source-epoch", "oracle")
+    honest, mixed, oracle = (_conclude(candidates, split, mapped, "msp", s) for s in sources)
+    assert (honest.epoch, mixed.epoch, oracle.epoch) == (0, 0, 1)
+    assert honest.metrics.hos < mixed.metrics.hos < oracle.metrics.hos == 1
+    assert honest.metrics.auroc == mixed.metrics.auroc
+    assert mixed.note.startswith(
+        "best HOS on the test set over 10 thresholds, its epoch by 6 known"
+    )
+    assert "probe 1 of 2 by their accuracy" in mixed.note
+    closed = replace(split, test=tuple(c for c in split.test if c.label in split.known))
+    kept = on_test != UNKNOWN
+    seen = Candidate(
+        {**parts, "test": known[kept]}, {"msp": {"validation": sure, "test": overlapping[kept]}}
+    )
+    alone = _conclude([seen], closed, mapped, "msp", sources[1])
+    assert alone.note.startswith("no HOS without test clips")
 
 
 def test_the_epoch_is_the_most_accurate_then_the_surest_then_the_first() -> None:

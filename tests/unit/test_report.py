@@ -1,5 +1,6 @@
 """Results files and tables."""
 
+import csv
 import math
 import threading
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from micu.errors import ConfigError
-from micu.evaluate.report import Row, read_rows, render_table, write_rows
+from micu.evaluate.report import ADDED, COLUMNS, Row, read_rows, render_table, write_rows
 
 ROW = Row(
     task="oscmg",
@@ -60,6 +61,31 @@ def test_another_probe_or_other_features_do_not_replace_a_number(
         write_rows([row], path)
     assert read_rows(path) == rows
     assert len(render_table(rows).splitlines()) == 2 + 2
+
+
+def test_a_file_from_before_is_read_and_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    write_rows([replace(ROW, classes_sha256="cc")], path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with path.open("w", newline="") as file:
+        older = [name for name in COLUMNS if name not in ADDED]
+        writer = csv.DictWriter(file, older, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert read_rows(path) == [replace(ROW, classes_sha256="cc")]
+    named = replace(ROW, classes_sha256="cc", known_classes=8, class_list="eight")
+    write_rows([named, replace(named, seed=2)], path)
+    assert read_rows(path) == [named, replace(named, seed=2)]  # the same number, now with a name
+
+
+def test_a_table_says_how_many_classes_are_known_and_averages_no_two_lists() -> None:
+    eight = replace(ROW, known_classes=8, class_list="a", classes_sha256="aa")
+    twelve = replace(ROW, known_classes=12, class_list="b", classes_sha256="bb", seed=2)
+    header, _, *lines = render_table([eight, twelve]).splitlines()
+    column = header.split("|").index(" known classes ")
+    assert [line.split("|")[column].strip() for line in lines] == ["8", "12"]
+    assert "known classes" not in render_table([ROW])
 
 
 def test_two_evaluations_at_once_lose_no_row(tmp_path: Path) -> None:

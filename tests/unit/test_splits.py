@@ -127,6 +127,8 @@ def test_pairs_are_neither_trained_nor_tested_on_and_need_no_label() -> None:
     assert "train/c/0" in split.pairs
     assert "val/a/0" not in split.pairs
     assert set(split.paired) == known - {"train/a/1"}
+    assert split.pairs_of_known == 5  # of val, less one; train/c and val/c are not known
+    assert len(split.pairs) == 5 + 6 + 3 + 1
 
 
 def test_media_items_are_read_from_ids_of_youtube_and_ucf() -> None:
