@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from micu.evaluate.details import Details
+from micu.evaluate.thresholds import ON_TEST
 from micu.report.clip_map import has_tsne
-from micu.report.compare import MODEL, ORACLE, short_preset
+from micu.report.compare import MODEL, short_preset
 from micu.report.figures import draw_acceptance, draw_confusion, draw_map, draw_thresholds
 from micu.report.page import Block, Drawing, Fold, Section, Title
 from micu.report.paper import direction_of
@@ -71,7 +72,7 @@ def _same_target(ceiling: Details, main: Details) -> bool:
 
 def _looks_at_the_test(details: Details) -> bool:
     """Whether the threshold was chosen on the test set; other leaks do not fold a job away."""
-    return details.keys.get("threshold_source") == ORACLE
+    return details.keys.get("threshold_source") in ON_TEST
 
 
 def _order(members: Sequence[Details]) -> tuple[object, ...]:

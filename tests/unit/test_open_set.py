@@ -301,7 +301,7 @@ def test_the_oracle_s_threshold_may_be_had_at_the_epoch_of_the_source(split: Ope
     known = np.eye(2)[np.maximum(on_test, 0)]
     low, high = np.linspace(0, 0.4, len(on_test)), np.linspace(0.6, 1, len(on_test))
     overlapping = np.where(on_test == UNKNOWN, low, high)
-    overlapping[on_test == UNKNOWN] = np.where(np.arange((on_test == UNKNOWN).sum()) < 3, 0.9, 0.1)
+    overlapping[np.flatnonzero(on_test == UNKNOWN)[:3]] = 0.9
     parts = {"validation": right, "test": known}
     sure = np.full(len(right), 0.95)
     candidates = [  # the first is right on validation clips, the second parts the test clips

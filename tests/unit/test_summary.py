@@ -13,11 +13,12 @@ from micu.report.build import build_report
 from micu.report.commands import Command
 from micu.report.compare import compare, render_csv, tabulate_lines
 from micu.report.known import complete_lists
-from micu.report.page import Section, render_report_markdown
+from micu.report.page import Fold, Title, render_report_markdown
 from micu.report.read import Material, Result, read_results
 from micu.report.remarks import tell_remarks
 from micu.report.summary import summarise, summary_blocks, tabulate
 from tests.unit.test_compare import RESULT
+from tests.unit.test_details import make_details
 
 PRESET = "dcid with optimizer.epochs=6"
 EIGHT = replace(
@@ -225,7 +226,19 @@ def test_the_report_says_which_pairs_carried_a_threshold() -> None:
     assert not any("paired" in text for text in tell_remarks(compare([EIGHT])))
 
 
-def test_parts_without_results_leave_no_heading() -> None:
-    headings = [s.heading for s in build_report(Material(), "pca") if s.blocks]
-    assert "Summary" not in headings
-    assert all(isinstance(s, Section) for s in build_report(Material(), "pca"))
+def test_what_is_drawn_of_a_job_says_how_many_classes_are_known_and_folds_what_saw_the_test() -> (
+    None
+):
+    keys = {"method": "checkpoint", "train_modality": "video", "threshold_source": "source-val"}
+    found = Material()
+    found.details[Path("a")] = replace(make_details(), keys=keys)
+    keys = {**keys, "threshold_source": "oracle-at-source-epoch"}
+    found.details[Path("b")] = replace(make_details(), keys=keys)
+    (section,) = [s for s in build_report(found, "pca") if s.heading.startswith("Behind")]
+    titles = [block.text for block in section.blocks if isinstance(block, Title)]
+    folded = [block.summary for block in section.blocks if isinstance(block, Fold)]
+    known = f"{len(make_details().classes)} known"
+    assert len(titles) == len(folded) == 1
+    assert "source-val" in titles[0]
+    assert "oracle-at-source-epoch" in folded[0]
+    assert known in titles[0]
