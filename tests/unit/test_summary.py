@@ -138,6 +138,8 @@ def test_lines_that_look_alike_show_what_differs() -> None:
     several = [replace(EIGHT, features="video:a@1"), replace(EIGHT, features="video:a@2", seed="2")]
     assert [line["features"] for line in table_of(*several)] == ["video:a@1", "video:a@2"]
     assert "features" not in table_of(*several[:1])[0]
+    trained = [EIGHT, replace(EIGHT, splits="train=all", value=0.9)]
+    assert [line["splits"] for line in table_of(*trained)] == ["", "train=all"]
 
 
 def test_what_a_clean_figure_rests_on_all_the_same_is_named() -> None:
