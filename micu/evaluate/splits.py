@@ -76,8 +76,8 @@ class OpenSetSplit:
     """Whether `validation` was cut from the training clips, for want of a `val` split."""
     pairs: tuple[str, ...] = ()
     """Clips of the source manifest with features of both modalities, neither in `train` nor tested;
-    their labels are not looked at. Without the training clips, whose scores are too sure in the
-    source modality, most are of classes that are not known, if these have a training split too."""
+    their labels are not looked at. Without the clips that the probe was fitted to, most are of
+    classes that are not known, if these have training clips too."""
     pairs_of_known: int = 0
     """How many of `pairs` are of known classes; only ever told."""
     paired: tuple[str, ...] = ()

@@ -87,8 +87,8 @@ def transfer_threshold(threshold: float, source_scores: Floats, target_scores: F
     """The threshold that rejects as much in the target modality as `threshold` does in the source.
 
     That holds as far as both modalities score the clips alike; which classes these are of matters
-    less, as long as the clips are the same. Clips that the probe was trained on would not do: their
-    scores are too high in the source, where it has seen their labels, and not in the target.
+    less, as long as the clips are the same. Clips that the probe was fitted to do not belong here:
+    it is surer of them than of clips that are new to it, as those are that the threshold is for.
 
     Args:
         threshold: In the source modality.
