@@ -11,9 +11,9 @@ CARRIED = "carried to the target modality by "
 
 PAIRED = (
     "paired-quantile carries the threshold to the target modality by clips that have both "
-    "modalities and are neither trained nor tested on; their labels are not read. The probe is surer "
-    "of clips that it was fitted to than of new ones; without them most pairs are of classes that "
-    "are not known, where these have training clips too. "
+    "modalities and are neither trained nor tested on; their labels are not read. The probe is "
+    "surer of clips that it was fitted to than of new ones; without them most pairs are of classes "
+    "that are not known, where these have training clips too. "
 )
 
 
