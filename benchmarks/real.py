@@ -277,7 +277,9 @@ def _names(option: str, text: str, known: Collection[str]) -> list[str]:
 @click.option(
     "--bench", type=click.Path(path_type=Path, exists=True), help="The photographs and sounds."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path(".real"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Default: .real, with --smoke .real-smoke."
+)
 @click.option(
     "--sets",
     default=",".join(data.name for data in MAIN_SETS),
@@ -291,7 +293,7 @@ def _names(option: str, text: str, known: Collection[str]) -> list[str]:
 def main(
     stage: str,
     bench: Path | None,
-    out: Path,
+    out: Path | None,
     sets: str,
     methods: str,
     seeds: int,
@@ -299,6 +301,7 @@ def main(
     smoke: bool,
 ) -> None:
     """Train and evaluate every method on the same real data."""
+    out = out or Path(".real-smoke" if smoke else ".real")
     chosen = _names("--sets", sets, DATA_SETS), _names("--methods", methods, METHODS)
     plan = plan_of(out, *chosen, seeds, workers, smoke)
     if stage == "features" or (stage == "all" and bench is not None):

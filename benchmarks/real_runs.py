@@ -3,7 +3,9 @@
 A run is a folder; what it has finished stands in files there, and is not done again.
 """
 
+import hashlib
 import io
+import json
 import logging
 import statistics
 import time
@@ -35,6 +37,8 @@ from micu.logs import read_metrics
 PROBE = ("--probe-learning-rate", "2e-3")
 """The published probe has hundreds of steps in an epoch; here they are about seven."""
 DONE = "trained.json"
+RECORD = "settings.json"
+"""What the results in a run's folder were made with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +82,47 @@ def call(command: click.Command, words: Sequence[str]) -> str:
     return printed.getvalue()
 
 
-def train(place: Place, run: Run) -> None:
-    """Train, unless that was done."""
-    folder = run.folder(place)
-    if (folder / DONE).is_file():
-        return
+def settings_of(place: Place, run: Run) -> list[str]:
+    """Everything that the run changes in its preset, `KEY=VALUE`."""
     method = (METHODS | ABLATIONS)[run.name]
     settings = [*assignments(method, run.trial, run.data), *place.settings]
     if method.kept < 1:
         settings.append(f"data.exclude_ids={place.excluded(run.data, method.kept)}")
+    return settings
+
+
+def keep_record(place: Place, run: Run) -> None:
+    """Write what the run is made with, unless it stands there.
+
+    Raises:
+        ClickException: The folder holds results of something else.
+    """
+    data, path = run.data, run.folder(place) / RECORD
+    files = [place.manifest(data), *(place.known(data, count) for count in data.known)]
+    record = {
+        "settings": [word.replace(f"{place.root}/", "") for word in settings_of(place, run)],
+        "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        "probe": list(PROBE),
+    }
+    if not path.is_file() and not any(run.folder(place).glob("*.csv")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(record, indent=1).encode())
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    differs = [key for key, value in record.items() if found.get(key) != value]
+    if differs:
+        raise click.ClickException(
+            f"{run.folder(place)}: made with other {', '.join(differs)}, see {RECORD}; "
+            "remove the folder, or name another with --out"
+        )
+
+
+def train(place: Place, run: Run) -> None:
+    """Train, unless that was done."""
+    folder = run.folder(place)
+    keep_record(place, run)
+    if (folder / DONE).is_file():
+        return
+    method, settings = (METHODS | ABLATIONS)[run.name], settings_of(place, run)
     printed = call(
         train_command,
         [
@@ -111,6 +147,9 @@ def seconds_per_step(place: Place, run: Run) -> float:
 
 def _evaluate(place: Place, run: Run, file: str, task: str, *words: str) -> list[Row]:
     """Rows of one evaluation, made unless they are there."""
+    if not (run.folder(place) / DONE).is_file():
+        raise click.ClickException(f"{run.folder(place)}: not trained yet; that is a stage before")
+    keep_record(place, run)
     path = run.folder(place) / f"{file}.csv"
     if not path.is_file():
         call(

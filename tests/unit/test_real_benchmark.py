@@ -325,9 +325,12 @@ def benchmark(tmp_path_factory):
     return out
 
 
+SMALL_RUN = ("--smoke", "--sets", "av-objects", "--methods", "micu,skeleton", "--workers", "1")
+
+
 def run(out, *more):
-    words = ["--smoke", "--sets", "av-objects", "--methods", "micu,skeleton", "--workers", "1"]
-    return CliRunner().invoke(main, [*words, "--out", str(out), *more], catch_exceptions=False)
+    words = [*SMALL_RUN, "--out", str(out), *more]
+    return CliRunner().invoke(main, words, catch_exceptions=False)
 
 
 def test_the_table_has_every_method_and_its_references(benchmark):
@@ -353,6 +356,25 @@ def test_nothing_that_is_finished_is_done_again(benchmark):
     before = {path: path.stat().st_mtime_ns for path in benchmark.glob("runs/**/*.*")}
     assert run(benchmark).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in benchmark.glob("runs/**/*.*")} == before
+
+
+def test_results_of_other_settings_are_not_mixed_in(benchmark):
+    record = next(benchmark.glob("runs/*/skeleton/*/2/settings.json"))
+    before = record.read_text()
+    record.write_text(before.replace("batch_size=32", "batch_size=16"))
+    result = CliRunner().invoke(main, [*SMALL_RUN, "--out", str(benchmark)])
+    record.write_text(before)
+    assert result.exit_code == 1
+    assert "made with other settings" in result.output
+    assert str(record.parent) in result.output
+
+
+def test_a_toy_is_not_put_where_the_real_one_lies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["--stage", "table", "--methods", "micu", "--smoke"])
+    assert result.exit_code == 1
+    assert "not trained yet" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == [".real-smoke"]
 
 
 def test_ablations_stand_beside_the_method_itself(benchmark):
