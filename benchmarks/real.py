@@ -36,11 +36,10 @@ from benchmarks.real_methods import (
 )
 from benchmarks.real_runs import (
     Run,
-    closed_set_rows,
     do_all,
     evaluate,
-    open_set_rows,
     reference_rows,
+    rows_of_split,
     seconds_per_step,
     train,
     validate,
@@ -49,16 +48,16 @@ from benchmarks.real_smoke import SMALL, write_drawn
 from benchmarks.real_tables import (
     CEILING,
     CHANCE,
-    CLOSED,
     TITLES,
     UNTRAINED,
     Figure,
+    ablation_table,
     cells_csv,
     figures_csv,
     figures_of,
     main_table,
     pairs_table,
-    summarise,
+    split_name,
 )
 from micu.evaluate.report import Table, render_markdown
 from micu.files import write_atomically
@@ -154,11 +153,10 @@ def _figures(plan: Plan, run: Run) -> list[Figure]:
     first = run.seed == plan.seeds[0]
     found = []
     for known in (*data.known, None):
-        split = CLOSED if known is None else str(known)
-        rows = closed_set_rows(place, run) if known is None else open_set_rows(place, run, known)
+        rows = rows_of_split(place, run, known)
         if run.name == REFERENCE:
             rows = [*rows, *reference_rows(place, run, known, first=first)]
-        found += figures_of(data, run.name, split, rows)
+        found += figures_of(data, run.name, split_name(known), rows)
     return found
 
 
@@ -215,21 +213,17 @@ def ablate(plan: Plan) -> str:
     do_all("ablation", _ablate, jobs, plan.workers)
     parts = []
     for data in plan.sets:
-        lines = []
-        for name in names:
-            figures = [
-                figure
-                for run in plan.ablation_runs(data, name)
-                for figure in figures_of(data, name, "", open_set_rows(place, run, min(data.known)))
-            ]
-            cells = [
-                summarise(figures, lambda f, c=c: (f.how, f.metric) == c)
-                for c in (("source-val", "hos"), ("source-val", "auroc"), ("paper", "hos"))
-            ]
-            title = "MICU" if name == REFERENCE else ABLATIONS[name].title
-            lines.append((title, *map(str, cells)))
-        header = ("", f"HOS, {min(data.known)} known", "AUROC", "`paper`: HOS")
-        parts += [f"### {data.name}", render_markdown(Table((header, *lines)))]
+        figures = [
+            figure
+            for name in names
+            for run in plan.ablation_runs(data, name)
+            for known in (min(data.known), None)
+            for figure in figures_of(
+                data, name, split_name(known), rows_of_split(place, run, known)
+            )
+        ]
+        titles = {name: ABLATIONS[name].title for name in plan.ablations}
+        parts += [f"### {data.name}", ablation_table(data, figures, {REFERENCE: "MICU"} | titles)]
     text = "\n\n".join(parts) + "\n"
     write_atomically(place.root / "ablation.md", text.encode())
     return text
@@ -237,7 +231,8 @@ def ablate(plan: Plan) -> str:
 
 def _ablate(place: Place, run: Run) -> None:
     train(place, run)
-    open_set_rows(place, run, min(run.data.known))
+    for known in (min(run.data.known), None):
+        rows_of_split(place, run, known)
 
 
 # --- command line ----------------------------------------------------------------------------

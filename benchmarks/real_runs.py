@@ -181,15 +181,13 @@ def validate(place: Place, run: Run) -> float:
     return statistics.fmean(row.value for row in rows if row.metric == "acc")
 
 
-def open_set_rows(place: Place, run: Run, known: int) -> list[Row]:
-    """Every pair of one class split, under both protocols."""
-    words = (*_open_set(place, run.data, known), *_pairs(run.data))
+def rows_of_split(place: Place, run: Run, known: int | None) -> list[Row]:
+    """Every pair of one class split, under both protocols; None is the closed-set task."""
+    words = _pairs(run.data)
+    if known is None:
+        return _evaluate(place, run, "cmg", "cmg", *words)
+    words = (*_open_set(place, run.data, known), *words)
     return _evaluate(place, run, f"oscmg-{known}", "oscmg", *words)
-
-
-def closed_set_rows(place: Place, run: Run) -> list[Row]:
-    """Every pair, all classes known, under both protocols."""
-    return _evaluate(place, run, "cmg", "cmg", *_pairs(run.data))
 
 
 def reference_rows(place: Place, run: Run, known: int | None, *, first: bool) -> list[Row]:
@@ -206,11 +204,9 @@ def reference_rows(place: Place, run: Run, known: int | None, *, first: bool) ->
 
 def evaluate(place: Place, run: Run, first: bool) -> None:
     """Everything that the table shows of a run; `first` is the run with ceiling and chance."""
-    for known in run.data.known:
-        open_set_rows(place, run, known)
-    closed_set_rows(place, run)
-    if run.name == REFERENCE:
-        for known in (*run.data.known, None):
+    for known in (*run.data.known, None):
+        rows_of_split(place, run, known)
+        if run.name == REFERENCE:
             reference_rows(place, run, known, first=first)
 
 

@@ -12,18 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.real import main
-from benchmarks.real_media import (
-    SHARES,
-    TEST_SPEAKERS,
-    Item,
-    Pool,
-    drop_duplicates,
-    open_objects,
-    origin_of,
-    pair_items,
-    write_set,
-)
+from benchmarks.real_media import TEST_SPEAKERS, open_objects, origin_of, write_set
 from benchmarks.real_methods import DATA_SETS, METHODS, assignments, draw_trials
+from benchmarks.real_pairs import SHARES, Item, Pool, drop_duplicates, pair_items
 from benchmarks.real_tables import CEILING, CLOSED, Figure, figures_of, summarise
 from benchmarks.tensorflow_checkpoint import MAGIC, read_tensors
 from micu.errors import ManifestError
