@@ -1,6 +1,6 @@
 """What a training step of each method costs: seconds, and as a share of MICU's in the same run.
 
-Every preset takes its steps on the same drawn features with the paper's sizes (batches of 80 clips
+Every method takes its steps on the same drawn features with the paper's sizes (batches of 80 clips
 of ten steps). Methods take turns step by step, so that whatever else the machine does slows all of
 them; the figure is the median over rounds of the ratio to MICU's step of the same round, of seconds
 on the processor, or on the clock where a GPU computes. The first step, which warms up, does not
@@ -8,7 +8,7 @@ count. `cmcm` is measured after its warm start, with codes.
 
 Prints `figure: step_of_NAME_over_micu VALUE` for each.
 
-Run: python benchmarks/methods.py [--modalities a,v,t] [--grid] [--rounds 5] [--only dcid]
+Run: python benchmarks/methods.py [--modalities a,v,t] [--grid] [--rounds 5] [--only PRESET]
 """
 
 import dataclasses
@@ -35,6 +35,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 GRID = (7, 7, 512)
 WARM_STEPS = 1
+METHODS = (*BASELINES, "coarse", "fig3-mmjp")
 
 
 def configured(name: str, modalities: tuple[str, ...], batch_size: int) -> TrainConfig:
@@ -59,7 +60,9 @@ def draw_batch(state: TrainState, device: torch.device) -> Batch:
     }
     ids = tuple(f"{state.step}/{i}" for i in range(size))
     mask = torch.ones(size, steps, dtype=torch.bool)
-    return Batch(features, mask, ids, ("",) * size).to(device, torch.float32)
+    return Batch(features, mask, ids, ("",) * size).to(
+        device, getattr(torch, config.optimizer.dtype)
+    )
 
 
 def time_step(state: TrainState, device: torch.device) -> tuple[float, float]:
@@ -76,7 +79,7 @@ def time_step(state: TrainState, device: torch.device) -> tuple[float, float]:
 @click.option("--grid", is_flag=True, help="Video as 7 x 7 grids of 512 (VGG-19), not vectors.")
 @click.option("--batch-size", default=80, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--only", multiple=True, type=click.Choice([*BASELINES]), help="Beside micu.")
+@click.option("--only", multiple=True, type=click.Choice(sorted(PRESETS)), help="Beside micu.")
 @click.option("--device", default="auto", show_default=True)
 def main(
     modalities: str, grid: bool, batch_size: int, rounds: int, only: Sequence[str], device: str
@@ -86,7 +89,7 @@ def main(
     shapes = {name: GRID if grid and name == "video" else SHAPES[name] for name in names}
     states = {
         name: build_state(configured(name, names, batch_size), shapes, place, 1000)
-        for name in ["micu", *(only or BASELINES)]
+        for name in ["micu", *(only or METHODS)]
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in states}
     for number in range(WARM_STEPS + rounds):
@@ -94,14 +97,15 @@ def main(
             taken = time_step(state, place)
             if number >= WARM_STEPS:
                 times[name].append(taken)
-    print(f"{'method':10} {'s/step':>8} {'of micu':>8} {'parameters':>12}")
+    width = max(map(len, states))
+    print(f"{'method':{width}} {'s/step':>8} {'of micu':>8} {'parameters':>12}")
     for name, state in states.items():
         ratio = statistics.median(
             mine[1] / base[1] for mine, base in zip(times[name], times["micu"], strict=True)
         )
         seconds = statistics.median(wall for wall, _ in times[name])
         count = sum(p.numel() for part in (state.model, state.losses) for p in part.parameters())
-        print(f"{name:10} {seconds:8.3f} {ratio:8.2f} {count:12,}")
+        print(f"{name:{width}} {seconds:8.3f} {ratio:8.2f} {count:12,}")
         if name != "micu":
             print(f"figure: step_of_{name}_over_micu {ratio:.3f}")
 

@@ -14,7 +14,7 @@ from micu.evaluate.report import CHANGES, RELEASED
 from micu.files import file_sha256
 from micu.model.micu import MICU
 from micu.overrides import config_differences
-from micu.presets import PRESETS
+from micu.presets import ALIASES, PRESETS
 from micu.released import ENCODER_SECTION, load_released
 from micu.store import FeatureSpec, FeatureStore
 
@@ -79,7 +79,7 @@ def describe_preset(loaded: LoadedModel) -> str:
         for key, (_, value) in differences.items()
         if key not in ("modalities", "seed")
     ]
-    return name + (CHANGES + " ".join(changes) if changes else "")
+    return ALIASES.get(name, name) + (CHANGES + " ".join(changes) if changes else "")
 
 
 def check_features(stores: Mapping[str, FeatureStore], loaded: LoadedModel) -> None:

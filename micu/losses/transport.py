@@ -1,5 +1,15 @@
 """CODIS: clips of one modality predict how a teacher of another assigns them to codes.
 
+Of a clip i in modality m, h_i(m) is the student's direction and g_i(m) the teacher's, c_k are the
+directions of the K codes, and t_i(m) is the clip's row of the transport plan, as shares of 1:
+
+    T(m)     = argmin_T <T, 1 - g(m) c'> - epsilon H(T), rows of equal mass, columns of 1 / K
+    p_ik(n)  = softmax_k(h_i(n) c_k / gamma)
+    L_assign = mean_{m!=n,i} -sum_k t_ik(m) log p_ik(n) + mean_{m,i} sum_k t_ik(m) (1 - g_i(m) c_k)
+    L_ica    = mean_{m,n,i} -log(exp(h_i(m) g_i(n) / tau) / sum_j exp(h_i(m) g_j(n) / tau))
+
+T has no gradient; j runs over batch and queue. The loss is L_assign + `contrast_weight` L_ica.
+
 Source: section 3 of Duan et al., *Multi-modal alignment using representation codebook* (CODIS),
 CVPR 2022 (arXiv 2203.00048); no code of the authors is public. The queue for the transport is that
 of Caron et al., *SwAV*, NeurIPS 2020.
@@ -149,9 +159,11 @@ class TransportLoss(Loss):
 
     The codes are the quantizer's own, learnt by this loss (`quantizer.learning=gradient`).
 
-    Differs: any modalities, averaged over ordered pairs; the codebook of the loss is that of the
-    quantizer; plans are made over batch and queue, since uniform use of K codes by fewer clips than
-    that means little; until the queue is full, over what is there. What the queue holds of the
+    Differs: any modalities, averaged over ordered pairs; a clip is the mean of its steps, each of
+    length 1 before it; the codebook of the loss is that of the quantizer; plans are made over batch
+    and queue, since uniform use of K codes by fewer clips than that means little; until the queue
+    is full, over what is there. A plan's rows are scaled to 1 before they are predicted: Sinkhorn
+    ends with the columns, and leaves the rows a little off. What the queue holds of the
     batch's own clips is left out: in a small data set a clip would be its own negative. The
     contrast has every ordered pair, a modality with itself included, averaged. CODIS's language and
     matching losses have no place here.
