@@ -14,7 +14,7 @@ Run: python benchmarks/methods.py [--modalities a,v,t] [--grid] [--rounds 5] [--
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 import torch
@@ -24,6 +24,7 @@ from micu.cli.features import parse_modalities
 from micu.config import TrainConfig
 from micu.data import Batch
 from micu.devices import resolve_device
+from micu.overrides import with_overrides
 from micu.presets import PRESETS
 from micu.step import TrainState, build_state, train_step
 
@@ -38,15 +39,11 @@ WARM_STEPS = 1
 METHODS = (*BASELINES, "coarse", "fig3-mmjp")
 
 
-def configured(name: str, modalities: tuple[str, ...], batch_size: int) -> TrainConfig:
-    """The preset, without a warm start."""
-    config = dataclasses.replace(PRESETS[name](), modalities=modalities)
+def measured(config: TrainConfig, modalities: tuple[str, ...]) -> TrainConfig:
+    """The same, without a warm start."""
     matching = dataclasses.replace(config.baselines.code_matching, warmup=0.0)
-    return dataclasses.replace(
-        config,
-        optimizer=dataclasses.replace(config.optimizer, batch_size=batch_size),
-        baselines=dataclasses.replace(config.baselines, code_matching=matching),
-    )
+    baselines = dataclasses.replace(config.baselines, code_matching=matching)
+    return dataclasses.replace(config, modalities=modalities, baselines=baselines)
 
 
 def draw_batch(state: TrainState, device: torch.device) -> Batch:
@@ -74,6 +71,19 @@ def time_step(state: TrainState, device: torch.device) -> tuple[float, float]:
     return seconds, spent if device.type == "cpu" else seconds
 
 
+def take_turns(
+    states: Mapping[str, TrainState], device: torch.device, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """What `time_step` says of each round, by the name of the state."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in states}
+    for number in range(WARM_STEPS + rounds):
+        for name, state in states.items():
+            taken = time_step(state, device)
+            if number >= WARM_STEPS:
+                times[name].append(taken)
+    return times
+
+
 @click.command()
 @click.option("--modalities", default="a,v,t", show_default=True, help="Some of v,a,f,t.")
 @click.option("--grid", is_flag=True, help="Video as 7 x 7 grids of 512 (VGG-19), not vectors.")
@@ -87,16 +97,14 @@ def main(
     """Time a step of every method."""
     place, names = torch.device(resolve_device(device)), parse_modalities(modalities)
     shapes = {name: GRID if grid and name == "video" else SHAPES[name] for name in names}
+    size = [f"optimizer.batch_size={batch_size}"]
     states = {
-        name: build_state(configured(name, names, batch_size), shapes, place, 1000)
+        name: build_state(
+            with_overrides(measured(PRESETS[name](), names), size), shapes, place, 1000
+        )
         for name in ["micu", *(only or METHODS)]
     }
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in states}
-    for number in range(WARM_STEPS + rounds):
-        for name, state in states.items():
-            taken = time_step(state, place)
-            if number >= WARM_STEPS:
-                times[name].append(taken)
+    times = take_turns(states, place, rounds)
     width = max(map(len, states))
     print(f"{'method':{width}} {'s/step':>8} {'of micu':>8} {'parameters':>12}")
     for name, state in states.items():

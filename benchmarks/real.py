@@ -6,15 +6,16 @@ Stages, each of which goes on where it was stopped:
     tune       four settings of each method, chosen by accuracy on held-out source clips
     train      the chosen setting with five seeds
     evaluate   open-set with two class splits and closed-set, over all pairs of modalities
+    cost       the seconds of a step of every method, in turns
     table      `table.md`, `cells.csv` (mean, deviation) and `figures.csv` (all) in `--out`
-    all        these five; features only if `--bench` says where the material is
+    all        these six; features only if `--bench` says where the material is
     ablation   MICU with one thing changed, two seeds: `ablation.md`
 
 Run: python -m benchmarks.real --stage all --bench DIR [--out .real]
 """
 
 import itertools
-import statistics
+import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,9 @@ from benchmarks.real_runs import (
     Run,
     do_all,
     evaluate,
+    measure_steps,
     reference_rows,
     rows_of_split,
-    seconds_per_step,
     train,
     validate,
 )
@@ -62,7 +63,7 @@ from benchmarks.real_tables import (
 from micu.evaluate.report import Table, render_markdown
 from micu.files import write_atomically
 
-STAGES = ("tune", "train", "evaluate", "table")
+STAGES = ("tune", "train", "evaluate", "cost", "table")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,8 @@ class Plan:
     ablation_seeds: tuple[int, ...]
     ablations: tuple[str, ...]
     workers: int
+    rounds: int
+    """Of steps whose cost is measured."""
 
     def each(self) -> Iterator[tuple[DataSet, str]]:
         """Every set with every method."""
@@ -131,6 +134,13 @@ def evaluate_all(plan: Plan) -> None:
     do_all("evaluate", evaluate, jobs, plan.workers)
 
 
+def measure_cost(plan: Plan) -> None:
+    """Time a step of every method at its chosen setting."""
+    for data in plan.sets:
+        runs = [plan.runs(data, name)[0] for name in plan.methods]
+        measure_steps(plan.place, data, runs, plan.rounds)
+
+
 def _drop_checkpoints(place: Place, run: Run) -> None:
     for path in run.folder(place).glob("*.pt"):
         path.unlink()
@@ -167,12 +177,8 @@ def write_tables(plan: Plan) -> str:
     names = (*plan.methods, *references)
     parts = []
     for data in plan.sets:
-        seconds = {
-            name: statistics.median(
-                seconds_per_step(plan.place, run) for run in plan.runs(data, name)
-            )
-            for name in plan.methods
-        }
+        path = plan.place.cost(data)
+        seconds = json.loads(path.read_text()) if path.is_file() else {}
         parts += [
             f"### {data.name}",
             main_table(data, figures, seconds, names),
@@ -256,6 +262,7 @@ def plan_of(
         ablation_seeds=(1,) if smoke else (1, 2),
         ablations=tuple(ABLATIONS)[:2] if smoke else tuple(ABLATIONS),
         workers=workers,
+        rounds=1 if smoke else 20,
     )
 
 
@@ -312,7 +319,7 @@ def main(
         if not plan.place.manifest(data).is_file():
             raise click.UsageError(f"{out}: no {data.manifest}.csv; make it with --stage features")
         write_lists(plan.place, data)
-    steps = {"tune": tune, "train": train_all, "evaluate": evaluate_all}
+    steps = {"tune": tune, "train": train_all, "evaluate": evaluate_all, "cost": measure_cost}
     for name in STAGES if stage == "all" else (stage,):
         if name in steps:
             steps[name](plan)

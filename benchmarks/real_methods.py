@@ -213,6 +213,10 @@ class Place:
         """The manifest of a set."""
         return self.root / f"{data.manifest}.csv"
 
+    def cost(self, data: DataSet) -> Path:
+        """The seconds of a step of each method."""
+        return self.root / f"{data.name}.cost.json"
+
     def known(self, data: DataSet, count: int) -> Path:
         """The list of known classes of one class split."""
         return self.root / "known" / f"{data.manifest}-{count}.csv"

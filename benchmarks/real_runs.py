@@ -18,6 +18,7 @@ import click
 import torch
 from joblib import Parallel, delayed
 
+from benchmarks.methods import measured, take_turns
 from benchmarks.real_methods import (
     ABLATIONS,
     METHODS,
@@ -28,11 +29,14 @@ from benchmarks.real_methods import (
     assignments,
 )
 from micu.cli.evaluate import main as evaluate_command
+from micu.cli.features import find_feature_sets
 from micu.cli.train import main as train_command
 from micu.evaluate.report import Row, read_rows
 from micu.evaluate.thresholds import THRESHOLDS
 from micu.files import write_atomically
-from micu.logs import read_metrics
+from micu.overrides import with_overrides
+from micu.presets import PRESETS
+from micu.step import build_state
 
 PROBE = ("--probe-learning-rate", "2e-3")
 """The published probe has hundreds of steps in an epoch; here they are about seven."""
@@ -136,10 +140,27 @@ def train(place: Place, run: Run) -> None:
     write_atomically(folder / DONE, printed.encode())
 
 
-def seconds_per_step(place: Place, run: Run) -> float:
-    """Median over the steps of a run, for 80 clips, from its metrics."""
-    rows = read_metrics(run.folder(place) / "metrics.jsonl")
-    return 80 / statistics.median(row["clips_per_s"] for row in rows)
+def measure_steps(place: Place, data: DataSet, runs: Iterable[Run], rounds: int) -> None:
+    """Write the seconds of a step of each run: of one thread's processor time, the median.
+
+    The methods take turns in this process, on drawn features; CMCM's step is one with codes.
+    """
+    torch.set_num_threads(1)
+    shapes = {
+        name: store.spec.shape
+        for name, store in find_feature_sets(
+            place.features, data.modalities, place.manifest(data), {}
+        ).stores.items()
+    }
+    device = torch.device("cpu")
+    states = {}
+    for run in runs:
+        config = measured(PRESETS[METHODS[run.name].preset](), data.modalities)
+        config = with_overrides(config, settings_of(place, run))
+        states[run.name] = build_state(config, shapes, device, 1000)
+    times = take_turns(states, device, rounds)
+    seconds = {name: statistics.median(cpu for _, cpu in taken) for name, taken in times.items()}
+    write_atomically(place.cost(data), json.dumps(seconds, indent=1).encode())
 
 
 # --- evaluation ------------------------------------------------------------------------------

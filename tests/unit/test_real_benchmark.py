@@ -1,6 +1,7 @@
 """The real-data benchmark: which items make clips, its readers and tables, and all of it, small."""
 
 import csv
+import json
 import struct
 from dataclasses import replace
 from itertools import pairwise
@@ -333,6 +334,12 @@ def test_the_table_has_every_method_and_its_references(benchmark):
     shown = {(f["split"], f["how"]) for f in found if f["method"] == "micu"}
     assert shown >= {(n, how) for n in ("8", "12") for how in ("source-val", "paper")}
     assert {f["seed"] for f in found if f["method"] == "micu"} == {"1", "2"}
+
+
+def test_a_step_of_every_method_is_timed(benchmark):
+    seconds = json.loads((benchmark / "av-objects.cost.json").read_text())
+    assert seconds.keys() == {"micu", "skeleton"}
+    assert min(seconds.values()) > 0
 
 
 def test_tuning_looks_at_held_out_source_clips_of_known_classes_alone(benchmark):
