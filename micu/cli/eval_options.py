@@ -14,7 +14,7 @@ from micu.errors import ConfigError
 from micu.evaluate import code_scores, feature_scores  # noqa: F401 - they register scores
 from micu.evaluate.scores import SCORES
 from micu.evaluate.splits import CLEAN, PAPER
-from micu.evaluate.thresholds import THRESHOLDS
+from micu.evaluate.thresholds import ORACLE_AT_SOURCE_EPOCH, THRESHOLDS
 from micu.manifest import MODALITIES
 
 PROBE_OPTIONS = (
@@ -211,11 +211,12 @@ def _method_options() -> list[Callable[..., Any]]:
         click.option(
             "--threshold",
             "thresholds",
-            type=click.Choice(THRESHOLDS),
+            type=click.Choice([*THRESHOLDS, ORACLE_AT_SOURCE_EPOCH]),
             multiple=True,
             default=THRESHOLDS[:1],
             show_default=True,
-            help="Where the threshold of protocol clean comes from; repeatable.",
+            help="Where the threshold of protocol clean comes from; repeatable. "
+            f"{ORACLE_AT_SOURCE_EPOCH} looks at the test set: its rows are of protocol diagnostic.",
         ),
         click.option(
             "--score",

@@ -245,6 +245,8 @@ def _evaluation(
         pairs=typed.pairs,
         known=tuple(dict.fromkeys(aliases.get(name, name) for name in known)),
         classes_sha256=file_sha256(typed.known) if typed.known else "",
+        listed_classes=len(known),
+        class_list=typed.known.stem if typed.known else "",
         class_map_sha256=file_sha256(typed.class_map) if typed.class_map else "",
         probe=ProbeConfig(
             epochs=typed.probe_epochs or usual_epochs,

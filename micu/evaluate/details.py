@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from micu.errors import ConfigError, MicuError, check_shape
 from micu.evaluate.metrics import check_open_set
+from micu.evaluate.report import ADDED
 from micu.files import write_atomically
 from micu.manifest import Clip
 
@@ -175,7 +176,8 @@ def _file_name(keys: Mapping[str, str]) -> str:
     parts = ("setting", "task", "method", "train_modality", "test_modality", "threshold_source")
     shown = [keys[name] for name in (*parts, "score", "seed") if keys.get(name)]
     words = "-".join(re.sub(r"[^\w.-]", "_", word)[:40] for word in shown)
-    digest = hashlib.sha256(json.dumps(sorted(keys.items())).encode()).hexdigest()
+    kept = sorted(item for item in keys.items() if item[0] not in ADDED)  # as Row.key
+    digest = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
     return f"{words}-{digest[:12]}{SUFFIX}"
 
 

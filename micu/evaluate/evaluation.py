@@ -78,6 +78,10 @@ class Evaluation:
     """Empty: every class."""
     classes_sha256: str
     """Of the file that names the known classes."""
+    listed_classes: int
+    """Names in that file, before the class map; 0 without one."""
+    class_list: str
+    """Stem of that file; empty without one."""
     class_map_sha256: str
     """Of the file that joins names of classes; empty without one."""
     probe: ProbeConfig
@@ -327,6 +331,8 @@ def make_row(
         checkpoint_sha256=evaluation.loaded.sha256 if from_checkpoint else "",
         manifest_sha256=" ".join(manifests),
         classes_sha256=evaluation.classes_sha256,
+        known_classes=evaluation.listed_classes,
+        class_list=evaluation.class_list,
         setting=evaluation.setting,
         splits=evaluation.told_splits(protocol),
         protocol=protocol,

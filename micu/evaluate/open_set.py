@@ -7,6 +7,8 @@ One training of the probe is read with thresholds of several origins:
 - `paired-quantile`: the same, carried to the scale of the target modality by unlabelled pairs.
 - `oracle`, comparable with the paper: the best HOS over ten thresholds and all epochs, chosen on
   the test set itself, as the published scripts do.
+- `oracle-at-source-epoch`, to tell threshold from epoch: the best of ten thresholds on the test set
+  at the epoch of `source-val`.
 
 Source: sections 3.1 and 4.1 of the MICU paper.
 Differs: the paper does not say where its threshold is from, and reports what `oracle` computes.
@@ -35,7 +37,9 @@ from micu.evaluate.scores import SCORES, Evidence, Fitting
 from micu.evaluate.splits import HELD_OUT, VALIDATION, OpenSetSplit
 from micu.evaluate.thresholds import (
     FEWEST_PAIRS,
+    ON_TEST,
     ORACLE,
+    ORACLE_AT_SOURCE_EPOCH,
     PAIRED_QUANTILE,
     REJECTED,
     SOURCE_VAL,
@@ -62,7 +66,7 @@ class Outcome:
 
     score: str
     threshold_source: str
-    """`source-val`, `paired-quantile` or `oracle`."""
+    """One of `THRESHOLDS` or `ON_TEST`."""
     note: str
     """How epoch and threshold were chosen, in words."""
     epoch: int
@@ -285,6 +289,9 @@ def _conclude(
     else:
         logits, scores = of("validation")
         chosen = choose_on_validation(logits, split.labels(split.validation), scores)
+    if threshold_source == ORACLE_AT_SOURCE_EPOCH:
+        logits, scores = ([part[chosen.epoch]] for part in of("test"))
+        chosen = Choice(chosen.epoch, choose_on_test(logits, test_labels, scores).threshold)
     if threshold_source == PAIRED_QUANTILE:
         found = candidates[chosen.epoch].scores[score]
         carried = transfer_threshold(
@@ -333,22 +340,29 @@ def _tell_choice(split: OpenSetSplit, threshold_source: str, chosen: Choice, pro
         )
     else:
         origin, differs = f"split {VALIDATION!r} of the manifest", ""
-    if threshold_source == ORACLE and not _has_both(split):
+    if threshold_source in ON_TEST and not _has_both(split):
+        first = "first" if threshold_source == ORACLE else "most accurate"
         return (
             "no HOS without test clips of known and of unknown classes: the lowest score of the "
-            f"first of {probes} probes{differs}"
+            f"{first} of {probes} probes{differs}"
         )
     if threshold_source == ORACLE:
         return (
             f"best HOS on the test set over 10 thresholds and {probes} probes; "
             f"probe {chosen.epoch + 1}{differs}"
         )
-    told = (
-        f"accepts {1 - REJECTED:.0%} or more of {len(split.validation)} known source clips "
-        f"({origin}); probe {chosen.epoch + 1} of {probes} by their accuracy"
-    )
+    by_accuracy = f"probe {chosen.epoch + 1} of {probes} by their accuracy"
+    if threshold_source == ORACLE_AT_SOURCE_EPOCH:
+        chosen_by = "best HOS on the test set over 10 thresholds, its epoch by"
+    else:
+        chosen_by = f"accepts {1 - REJECTED:.0%} or more of"
+    told = f"{chosen_by} {len(split.validation)} known source clips ({origin}); {by_accuracy}"
     if threshold_source == PAIRED_QUANTILE:
-        told += f"; carried to the target modality by {len(split.pairs)} unlabelled pairs"
+        told += (
+            f"; carried to the target modality by {len(split.pairs)} unlabelled pairs, none of "
+            f"them trained or tested on: {split.pairs_of_known} of known classes, "
+            f"{len(split.pairs) - split.pairs_of_known} of others or without a class"
+        )
     return f"{told}; {split.note}" if split.note else told
 
 

@@ -8,8 +8,8 @@ from micu.evaluate.evaluation import TASKS, Evaluation, Job, chance_rows, make_r
 from micu.evaluate.leaks import EPOCH_ON_TEST, THRESHOLD_ON_TEST
 from micu.evaluate.open_set import Outcome, chance, run_oscmg, scores_for, thresholds_for
 from micu.evaluate.report import Row
-from micu.evaluate.splits import PAPER, OpenSetSplit
-from micu.evaluate.thresholds import ORACLE
+from micu.evaluate.splits import DIAGNOSTIC, PAPER, OpenSetSplit
+from micu.evaluate.thresholds import ON_TEST, ORACLE, ORACLE_AT_SOURCE_EPOCH
 
 
 @TASKS.register("oscmg")
@@ -100,7 +100,10 @@ def _outcome_rows(
     evaluation: Evaluation, protocol: str, job: Job, split: OpenSetSplit, outcome: Outcome
 ) -> list[Row]:
     values = {**outcome.metrics.values(), "probe": outcome.epoch + 1.0}
-    on_test = (THRESHOLD_ON_TEST, EPOCH_ON_TEST) if outcome.threshold_source == ORACLE else ()
+    on_test = [THRESHOLD_ON_TEST] if outcome.threshold_source in ON_TEST else []
+    on_test += [EPOCH_ON_TEST] if outcome.threshold_source == ORACLE else []
+    if outcome.threshold_source == ORACLE_AT_SOURCE_EPOCH:
+        protocol = DIAGNOSTIC
     rows = [
         make_row(
             evaluation,

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 
 from micu.evaluate.report import Row, Table
-from micu.evaluate.thresholds import ORACLE
+from micu.evaluate.thresholds import ON_TEST
 
 RANKED_BY = ("auroc", "oscr", "fpr_unk_at_95tpr_known", "hos")
 """The first one decides; it needs no threshold."""
@@ -19,7 +19,7 @@ def rank_scores(rows: Sequence[Row]) -> Table:
     others.
     """
     rows = [row for row in rows if row.task == "oscmg" and row.score]
-    honest = [row for row in rows if row.threshold_source != ORACLE]
+    honest = [row for row in rows if row.threshold_source not in ON_TEST]
     values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for row in honest or rows:
         if row.metric in RANKED_BY:

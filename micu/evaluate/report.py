@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
 from micu.errors import ConfigError
 from micu.evaluate.columns import COLUMN_TITLES, NOT_RATES, SHOWN
@@ -35,7 +36,8 @@ class Row:
     """Preset of the checkpoint, and what was changed in it."""
     seed: int
     threshold_source: str
-    """`source-val`, `paired-quantile`, `oracle` (looks at the test set), or `none`."""
+    """`source-val`, `paired-quantile`, one that looks at the test set (`oracle`,
+    `oracle-at-source-epoch`), or `none`."""
     metric: str
     value: float
     """Natural sign, rates in [0, 1]; NaN where `note` says why."""
@@ -52,7 +54,8 @@ class Row:
     features: str = ""
     """`modality:backbone@fingerprint` of the feature sets, the probe's own first."""
     protocol: str = ""
-    """`paper` (as published) or `clean`; empty where nothing differs."""
+    """`paper` (as published), `clean`, or `diagnostic`: what `clean` does, but with a threshold
+    that looks at the test set; empty where nothing differs."""
     leaks: str = ""
     """What the number rests on that it should not, names with `;` between two; see
     `micu.evaluate.leaks`."""
@@ -65,10 +68,18 @@ class Row:
     """What else the number depends on, `name:value` with spaces between: `pretraining` and
     `class-map` (first digits of the hashes of these files), `selected-on`, and what the cost was
     measured with."""
+    known_classes: int = 0
+    """Names in the list of known classes; 0 where none was given."""
+    class_list: str = ""
+    """Stem of that list's file, which tells lists of one size apart."""
 
     def key(self) -> tuple[object, ...]:
-        """What two rows about the same number have in common."""
-        shared = {name: value for name, value in self.shared().items() if name != "leaks"}
+        """What two rows about the same number have in common.
+
+        The hash of the list of known classes stands for its size, and its name may change.
+        """
+        free = ("leaks", *ADDED)
+        shared = {name: value for name, value in self.shared().items() if name not in free}
         return (*shared.values(), self.metric)
 
     def shared(self) -> dict[str, object]:
@@ -78,6 +89,14 @@ class Row:
 
 
 COLUMNS = tuple(column.name for column in fields(Row))
+
+ADDED = ("known_classes", "class_list")
+"""Columns that files of before do not have."""
+
+
+def holds_results(columns: Sequence[str]) -> bool:
+    """Whether these are the columns of a results file, of this version or of the one before."""
+    return tuple(columns) in (COLUMNS, tuple(name for name in COLUMNS if name not in ADDED))
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
@@ -101,7 +120,7 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a results file.
+    """Read a results file; columns that one of before does not have are left at their defaults.
 
     Raises:
         ConfigError: It is missing, or not one.
@@ -110,7 +129,7 @@ def read_rows(path: Path) -> list[Row]:
         raise ConfigError(f"{path}: no such results file; micu-eval … --out {path} writes one")
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if not holds_results(reader.fieldnames or ()):
             raise ConfigError(
                 f"{path}: not a results file of this version; expected the columns "
                 f"{', '.join(COLUMNS)}; choose another --out"
@@ -122,7 +141,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _parse(values: Mapping[str, str]) -> Row:
-    kinds = {"seed": int, "value": float, "n_clips": int}
+    kinds = {"seed": int, "value": float, "n_clips": int, "known_classes": int}
     parsed = {name: kinds.get(name, str)(value) for name, value in values.items()}
     return Row(**parsed)
 
@@ -153,13 +172,15 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
 
     Rates are in percent, here and nowhere else. Several seeds become mean ± standard deviation
     (of the sample, n - 1). Rows of different probes, features or classes stand on lines of their
-    own, though no column shows these; so do several checkpoints that share a seed.
+    own, though probes and features have no column; so do several checkpoints that share a seed.
     """
     jobs: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Row]] = {}
+    known = name_lists(map(list_of, rows))
     for row in rows:
         pair = " → ".join(filter(None, (row.train_modality, row.test_modality)))
-        source = row.threshold_source
-        shown = (row.task, pair, row.method, row.preset, row.protocol, source, row.score, row.leaks)
+        where = (row.task, known[list_of(row)], pair)
+        how = (row.protocol, row.threshold_source, row.score, row.leaks)
+        shown = (*where, row.method, row.preset, *how)
         hidden = (row.splits, row.probe, row.features, row.classes_sha256)
         jobs.setdefault((shown, hidden), []).append(row)
     groups: dict[tuple[tuple[str, ...], ...], dict[str, list[float]]] = {}
@@ -172,7 +193,17 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
             runs.setdefault(key, set()).add((row.seed, row.checkpoint_sha256))
     columns = [metric for metric in metrics if any(metric in group for group in groups.values())]
     header = (
-        *("task", "modalities", "method", "preset", "protocol", "threshold", "score", "leaks"),
+        *(
+            "task",
+            "known classes",
+            "modalities",
+            "method",
+            "preset",
+            "protocol",
+            "threshold",
+            "score",
+            "leaks",
+        ),
         *("checkpoint", "runs"),
     )
     lines = [
@@ -187,6 +218,44 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
     return _without_empty_columns(((*header, *titles), *lines))
 
 
+ClassList = tuple[str, str, str]
+"""Of a list of known classes: size, or nothing where it is not known; name; hash."""
+
+
+class HasClasses(Protocol):
+    """What names its list of known classes, as `Row` does."""
+
+    @property
+    def known_classes(self) -> int | str: ...  # noqa: D102
+    @property
+    def class_list(self) -> str: ...  # noqa: D102
+    @property
+    def classes_sha256(self) -> str: ...  # noqa: D102
+
+
+def list_of(row: HasClasses) -> ClassList:
+    """The list of known classes of a row."""
+    size = str(row.known_classes)
+    return "" if size == "0" else size, row.class_list, row.classes_sha256
+
+
+def name_lists(lists: Iterable[ClassList]) -> dict[ClassList, str]:
+    """What a table calls each list of known classes.
+
+    Its size; of several of one size also its file's name, or its hash where that is no help.
+    """
+    found = list(dict.fromkeys(lists))
+    sizes = [size or ("?" if digest else "") for size, _, digest in found]
+    names = [f"{size} ({key[1]})" for size, key in zip(sizes, found, strict=True)]
+    told: dict[ClassList, str] = {}
+    for i, key in enumerate(found):
+        told[key] = sizes[i]
+        if sizes[i] and (sizes.count(sizes[i]) > 1 or sizes[i] == "?"):
+            alone = key[1] and names.count(names[i]) == 1
+            told[key] = names[i] if alone else f"{sizes[i]} ({key[2][:12]})"
+    return told
+
+
 def shares_seeds(runs: Iterable[tuple[object, str]]) -> bool:
     """Whether two checkpoints have a seed in common: no mean over the seeds of both is one of one.
 
@@ -199,8 +268,10 @@ def shares_seeds(runs: Iterable[tuple[object, str]]) -> bool:
 
 def _short(text: str) -> str:
     """A preset that was changed, without its changes: `micu*`; what an oracle is; no `none`."""
-    if text in ("oracle", "none"):
-        return {"oracle": "oracle (test set)", "none": ""}[text]
+    if text == "none":
+        return ""
+    if text.startswith("oracle"):
+        return f"{text} (test set)"
     name, *changes = text.split(CHANGES)
     return f"{name}*" if changes else name
 

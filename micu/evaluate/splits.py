@@ -27,6 +27,9 @@ TRAIN, VALIDATION, TEST = "train", "val", "test"
 PAPER, CLEAN = "paper", "clean"
 """The protocols."""
 
+DIAGNOSTIC = "diagnostic"
+"""In the place of a protocol: the clips and the epoch of `clean`, the threshold of the test."""
+
 UCF_RECORDING = re.compile(r"(v_\w+_g\d+)_c\d+")
 """A video of UCF101: a class, a recording, a clip of it."""
 
@@ -73,7 +76,10 @@ class OpenSetSplit:
     """Whether `validation` was cut from the training clips, for want of a `val` split."""
     pairs: tuple[str, ...] = ()
     """Clips of the source manifest with features of both modalities, neither in `train` nor tested;
-    their labels are not looked at."""
+    their labels are not looked at. Without the training clips, whose scores are too sure in the
+    source modality, most are of classes that are not known, if these have a training split too."""
+    pairs_of_known: int = 0
+    """How many of `pairs` are of known classes; only ever told."""
     paired: tuple[str, ...] = ()
     """Clips of `train` with features of the target modality, too."""
     leaks: tuple[str, ...] = ()
@@ -143,12 +149,12 @@ def split_clips(
     pairs = [clip for clip in clips if clip.clip_id in source_ids and clip.clip_id in paired_ids]
     used = {clip.clip_id for clip in split.train}
     held = {media_item(clip) for clip in (*split.test, *_named_test(tested, rules))}
+    unused = [c for c in pairs if c.clip_id not in used and media_item(c) not in held]
     split = replace(
         split,
         paired=tuple(clip.clip_id for clip in pairs if clip.clip_id in used),
-        pairs=tuple(
-            c.clip_id for c in pairs if c.clip_id not in used and media_item(c) not in held
-        ),
+        pairs=tuple(clip.clip_id for clip in unused),
+        pairs_of_known=sum(bool(wanted & {*rules.source_classes(clip)}) for clip in unused),
     )
     return _checked(clips, split, rules)
 

@@ -21,8 +21,15 @@ FEWEST_PAIRS = 20
 """Pairs that `paired-quantile` needs: one in twenty is what the threshold rejects."""
 
 SOURCE_VAL, PAIRED_QUANTILE, ORACLE = "source-val", "paired-quantile", "oracle"
+ORACLE_AT_SOURCE_EPOCH = "oracle-at-source-epoch"
+"""The oracle's threshold at the epoch of `source-val`: what is left of the gap between these two is
+the epoch's."""
+
 THRESHOLDS = (SOURCE_VAL, PAIRED_QUANTILE)
 """Where an honest threshold may come from."""
+
+ON_TEST = (ORACLE, ORACLE_AT_SOURCE_EPOCH)
+"""Those that look at the test set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,10 @@ def pick_threshold(validation_scores: Floats, rejected: float = REJECTED) -> flo
 
 def transfer_threshold(threshold: float, source_scores: Floats, target_scores: Floats) -> float:
     """The threshold that rejects as much in the target modality as `threshold` does in the source.
+
+    That holds as far as both modalities score the clips alike; which classes these are of matters
+    less, as long as the clips are the same. Clips that the probe was trained on would not do: their
+    scores are too high in the source, where it has seen their labels, and not in the target.
 
     Args:
         threshold: In the source modality.

@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from micu.evaluate.report import CHANGES, Row, Table
+from micu.evaluate.report import Row, Table, list_of, name_lists
 from micu.report.compare import MODEL, Line, compare, short_preset, tabulate_lines
 from micu.report.figures import draw_codebook, draw_training
 from micu.report.open_set import open_set_section
 from micu.report.page import Block, Code, Drawing, Fold, Section, Title, render_html
-from micu.report.paper import SETTINGS, TABLES, metric_title, read_printed
+from micu.report.paper import SETTINGS, TABLES, read_printed
 from micu.report.read import Material, Result, result_of
+from micu.report.remarks import tell_presets, tell_remarks
+from micu.report.summary import summary_blocks
 from micu.report.svg import draw_bars, figure, legend
 from micu.store import Header
 
@@ -38,6 +40,7 @@ PAPER_SCORES = ("", "msp")
 """What the paper lays its thresholds on; older files do not say."""
 
 OWN = "Without a figure of the paper"
+ELSEWHERE = "Tested on another split than test"
 LISTED = 20
 """Failures that are listed one by one for each feature set."""
 
@@ -56,11 +59,14 @@ def build_report(material: Material, map_method: str = "auto") -> list[Section]:
         material: What was found.
         map_method: How clips are placed in the plane, see `micu.report.clip_map`.
     """
-    lines = compare(material.results)
+    elsewhere = [row for row in material.results if row.other_split]
+    lines = compare([row for row in material.results if not row.other_split])
     return [
+        Section("Summary", summary_blocks(material.results)),
         Section("Overview", _overview(material, lines)),
         *_paper_sections(lines),
         Section(OWN, _own(lines)),
+        Section(ELSEWHERE, _elsewhere(compare(elsewhere))),
         open_set_section(list(material.details.values()), map_method),
         Section("Codebook", _codebooks(material)),
         Section("Training", _trainings(material)),
@@ -121,7 +127,12 @@ def _bars(lines: Sequence[Line]) -> list[tuple[str, float, float, str]]:
         for bar in found
         if bar[0].of.score in PAPER_SCORES or _but_score(bar[0]) not in as_printed
     ]
-    labels = [_label(line) for line, *_ in drawn]
+    known = name_lists(list_of(line.of) for line, *_ in drawn)
+    several = len(set(known.values())) > 1
+    labels = [
+        _label(line) + (f", {known[list_of(line.of)] or 'all'} known" if several else "")
+        for line, *_ in drawn
+    ]
     bars = []
     for label, (line, cell, printed) in zip(labels, drawn, strict=True):
         twin = f" {line.of.checkpoint_sha256[:12]}" if labels.count(label) > 1 else ""
@@ -132,7 +143,7 @@ def _bars(lines: Sequence[Line]) -> list[tuple[str, float, float, str]]:
 
 def _but_score(line: Line) -> tuple[str, ...]:
     row = line.of
-    names = (line.direction, row.preset, row.checkpoint_sha256)
+    names = (line.direction, row.preset, row.checkpoint_sha256, *list_of(row))
     return (*names, row.protocol, row.threshold_source)
 
 
@@ -168,7 +179,7 @@ def _paper_sections(lines: Sequence[Line]) -> list[Section]:
         metrics = list(dict.fromkeys(f.metric for f in read_printed() if f.table == number))
         extra = EXTRA_METRICS.get(found[0].of.task, ())
         table = tabulate_lines(found, ["hos", *metrics, *extra])
-        notes = [*_means(found, number), *_remarks(found)]
+        notes = [*_means(found, number), *tell_remarks(found)]
         rests = [
             f"{name} ({SETTINGS[name].told}): {'; '.join(SETTINGS[name].rests_on)}."
             for name in dict.fromkeys(line.of.setting for line in found)
@@ -218,28 +229,35 @@ def _means(lines: Sequence[Line], number: int) -> list[str]:
     return texts
 
 
-def _remarks(lines: Sequence[Line]) -> list[str]:
-    """What is wrong with figures that carry a star, and what stands behind a preset's star."""
-    notes = {
-        f"* {line.of.setting} {line.direction}, {metric_title(name)}: {cell.printed.note}"
-        for line in lines
-        for name, cell in line.cells.items()
-        if cell.printed and cell.printed.note
-    }
-    presets = {f"* {line.of.preset}" for line in lines if CHANGES in line.of.preset}
-    return [*sorted(notes), *sorted(presets)]
-
-
 def _own(lines: Sequence[Line]) -> list[Block]:
     """Tables of lines without a setting, one per task; the codebook has a part of its own."""
-    blocks: list[Block] = []
     own = [line for line in lines if line.of.setting not in SETTINGS and line.of.task != "codebook"]
-    for task in dict.fromkeys(line.of.task for line in own):
-        found = [line for line in own if line.of.task == task]
-        metrics = list(dict.fromkeys(name for line in found for name in line.cells))
-        few = ["hos", "os_star", "unk", *EXTRA_METRICS[task]] if task == "oscmg" else metrics
-        blocks += [Title(f"Task {task}"), tabulate_lines(found, few), *_remarks(found)]
-    return blocks
+    tasks = dict.fromkeys(line.of.task for line in own)
+    return [
+        block
+        for task in tasks
+        for block in _table_of(f"Task {task}", [line for line in own if line.of.task == task])
+    ]
+
+
+def _elsewhere(lines: Sequence[Line]) -> list[Block]:
+    """Tables of what was tested on validation clips, to tune by, for example."""
+    jobs: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        jobs.setdefault((line.of.task, line.of.other_split), []).append(line)
+    return [
+        block
+        for (task, split), found in jobs.items()
+        for block in _table_of(f"Task {task}, tested on split {split}, not on test", found)
+    ]
+
+
+def _table_of(title: str, lines: Sequence[Line]) -> list[Block]:
+    """The lines of one task."""
+    task = lines[0].of.task
+    metrics = list(dict.fromkeys(name for line in lines for name in line.cells))
+    few = ["hos", "os_star", "unk", *EXTRA_METRICS[task]] if task == "oscmg" else metrics
+    return [Title(title), tabulate_lines(lines, few), *tell_remarks(lines)]
 
 
 # --- codebook, training, failures, provenance --------------------------------------------------
@@ -302,13 +320,15 @@ def _provenance(material: Material) -> list[Block]:
     """Hashes and seeds of the results, and what the feature sets are."""
     groups: dict[tuple[str, ...], set[str]] = {}
     for row in material.results:
-        hashes = (row.checkpoint_sha256, row.manifest_sha256, row.classes_sha256)
+        size, name, digest = list_of(row)
+        known = " ".join(filter(None, (size, name, digest[:12])))
+        hashes = (row.checkpoint_sha256, row.manifest_sha256)
         features = " ".join(sorted(row.features.split()))
-        key = (row.method, short_preset(row.preset), *map(_short, hashes), features)
+        key = (row.method, short_preset(row.preset), *map(_short, hashes), known, features)
         groups.setdefault(key, set()).add(row.seed)
     header = ("method", "preset", "checkpoint", "manifest", "known classes", "features", "seeds")
     rows = [(*key, ", ".join(sorted(seeds))) for key, seeds in groups.items()]
-    changed = sorted({f"* {row.preset}" for row in material.results if CHANGES in row.preset})
+    changed = tell_presets(row.preset for row in material.results)
     blocks: list[Block] = [
         f"Read from {', '.join(material.sources)}. Hashes are the first twelve digits of SHA-256.",
         Table((header, *rows)),

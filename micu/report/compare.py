@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from micu.evaluate.columns import NOT_RATES
-from micu.evaluate.report import CHANGES, Table, shares_seeds
+from micu.evaluate.report import CHANGES, Table, list_of, name_lists, shares_seeds
 from micu.report.paper import (
     SETTINGS,
     Printed,
@@ -148,7 +148,7 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def in_reading_order(lines: Sequence[Line]) -> list[Line]:
-    """By setting as the paper has them, then what is tested; what it is compared with follows."""
+    """By setting as the paper has them, known classes, and what is tested; others follow."""
     settings = list(SETTINGS)
     seen: dict[str, int] = {}
     for line in lines:
@@ -160,7 +160,8 @@ def in_reading_order(lines: Sequence[Line]) -> list[Line]:
         row = line.of
         known = settings.index(row.setting) if row.setting in settings else len(settings)
         train, test = (seen.get(name, 9) for name in (row.train_modality, row.test_modality))
-        return known, "<->" in line.direction, test, train == test, train
+        classes = (len(row.known_classes), row.known_classes, row.class_list)
+        return known, classes, "<->" in line.direction, test, train == test, train
 
     return sorted(lines, key=place)
 
@@ -255,6 +256,10 @@ def show_difference(cell: Cell) -> str:
     return "" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
 
 
+TITLES = {"preset": "changed settings", "splits": "splits", "checkpoint_sha256": "checkpoint"}
+"""Of columns that stand only where lines look the same without."""
+
+
 def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> Table:
     """Lines as a table: ours, the paper's figure and the difference for each metric."""
     present = {name for line in lines for name in line.cells}
@@ -265,15 +270,23 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> Table:
         if any(name in line.cells and line.cells[name].printed for line in lines)
     }
     several = [
-        name for name in ("score", "probe", "features", "checkpoint_sha256") if _differ(lines, name)
+        name
+        for name in ("preset", "score", "splits", "probe", "features", "checkpoint_sha256")
+        if _differ(lines, name)
     ]
-    header = ["setting", "from → to", "method", "preset", "protocol", "threshold"]
-    header += [*(name.partition("_")[0] for name in several), *_unknown(lines), "rests on", "runs"]
+    header = ["setting", "known classes", "from → to", "method", "preset", "protocol", "threshold"]
+    header += [*(TITLES.get(name, name) for name in several), *_unknown(lines), "rests on", "runs"]
     for name in shown:
         title = metric_title(name)
         header += [title, f"{title} paper", f"{title} Δ"] if name in compared else [title]
+    known = name_lists(list_of(line.of) for line in lines)
     body = [
-        (*_identity(line, several, _unknown(lines)), *_figures(line, shown, compared))
+        (
+            line.of.setting,
+            known[list_of(line.of)],
+            *_identity(line, several, _unknown(lines))[2:],
+            *_figures(line, shown, compared),
+        )
         for line in lines
     ]
     rows = [tuple(header), *body]
@@ -286,6 +299,7 @@ def _identity(line: Line, several: Sequence[str], unknown: Sequence[str]) -> tup
     others = dict(row.more)
     return (
         row.setting,
+        "\n".join(list_of(row)),
         line.direction.replace("<->", " ↔ ").replace("->", " → "),
         row.method,
         short_preset(row.preset),
@@ -299,6 +313,8 @@ def _identity(line: Line, several: Sequence[str], unknown: Sequence[str]) -> tup
 
 
 def _shown(row: Result, name: str) -> str:
+    if name == "preset":
+        return row.preset.partition(CHANGES)[2]
     text: str = getattr(row, name)
     return text[:12] if name.endswith("_sha256") else text
 
@@ -342,7 +358,8 @@ def render_csv(lines: Sequence[Line]) -> str:
     """Every line and metric: ours, deviation, runs, the paper's figure; rates in percent."""
     unknown = list(dict.fromkeys(name for line in lines for name, _ in line.of.more))
     shared = ("task", "setting", "method", "preset", "protocol", "threshold_source", "score")
-    rest = ("probe", "features", "checkpoint_sha256", "manifest_sha256", "classes_sha256")
+    rest: tuple[str, ...] = ("probe", "features", "checkpoint_sha256", "manifest_sha256")
+    rest += ("classes_sha256", "known_classes", "class_list", "splits")
     header = [*shared, "direction", "metric", "ours", "deviation", "runs", "n_clips", "paper"]
     header += ["difference", "paper_table", "paper_method", "paper_note", "leaks", *rest, *unknown]
     text = io.StringIO()

@@ -34,7 +34,8 @@ def open_set_section(found: Sequence[Details], map_method: str) -> Section:
             draw_acceptance(methods),
             draw_confusion(main),
         ]
-        pair = (*(keys.get(name, "") for name in SHARED[:4]), _label(main))
+        names = (*SHARED[:4], "classes_sha256")
+        pair = (*(keys.get(name, "") for name in names), _label(main))
         if pair not in mapped and len(main.mapped.embedding):
             mapped.add(pair)
             drawing, used = draw_map(main, map_method)
@@ -104,4 +105,4 @@ def _names(details: Details) -> tuple[str, ...]:
     pair = direction_of(keys.get("train_modality", ""), keys.get("test_modality", ""))
     source = keys.get("threshold_source", "")
     words = (keys.get("setting", ""), pair.replace("->", " → "), keys.get("protocol", ""), source)
-    return (*words, keys.get("score", ""))
+    return (*words, keys.get("score", ""), f"{len(details.classes)} known")

@@ -18,6 +18,7 @@ from micu.evaluate.details import Details, read_details
 from micu.evaluate.report import Row
 from micu.report.commands import SUFFIX as COMMANDS_SUFFIX
 from micu.report.commands import Command, read_commands
+from micu.report.known import complete_lists
 from micu.store import Failure, Header, read_ledger, read_set
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,24 @@ class Result:
     manifest_sha256: str = ""
     classes_sha256: str = ""
     note: str = ""
+    splits: str = ""
+    known_classes: str = ""
+    """Size of the list of known classes; empty where none was given, or an older file says none."""
+    class_list: str = ""
     more: tuple[tuple[str, str], ...] = ()
     """Columns that this version does not know, by name."""
+
+    @property
+    def other_split(self) -> str:
+        """The splits that are tested in the test split's place; empty where it is among them.
+
+        So it is where the published script of a setting tests the training clips.
+        """
+        asked = dict(part.split("=", 1) for part in self.splits.split() if "=" in part)
+        leaks = dict(leak.split(":", 1) for leak in self.leaks.split(";") if ":" in leak)
+        tested = asked.get("test", leaks.get("test-split", ""))
+        published = tested == "train" and bool(self.setting)
+        return "" if published or {"test", "all"} & {*tested.split(",")} else tested
 
     def group(self) -> tuple[object, ...]:
         """What the rows that are averaged over seeds have in common."""
@@ -130,6 +147,8 @@ def _make_result(row: Mapping[str, str]) -> Result:
     value = float(row["value"])
     if math.isinf(value):
         raise ValueError(f"expected a finite value, got {value}")
+    if known.get("known_classes") == "0":
+        del known["known_classes"]
     more = tuple((name, text) for name, text in row.items() if name not in KNOWN)
     return Result(**known, value=value, more=more)
 
@@ -163,8 +182,8 @@ def gather(runs: Sequence[Path]) -> Material:
                 f"{', '.join(sorted(NEEDED))} and others), or one of details, codebook counts or "
                 "a training's metrics"
             )
-    unique = {row.key(): row for row in found.results}
-    found.results[:] = unique.values()
+    named = complete_lists(found.results, found.commands)
+    found.results[:] = {row.key(): row for row in named}.values()
     if not found.results:
         listed = ", ".join(map(str, runs))
         raise ConfigError(f"{listed}: no results in it; micu-eval CHECKPOINT … --out writes some")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from micu.evaluate.report import COLUMNS, Row, read_rows, render_table
+from micu.evaluate.report import Row, holds_results, read_rows, render_table
 from micu.files import file_sha256, write_atomically
 from micu.logs import METRICS, read_metrics
 from micu.sweep.conduct import CHECKPOINT
@@ -94,7 +94,7 @@ def _evaluated(folder: Path) -> list[Row]:
 
 def _holds_results(path: Path) -> bool:
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return tuple(next(csv.reader(file), ())) == COLUMNS
+        return holds_results(next(csv.reader(file), []))
 
 
 def _key(row: Row) -> tuple[str, ...]:

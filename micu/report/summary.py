@@ -1,0 +1,206 @@
+"""The report's first table: of each method one line, means over all pairs of modalities."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from micu.evaluate.columns import COLUMN_TITLES
+from micu.evaluate.report import CHANGES, Table, list_of, name_lists, shares_seeds
+from micu.report.compare import MODEL, ORACLE, Cell, short_preset, show_mean
+from micu.report.page import Block, Title
+from micu.report.paper import direction_of
+from micu.report.read import Result
+from micu.report.remarks import tell_presets
+
+MAIN = {
+    "oscmg": ("hos", "auroc"),
+    "cmg": ("acc", "f1_micro", "f1"),
+    "retrieval": ("r1",),
+}
+"""What a task is summed up by."""
+
+DIAGNOSTIC = "diagnostic"
+PROTOCOLS = ("clean", "", DIAGNOSTIC, "paper")
+"""In the order of columns; the first ones look at no test set."""
+
+HIDDEN = ("score", "probe", "features", "manifest_sha256", "splits", "more")
+"""What tells lines apart, and has no column unless two lines look the same without."""
+
+READING = (
+    "Means over all pairs of modalities within each seed, in percent; then mean ± standard "
+    "deviation (n − 1) over seeds. The columns clean chose nothing on the test set; paper chose "
+    "threshold and epoch on it, diagnostic the threshold alone. A star: settings differ from the "
+    "preset, see below."
+)
+
+Column = tuple[str, str, str]
+"""Protocol, origin of the threshold, metric."""
+
+NO_THRESHOLD = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One line: a method with one list of known classes."""
+
+    of: Result
+    """One of its rows; the checkpoint's hash only where checkpoints share a seed."""
+    pairs: tuple[str, ...]
+    cells: Mapping[Column, Cell]
+    leaks: str
+    """Names of what figures of `clean` rest on all the same."""
+    left_out: int
+    """Seeds that lack a pair."""
+
+    @property
+    def label(self) -> str:
+        """The preset, and what else than its checkpoint is tested."""
+        row, name = self.of, short_preset(self.of.preset)
+        return name or row.method if row.method == MODEL else f"{row.method} {name}".strip()
+
+
+def summary_blocks(results: Iterable[Result]) -> list[Block]:
+    """A table for each task, and what the stars in it stand for."""
+    kept = [row for row in results if row.metric in MAIN.get(row.task, ()) and not row.other_split]
+    blocks: list[Block] = [READING] if kept else []
+    for task in dict.fromkeys(row.task for row in kept):
+        lines = summarise([row for row in kept if row.task == task])
+        missing = sum(line.left_out for line in lines)
+        blocks += [Title(f"Task {task}"), tabulate(lines)]
+        blocks += [f"Seeds left out for want of a pair: {missing}."] if missing else []
+    return [*blocks, *tell_presets(row.preset for row in kept)]
+
+
+def summarise(rows: Sequence[Result]) -> list[Summary]:
+    """The lines of one task: by setting and list of known classes, the model's own first."""
+    groups: dict[tuple[object, ...], list[Result]] = {}
+    for row in rows:
+        key = (row.setting, *list_of(row), row.method, row.preset, *_hidden(row))
+        groups.setdefault(key, []).append(row)
+    lines = [_sum_up(part) for group in groups.values() for part in _comparable(group)]
+
+    def place(line: Summary) -> tuple[object, ...]:
+        row = line.of
+        return row.setting, len(row.known_classes), row.known_classes, row.method != MODEL
+
+    return sorted(lines, key=place)
+
+
+def _hidden(row: Result) -> tuple[object, ...]:
+    """Those of `HIDDEN` that are one for all pairs and protocols of a line."""
+    return tuple(getattr(row, name) for name in HIDDEN if name not in ("features", "splits"))
+
+
+def _comparable(rows: Sequence[Result]) -> Iterable[list[Result]]:
+    """Rows that one mean may be taken over: no seed twice, one feature set for each modality."""
+    shared = shares_seeds((row.seed, row.checkpoint_sha256) for row in rows)
+    sets: dict[str, set[str]] = {}
+    for row in rows:
+        for name in row.features.split():
+            sets.setdefault(name.partition(":")[0], set()).add(name)
+    several = any(len(found) > 1 for found in sets.values())
+    apart: dict[tuple[str, ...], list[Result]] = {}
+    for row in rows:
+        features = sorted(row.features.split()) if several else []
+        key = (row.checkpoint_sha256 if shared else "", *features)
+        apart.setdefault(key, []).append(row)
+    return apart.values()
+
+
+def _sum_up(rows: Sequence[Result]) -> Summary:
+    pairs = tuple(dict.fromkeys(map(_pair, rows)))
+    found: dict[Column, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        column = (row.protocol, row.threshold_source, row.metric)
+        found.setdefault(column, {}).setdefault(row.seed, {})[_pair(row)] = row.value
+    cells = {
+        column: Cell(
+            tuple(statistics.fmean(v.values()) for v in seeds.values() if len(v) == len(pairs))
+        )
+        for column, seeds in found.items()
+    }
+    cells = {column: cell for column, cell in cells.items() if cell.values}
+    lacking = {seed for seeds in found.values() for seed, v in seeds.items() if len(v) < len(pairs)}
+    leaks = dict.fromkeys(
+        leak.partition(":")[0]
+        for row in rows
+        if row.protocol == "clean"
+        for leak in row.leaks.split(";")
+    )
+    return Summary(rows[0], pairs, cells, ", ".join(filter(None, leaks)), len(lacking))
+
+
+def _pair(row: Result) -> str:
+    return direction_of(row.train_modality, row.test_modality).replace("->", "→")
+
+
+def tabulate(lines: Sequence[Summary]) -> Table:
+    """Lines as a table, `clean` first and `paper` beside it."""
+    columns = _columns(lines)
+    known = name_lists(list_of(line.of) for line in lines)
+    looks = [(line.of.setting, known[list_of(line.of)], line.label, line.pairs) for line in lines]
+    apart = [
+        name
+        for name in ("preset", *HIDDEN, "checkpoint_sha256")
+        if len({*zip(looks, (getattr(line.of, name) for line in lines), strict=True)})
+        > len({*looks})
+    ]
+    header = ("setting", "known classes", "preset", *(name.partition("_")[0] for name in apart))
+    rows = [
+        (
+            *look[:3],
+            *(_show(line.of, name) for name in apart),
+            *(_figure(line, column) for column in columns),
+            line.leaks,
+            ", ".join(line.pairs),
+            _range({len(cell.values) for cell in line.cells.values()}),
+        )
+        for line, look in zip(lines, looks, strict=True)
+    ]
+    table = [(*header, *map(_title, columns), "clean rests on", "pairs", "seeds"), *rows]
+    kept = [i for i in range(len(table[0])) if any(row[i] for row in table[1:])]
+    return Table(tuple(tuple(row[i] for i in kept) for row in table))
+
+
+def _figure(line: Summary, column: Column) -> str:
+    """A cell; what guessing reaches, which has no threshold, stands under every one."""
+    protocol, _, metric = column
+    cell = line.cells.get(column) or line.cells.get((protocol, NO_THRESHOLD, metric))
+    return show_mean(cell, metric) if cell else ""
+
+
+def _columns(lines: Sequence[Summary]) -> list[Column]:
+    """By protocol; AUROC, which needs no threshold, once for each choice of the epoch."""
+    there = [column for line in lines for column in line.cells]
+    places = [*PROTOCOLS, *(protocol for protocol, *_ in there)]
+    found = sorted(dict.fromkeys(there), key=lambda column: places.index(column[0]))
+    laid = {(protocol, metric) for protocol, source, metric in found if source != NO_THRESHOLD}
+    first: dict[tuple[str, bool], str] = {}
+    kept: list[Column] = []
+    for protocol, source, metric in found:
+        if source == NO_THRESHOLD and (protocol, metric) in laid:
+            continue
+        epoch = (protocol.replace(DIAGNOSTIC, "clean"), source == ORACLE)
+        if metric == "auroc" and first.setdefault(epoch, source) != source:
+            continue
+        kept.append((protocol, source, metric))
+    return kept
+
+
+def _title(column: Column) -> str:
+    protocol, source, metric = column
+    how = " ".join(filter(None, (protocol, source.replace(NO_THRESHOLD, ""))))
+    return f"{how}: {COLUMN_TITLES.get(metric, metric)}".removeprefix(": ")
+
+
+def _show(row: Result, name: str) -> str:
+    value = getattr(row, name)
+    if name == "preset":
+        return row.preset.partition(CHANGES)[2]
+    if name == "more":
+        return " ".join(f"{key}={text}" for key, text in row.more if text)
+    return value[:12] if name.endswith("_sha256") else str(value)
+
+
+def _range(counts: set[int]) -> str:
+    return " to ".join(map(str, dict.fromkeys((min(counts), max(counts))))) if counts else "0"
