@@ -106,7 +106,8 @@ class TransportConfig:
     """CODIS: optimal transport to the codes, guided by a teacher."""
 
     momentum: float = 0.995
-    """Of the teacher, a moving average of the encoders."""
+    """Of the teacher, a moving average of the encoders, once it has risen to this: in step s it is
+    (1 + s) / (10 + s) at most, so that 0.995 takes 1790 steps."""
     queue_size: int = 4000
     """Clips whose teacher features are kept, per modality: ten per code, since the codes' uniform
     use means nothing for a batch that is smaller than the codebook."""

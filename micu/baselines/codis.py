@@ -6,7 +6,8 @@ L = reconstruction + commitment + (assignment + contrast with the teacher), mome
 temperatures 0.1 and 0.07.
 
 Adapted: encoders and reconstruction are MICU's; the codebook that clips are transported to is the
-quantizer's own, learnt by gradient, and steps take the code of the largest cosine.
+quantizer's own, learnt by gradient and kept at unit length as SwAV's prototypes are, and steps take
+the code of the largest cosine; the momentum rises to its value, so that a short run has a teacher.
 """
 
 from dataclasses import replace

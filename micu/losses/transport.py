@@ -2,7 +2,8 @@
 
 Source: section 3 of Duan et al., *Multi-modal alignment using representation codebook* (CODIS),
 CVPR 2022 (arXiv 2203.00048); no code of the authors is public. The queue for the transport is that
-of Caron et al., *SwAV*, NeurIPS 2020.
+of Caron et al., *SwAV*, NeurIPS 2020. The teacher's momentum rises as the decay of TensorFlow's
+`ExponentialMovingAverage` does when it is told the number of updates.
 """
 
 import copy
@@ -69,6 +70,21 @@ def assignment_loss(
     swapped = (crossed.sum() - crossed.trace()) / max(1, count * (count - 1))
     cost = 1 - teacher @ codes.T
     return swapped + (plan * cost).sum(-1).mean()
+
+
+def rising_momentum(momentum: float, step: int) -> float:
+    """The teacher's momentum in a step: low at first, so that a short run gets away from its start.
+
+    Args:
+        momentum: The highest, [0, 1).
+        step: From 0.
+
+    Returns:
+        min(momentum, (1 + step) / (10 + step)).
+
+    Reference: `num_updates` of TensorFlow's `tf.train.ExponentialMovingAverage`.
+    """
+    return min(momentum, (1 + step) / (10 + step))
 
 
 class Teacher(nn.Module):
@@ -153,8 +169,9 @@ class TransportLoss(Loss):
     quantizer; plans are made over batch and queue, since uniform use of K codes by fewer clips than
     that means little; until the queue is full, over what is there. What the queue holds of the
     batch's own clips is left out: in a small data set a clip would be its own negative. The
-    contrast has every ordered pair, a modality with itself included, averaged. CODIS's language and
-    matching losses have no place here.
+    contrast has every ordered pair, a modality with itself included, averaged. The momentum rises,
+    where CODIS has one: 0.995 from the first step on would leave half of the random start in the
+    teacher after 140 steps. CODIS's language and matching losses have no place here.
     """
 
     teacher: Teacher
@@ -191,5 +208,6 @@ class TransportLoss(Loss):
 
     def after_step_(self, model: MICU, output: MICUOutput, batch: Batch, draws: Draws) -> None:
         """The teacher follows the model, and the queue takes in the batch's clips."""
-        self.teacher.follow_(model, self.config.baselines.transport.momentum)
+        momentum = rising_momentum(self.config.baselines.transport.momentum, draws.step)
+        self.teacher.follow_(model, momentum)
         self.teacher.push_(self.teacher.embed_clips(batch, self.config.modalities), batch)

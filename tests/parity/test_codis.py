@@ -176,19 +176,26 @@ def test_codes_get_their_gradient_from_the_loss_and_the_teacher_none() -> None:
     )
 
 
-def test_the_teacher_is_a_moving_average_of_the_student() -> None:
+def test_the_teacher_is_a_moving_average_of_the_student_whose_momentum_rises() -> None:
     model, loss = built()
     mine, theirs = (
         next(iter(encoders.parameters()))
         for encoders in (loss.teacher.semantic_encoders, model.semantic_encoders)
     )
     expected = theirs.detach().clone()
-    for step in range(3):
+    for step, kept in (
+        (0, 1 / 10),
+        (1, 2 / 11),
+        (2, 3 / 12),
+        (25, 26 / 35),
+        (27, 0.75),
+        (90, 0.75),
+    ):
         with torch.no_grad():
             theirs.add_(numbers(*theirs.shape, seed=step))
         batch = batch_of(step)
-        loss.after_step_(model, model(batch), batch, NO_DRAWS)
-        expected = 0.75 * expected + 0.25 * theirs.detach()
+        loss.after_step_(model, model(batch), batch, replace(NO_DRAWS, step=step))
+        expected = kept * expected + (1 - kept) * theirs.detach()
         torch.testing.assert_close(mine.detach(), expected)
     assert mine is not theirs
 
