@@ -193,15 +193,17 @@ class BaselinesConfig:
             f"data.steps: expected at least 3 with weights.cpc, got {steps}": (
                 "cpc" in given and steps < 3
             ),
-            "quantizer.pool: expected true with baselines.self_cross.memory=pooled, got false": (
-                "self_cross" in given
-                and self.self_cross.memory == "pooled"
-                and not quantizer["pool"]
+            "quantizer.pool: expected true with weights.self_cross and "
+            "baselines.self_cross.memory=pooled and false without: nothing else looks at the codes "
+            f"of means; got {str(quantizer['pool']).lower()}": (
+                quantizer["pool"] != ("self_cross" in given and self.self_cross.memory == "pooled")
             ),
             "quantizer.learning: expected gradient with weights.transport and average without: "
             f"only that loss moves such codes; got {quantizer['learning']}": (
                 learns != ("transport" in given)
             ),
+            "weights.transport: expected > 0 with quantizer.learning=gradient, got 0.0: nothing "
+            "else moves the codes": learns and weights["transport"] == 0,
             "quantizer.learning: expected average with a warm-up, which sets the codes, "
             "got gradient": learns and self.code_matching.warmup > 0,
         }
