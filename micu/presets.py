@@ -151,7 +151,7 @@ _variant(
 )
 _variant(
     "fig3-mmjp",
-    "Figure 3: MOOSA's jigsaw of all modalities side by side, two parts of each.",
+    "Figure 3: MOOSA's jigsaw of all modalities side by side, four parts of each of two, else two.",
     weights=LossWeights(jigsaw=None, mmjp=2.0),
 )
 _variant(

@@ -10,8 +10,9 @@ momentum 0.995, temperatures 0.1 and 0.07. The formulas of the last two, and wha
 are in `micu.losses.transport`.
 
 Adapted: encoders and reconstruction are MICU's; the codebook that clips are transported to is the
-quantizer's own, learnt by gradient, and steps take the code of the largest cosine
-(`micu.model.learned` says what differs there).
+quantizer's own, learnt by gradient and kept at unit length as SwAV's prototypes are, and steps take
+the code of the largest cosine (`micu.model.learned` says what differs there); the momentum rises to
+its value, so that a short run has a teacher.
 """
 
 from dataclasses import replace

@@ -94,22 +94,41 @@ def test_the_likelihood_of_the_estimators_is_that_of_a_gaussian_without_constant
 
 
 @pytest.mark.parametrize("mask", [FULL, PADDED], ids=["full", "padded"])
-def test_the_bound_is_half_the_difference_of_errors_over_the_variance_of_the_mean(
+def test_the_bound_is_how_much_likelier_a_clip_is_than_another_where_both_have_steps(
     mask: Tensor,
 ) -> None:
     mean, log_variance, y = numbers(B, T, Y), numbers(B, T, Y, seed=1), numbers(B, T, Y, seed=2)
-    other = [2, 1, 3, 0]
-    total = 0.0
-    for b in range(B):
-        both = [t for t in range(T) if mask[b, t] and mask[other[b], t]]
-        own = [t for t in range(T) if mask[b, t]]
-        for d in range(Y):
-            apart = sum(float(mean[b, t, d] - y[other[b], t, d]) ** 2 for t in both) / len(both)
-            together = sum(float(mean[b, t, d] - y[b, t, d]) ** 2 for t in own) / len(own)
-            variance = torch.stack([log_variance[b, t, d] for t in own]).mean().exp()
-            total += 0.5 * (apart - together) / float(variance)
+    lengths, other = mask.sum(1).tolist(), [2, 1, 3, 0]
+    gains = []
+    for b, c in enumerate(other):
+        n = min(lengths[b], lengths[c])
+        spread = (log_variance[b, :n].mean(0) / 2).exp()
+        gaussian = torch.distributions.Normal(mean[b, :n], spread)
+        gain = gaussian.log_prob(y[b, :n]) - gaussian.log_prob(y[c, :n])
+        gains.append(float(gain.sum()) / n)
     got = club_bound(mean, log_variance, y, torch.tensor(other), mask)
-    assert got.item() == pytest.approx(total / B, rel=1e-12)
+    assert got.item() == pytest.approx(sum(gains) / B, rel=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [(10, 3), (3, 10), (10, 10), (1, 7), (10, 0), (0, 0)])
+def test_the_bound_of_what_is_alike_in_all_clips_is_0_however_long_they_are(
+    lengths: tuple[int, int],
+) -> None:
+    mask = torch.arange(10) < torch.tensor(lengths)[:, None]
+    y = torch.arange(1.0, 11.0, dtype=torch.float64)[None, :, None].expand(2, 10, Y)
+    zero, log_variance = torch.zeros_like(y), numbers(2, 10, Y)
+    for other in ([1, 0], [0, 1], [1, 1]):
+        assert club_bound(zero, log_variance, y, torch.tensor(other), mask).item() == 0
+
+
+def test_a_pair_of_clips_without_a_common_step_does_not_count_towards_the_bound() -> None:
+    mean, log_variance, y = numbers(B, T, Y), numbers(B, T, Y, seed=1), numbers(B, T, Y, seed=2)
+    mask, other = FULL.clone(), torch.tensor([1, 0, 3, 2])
+    mask[3] = False
+    got = club_bound(mean, log_variance, y, other, mask)
+    torch.testing.assert_close(
+        got, club_bound(mean[:2], log_variance[:2], y[:2], other[:2], mask[:2])
+    )
 
 
 def test_the_estimators_take_five_steps_of_their_own_adam_on_detached_values() -> None:

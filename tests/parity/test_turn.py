@@ -33,6 +33,7 @@ def configured(memory: Literal["pooled", "sequence"] = "pooled") -> TrainConfig:
     return replace(
         config,
         encoder=EncoderConfig(embed_dim=D, heads=2, feedforward_dim=8, dropout=0.0),
+        quantizer=replace(config.quantizer, pool=memory == "pooled"),
         reconstruction=replace(config.reconstruction, grid_width=4, vector_width=4),
         data=DataConfig(steps=T),
         baselines=BaselinesConfig(self_cross=SelfCrossConfig(memory=memory)),
