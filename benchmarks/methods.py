@@ -1,6 +1,6 @@
 """What a training step of each method costs: seconds, and as a share of MICU's in the same run.
 
-Every preset takes its steps on the same drawn features with the paper's sizes (batches of 80 clips
+Every method takes its steps on the same drawn features with the paper's sizes (batches of 80 clips
 of ten steps). Methods take turns step by step, so that whatever else the machine does slows all of
 them; the figure is the median over rounds of the ratio to MICU's step of the same round, of seconds
 on the processor, or on the clock where a GPU computes. The first step, which warms up, does not
@@ -8,13 +8,13 @@ count. `cmcm` is measured after its warm start, with codes.
 
 Prints `figure: step_of_NAME_over_micu VALUE` for each.
 
-Run: python benchmarks/methods.py [--modalities a,v,t] [--grid] [--rounds 5] [--only dcid]
+Run: python benchmarks/methods.py [--modalities a,v,t] [--grid] [--rounds 5] [--only PRESET]
 """
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 import torch
@@ -24,6 +24,7 @@ from micu.cli.features import parse_modalities
 from micu.config import TrainConfig
 from micu.data import Batch
 from micu.devices import resolve_device
+from micu.overrides import with_overrides
 from micu.presets import PRESETS
 from micu.step import TrainState, build_state, train_step
 
@@ -35,17 +36,14 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 GRID = (7, 7, 512)
 WARM_STEPS = 1
+METHODS = (*BASELINES, "coarse", "fig3-mmjp")
 
 
-def configured(name: str, modalities: tuple[str, ...], batch_size: int) -> TrainConfig:
-    """The preset, without a warm start."""
-    config = dataclasses.replace(PRESETS[name](), modalities=modalities)
+def measured(config: TrainConfig, modalities: tuple[str, ...]) -> TrainConfig:
+    """The same, without a warm start."""
     matching = dataclasses.replace(config.baselines.code_matching, warmup=0.0)
-    return dataclasses.replace(
-        config,
-        optimizer=dataclasses.replace(config.optimizer, batch_size=batch_size),
-        baselines=dataclasses.replace(config.baselines, code_matching=matching),
-    )
+    baselines = dataclasses.replace(config.baselines, code_matching=matching)
+    return dataclasses.replace(config, modalities=modalities, baselines=baselines)
 
 
 def draw_batch(state: TrainState, device: torch.device) -> Batch:
@@ -59,7 +57,9 @@ def draw_batch(state: TrainState, device: torch.device) -> Batch:
     }
     ids = tuple(f"{state.step}/{i}" for i in range(size))
     mask = torch.ones(size, steps, dtype=torch.bool)
-    return Batch(features, mask, ids, ("",) * size).to(device, torch.float32)
+    return Batch(features, mask, ids, ("",) * size).to(
+        device, getattr(torch, config.optimizer.dtype)
+    )
 
 
 def time_step(state: TrainState, device: torch.device) -> tuple[float, float]:
@@ -71,12 +71,25 @@ def time_step(state: TrainState, device: torch.device) -> tuple[float, float]:
     return seconds, spent if device.type == "cpu" else seconds
 
 
+def take_turns(
+    states: Mapping[str, TrainState], device: torch.device, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """What `time_step` says of each round, by the name of the state."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in states}
+    for number in range(WARM_STEPS + rounds):
+        for name, state in states.items():
+            taken = time_step(state, device)
+            if number >= WARM_STEPS:
+                times[name].append(taken)
+    return times
+
+
 @click.command()
 @click.option("--modalities", default="a,v,t", show_default=True, help="Some of v,a,f,t.")
 @click.option("--grid", is_flag=True, help="Video as 7 x 7 grids of 512 (VGG-19), not vectors.")
 @click.option("--batch-size", default=80, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--only", multiple=True, type=click.Choice([*BASELINES]), help="Beside micu.")
+@click.option("--only", multiple=True, type=click.Choice(sorted(PRESETS)), help="Beside micu.")
 @click.option("--device", default="auto", show_default=True)
 def main(
     modalities: str, grid: bool, batch_size: int, rounds: int, only: Sequence[str], device: str
@@ -84,24 +97,23 @@ def main(
     """Time a step of every method."""
     place, names = torch.device(resolve_device(device)), parse_modalities(modalities)
     shapes = {name: GRID if grid and name == "video" else SHAPES[name] for name in names}
+    size = [f"optimizer.batch_size={batch_size}"]
     states = {
-        name: build_state(configured(name, names, batch_size), shapes, place, 1000)
-        for name in ["micu", *(only or BASELINES)]
+        name: build_state(
+            with_overrides(measured(PRESETS[name](), names), size), shapes, place, 1000
+        )
+        for name in ["micu", *(only or METHODS)]
     }
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in states}
-    for number in range(WARM_STEPS + rounds):
-        for name, state in states.items():
-            taken = time_step(state, place)
-            if number >= WARM_STEPS:
-                times[name].append(taken)
-    print(f"{'method':10} {'s/step':>8} {'of micu':>8} {'parameters':>12}")
+    times = take_turns(states, place, rounds)
+    width = max(map(len, states))
+    print(f"{'method':{width}} {'s/step':>8} {'of micu':>8} {'parameters':>12}")
     for name, state in states.items():
         ratio = statistics.median(
             mine[1] / base[1] for mine, base in zip(times[name], times["micu"], strict=True)
         )
         seconds = statistics.median(wall for wall, _ in times[name])
         count = sum(p.numel() for part in (state.model, state.losses) for p in part.parameters())
-        print(f"{name:10} {seconds:8.3f} {ratio:8.2f} {count:12,}")
+        print(f"{name:{width}} {seconds:8.3f} {ratio:8.2f} {count:12,}")
         if name != "micu":
             print(f"figure: step_of_{name}_over_micu {ratio:.3f}")
 

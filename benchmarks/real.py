@@ -6,15 +6,16 @@ Stages, each of which goes on where it was stopped:
     tune       four settings of each method, chosen by accuracy on held-out source clips
     train      the chosen setting with five seeds
     evaluate   open-set with two class splits and closed-set, over all pairs of modalities
+    cost       the seconds of a step of every method, in turns
     table      `table.md`, `cells.csv` (mean, deviation) and `figures.csv` (all) in `--out`
-    all        these five; features only if `--bench` says where the material is
+    all        these six; features only if `--bench` says where the material is
     ablation   MICU with one thing changed, two seeds: `ablation.md`
 
 Run: python -m benchmarks.real --stage all --bench DIR [--out .real]
 """
 
 import itertools
-import statistics
+import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +37,11 @@ from benchmarks.real_methods import (
 )
 from benchmarks.real_runs import (
     Run,
-    closed_set_rows,
     do_all,
     evaluate,
-    open_set_rows,
+    measure_steps,
     reference_rows,
-    seconds_per_step,
+    rows_of_split,
     train,
     validate,
 )
@@ -49,21 +49,21 @@ from benchmarks.real_smoke import SMALL, write_drawn
 from benchmarks.real_tables import (
     CEILING,
     CHANCE,
-    CLOSED,
     TITLES,
     UNTRAINED,
     Figure,
+    ablation_table,
     cells_csv,
     figures_csv,
     figures_of,
     main_table,
     pairs_table,
-    summarise,
+    split_name,
 )
 from micu.evaluate.report import Table, render_markdown
 from micu.files import write_atomically
 
-STAGES = ("tune", "train", "evaluate", "table")
+STAGES = ("tune", "train", "evaluate", "cost", "table")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,8 @@ class Plan:
     ablation_seeds: tuple[int, ...]
     ablations: tuple[str, ...]
     workers: int
+    rounds: int
+    """Of steps whose cost is measured."""
 
     def each(self) -> Iterator[tuple[DataSet, str]]:
         """Every set with every method."""
@@ -132,6 +134,13 @@ def evaluate_all(plan: Plan) -> None:
     do_all("evaluate", evaluate, jobs, plan.workers)
 
 
+def measure_cost(plan: Plan) -> None:
+    """Time a step of every method at its chosen setting."""
+    for data in plan.sets:
+        runs = [plan.runs(data, name)[0] for name in plan.methods]
+        measure_steps(plan.place, data, runs, plan.rounds)
+
+
 def _drop_checkpoints(place: Place, run: Run) -> None:
     for path in run.folder(place).glob("*.pt"):
         path.unlink()
@@ -154,11 +163,10 @@ def _figures(plan: Plan, run: Run) -> list[Figure]:
     first = run.seed == plan.seeds[0]
     found = []
     for known in (*data.known, None):
-        split = CLOSED if known is None else str(known)
-        rows = closed_set_rows(place, run) if known is None else open_set_rows(place, run, known)
+        rows = rows_of_split(place, run, known)
         if run.name == REFERENCE:
             rows = [*rows, *reference_rows(place, run, known, first=first)]
-        found += figures_of(data, run.name, split, rows)
+        found += figures_of(data, run.name, split_name(known), rows)
     return found
 
 
@@ -169,12 +177,8 @@ def write_tables(plan: Plan) -> str:
     names = (*plan.methods, *references)
     parts = []
     for data in plan.sets:
-        seconds = {
-            name: statistics.median(
-                seconds_per_step(plan.place, run) for run in plan.runs(data, name)
-            )
-            for name in plan.methods
-        }
+        path = plan.place.cost(data)
+        seconds = json.loads(path.read_text()) if path.is_file() else {}
         parts += [
             f"### {data.name}",
             main_table(data, figures, seconds, names),
@@ -215,21 +219,17 @@ def ablate(plan: Plan) -> str:
     do_all("ablation", _ablate, jobs, plan.workers)
     parts = []
     for data in plan.sets:
-        lines = []
-        for name in names:
-            figures = [
-                figure
-                for run in plan.ablation_runs(data, name)
-                for figure in figures_of(data, name, "", open_set_rows(place, run, min(data.known)))
-            ]
-            cells = [
-                summarise(figures, lambda f, c=c: (f.how, f.metric) == c)
-                for c in (("source-val", "hos"), ("source-val", "auroc"), ("paper", "hos"))
-            ]
-            title = "MICU" if name == REFERENCE else ABLATIONS[name].title
-            lines.append((title, *map(str, cells)))
-        header = ("", f"HOS, {min(data.known)} known", "AUROC", "`paper`: HOS")
-        parts += [f"### {data.name}", render_markdown(Table((header, *lines)))]
+        figures = [
+            figure
+            for name in names
+            for run in plan.ablation_runs(data, name)
+            for known in (min(data.known), None)
+            for figure in figures_of(
+                data, name, split_name(known), rows_of_split(place, run, known)
+            )
+        ]
+        titles = {name: ABLATIONS[name].title for name in plan.ablations}
+        parts += [f"### {data.name}", ablation_table(data, figures, {REFERENCE: "MICU"} | titles)]
     text = "\n\n".join(parts) + "\n"
     write_atomically(place.root / "ablation.md", text.encode())
     return text
@@ -237,7 +237,8 @@ def ablate(plan: Plan) -> str:
 
 def _ablate(place: Place, run: Run) -> None:
     train(place, run)
-    open_set_rows(place, run, min(run.data.known))
+    for known in (min(run.data.known), None):
+        rows_of_split(place, run, known)
 
 
 # --- command line ----------------------------------------------------------------------------
@@ -261,6 +262,7 @@ def plan_of(
         ablation_seeds=(1,) if smoke else (1, 2),
         ablations=tuple(ABLATIONS)[:2] if smoke else tuple(ABLATIONS),
         workers=workers,
+        rounds=1 if smoke else 20,
     )
 
 
@@ -277,7 +279,9 @@ def _names(option: str, text: str, known: Collection[str]) -> list[str]:
 @click.option(
     "--bench", type=click.Path(path_type=Path, exists=True), help="The photographs and sounds."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path(".real"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Default: .real, with --smoke .real-smoke."
+)
 @click.option(
     "--sets",
     default=",".join(data.name for data in MAIN_SETS),
@@ -291,7 +295,7 @@ def _names(option: str, text: str, known: Collection[str]) -> list[str]:
 def main(
     stage: str,
     bench: Path | None,
-    out: Path,
+    out: Path | None,
     sets: str,
     methods: str,
     seeds: int,
@@ -299,6 +303,7 @@ def main(
     smoke: bool,
 ) -> None:
     """Train and evaluate every method on the same real data."""
+    out = out or Path(".real-smoke" if smoke else ".real")
     chosen = _names("--sets", sets, DATA_SETS), _names("--methods", methods, METHODS)
     plan = plan_of(out, *chosen, seeds, workers, smoke)
     if stage == "features" or (stage == "all" and bench is not None):
@@ -314,7 +319,7 @@ def main(
         if not plan.place.manifest(data).is_file():
             raise click.UsageError(f"{out}: no {data.manifest}.csv; make it with --stage features")
         write_lists(plan.place, data)
-    steps = {"tune": tune, "train": train_all, "evaluate": evaluate_all}
+    steps = {"tune": tune, "train": train_all, "evaluate": evaluate_all, "cost": measure_cost}
     for name in STAGES if stage == "all" else (stage,):
         if name in steps:
             steps[name](plan)

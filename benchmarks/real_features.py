@@ -68,6 +68,8 @@ def make_features(name: str, out: Path, workers: int) -> None:
 
 def make_set(name: str, bench: Path, out: Path, workers: int) -> None:
     """Write the media of one set and extract their features; goes on where it was stopped."""
+    for backbone in PACKAGES:
+        find_weights(backbone)  # before the media, which take minutes
     if not (out / f"{name}.csv").is_file():
         write_set(name, bench / name.replace("-", ""), out, workers=workers)
     make_features(name, out, workers)

@@ -3,16 +3,23 @@
 `av-objects` pairs photographs with sounds of the same class; the video is a slow camera move over
 the photograph. `av-digits` pairs hand signs and written digits, which zoom in so that their optical
 flow carries the class, with spoken digits; two of the six speakers are heard in the test split
-alone. Near-duplicates go before anything is split; an item is in one split only, and in the splits
-`val` and `test` in one clip only. Everything is a pure function of the seed.
+alone. Near-duplicates go before anything is split; all takes of a recording, and in av-objects all
+words of a speaker, are in one split only, and an item of `val` or `test` is in one clip only. Which
+items a clip is made of stands in `NAME.items.csv`. Everything is a pure function of the seed.
+
+The folder of `av-objects` holds `items.csv` (`path, kind, label, source`: kind is `image` or
+`audio`, source the file's path in its collection) and the files. That of `av-digits` holds
+`t10k-images-idx3-ubyte.gz` and `t10k-labels-idx1-ubyte.gz` of MNIST, `signdigits/DIGIT/*.JPG` and
+`fsdd/DIGIT_SPEAKER_TAKE.wav`.
 """
 
 import csv
 import gzip
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import av
 import cv2
@@ -20,9 +27,11 @@ import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
+from benchmarks.real_pairs import Item, Pool, drop_duplicates, pair_items
 from extract.backbones.base import WaveformInput
 from extract.decode import read
 from extract.media import Reading
+from micu.errors import ManifestError
 from micu.manifest import Clip, write_manifest
 
 SECONDS = {"av-objects": 5, "av-digits": 4}
@@ -32,7 +41,6 @@ SIDE = 256
 """Of the pictures, px."""
 RATE = 16_000
 """Of the sounds, Hz."""
-SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TEST_SPEAKERS = ("theo", "yweweler")
 DIGIT_ITEMS = 200
@@ -40,29 +48,6 @@ DIGIT_ITEMS = 200
 
 Picture = NDArray[np.uint8]
 """(H, W, 3), RGB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A photograph, a written digit or a sound."""
-
-    name: str
-    label: str
-    speaker: str = ""
-    """Who speaks, where that decides the split."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Items of one kind, and how to open them."""
-
-    items: Sequence[Item]
-    look: Callable[[Item], NDArray[np.float32]]
-    """A description by which near-duplicates are found, (D,)."""
-    shifts: bool
-    """Whether two descriptions may be shifted against each other, as those of sounds."""
-    alike: float = 0.95
-    """Cosine of two descriptions from which items count as the same."""
 
 
 def write_set(name: str, source: Path, out: Path, seed: int = 0, workers: int = 2) -> Path:
@@ -77,6 +62,9 @@ def write_set(name: str, source: Path, out: Path, seed: int = 0, workers: int = 
 
     Returns:
         The manifest.
+
+    Raises:
+        ManifestError: The folder holds no list of items, or a picture cannot be read.
     """
     pictures, sounds, draw, hear = OPEN[name](source)
     pairs = pair_items(drop_duplicates(pictures), drop_duplicates(sounds), seed)
@@ -99,69 +87,13 @@ def write_set(name: str, source: Path, out: Path, seed: int = 0, workers: int = 
         for index, (clip, pair) in enumerate(zip(clips, pairs, strict=True))
         if not (out / clip.path).is_file()
     )
+    with (out / f"{name}.items.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("clip_id", "picture", "sound", "sound_origin"))
+        for clip, (*_, (picture, sound)) in zip(clips, pairs, strict=True):
+            writer.writerow((clip.clip_id, picture.name, sound.name, sound.origin))
     write_manifest(out / f"{name}.csv", clips)
     return out / f"{name}.csv"
-
-
-# --- which items make a clip -----------------------------------------------------------------
-
-
-def drop_duplicates(pool: Pool) -> list[Item]:
-    """The items without those that are nearly the same as an earlier one of their class."""
-    kept: list[Item] = []
-    for label in dict.fromkeys(item.label for item in pool.items):
-        items = [item for item in pool.items if item.label == label]
-        looks = np.stack([pool.look(item) for item in items])
-        looks /= np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-9)
-        alike = np.tril(_cosines(looks, shifts=pool.shifts), -1) > pool.alike
-        kept += [item for item, row in zip(items, alike, strict=True) if not row.any()]
-    return kept
-
-
-def _cosines(looks: NDArray[np.float32], *, shifts: bool) -> NDArray[np.float32]:
-    """Cosine of each pair of unit vectors, (n, D) to (n, n); over all shifts, the largest."""
-    if not shifts:
-        return looks @ looks.T
-    length = 2 * looks.shape[1]
-    spectra = np.fft.rfft(looks, length)
-    rows = [np.fft.irfft(spectra * one.conj(), length).max(1) for one in spectra]
-    return np.stack(rows).astype(np.float32)
-
-
-def pair_items(
-    pictures: Sequence[Item], sounds: Sequence[Item], seed: int
-) -> list[tuple[str, str, int, tuple[Item, Item]]]:
-    """Split, label, number, and the picture and sound of each clip.
-
-    In `train` the rarer kind comes round again, until every item is in a clip; in the other splits
-    no item does, so that some are left over.
-    """
-    generator = np.random.default_rng(seed)
-    pairs = []
-    for label in sorted({item.label for item in pictures} & {item.label for item in sounds}):
-        halves = [
-            _split([item for item in kind if item.label == label], generator)
-            for kind in (pictures, sounds)
-        ]
-        for split in SHARES:
-            left, right = (half[split] for half in halves)
-            most = max(len(left), len(right)) if split == "train" else min(len(left), len(right))
-            pairs += [
-                (split, label, i, (left[i % len(left)], right[i % len(right)])) for i in range(most)
-            ]
-    return pairs
-
-
-def _split(items: Sequence[Item], generator: np.random.Generator) -> dict[str, list[Item]]:
-    shuffled = [items[i] for i in generator.permutation(len(items))]
-    tested = [item for item in shuffled if item.speaker in TEST_SPEAKERS]
-    if tested:
-        rest = [item for item in shuffled if item.speaker not in TEST_SPEAKERS]
-        first = round(len(rest) * SHARES["train"] / (SHARES["train"] + SHARES["val"]))
-        return {"train": rest[:first], "val": rest[first:], "test": tested}
-    first = round(len(shuffled) * SHARES["train"])
-    second = first + round(len(shuffled) * SHARES["val"])
-    return {"train": shuffled[:first], "val": shuffled[first:second], "test": shuffled[second:]}
 
 
 # --- photographs and sounds of objects -------------------------------------------------------
@@ -175,10 +107,17 @@ Opened = tuple[
 
 def open_objects(source: Path) -> Opened:
     """Photographs and sounds of sixteen classes, listed in `items.csv`."""
-    with (source / "items.csv").open(encoding="utf-8", newline="") as file:
+    listed = source / "items.csv"
+    if not listed.is_file():
+        raise ManifestError(f"{listed}: not there; expected the list of photographs and sounds")
+    with listed.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     kinds: Mapping[str, list[Item]] = {
-        kind: [Item(row["path"], row["label"]) for row in rows if row["kind"] == kind]
+        kind: [
+            Item(row["path"], row["label"], origin_of(row["source"]))
+            for row in rows
+            if row["kind"] == kind
+        ]
         for kind in ("image", "audio")
     }
     hear = _Hear(source)
@@ -188,6 +127,27 @@ def open_objects(source: Path) -> Opened:
         _Move(source),
         hear,
     )
+
+
+ORIGINS = {"esc10": r"\d-(\d+)-[A-Z]\.", "fsdd": r"\d_([a-z]+)_\d+\."}
+"""What names the recording, or the speaker, in a collection's file names: in ESC-10's it is
+FOLD-RECORDING-TAKE, in those of the spoken digits DIGIT_SPEAKER_TAKE."""
+
+
+def origin_of(source: str) -> str:
+    """The recording or speaker of a file, by its path in its collection; empty if that is silent.
+
+    Raises:
+        ManifestError: The name of a file in such a collection is of another form.
+    """
+    path = PurePosixPath(source)
+    for collection, form in ORIGINS.items():
+        if collection in path.parts:
+            found = re.match(form, path.name)
+            if found is None:
+                raise ManifestError(f"{source}: expected a name that starts as {form} does")
+            return f"{collection}/{found[1]}"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +198,8 @@ class _Move:
 
 def _load(path: Path) -> Picture:
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ManifestError(f"{path}: cannot be read as a picture")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
@@ -272,7 +234,8 @@ def open_digits(source: Path) -> Opened:
         pictures += [Item(f"signdigits/{digit}/{signs[number].name}", word) for number in chosen]
         spoken = sorted((source / "fsdd").glob(f"{digit}_*.wav"))
         for path in (spoken[number] for number in generator.permutation(len(spoken))[:DIGIT_ITEMS]):
-            sounds.append(Item(f"fsdd/{path.name}", word, path.name.split("_")[1]))
+            speaker = path.name.split("_")[1]
+            sounds.append(Item(f"fsdd/{path.name}", word, test_only=speaker in TEST_SPEAKERS))
     zoom, hear = _Zoom(source, images), _Hear(source)
     return (
         Pool(pictures, lambda item: _thumbnail(zoom.picture(item)), shifts=False, alike=0.999),
@@ -304,7 +267,7 @@ class _Zoom:
         shift = generator.uniform(-0.04, 0.04, 2) * SIDE
         frames = []
         for number in range(count):
-            # One zoom a second, back and forth, so that every step shows it.
+            # A zoom that begins anew each second, so that every step shows it.
             scale = first * rate ** (number % FPS)
             matrix = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), 0.0, scale)
             matrix[:, 2] += shift

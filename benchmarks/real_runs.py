@@ -3,7 +3,9 @@
 A run is a folder; what it has finished stands in files there, and is not done again.
 """
 
+import hashlib
 import io
+import json
 import logging
 import statistics
 import time
@@ -16,6 +18,7 @@ import click
 import torch
 from joblib import Parallel, delayed
 
+from benchmarks.methods import measured, take_turns
 from benchmarks.real_methods import (
     ABLATIONS,
     METHODS,
@@ -26,15 +29,20 @@ from benchmarks.real_methods import (
     assignments,
 )
 from micu.cli.evaluate import main as evaluate_command
+from micu.cli.features import find_feature_sets
 from micu.cli.train import main as train_command
 from micu.evaluate.report import Row, read_rows
 from micu.evaluate.thresholds import THRESHOLDS
 from micu.files import write_atomically
-from micu.logs import read_metrics
+from micu.overrides import with_overrides
+from micu.presets import PRESETS
+from micu.step import build_state
 
 PROBE = ("--probe-learning-rate", "2e-3")
 """The published probe has hundreds of steps in an epoch; here they are about seven."""
 DONE = "trained.json"
+RECORD = "settings.json"
+"""What the results in a run's folder were made with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +86,47 @@ def call(command: click.Command, words: Sequence[str]) -> str:
     return printed.getvalue()
 
 
-def train(place: Place, run: Run) -> None:
-    """Train, unless that was done."""
-    folder = run.folder(place)
-    if (folder / DONE).is_file():
-        return
+def settings_of(place: Place, run: Run) -> list[str]:
+    """Everything that the run changes in its preset, `KEY=VALUE`."""
     method = (METHODS | ABLATIONS)[run.name]
     settings = [*assignments(method, run.trial, run.data), *place.settings]
     if method.kept < 1:
         settings.append(f"data.exclude_ids={place.excluded(run.data, method.kept)}")
+    return settings
+
+
+def keep_record(place: Place, run: Run) -> None:
+    """Write what the run is made with, unless it stands there.
+
+    Raises:
+        ClickException: The folder holds results of something else.
+    """
+    data, path = run.data, run.folder(place) / RECORD
+    files = [place.manifest(data), *(place.known(data, count) for count in data.known)]
+    record = {
+        "settings": [word.replace(f"{place.root}/", "") for word in settings_of(place, run)],
+        "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        "probe": list(PROBE),
+    }
+    if not path.is_file() and not any(run.folder(place).glob("*.csv")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(record, indent=1).encode())
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    differs = [key for key, value in record.items() if found.get(key) != value]
+    if differs:
+        raise click.ClickException(
+            f"{run.folder(place)}: made with other {', '.join(differs)}, see {RECORD}; "
+            "remove the folder, or name another with --out"
+        )
+
+
+def train(place: Place, run: Run) -> None:
+    """Train, unless that was done."""
+    folder = run.folder(place)
+    keep_record(place, run)
+    if (folder / DONE).is_file():
+        return
+    method, settings = (METHODS | ABLATIONS)[run.name], settings_of(place, run)
     printed = call(
         train_command,
         [
@@ -100,10 +140,27 @@ def train(place: Place, run: Run) -> None:
     write_atomically(folder / DONE, printed.encode())
 
 
-def seconds_per_step(place: Place, run: Run) -> float:
-    """Median over the steps of a run, for 80 clips, from its metrics."""
-    rows = read_metrics(run.folder(place) / "metrics.jsonl")
-    return 80 / statistics.median(row["clips_per_s"] for row in rows)
+def measure_steps(place: Place, data: DataSet, runs: Iterable[Run], rounds: int) -> None:
+    """Write the seconds of a step of each run: of one thread's processor time, the median.
+
+    The methods take turns in this process, on drawn features; CMCM's step is one with codes.
+    """
+    torch.set_num_threads(1)
+    shapes = {
+        name: store.spec.shape
+        for name, store in find_feature_sets(
+            place.features, data.modalities, place.manifest(data), {}
+        ).stores.items()
+    }
+    device = torch.device("cpu")
+    states = {}
+    for run in runs:
+        config = measured(PRESETS[METHODS[run.name].preset](), data.modalities)
+        config = with_overrides(config, settings_of(place, run))
+        states[run.name] = build_state(config, shapes, device, 1000)
+    times = take_turns(states, device, rounds)
+    seconds = {name: statistics.median(cpu for _, cpu in taken) for name, taken in times.items()}
+    write_atomically(place.cost(data), json.dumps(seconds, indent=1).encode())
 
 
 # --- evaluation ------------------------------------------------------------------------------
@@ -111,6 +168,9 @@ def seconds_per_step(place: Place, run: Run) -> float:
 
 def _evaluate(place: Place, run: Run, file: str, task: str, *words: str) -> list[Row]:
     """Rows of one evaluation, made unless they are there."""
+    if not (run.folder(place) / DONE).is_file():
+        raise click.ClickException(f"{run.folder(place)}: not trained yet; that is a stage before")
+    keep_record(place, run)
     path = run.folder(place) / f"{file}.csv"
     if not path.is_file():
         call(
@@ -142,15 +202,13 @@ def validate(place: Place, run: Run) -> float:
     return statistics.fmean(row.value for row in rows if row.metric == "acc")
 
 
-def open_set_rows(place: Place, run: Run, known: int) -> list[Row]:
-    """Every pair of one class split, under both protocols."""
-    words = (*_open_set(place, run.data, known), *_pairs(run.data))
+def rows_of_split(place: Place, run: Run, known: int | None) -> list[Row]:
+    """Every pair of one class split, under both protocols; None is the closed-set task."""
+    words = _pairs(run.data)
+    if known is None:
+        return _evaluate(place, run, "cmg", "cmg", *words)
+    words = (*_open_set(place, run.data, known), *words)
     return _evaluate(place, run, f"oscmg-{known}", "oscmg", *words)
-
-
-def closed_set_rows(place: Place, run: Run) -> list[Row]:
-    """Every pair, all classes known, under both protocols."""
-    return _evaluate(place, run, "cmg", "cmg", *_pairs(run.data))
 
 
 def reference_rows(place: Place, run: Run, known: int | None, *, first: bool) -> list[Row]:
@@ -167,11 +225,9 @@ def reference_rows(place: Place, run: Run, known: int | None, *, first: bool) ->
 
 def evaluate(place: Place, run: Run, first: bool) -> None:
     """Everything that the table shows of a run; `first` is the run with ceiling and chance."""
-    for known in run.data.known:
-        open_set_rows(place, run, known)
-    closed_set_rows(place, run)
-    if run.name == REFERENCE:
-        for known in (*run.data.known, None):
+    for known in (*run.data.known, None):
+        rows_of_split(place, run, known)
+        if run.name == REFERENCE:
             reference_rows(place, run, known, first=first)
 
 

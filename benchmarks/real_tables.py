@@ -8,7 +8,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from benchmarks.real_methods import METHODS, DataSet
@@ -23,6 +23,11 @@ TITLES = {
 }
 CLOSED = "all"
 """The class split of the closed-set task."""
+
+
+def split_name(known: int | None) -> str:
+    """That of a class split, by how many classes are known; None is the closed-set task."""
+    return CLOSED if known is None else str(known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,23 +134,42 @@ def main_columns(data: DataSet) -> list[Column]:
 
 
 def main_table(
-    data: DataSet, figures: Sequence[Figure], seconds: dict[str, float], names: Sequence[str]
+    data: DataSet, figures: Sequence[Figure], seconds: Mapping[str, float], names: Sequence[str]
 ) -> str:
     """One line per method; means over the pairs of modalities, in percent."""
     columns = main_columns(data)
     lines = []
     for name in names:
-        own = [f for f in figures if f.data == data.name and f.method == name]
-        cells = [
-            summarise(
-                own, lambda f, c=c: (f.metric, f.how) == (c.metric, c.how) and f.split in c.splits
-            )
-            for c in columns
-        ]
         step = f"{seconds[name]:.2f}" if name in seconds else ""
-        lines.append((TITLES.get(name, name), *map(str, cells), step))
+        lines.append((TITLES[name], *_cells(data, figures, name, columns), step))
     header = ("method", *(column.title for column in columns), "s per step")
     return render_markdown(Table((header, *lines)))
+
+
+def ablation_table(data: DataSet, figures: Sequence[Figure], titles: Mapping[str, str]) -> str:
+    """One line per change, the fewest known classes; means over the pairs, in percent."""
+    fewest = (split_name(min(data.known)),)
+    columns = (
+        Column(f"HOS, {fewest[0]} known", "hos", "source-val", fewest),
+        Column("AUROC", "auroc", "source-val", fewest),
+        Column("CMG acc.", "acc", "source-val", (CLOSED,)),
+        Column(f"`paper`: HOS, {fewest[0]} known", "hos", "paper", fewest),
+    )
+    lines = [(title, *_cells(data, figures, name, columns)) for name, title in titles.items()]
+    return render_markdown(Table((("", *(column.title for column in columns)), *lines)))
+
+
+def _cells(
+    data: DataSet, figures: Sequence[Figure], name: str, columns: Iterable[Column]
+) -> list[str]:
+    own = [f for f in figures if f.data == data.name and f.method == name]
+    cells = [
+        summarise(
+            own, lambda f, c=c: (f.metric, f.how) == (c.metric, c.how) and f.split in c.splits
+        )
+        for c in columns
+    ]
+    return [str(cell) for cell in cells]
 
 
 def pairs_table(data: DataSet, figures: Sequence[Figure], names: Sequence[str]) -> str:
@@ -160,7 +184,7 @@ def pairs_table(data: DataSet, figures: Sequence[Figure], names: Sequence[str]) 
         cells = [
             summarise(own, lambda f, pair=pair: (f.source, f.target) == pair) for pair in data.pairs
         ]
-        lines.append((TITLES.get(name, name), *map(str, cells)))
+        lines.append((TITLES[name], *map(str, cells)))
     header = ("method", *(f"{source} → {target}" for source, target in data.pairs))
     return render_markdown(Table((header, *lines)))
 

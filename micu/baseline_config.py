@@ -106,7 +106,8 @@ class TransportConfig:
     """CODIS: optimal transport to the codes, guided by a teacher."""
 
     momentum: float = 0.995
-    """Of the teacher, a moving average of the encoders."""
+    """Of the teacher, a moving average of the encoders, once it has risen to this: in step s it is
+    (1 + s) / (10 + s) at most, so that 0.995 takes 1790 steps."""
     queue_size: int = 4000
     """Clips whose teacher features are kept, per modality: ten per code, since the codes' uniform
     use means nothing for a batch that is smaller than the codebook."""
@@ -192,15 +193,17 @@ class BaselinesConfig:
             f"data.steps: expected at least 3 with weights.cpc, got {steps}": (
                 "cpc" in given and steps < 3
             ),
-            "quantizer.pool: expected true with baselines.self_cross.memory=pooled, got false": (
-                "self_cross" in given
-                and self.self_cross.memory == "pooled"
-                and not quantizer["pool"]
+            "quantizer.pool: expected true with weights.self_cross and "
+            "baselines.self_cross.memory=pooled and false without: nothing else looks at the codes "
+            f"of means; got {str(quantizer['pool']).lower()}": (
+                quantizer["pool"] != ("self_cross" in given and self.self_cross.memory == "pooled")
             ),
             "quantizer.learning: expected gradient with weights.transport and average without: "
             f"only that loss moves such codes; got {quantizer['learning']}": (
                 learns != ("transport" in given)
             ),
+            "weights.transport: expected > 0 with quantizer.learning=gradient, got 0.0: nothing "
+            "else moves the codes": learns and weights["transport"] == 0,
             "quantizer.learning: expected average with a warm-up, which sets the codes, "
             "got gradient": learns and self.code_matching.warmup > 0,
         }

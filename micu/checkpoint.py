@@ -29,6 +29,7 @@ from micu import __version__
 from micu.config import TrainConfig
 from micu.errors import CheckpointError, MicuError
 from micu.files import TEMPORARY_SUFFIX, write_atomically
+from micu.losses import LOSSES, Loss
 from micu.model.micu import MICU
 from micu.overrides import from_json, to_json
 from micu.step import TrainState
@@ -75,6 +76,8 @@ class LoadedModel:
     sha256: str
     """Of the checkpoint file."""
     record: dict[str, Any]
+    warm_start: str = ""
+    """The loss in whose warm start the run still is, so that the codebook is as it was drawn."""
 
 
 def save_checkpoint(
@@ -191,11 +194,25 @@ def load_checkpoint(path: Path, device: str = "cpu") -> LoadedModel:
         model = _build_model(config, content["shapes"], content["model"])
         specs = _read_specs(content["specs"], config.modalities)
         record, step = _read_object(content["record"], "record"), _read_int(content["step"])
+        warm_start = _find_warm_start(config, content["losses"], step)
     except _UNFIT as error:
         raise CheckpointError(
             f"{path}: not a checkpoint that fits this version: {error}"
         ) from error
-    return LoadedModel(model.to(device).eval(), config, step, specs, sha256, record)
+    return LoadedModel(model.to(device).eval(), config, step, specs, sha256, record, warm_start)
+
+
+def _find_warm_start(config: TrainConfig, state: Mapping[str, Any], step: int) -> str:
+    """The loss that lets the step quantise nothing yet, by the state of the losses; "" for none."""
+    for name in config.terms():
+        if LOSSES[name].is_continuous is Loss.is_continuous:
+            continue
+        with torch.device("meta"):
+            loss = LOSSES[name](config)
+        loss.set_extra_state(state[f"{name}._extra_state"])
+        if loss.is_continuous(step):
+            return name
+    return ""
 
 
 def _build_model(config: TrainConfig, shapes: Mapping[str, Any], state: Mapping[str, Any]) -> MICU:

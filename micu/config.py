@@ -311,7 +311,8 @@ class TrainConfig:
     def __post_init__(self) -> None:  # noqa: D105
         unknown = [name for name in self.modalities if name not in MODALITIES]
         width, terms = self.encoder.embed_dim, self.terms()
-        parts = self.mmjp.splits * len(self.modalities)
+        splits = self.mmjp.parts_each(len(self.modalities))
+        parts = splits * len(self.modalities)
         _check(
             "train",
             {
@@ -325,7 +326,7 @@ class TrainConfig:
                 f"jigsaw.splits: expected a divisor of encoder.embed_dim={width}, "
                 f"got {self.jigsaw.splits}": "jigsaw" in terms and width % self.jigsaw.splits != 0,
                 f"mmjp.splits: expected a divisor of encoder.embed_dim={width}, "
-                f"got {self.mmjp.splits}": "mmjp" in terms and width % self.mmjp.splits != 0,
+                f"got {splits}": "mmjp" in terms and width % splits != 0,
                 f"mmjp.permutations: expected 1 to {parts}! = {permutation_count(parts)}, "
                 f"got {self.mmjp.permutations}": (
                     "mmjp" in terms and self.mmjp.permutations > permutation_count(parts)

@@ -51,8 +51,9 @@ def permutation_count(parts: int) -> int:
 class MmjpConfig:
     """MMJP, the multi-modal jigsaw puzzle of MOOSA (ECCV 2024), in place of CUJP (figure 3)."""
 
-    splits: int = 2
-    """Blocks that each modality's code is cut into; with three modalities 6 parts, `MMJP6`."""
+    splits: int | None = None
+    """Parts that each modality's code is cut into along its channels. None is what MOOSA has for so
+    many modalities: 4 for two, and 2 for three, `MMJP6`; with four, which it does not have, 2."""
     permutations: int = 128
     """P, as in MOOSA; the MICU paper does not state its own."""
     hidden_dim: int = 512
@@ -61,10 +62,18 @@ class MmjpConfig:
         check_settings(
             "mmjp",
             {
-                f"splits: expected at least 1, got {self.splits}": self.splits < 1,
+                f"splits: expected none or at least 1, got {self.splits}": (
+                    self.splits is not None and self.splits < 1
+                ),
                 f"permutations: expected at least 1, got {self.permutations}": (
                     self.permutations < 1
                 ),
                 f"hidden_dim: expected at least 1, got {self.hidden_dim}": self.hidden_dim < 1,
             },
         )
+
+    def parts_each(self, modalities: int) -> int:
+        """How many parts each of so many modalities is cut into."""
+        if self.splits is not None:
+            return self.splits
+        return 4 if modalities == 2 else 2

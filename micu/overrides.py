@@ -4,8 +4,8 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -17,13 +17,64 @@ logger = logging.getLogger(__name__)
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What reads a setting, or a section of settings.
+
+    Attributes:
+        told: What a run must have for it, as it is typed.
+        reads: Whether a run does.
+    """
+
+    told: str
+    reads: Callable[[TrainConfig], bool]
+
+
+def _losses(*names: str) -> Reader:
+    """One of some losses, if it is computed."""
+    weights = " or ".join(f"weights.{name}" for name in names)
+    return Reader(weights, lambda config: bool(set(names) & set(config.terms())))
+
+
+_AVERAGE = Reader(
+    "quantizer.learning=average", lambda config: config.quantizer.learning == "average"
+)
+_RESET = Reader(
+    "quantizer.reset=revive or reference", lambda config: config.quantizer.reset != "off"
+)
+_TEXT = Reader(
+    "weights.reconstruction and the modality text",
+    lambda config: "reconstruction" in config.terms() and "text" in config.modalities,
+)
+
 READERS = {
-    "contrastive": ("fine", "coarse"),
-    "contrastive.tau": ("fine", "coarse", "one_way"),
-    "jigsaw": ("jigsaw",),
-    "mmjp": ("mmjp",),
+    "contrastive": _losses("fine", "coarse"),
+    "contrastive.tau": _losses("fine", "coarse", "one_way"),
+    "jigsaw": _losses("jigsaw"),
+    # A jigsaw without parts is off, too, and it is this setting that says so.
+    "jigsaw.splits": Reader("weights.jigsaw", lambda config: config.weights.jigsaw is not None),
+    "mmjp": _losses("mmjp"),
+    "quantizer.ema_decay": _AVERAGE,
+    "quantizer.ema_epsilon": _AVERAGE,
+    "quantizer.ema_own": _AVERAGE,
+    "quantizer.ema_init": _AVERAGE,
+    "quantizer.dead_after": _RESET,
+    "quantizer.active_within": _RESET,
+    "quantizer.commitment_own": _losses("commitment"),
+    "quantizer.commitment_cross": _losses("commitment"),
+    "reconstruction": _losses("reconstruction"),
+    "reconstruction.text_target": _TEXT,
+    "reconstruction.text_target_grad": _TEXT,
+    "baselines.code_matching.warmup_vectors": Reader(
+        "baselines.code_matching.warmup above 0",
+        lambda config: (
+            "code_matching" in config.terms() and config.baselines.code_matching.warmup > 0
+        ),
+    ),
 }
-"""Losses by the setting, or the section of settings, that only they read."""
+"""What reads a setting, or a whole section, where that is not every run. The sections of
+`baselines` refuse by themselves what is not their default where their loss has no weight."""
 
 Tree = dict[str, Any]
 """New values by key; a section's are a tree of their own."""
@@ -63,12 +114,9 @@ def idle_settings(config: TrainConfig, keys: Iterable[str]) -> list[str]:
     """What to say about each of these settings that nothing in a run reads."""
     told = []
     for key in dict.fromkeys(keys):
-        readers = READERS.get(key, READERS.get(key.partition(".")[0], ()))
-        weights = [f"weights.{name}" for name in readers]
-        # A jigsaw without parts is off, too, and it is this setting that says so.
-        off = key != "jigsaw.splits" and not set(readers) & set(config.terms())
-        if readers and (off or all(getattr(config.weights, name) is None for name in readers)):
-            told.append(f"{key}: nothing reads it without {' or '.join(weights)}")
+        reader = READERS.get(key, READERS.get(key.partition(".")[0]))
+        if reader and not reader.reads(config):
+            told.append(f"{key}: nothing reads it without {reader.told}")
     return told
 
 
@@ -112,9 +160,17 @@ def from_json(text: str, where: str = "configuration") -> TrainConfig:
 
 
 def config_differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two configurations differ: key → (old, new)."""
+    """Settings in which two configurations differ: key → (old, new).
+
+    What nothing reads in either of them is left out.
+    """
     before, after = _flatten(asdict(old)), _flatten(asdict(new))
-    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    unlike = [key for key in before if before[key] != after[key]]
+    return {
+        key: (before[key], after[key])
+        for key in unlike
+        if not (idle_settings(old, [key]) and idle_settings(new, [key]))
+    }
 
 
 def _assign(changes: Tree, section: object, key: str, text: str) -> None:

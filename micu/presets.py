@@ -25,6 +25,9 @@ from micu.registry import Registry
 
 PRESETS: Registry[Callable[[], TrainConfig]] = Registry("preset")
 
+ALIASES = {"coarse": "ablation-coarse"}
+"""Second names of presets, as they stand beside the methods; results have the first."""
+
 
 @PRESETS.register("micu")
 def micu() -> TrainConfig:
@@ -148,7 +151,7 @@ _variant(
 )
 _variant(
     "fig3-mmjp",
-    "Figure 3: MOOSA's jigsaw of all modalities side by side, two parts of each.",
+    "Figure 3: MOOSA's jigsaw of all modalities side by side, four parts of each of two, else two.",
     weights=LossWeights(jigsaw=None, mmjp=2.0),
 )
 _variant(
@@ -176,6 +179,8 @@ for _size in (256, 512, 800, 1024):
 
 for _name, _preset in BASELINES.items():
     PRESETS.register(_name)(_preset)
+for _name, _first in ALIASES.items():
+    PRESETS.register(_name)(PRESETS[_first])
 
 
 def list_presets() -> str:
@@ -184,5 +189,7 @@ def list_presets() -> str:
     lines = []
     for name, build in PRESETS.items():
         summary, _, _ = (build.__doc__ or "").strip().partition("\n")
+        if name in ALIASES:
+            summary = f"Another name of {ALIASES[name]}."
         lines.append(f"{name:{width}}  {summary}")
     return "\n".join(lines)

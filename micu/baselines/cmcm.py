@@ -4,9 +4,10 @@ Source: Liu et al., *Cross-modal discrete representation learning*, ACL 2022; no
 is public, the loss is in DCID's. L = reconstruction + commitment + 1/2 CMCM over pairs; EMA and
 commitment of each modality alone.
 
-Adapted: encoders and reconstruction are MICU's, where the authors have a retrieval loss over clips.
-The warm start takes the first 3 of 8 epochs: MICU's paper gives CMCM 8 where the others have 5, and
-does not say how they are split.
+Adapted: encoders, codebook and reconstruction are MICU's, where the authors have 1,024 codes and a
+retrieval loss over clips. The warm start takes the first 3 of 8 epochs: MICU's paper gives CMCM 8
+where the others have 5, and does not say how they are split. What differs within the loss and its
+warm start is said in `micu.losses.code_matching`.
 """
 
 from micu.baseline_config import BaselinesConfig, CodeMatchingConfig

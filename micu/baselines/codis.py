@@ -2,11 +2,17 @@
 
 Source: Duan et al., *Multi-modal alignment using representation codebook*, CVPR 2022; no code of
 the authors is public, and constants that its abstract does not give are from memory of the paper.
-L = reconstruction + commitment + (assignment + contrast with the teacher), momentum 0.995,
-temperatures 0.1 and 0.07.
+Over modalities m with embeddings z,
+
+    L = sum_m (L_rec(m) + 1/4 MSE(z(m), its codes)) + L_assign + L_ica,
+
+momentum 0.995, temperatures 0.1 and 0.07. The formulas of the last two, and what differs in them,
+are in `micu.losses.transport`.
 
 Adapted: encoders and reconstruction are MICU's; the codebook that clips are transported to is the
-quantizer's own, learnt by gradient, and steps take the code of the largest cosine.
+quantizer's own, learnt by gradient and kept at unit length as SwAV's prototypes are, and steps take
+the code of the largest cosine (`micu.model.learned` says what differs there); the momentum rises to
+its value, so that a short run has a teacher.
 """
 
 from dataclasses import replace

@@ -9,7 +9,8 @@ Differs from the paper as the published code does: the moving average takes the 
 embeddings at the same step, without attention; CMCM is part of the loss. Differs from that code:
 more or fewer modalities than it has classes for, the others' weights shared among them; restarted
 codes keep their place (`quantizer.reset`); CMCM's index is the paper's
-(`baselines.code_matching.index`); 5 epochs, as for MICU.
+(`baselines.code_matching.index`); 5 epochs, as for MICU. What differs within the losses is said in
+`micu.losses.club`, `micu.losses.cpc` and `micu.losses.code_matching`.
 """
 
 from micu.baselines.base import BASELINES

@@ -14,7 +14,7 @@ from micu.evaluate.report import CHANGES, RELEASED
 from micu.files import file_sha256
 from micu.model.micu import MICU
 from micu.overrides import config_differences
-from micu.presets import PRESETS
+from micu.presets import ALIASES, PRESETS
 from micu.released import ENCODER_SECTION, load_released
 from micu.store import FeatureSpec, FeatureStore
 
@@ -31,13 +31,23 @@ def load_model(path: Path, device: str) -> LoadedModel:
     The latter names neither its preset nor its training features: its file's name stands for it.
 
     Raises:
-        CheckpointError: The file is missing, cut off, hostile or neither.
+        CheckpointError: The file is missing, cut off, hostile or neither, or its run had no codes
+            yet.
     """
     try:
-        return load_checkpoint(path, device)
+        loaded = load_checkpoint(path, device)
     except CheckpointError:
         if not _is_released(path):
             raise
+    else:
+        if loaded.warm_start:
+            raise CheckpointError(
+                f"{path}: expected a checkpoint from after the warm start of "
+                f"weights.{loaded.warm_start}, got one of step {loaded.step}, within: its codebook "
+                "is still as it was drawn, and codes mean nothing. Name a later checkpoint, or go "
+                "on with the run by --resume"
+            )
+        return loaded
     model = load_released(path, device)
     return LoadedModel(
         model=model,
@@ -79,7 +89,7 @@ def describe_preset(loaded: LoadedModel) -> str:
         for key, (_, value) in differences.items()
         if key not in ("modalities", "seed")
     ]
-    return name + (CHANGES + " ".join(changes) if changes else "")
+    return ALIASES.get(name, name) + (CHANGES + " ".join(changes) if changes else "")
 
 
 def check_features(stores: Mapping[str, FeatureStore], loaded: LoadedModel) -> None:

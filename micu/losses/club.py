@@ -48,7 +48,8 @@ def club_bound(
         log_variance: Likewise.
         y: (B, T, Y).
         other: (B,) int64, the sample that each one is paired with for the second term.
-        mask: (B, T) bool, True = real step. A pair counts at steps that are real in both.
+        mask: (B, T) bool, True = real step. A pair counts at steps that are real in both, and all
+            its means are over these: over other steps the terms would differ for y that are alike.
 
     Returns:
         ().
@@ -57,12 +58,14 @@ def club_bound(
         one other sample for each, and errors and log-variance are averaged over steps before they
         are divided.
     """
-    apart = _mean_over_steps((mean - y[other]).square(), mask & mask[other])
-    together = _mean_over_steps((mean - y).square(), mask)
-    variance = _mean_over_steps(log_variance, mask).exp()
-    per_sample = ((apart - together) / variance).sum(-1) / 2  # (B,)
-    has_both = (mask & mask[other]).any(1)
-    return (per_sample * has_both).sum() / has_both.sum().clamp(min=1)
+    both = mask & mask[other]
+    apart = _mean_over_steps((mean - y[other]).square(), both)
+    together = _mean_over_steps((mean - y).square(), both)
+    variance = _mean_over_steps(log_variance, both).exp()
+    per_sample = ((apart - together) / variance).sum(
+        -1
+    ) / 2  # (B,), 0 where no step is real in both
+    return per_sample.sum() / both.any(1).sum().clamp(min=1)
 
 
 def _mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:

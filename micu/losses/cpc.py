@@ -56,7 +56,8 @@ class CpcLoss(Loss):
     Works on the embeddings before quantisation, as the published code does. One time step ahead,
     one step per batch, the same for all modalities.
 
-    Differs: samples whose next step is padded take no part.
+    Differs: samples whose next step is padded take no part. The LSTMs have two layers, as in the
+    published code, where the paper says one.
     """
 
     def __init__(self, config: TrainConfig) -> None:  # noqa: D107

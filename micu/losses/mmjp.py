@@ -6,9 +6,11 @@ permutations, and a classifier must tell which one it was. In CUJP every place o
 from any modality; here all modalities are in every row, and what a modality looks like gives its
 parts away.
 
-Source: Dong et al., MOOSA, ECCV 2024, and figure 3 of Huang et al., ICCV 2025, as `MMJP6`.
+Source: Dong et al., MOOSA, ECCV 2024, and its published code (S = 4 for two modalities and 2 for
+three, P = 128); figure 3 of Huang et al., ICCV 2025, where three modalities' is `MMJP6`.
 Differs: MOOSA permutes embeddings of whole clips, of unlike width and before any quantisation; here
-it is the codes of every step, as CUJP's. MOOSA lists all (M * S)! permutations in every step.
+it is the codes of every step, as CUJP's, so that clips may have any number of steps. MOOSA lists
+all (M * S)! permutations in every step.
 """
 
 import torch
@@ -47,14 +49,14 @@ class MmjpLoss(Loss):
         self.classifier = JigsawClassifier(
             modalities * config.encoder.embed_dim, settings.hidden_dim, settings.permutations
         )
-        parts = modalities * settings.splits
-        table = draw_permutations(parts, settings.permutations, config.seed)
+        self.splits = settings.parts_each(modalities)
+        table = draw_permutations(modalities * self.splits, settings.permutations, config.seed)
         self.register_buffer("permutations", table)
 
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """Mean cross-entropy over real steps and permutations, ()."""
         codes = self.stack({name: q.quantized for name, q in output.quantized.items()})
-        parts = side_by_side(codes.flatten(1, 2), self.config.mmjp.splits)
+        parts = side_by_side(codes.flatten(1, 2), self.splits)
         return jigsaw_loss(
             parts, self.permutations, self.classifier.tensors(), batch.mask.flatten()
         )

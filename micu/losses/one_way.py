@@ -1,7 +1,13 @@
 """TURN's contrast: clips of one modality find their clip in another, in one direction.
 
+Over the clips i of a batch, whose embeddings' means over steps are z̄,
+
+    s_ij(m, n) = cos(z̄_i(m), z̄_j(n)) / tau
+    L          = sum_{m<n} mean_i -log(exp s_ii(m, n) / sum_j exp s_ij(m, n))
+
 Source: Zhao et al., *Towards effective multi-modal interchanges in zero-resource sounding object
-localization* (TURN), NeurIPS 2022, and its published code.
+localization* (TURN), NeurIPS 2022, and its published code (AwalkZY/TURN, 3640ef9:
+`calc_overall_vq_loss` of `loss/__init__.py`).
 """
 
 import torch
@@ -18,7 +24,8 @@ class OneWayLoss(ClipsLoss):
     """InfoNCE of the means over steps, summed over pairs; cosine, temperature `contrastive.tau`.
 
     Differs: TURN has audio and text alone. Here each modality looks for those that stand after it
-    in `config.modalities`.
+    in `config.modalities`. TURN compares what a projector (1 x 1 convolution, batch normalisation)
+    makes of the means; here it is the means, since codes are of them.
     """
 
     @property

@@ -1,7 +1,13 @@
 """TURN's self-cross reconstruction: masked steps are rebuilt from the codes of every modality.
 
+Each step of a clip x(m) is hidden with probability r, which rises linearly over the run, and a
+decoder per modality rebuilds it from the shown steps and the code c(n) of a clip's mean:
+
+    L = 1/M^2 sum_{m,n} mean over hidden steps and channels of |D_m(shown x(m); c(n)) - x(m)|
+
 Source: Zhao et al., *Towards effective multi-modal interchanges in zero-resource sounding object
-localization* (TURN), NeurIPS 2022, and its published code.
+localization* (TURN), NeurIPS 2022, and its published code (AwalkZY/TURN, 3640ef9:
+`cross_text_audio` of `models/modules/vq_vae.py`; r from 0.5 to 1 in `config/default.py`).
 """
 
 from typing import Any, cast
@@ -109,9 +115,11 @@ class SelfCrossLoss(Loss):
     The shares of masked steps follow the run's length; a run that is made longer afterwards goes on
     with the last share.
 
-    Differs: any modalities, where TURN has audio and text; words are rebuilt as vectors with the
-    absolute error, where TURN tells them from a vocabulary; a grid is rebuilt as its mean over
-    cells; two layers, where TURN has six; the memory may be the sequence of codes.
+    Differs: any modalities, where TURN has audio and text; each is rebuilt from itself as well,
+    which TURN does with text that has no pair; words are rebuilt as vectors with the absolute
+    error, where TURN tells them from a vocabulary; all steps are hidden by chance, where TURN hides
+    one word at least; a grid is rebuilt as its mean over cells; two layers, where TURN has six; r
+    rises over the run, where TURN's does over 30 epochs; the memory may be the sequence of codes.
     """
 
     def __init__(self, config: TrainConfig) -> None:  # noqa: D107

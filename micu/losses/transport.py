@@ -1,8 +1,19 @@
 """CODIS: clips of one modality predict how a teacher of another assigns them to codes.
 
+Of a clip i in modality m, h_i(m) is the student's direction and g_i(m) the teacher's, c_k are the
+directions of the K codes, and t_i(m) is the clip's row of the transport plan, as shares of 1:
+
+    T(m)     = argmin_T <T, 1 - g(m) c'> - epsilon H(T), rows of equal mass, columns of 1 / K
+    p_ik(n)  = softmax_k(h_i(n) c_k / gamma)
+    L_assign = mean_{m!=n,i} -sum_k t_ik(m) log p_ik(n) + mean_{m,i} sum_k t_ik(m) (1 - g_i(m) c_k)
+    L_ica    = mean_{m,n,i} -log(exp(h_i(m) g_i(n) / tau) / sum_j exp(h_i(m) g_j(n) / tau))
+
+T has no gradient; j runs over batch and queue. The loss is L_assign + `contrast_weight` L_ica.
+
 Source: section 3 of Duan et al., *Multi-modal alignment using representation codebook* (CODIS),
 CVPR 2022 (arXiv 2203.00048); no code of the authors is public. The queue for the transport is that
-of Caron et al., *SwAV*, NeurIPS 2020.
+of Caron et al., *SwAV*, NeurIPS 2020. The teacher's momentum rises as the decay of TensorFlow's
+`ExponentialMovingAverage` does when it is told the number of updates.
 """
 
 import copy
@@ -47,7 +58,7 @@ def sinkhorn(cost: Tensor, row_mass: Tensor, epsilon: float, iterations: int) ->
 
 
 def assignment_loss(
-    student: Tensor, codes: Tensor, teacher: Tensor, plan: Tensor, gamma: float
+    student: Tensor, codes: Tensor, teacher: Tensor, plan: Tensor, has_steps: Tensor, gamma: float
 ) -> Tensor:
     """Swapped prediction of the plan, and what the plan costs.
 
@@ -56,19 +67,36 @@ def assignment_loss(
         codes: Unit length, (K, D).
         teacher: Clips, unit length, (M, B, D).
         plan: Rows of the transport plan, each scaled to mass 1, (M, B, K).
+        has_steps: (B,) bool, True = the clip counts; what the plan has for others is not looked at.
         gamma: Temperature.
 
     Returns:
         (): the mean over ordered pairs m != n of the cross-entropy between modality m's plan and
         modality n's softmax over codes, and the mean over modalities of the plan's cost, whose
-        gradient pulls codes to the teacher's clips.
+        gradient pulls codes to the teacher's clips. Both are means over clips; 0 without any.
     """
-    count, size = student.shape[:2]
+    count, clips = len(student), has_steps.sum().clamp(min=1)
+    plan = plan.masked_fill(~has_steps[:, None], 0)
     log_chances = torch.log_softmax(student @ codes.T / gamma, -1)
-    crossed = -torch.einsum("mbk,nbk->mn", plan, log_chances) / size
+    crossed = -torch.einsum("mbk,nbk->mn", plan, log_chances) / clips
     swapped = (crossed.sum() - crossed.trace()) / max(1, count * (count - 1))
     cost = 1 - teacher @ codes.T
-    return swapped + (plan * cost).sum(-1).mean()
+    return swapped + (plan * cost).sum() / (count * clips)
+
+
+def rising_momentum(momentum: float, step: int) -> float:
+    """The teacher's momentum in a step: low at first, so that a short run gets away from its start.
+
+    Args:
+        momentum: The highest, [0, 1).
+        step: From 0.
+
+    Returns:
+        min(momentum, (1 + step) / (10 + step)).
+
+    Reference: `num_updates` of TensorFlow's `tf.train.ExponentialMovingAverage`.
+    """
+    return min(momentum, (1 + step) / (10 + step))
 
 
 class Teacher(nn.Module):
@@ -149,12 +177,15 @@ class TransportLoss(Loss):
 
     The codes are the quantizer's own, learnt by this loss (`quantizer.learning=gradient`).
 
-    Differs: any modalities, averaged over ordered pairs; the codebook of the loss is that of the
-    quantizer; plans are made over batch and queue, since uniform use of K codes by fewer clips than
-    that means little; until the queue is full, over what is there. What the queue holds of the
+    Differs: any modalities, averaged over ordered pairs; a clip is the mean of its steps, each of
+    length 1 before it; the codebook of the loss is that of the quantizer; plans are made over batch
+    and queue, since uniform use of K codes by fewer clips than that means little; until the queue
+    is full, over what is there. A plan's rows are scaled to 1 before they are predicted: Sinkhorn
+    ends with the columns, and leaves the rows a little off. What the queue holds of the
     batch's own clips is left out: in a small data set a clip would be its own negative. The
-    contrast has every ordered pair, a modality with itself included, averaged. CODIS's language and
-    matching losses have no place here.
+    contrast has every ordered pair, a modality with itself included, averaged. The momentum rises,
+    where CODIS has one: 0.995 from the first step on would leave half of the random start in the
+    teacher after 140 steps. CODIS's language and matching losses have no place here.
     """
 
     teacher: Teacher
@@ -172,24 +203,26 @@ class TransportLoss(Loss):
         teacher = self.teacher.embed_clips(batch, self.config.modalities)
         codes = unit_rows(output.codebook)
         known = torch.cat([teacher, self.teacher.queue], 1)  # (M, B + Q, D)
-        has_clip = torch.cat([mask.any(1), self.teacher.others(batch)])
+        has_steps = mask.any(1)
+        has_clip = torch.cat([has_steps, self.teacher.others(batch)])
         mass = has_clip.to(known.dtype) / has_clip.sum().clamp(min=1)
         with torch.autocast(mask.device.type, enabled=False):
             cost = 1 - known @ codes.detach().to(known.dtype).T
             plan = sinkhorn(cost, mass, settings.epsilon, settings.iterations)
         rows = plan[:, : len(mask)].to(student.dtype)
         rows = rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
-        assigned = assignment_loss(student, codes, teacher, rows, settings.gamma)
+        assigned = assignment_loss(student, codes, teacher, rows, has_steps, settings.gamma)
         contrast = info_nce_pairs(
             student[:, None],
             known[:, None],
             tau=settings.tau,
-            query_mask=mask.any(1)[None],
+            query_mask=has_steps[None],
             key_mask=has_clip[None],
         )
         return assigned + settings.contrast_weight * contrast.mean()
 
     def after_step_(self, model: MICU, output: MICUOutput, batch: Batch, draws: Draws) -> None:
         """The teacher follows the model, and the queue takes in the batch's clips."""
-        self.teacher.follow_(model, self.config.baselines.transport.momentum)
+        momentum = rising_momentum(self.config.baselines.transport.momentum, draws.step)
+        self.teacher.follow_(model, momentum)
         self.teacher.push_(self.teacher.embed_clips(batch, self.config.modalities), batch)

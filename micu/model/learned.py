@@ -1,6 +1,7 @@
 """A codebook of directions that the optimiser moves, for CODIS; and which quantizer a run has.
 
-Source: section 3 of Duan et al., *Multi-modal alignment using representation codebook*, CVPR 2022.
+Source: section 3 of Duan et al., *Multi-modal alignment using representation codebook*, CVPR 2022;
+unit length as the prototypes of Caron et al., *SwAV*, NeurIPS 2020, and its published code.
 """
 
 import math
@@ -21,18 +22,25 @@ class DirectionQuantizer(UnifiedQuantizer):
     Features and codes are scaled to length sqrt(D): of two such vectors the squared distance is
     2 D (1 - cosine), so that `UnifiedQuantizer`'s lookup and commitment hold as they are.
 
+    The parameter itself has unit length at the start and after every step. Adam's step has a length
+    of about rate * sqrt(D), whatever the gradient's, so that it turns a code by that divided by the
+    parameter's length: one drawn with length sqrt(D) would turn by no more than the rate, in
+    radians, and stay about where it was drawn.
+
     Args:
         embed_dim: D.
         config: Settings; those of the moving averages and of dead codes are not used.
 
-    Differs: CODIS has no quantised features. Length sqrt(D), not 1, so that probes and decoders see
-        numbers of the size that the other methods give them.
+    Differs: CODIS has no quantised features. They have length sqrt(D), not 1, so that probes and
+        decoders see numbers of the size that the other methods give them. SwAV restores unit length
+        before every forward pass; here it is after every step, so that checkpoints have it.
     """
 
     def __init__(self, embed_dim: int, config: QuantizerConfig) -> None:  # noqa: D107
         nn.Module.__init__(self)
         self.config = config
-        self.directions = nn.Parameter(torch.randn(config.codebook_size, embed_dim))
+        drawn = torch.randn(config.codebook_size, embed_dim)
+        self.directions = nn.Parameter(functional.normalize(drawn, dim=-1))
 
     @property
     def codebook(self) -> Tensor:  # type: ignore[override]
@@ -46,8 +54,10 @@ class DirectionQuantizer(UnifiedQuantizer):
         scaled = {name: _scale(x) for name, x in semantic.items()}
         return super().quantize(scaled, mask, null_code=null_code)
 
+    @torch.no_grad()
     def update_(self, *_: Any, **__: Any) -> None:
-        """Nothing: the optimiser moves the codes."""
+        """Back to unit length; it is the optimiser that has moved the codes."""
+        self.directions.copy_(functional.normalize(self.directions, dim=-1))
 
 
 def build_quantizer(embed_dim: int, config: QuantizerConfig) -> UnifiedQuantizer:

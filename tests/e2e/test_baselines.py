@@ -49,3 +49,25 @@ def test_a_baseline_is_trained_and_evaluated_by_the_same_commands(
         *(("video", "audio"), ("flow", "video"))
     }
     assert all(row.preset.startswith(name) for row in rows)
+
+
+def test_a_checkpoint_of_a_warm_start_is_not_evaluated_as_if_it_had_codes(
+    features: Path, tmp_path: Path
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "results.csv"
+    words = ("--preset", "cmcm", "--save-every", "1", "--keep", "0", "--set", "optimizer.epochs=2")
+    assert train(features, run, *words).exit_code == 0
+    told = {}
+    for path in sorted(run.glob("step-*.pt")):
+        arguments = [path, "--features", features, "--out", out, *("--task", "codebook")]
+        told[path.name] = CliRunner().invoke(evaluate, [str(word) for word in arguments])
+    steps = len(told)
+    warmup = round(steps * 3 / 8)
+    assert 1 < warmup < steps
+    codes = [result.exit_code for result in told.values()]
+    assert codes == [2] * (warmup - 1) + [0] * (steps - warmup + 1)
+    first = next(iter(told.values()))
+    assert (
+        "expected a checkpoint from after the warm start of weights.code_matching" in first.output
+    )
+    assert "got one of step 1" in first.output

@@ -10,7 +10,9 @@ import torch
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
+from micu.baselines import BASELINES
 from micu.model.grids import GridConv, GridConvTranspose
+from micu.presets import PRESETS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -57,6 +59,20 @@ def test_batches_are_measured_against_the_published_format(benchmark) -> None:
 
     assert result.exit_code == 0, result.output
     assert {"loader_ratio", "cached_ratio", "loader_share_of_step"} <= figures(result.stdout).keys()
+
+
+def test_any_preset_is_measured_against_micu(benchmark) -> None:
+    small = ["--batch-size", "2", "--rounds", "1", "--modalities", "a,v"]
+    presets = ["skeleton", "coarse", "reference"]  # the last in float64
+    only = [word for name in presets for word in ("--only", name)]
+    methods = benchmark("methods")
+    result = CliRunner().invoke(methods.main, [*small, *only])
+
+    assert result.exit_code == 0, result.output
+    found = figures(result.stdout)
+    assert found.keys() == {f"step_of_{name}_over_micu" for name in presets}
+    assert found["step_of_skeleton_over_micu"] > 0
+    assert {*BASELINES, "coarse", "fig3-mmjp"} == {*methods.METHODS} <= {*PRESETS}
 
 
 @pytest.mark.parametrize("name", ["train_step", "loader"])

@@ -292,8 +292,10 @@ def test_clips_of_an_excluded_manifest_are_not_trained_on_and_the_run_says_so(
     assert (loaded.record["clips"], loaded.record["excluded_clips"]) == (19, 5)
 
 
-def test_a_preset_for_three_modalities_may_be_fitted_to_two():
+def test_what_a_preset_has_for_three_modalities_may_be_fitted_to_two_at_once():
     words = ["--preset", "fig3-mmjp", "--modalities", "v,a", "--print-config"]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    words += ["--set", "mmjp.splits=2"]
     assert "expected 1 to 4! = 24, got 128" in CliRunner().invoke(main, words).output
     result = CliRunner().invoke(main, [*words, "--set", "mmjp.permutations=24"])
     assert result.exit_code == 0, result.output

@@ -22,6 +22,7 @@ from micu.model.micu import MICU
 B, T, D, K, Q = 4, 5, 8, 6, 7
 NAMES = ("audio", "video", "flow")
 SETTINGS = TransportConfig(momentum=0.75, queue_size=Q, iterations=40, contrast_weight=0.5)
+ALL = torch.ones(B, dtype=torch.bool)
 NO_DRAWS = Draws(torch.zeros(0), torch.zeros(0))
 
 
@@ -126,7 +127,7 @@ def test_each_modality_predicts_the_plans_of_the_others_and_pays_for_its_own() -
                     torch.stack([student[n, i] @ c for c in codes]) / 0.1, 0
                 )
                 swapped -= float(plan[m, i] @ chances) / (6 * B)
-    got = assignment_loss(student, codes, teacher, plan, 0.1)
+    got = assignment_loss(student, codes, teacher, plan, ALL, 0.1)
     assert got.item() == pytest.approx(swapped + paid, rel=1e-12)
 
 
@@ -156,8 +157,36 @@ def test_the_loss_is_assignment_over_batch_and_queue_and_contrast_with_both() ->
     for m, n, i in itertools.product(range(3), range(3), range(B)):
         scores = torch.stack([clips[m, i] @ key for key in known[n]]) / 0.07
         contrast -= float(scores.log_softmax(0)[i].detach()) / (9 * B)
-    expected = assignment_loss(clips, codes, teacher, plan, 0.1).item() + 0.5 * contrast
+    expected = assignment_loss(clips, codes, teacher, plan, ALL, 0.1).item() + 0.5 * contrast
     assert got.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_clips_without_a_real_step_change_nothing() -> None:
+    model, loss = built()
+    batch = batch_of(7)
+    batch.mask[2:] = False
+    some = Batch(
+        {name: x[:2] for name, x in batch.features.items()}, batch.mask[:2], ("a", "b"), ("", "")
+    )
+    model.eval()
+    got, wanted = (loss.compute(model(part), part, NO_DRAWS) for part in (batch, some))
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_a_batch_without_a_real_step_costs_nothing_and_moves_nothing(queued: bool) -> None:
+    model, loss = built()
+    if queued:
+        seen = batch_of(40, "efgh")
+        loss.teacher.push_(directions(loss.teacher.semantic_encoders, seen), seen)
+    batch = batch_of(7)
+    batch.mask[:] = False
+    value = loss.compute(model(batch), batch, NO_DRAWS)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert value.item() == 0
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)
 
 
 def test_codes_get_their_gradient_from_the_loss_and_the_teacher_none() -> None:
@@ -176,19 +205,26 @@ def test_codes_get_their_gradient_from_the_loss_and_the_teacher_none() -> None:
     )
 
 
-def test_the_teacher_is_a_moving_average_of_the_student() -> None:
+def test_the_teacher_is_a_moving_average_of_the_student_whose_momentum_rises() -> None:
     model, loss = built()
     mine, theirs = (
         next(iter(encoders.parameters()))
         for encoders in (loss.teacher.semantic_encoders, model.semantic_encoders)
     )
     expected = theirs.detach().clone()
-    for step in range(3):
+    for step, kept in (
+        (0, 1 / 10),
+        (1, 2 / 11),
+        (2, 3 / 12),
+        (25, 26 / 35),
+        (27, 0.75),
+        (90, 0.75),
+    ):
         with torch.no_grad():
             theirs.add_(numbers(*theirs.shape, seed=step))
         batch = batch_of(step)
-        loss.after_step_(model, model(batch), batch, NO_DRAWS)
-        expected = 0.75 * expected + 0.25 * theirs.detach()
+        loss.after_step_(model, model(batch), batch, replace(NO_DRAWS, step=step))
+        expected = kept * expected + (1 - kept) * theirs.detach()
         torch.testing.assert_close(mine.detach(), expected)
     assert mine is not theirs
 

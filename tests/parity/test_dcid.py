@@ -13,7 +13,7 @@ from micu.baselines import BASELINES
 from micu.config import EncoderConfig, TrainConfig
 from micu.data import Batch
 from micu.losses import Draws, Losses
-from micu.losses.club import ClubLoss, club_bound, log_likelihood
+from micu.losses.club import ClubLoss, Estimator, club_bound, log_likelihood
 from micu.losses.code_matching import code_distributions, matching_loss
 from micu.losses.cpc import CpcLoss, predictive_pairs
 from micu.model.micu import MICU, MICUOutput
@@ -24,6 +24,8 @@ B, T, D, K, Y = 4, 6, 8, 5, 3
 NAMES = ("audio", "video", "text")
 FULL = torch.ones(B, T, dtype=torch.bool)
 PADDED = torch.arange(T) < torch.tensor([6, 4, 5, 3])[:, None]
+GAP = PADDED.clone()
+GAP[0, 0] = GAP[2, 1] = False
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -64,10 +66,10 @@ def draws_of(step: int = 3) -> Draws:
     return Draws(nothing, nothing, seed=11, step=step)
 
 
-def losses_of(config: TrainConfig) -> Losses:
+def losses_of(config: TrainConfig, **grids: tuple[int, ...]) -> Losses:
     torch.manual_seed(0)
     losses = Losses(config)
-    losses.start_(MICU(config, dict.fromkeys(config.modalities, (D,))), 10)
+    losses.start_(MICU(config, dict.fromkeys(config.modalities, (D,)) | grids), 10)
     return losses.double()
 
 
@@ -92,22 +94,41 @@ def test_the_likelihood_of_the_estimators_is_that_of_a_gaussian_without_constant
 
 
 @pytest.mark.parametrize("mask", [FULL, PADDED], ids=["full", "padded"])
-def test_the_bound_is_half_the_difference_of_errors_over_the_variance_of_the_mean(
+def test_the_bound_is_how_much_likelier_a_clip_is_than_another_where_both_have_steps(
     mask: Tensor,
 ) -> None:
     mean, log_variance, y = numbers(B, T, Y), numbers(B, T, Y, seed=1), numbers(B, T, Y, seed=2)
-    other = [2, 1, 3, 0]
-    total = 0.0
-    for b in range(B):
-        both = [t for t in range(T) if mask[b, t] and mask[other[b], t]]
-        own = [t for t in range(T) if mask[b, t]]
-        for d in range(Y):
-            apart = sum(float(mean[b, t, d] - y[other[b], t, d]) ** 2 for t in both) / len(both)
-            together = sum(float(mean[b, t, d] - y[b, t, d]) ** 2 for t in own) / len(own)
-            variance = torch.stack([log_variance[b, t, d] for t in own]).mean().exp()
-            total += 0.5 * (apart - together) / float(variance)
+    lengths, other = mask.sum(1).tolist(), [2, 1, 3, 0]
+    gains = []
+    for b, c in enumerate(other):
+        n = min(lengths[b], lengths[c])
+        spread = (log_variance[b, :n].mean(0) / 2).exp()
+        gaussian = torch.distributions.Normal(mean[b, :n], spread)
+        gain = gaussian.log_prob(y[b, :n]) - gaussian.log_prob(y[c, :n])
+        gains.append(float(gain.sum()) / n)
     got = club_bound(mean, log_variance, y, torch.tensor(other), mask)
-    assert got.item() == pytest.approx(total / B, rel=1e-12)
+    assert got.item() == pytest.approx(sum(gains) / B, rel=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [(10, 3), (3, 10), (10, 10), (1, 7), (10, 0), (0, 0)])
+def test_the_bound_of_what_is_alike_in_all_clips_is_0_however_long_they_are(
+    lengths: tuple[int, int],
+) -> None:
+    mask = torch.arange(10) < torch.tensor(lengths)[:, None]
+    y = torch.arange(1.0, 11.0, dtype=torch.float64)[None, :, None].expand(2, 10, Y)
+    zero, log_variance = torch.zeros_like(y), numbers(2, 10, Y)
+    for other in ([1, 0], [0, 1], [1, 1]):
+        assert club_bound(zero, log_variance, y, torch.tensor(other), mask).item() == 0
+
+
+def test_a_pair_of_clips_without_a_common_step_does_not_count_towards_the_bound() -> None:
+    mean, log_variance, y = numbers(B, T, Y), numbers(B, T, Y, seed=1), numbers(B, T, Y, seed=2)
+    mask, other = FULL.clone(), torch.tensor([1, 0, 3, 2])
+    mask[3] = False
+    got = club_bound(mean, log_variance, y, other, mask)
+    torch.testing.assert_close(
+        got, club_bound(mean[:2], log_variance[:2], y[:2], other[:2], mask[:2])
+    )
 
 
 def test_the_estimators_take_five_steps_of_their_own_adam_on_detached_values() -> None:
@@ -134,6 +155,35 @@ def test_the_estimators_take_five_steps_of_their_own_adam_on_detached_values() -
         ):
             torch.testing.assert_close(got.detach(), expected.detach(), rtol=1e-9, atol=1e-12)
     assert all(entry.quantized.grad is None for entry in output.quantized.values())
+
+
+def test_the_bounds_of_all_modalities_are_added_up_each_with_pairs_of_its_own_draw() -> None:
+    config = configured()
+    config = replace(config, reconstruction=replace(config.reconstruction, grid_width=8))
+    loss = cast(ClubLoss, losses_of(config, video=(7, 7, 4)).club)
+    output, draws = output_of(), draws_of()
+    grid = numbers(B, T, 2, 3, 8, seed=60)
+    output.specific["video"] = grid
+    got = loss.compute(output, batch_of(FULL), draws)
+
+    source, total, pairings = draws.generator("club"), 0.0, []
+    for name in NAMES:
+        other = torch.randperm(B, generator=source).tolist()
+        pairings.append(other)
+        estimator, y = cast(Estimator, loss.estimators[name]), output.specific[name]
+        if name == "video":
+            cells = [grid[:, :, i, j] for i, j in itertools.product(range(2), range(3))]
+            y = loss.heads[name](sum(cells) / 6)
+            assert y.shape == (B, T, 2)  # a quarter of the grid's width
+        for b in range(B):
+            x = output.quantized[name].quantized[b]
+            mean, log_variance = estimator.mean(x), estimator.log_variance(x)
+            apart = (mean - y[other[b]]).square().mean(0)
+            together = (mean - y[b]).square().mean(0)
+            total += float(((apart - together) / log_variance.mean(0).exp()).sum().detach()) / 2 / B
+    assert got.item() == pytest.approx(total, rel=1e-12)
+    assert [1, 2, 3, 0] not in pairings
+    assert len({tuple(other) for other in pairings}) == len(NAMES)
 
 
 def test_the_estimators_learn_what_codes_say_and_get_no_gradient_from_the_bound() -> None:
@@ -175,30 +225,34 @@ def test_pairs_are_contrasted_by_the_dot_product_over_predictions_or_targets(
         assert got[n, m].item() == pytest.approx(total / len(rows), rel=1e-12)
 
 
+@pytest.mark.parametrize("mask", [FULL, PADDED, GAP], ids=["full", "padded", "gap"])
 @pytest.mark.parametrize("names", [("audio", "video"), NAMES])
 def test_the_next_step_is_predicted_from_the_past_by_each_modality_of_each(
-    names: tuple[str, ...],
+    names: tuple[str, ...], mask: Tensor
 ) -> None:
     config = configured(names, cpc=CpcConfig(layers=2))
     loss, output = cast(CpcLoss, losses_of(config).cpc), output_of(names)
-    got = loss.compute(output, batch_of(FULL), draws_of())
+    got = loss.compute(output, batch_of(mask), draws_of())
     last = int(torch.randint(1, T - 1, (), generator=draws_of().generator("cpc")))
+    rows = [b for b in range(B) if mask[b, last] and mask[b, last + 1]]
     total = 0.0
     for m, n in itertools.product(names, names):
-        past = output.quantized[m].semantic[:, : last + 1]
+        past = output.quantized[m].semantic[rows, : last + 1].clone()
+        past[~mask[rows, : last + 1]] = 0  # what is not real is not read
         context = loss.readers[m](past)[0][:, last]
-        scores = output.quantized[n].semantic[:, last + 1] @ loss.predictors[m](context).T
+        scores = output.quantized[n].semantic[rows, last + 1] @ loss.predictors[m](context).T
         weight = 0.1 if m == n else 1.0
         total -= weight * float(scores.log_softmax(1).diagonal().mean().detach())
     assert got.item() == pytest.approx(total, rel=1e-12)
 
 
 def test_the_past_has_two_to_all_but_one_steps() -> None:
-    drawn = {
-        int(torch.randint(1, T - 1, (), generator=draws_of(step).generator("cpc")))
-        for step in range(200)
-    }
-    assert drawn == set(range(1, T - 1))
+    loss, read = cast(CpcLoss, losses_of(configured()).cpc), set()
+    for reader in loss.readers.values():
+        reader.register_forward_pre_hook(lambda _, given: read.add(given[0].shape[1]))
+    for step in range(60):
+        loss.compute(output_of(), batch_of(FULL), draws_of(step))
+    assert read == set(range(2, T))
 
 
 # --- code matching ---------------------------------------------------------------------------

@@ -13,12 +13,13 @@ from micu.baselines import BASELINES
 from micu.config import DataConfig, EncoderConfig, QuantizerConfig, TrainConfig
 from micu.data import Batch
 from micu.losses import Draws, Losses
+from micu.losses.one_way import OneWayLoss
 from micu.losses.self_cross import SelfCrossLoss, StepDecoder, mask_ratio, masked_l1
 from micu.model.micu import MICU, MICUOutput
 from micu.model.quantizer import UnifiedQuantizer
 
 B, T, D = 3, 5, 8
-SHAPES: dict[str, tuple[int, ...]] = {"audio": (6,), "video": (5, 5, 4)}
+SHAPES: dict[str, tuple[int, ...]] = {"audio": (6,), "video": (7, 7, 4)}
 MASK = torch.arange(T) < torch.tensor([5, 3, 4])[:, None]
 
 
@@ -32,6 +33,7 @@ def configured(memory: Literal["pooled", "sequence"] = "pooled") -> TrainConfig:
     return replace(
         config,
         encoder=EncoderConfig(embed_dim=D, heads=2, feedforward_dim=8, dropout=0.0),
+        quantizer=replace(config.quantizer, pool=memory == "pooled"),
         reconstruction=replace(config.reconstruction, grid_width=4, vector_width=4),
         data=DataConfig(steps=T),
         baselines=BaselinesConfig(self_cross=SelfCrossConfig(memory=memory)),
@@ -117,6 +119,20 @@ def test_clips_look_for_their_pair_in_one_direction() -> None:
     cosines = torch.cosine_similarity(clips[0][:, None], clips[1][None], dim=-1) / 0.1
     expected = -cosines.log_softmax(1).diagonal().mean()
     assert got.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_each_modality_looks_for_those_that_stand_after_it_and_the_pairs_are_added_up() -> None:
+    config = replace(configured(), modalities=("audio", "video", "flow"))
+    clips, has_steps = numbers(4, 3, D), torch.tensor([True, True, False, True])
+    got = OneWayLoss(config).compare(clips, has_steps)
+    rows, total = [0, 1, 3], 0.0
+    for m, n in ((0, 1), (0, 2), (1, 2)):
+        for i in rows:
+            cosines = torch.stack(
+                [torch.cosine_similarity(clips[i, m], clips[j, n], dim=0) / 0.1 for j in rows]
+            )
+            total -= float(cosines.log_softmax(0)[rows.index(i)]) / len(rows)
+    assert got.item() == pytest.approx(total, rel=1e-9)
 
 
 def test_pooled_codes_are_those_of_the_mean_over_real_steps_and_move_the_codebook() -> None:

@@ -155,6 +155,17 @@ def test_differences_are_named_by_their_full_key():
     assert config_differences(one, one) == {}
 
 
+def test_what_nothing_reads_makes_no_difference() -> None:
+    one, other = TrainConfig(), with_overrides(TrainConfig(), ["mmjp.splits=2"])
+    assert config_differences(one, other) == {}
+    on = ["weights.mmjp=1"]
+    differences = config_differences(with_overrides(one, on), with_overrides(other, on))
+    assert differences == {"mmjp.splits": (None, 2)}
+    assert config_differences(one, with_overrides(other, on)).keys() == {
+        *("weights.mmjp", "mmjp.splits")
+    }
+
+
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
@@ -176,7 +187,7 @@ def test_differences_are_named_by_their_full_key():
         (["jigsaw.splits=1"], "jigsaw.splits: expected 0 or at least 2, got 1"),
         (["mmjp.splits=3", "weights.mmjp=1"], "mmjp.splits: expected a divisor of encoder.embed"),
         (
-            ["modalities=audio,video", "weights.mmjp=1"],
+            ["modalities=audio,video", "weights.mmjp=1", "mmjp.splits=2"],
             "mmjp.permutations: expected 1 to 4! = 24, got 128",
         ),
         (
@@ -261,7 +272,7 @@ MICU = {
         "block_draw": "batch",
         "labels": "exact",
     },
-    "mmjp": {"splits": 2, "permutations": 128, "hidden_dim": 512},
+    "mmjp": {"splits": None, "permutations": 128, "hidden_dim": 512},
     "weights": {
         "fine": 1,
         "coarse": 1,

@@ -16,6 +16,7 @@ from micu.losses.mmjp import side_by_side
 from micu.model.micu import MICUOutput
 from micu.model.quantizer import Quantized
 from micu.overrides import with_overrides
+from micu.presets import PRESETS
 
 B, T, D = 2, 3, 8
 SMALL = [
@@ -57,7 +58,7 @@ def slow_loss(losses: Losses, codes: dict[str, Tensor], mask: Tensor) -> Tensor:
     """Every real step of every clip: cut, put in order, ask, compare with the order's number."""
     state = dict(losses.named_parameters())
     table = losses.get_buffer("mmjp.permutations").tolist()
-    splits = losses.config.mmjp.splits
+    splits = losses.get_buffer("mmjp.permutations").shape[1] // len(losses.config.modalities)
     answers = []
     for clip in range(B):
         for step in range(T):
@@ -84,7 +85,8 @@ def slow_loss(losses: Losses, codes: dict[str, Tensor], mask: Tensor) -> Tensor:
         (),
         ("mmjp.splits=4",),
         ("mmjp.splits=1", "mmjp.permutations=6"),
-        ("modalities=video,flow", "mmjp.splits=4"),
+        ("modalities=video,flow",),
+        ("modalities=video,flow", "mmjp.splits=2"),
         ("modalities=audio,video,flow,text",),
     ],
 )
@@ -112,6 +114,29 @@ def test_permutations_are_different_orders_of_all_parts_without_listing_them() -
     assert table.shape == (300, 32)
     assert all(sorted(row) == list(range(32)) for row in table.tolist())
     assert len({permutation_rank(row) for row in table.tolist()}) == 300
+
+
+@pytest.mark.parametrize(
+    ("modalities", "parts"),
+    [("audio,video", 8), ("audio,video,flow", 6), ("audio,video,flow,text", 8)],
+)
+def test_the_preset_fits_any_modalities_with_the_splits_of_moosa_and_its_permutations(
+    modalities: str, parts: int
+) -> None:
+    config = with_overrides(PRESETS["fig3-mmjp"](), [f"modalities={modalities}"])
+    table = Losses(config).get_buffer("mmjp.permutations")
+    assert table.shape == (128, parts)
+    assert len({tuple(order) for order in table.tolist()}) == 128
+
+
+@pytest.mark.parametrize("modalities", ["audio,video", "audio,video,flow"])
+def test_clips_of_fewer_steps_than_parts_have_the_loss_of_their_steps(modalities: str) -> None:
+    config = config_of(f"modalities={modalities}")
+    losses, codes = Losses(config).double(), codes_of(config)
+    mask = torch.tensor([[True, False, False], [True, False, False]])
+    short = {name: x[:, :1] for name, x in codes.items()}
+    got = compute(losses, short, mask[:, :1])
+    assert got.item() == pytest.approx(slow_loss(losses, codes, mask).item(), rel=1e-12)
 
 
 def test_both_jigsaws_may_be_trained_at_once_each_with_its_own_classifier() -> None:

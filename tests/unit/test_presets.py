@@ -1,6 +1,8 @@
 """Every preset by name: it is told in one line, it builds, and it takes steps."""
 
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -8,8 +10,9 @@ from click.testing import CliRunner
 
 from micu.cli.train import main
 from micu.data import Batch
+from micu.evaluate.models import LoadedModel, describe_preset
 from micu.overrides import with_overrides
-from micu.presets import PRESETS
+from micu.presets import ALIASES, PRESETS
 from micu.step import build_state, train_step
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -46,6 +49,18 @@ def test_every_preset_builds_and_takes_two_steps(name: str) -> None:
     assert all(math.isfinite(report.total) for report in reports)
     assert set(reports[-1].terms) == set(config.terms())
     assert not torch.equal(before, state.model.quantizer.codebook)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_results_call_a_preset_with_two_names_by_the_first(name: str) -> None:
+    config = PRESETS[name]()
+    assert config == PRESETS[ALIASES[name]]()
+    changed = with_overrides(config, ["optimizer.epochs=3"])
+    told = [
+        describe_preset(cast(LoadedModel, SimpleNamespace(record={"preset": name}, config=given)))
+        for given in (config, changed)
+    ]
+    assert told == [ALIASES[name], f"{ALIASES[name]} with optimizer.epochs=3"]
 
 
 def test_the_listing_says_a_line_about_every_preset() -> None:

@@ -1,31 +1,38 @@
 """The real-data benchmark: which items make clips, its readers and tables, and all of it, small."""
 
 import csv
+import json
 import struct
 from dataclasses import replace
 from itertools import pairwise
 
+import av
+import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from benchmarks.real import main
-from benchmarks.real_media import SHARES, TEST_SPEAKERS, Item, Pool, drop_duplicates, pair_items
+from benchmarks.real_media import TEST_SPEAKERS, open_objects, origin_of, write_set
 from benchmarks.real_methods import DATA_SETS, METHODS, assignments, draw_trials
+from benchmarks.real_pairs import SHARES, Item, Pool, drop_duplicates, pair_items
 from benchmarks.real_tables import CEILING, CLOSED, Figure, figures_of, summarise
 from benchmarks.tensorflow_checkpoint import MAGIC, read_tensors
+from micu.errors import ManifestError
 from micu.evaluate.report import Row, read_rows
+from micu.manifest import read_manifest
 from micu.presets import PRESETS
+from tests.media_files import write_wav
 
 # --- items and pairs -------------------------------------------------------------------------
 
 
-def items(kind, label, count, speakers=("",)):
-    return [Item(f"{kind}/{label}/{i}", label, speakers[i % len(speakers)]) for i in range(count)]
+def items(kind, label, count, origins=("",)):
+    return [Item(f"{kind}/{label}/{i}", label, origins[i % len(origins)]) for i in range(count)]
 
 
-def every(kind, counts, speakers=("",)):
-    return [item for label, n in counts.items() for item in items(kind, label, n, speakers)]
+def every(kind, counts, origins=("",)):
+    return [item for label, n in counts.items() for item in items(kind, label, n, origins)]
 
 
 def test_no_item_is_in_two_splits_and_every_training_item_is_used():
@@ -55,14 +62,68 @@ def test_a_pair_is_of_one_class():
     assert all(item.label == label for _, label, _, both in pairs for item in both)
 
 
-def test_two_speakers_are_heard_in_the_test_alone():
-    speakers = ("jackson", "lucas", *TEST_SPEAKERS)
-    pairs = pair_items(every("p", {"one": 80}), every("s", {"one": 80}, speakers), seed=1)
-    heard = {
-        split: {both[1].speaker for part, _, _, both in pairs if part == split} for split in SHARES
+def origins_by_split(pairs):
+    return {
+        split: {both[1].origin for part, _, _, both in pairs if part == split} for split in SHARES
     }
-    assert heard["test"] == set(TEST_SPEAKERS)
-    assert not (heard["train"] | heard["val"]) & set(TEST_SPEAKERS)
+
+
+def test_two_speakers_are_heard_in_the_test_alone():
+    speakers = ("jackson", "lucas", "theo", "yweweler")
+    sounds = [
+        replace(item, test_only=item.origin in TEST_SPEAKERS)
+        for item in every("s", {"one": 80}, speakers)
+    ]
+    pairs = pair_items(every("p", {"one": 80}), [replace(s, origin="") for s in sounds], seed=1)
+    held_out = {sound.name for sound in sounds if sound.test_only}
+    for split in SHARES:
+        heard = {both[1].name for part, _, _, both in pairs if part == split}
+        assert heard <= held_out if split == "test" else not heard & held_out
+
+
+@pytest.mark.parametrize("takes", [1, 4, 13])
+def test_takes_of_one_recording_are_in_one_split(takes):
+    recordings = tuple(f"recording {number}" for number in range(-(-80 // takes)))
+    pairs = pair_items(every("p", {"a": 80}), every("s", {"a": 80}, recordings), seed=1)
+    heard = origins_by_split(pairs)
+    assert all(heard.values())
+    for one, other in pairwise([*heard, "train"]):
+        assert not heard[one] & heard[other]
+
+
+def test_a_file_names_its_recording_or_speaker():
+    assert origin_of("audio/esc10/helicopter/1-172649-A.ogg") == "esc10/172649"
+    assert origin_of("audio/esc10/helicopter/1-172649-B.ogg") == "esc10/172649"
+    assert origin_of("audio/fsdd/0_george_10.wav") == "fsdd/george"
+    assert origin_of("audio/animals/cow/Inek_inek_1.wav") == ""
+    with pytest.raises(ManifestError, match="expected a name"):
+        origin_of("audio/esc10/helicopter/renamed.ogg")
+
+
+def test_a_folder_without_its_list_is_named(tmp_path):
+    with pytest.raises(ManifestError, match=r"items\.csv: not there"):
+        open_objects(tmp_path)
+
+
+def test_clips_are_made_of_the_items_that_are_told(tmp_path):
+    source, rows = tmp_path / "source", ["path,kind,label,source"]
+    rng = np.random.default_rng(0)
+    source.mkdir()
+    for number in range(8):
+        picture, sound = f"{number}.png", f"{number}.wav"
+        cv2.imwrite(str(source / picture), rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+        write_wav(source / sound, rng.normal(0, 0.1, (1, 16_000)), 16_000)
+        rows += [f"{picture},image,a,x/{picture}", f"{sound},audio,a,esc10/1-{number}-A.wav"]
+    (source / "items.csv").write_text("\n".join(rows))
+    manifest = read_manifest(write_set("av-objects", source, tmp_path / "out", workers=1))
+    with (tmp_path / "out/av-objects.items.csv").open(newline="") as file:
+        told = list(csv.DictReader(file))
+    assert [row["clip_id"] for row in told] == [clip.clip_id for clip in manifest.clips]
+    assert {row["sound_origin"] for row in told} <= {f"esc10/{number}" for number in range(8)}
+    with av.open(str(tmp_path / "out" / manifest.clips[0].path)) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        assert (video.width, video.height, audio.rate) == (256, 256, 16_000)
+        assert sum(1 for _ in container.decode(video)) == 5 * 4
 
 
 def test_pairs_are_a_function_of_the_seed():
@@ -256,9 +317,12 @@ def benchmark(tmp_path_factory):
     return out
 
 
+SMALL_RUN = ("--smoke", "--sets", "av-objects", "--methods", "micu,skeleton", "--workers", "1")
+
+
 def run(out, *more):
-    words = ["--smoke", "--sets", "av-objects", "--methods", "micu,skeleton", "--workers", "1"]
-    return CliRunner().invoke(main, [*words, "--out", str(out), *more], catch_exceptions=False)
+    words = [*SMALL_RUN, "--out", str(out), *more]
+    return CliRunner().invoke(main, words, catch_exceptions=False)
 
 
 def test_the_table_has_every_method_and_its_references(benchmark):
@@ -270,6 +334,12 @@ def test_the_table_has_every_method_and_its_references(benchmark):
     shown = {(f["split"], f["how"]) for f in found if f["method"] == "micu"}
     assert shown >= {(n, how) for n in ("8", "12") for how in ("source-val", "paper")}
     assert {f["seed"] for f in found if f["method"] == "micu"} == {"1", "2"}
+
+
+def test_a_step_of_every_method_is_timed(benchmark):
+    seconds = json.loads((benchmark / "av-objects.cost.json").read_text())
+    assert seconds.keys() == {"micu", "skeleton"}
+    assert min(seconds.values()) > 0
 
 
 def test_tuning_looks_at_held_out_source_clips_of_known_classes_alone(benchmark):
@@ -284,6 +354,25 @@ def test_nothing_that_is_finished_is_done_again(benchmark):
     before = {path: path.stat().st_mtime_ns for path in benchmark.glob("runs/**/*.*")}
     assert run(benchmark).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in benchmark.glob("runs/**/*.*")} == before
+
+
+def test_results_of_other_settings_are_not_mixed_in(benchmark):
+    record = next(benchmark.glob("runs/*/skeleton/*/2/settings.json"))
+    before = record.read_text()
+    record.write_text(before.replace("batch_size=32", "batch_size=16"))
+    result = CliRunner().invoke(main, [*SMALL_RUN, "--out", str(benchmark)])
+    record.write_text(before)
+    assert result.exit_code == 1
+    assert "made with other settings" in result.output
+    assert str(record.parent) in result.output
+
+
+def test_a_toy_is_not_put_where_the_real_one_lies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["--stage", "table", "--methods", "micu", "--smoke"])
+    assert result.exit_code == 1
+    assert "not trained yet" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == [".real-smoke"]
 
 
 def test_ablations_stand_beside_the_method_itself(benchmark):

@@ -101,6 +101,48 @@ def test_a_sweep_of_what_nothing_reads_is_refused() -> None:
         plan("preset=turn", "contrastive.normalize=yes,no")
 
 
+@pytest.mark.parametrize(
+    ("off", "on", "axis", "reader"),
+    [
+        *(
+            ("preset=codis", "preset=cmcm", axis, "quantizer.learning=average")
+            for axis in (
+                *("quantizer.ema_decay=0.9,0.99", "quantizer.ema_epsilon=0.1,1"),
+                *("quantizer.ema_own=0.5,1", "quantizer.ema_init=one,zero"),
+            )
+        ),
+        *(
+            ("quantizer.reset=off", "quantizer.reset=revive", axis, "quantizer.reset=revive or")
+            for axis in ("quantizer.dead_after=200,300", "quantizer.active_within=50,99")
+        ),
+        (
+            *("preset=dcid", "preset=cmcm", "baselines.code_matching.warmup_vectors=500,5000"),
+            "baselines.code_matching.warmup above 0",
+        ),
+        *(
+            (off, "preset=micu", axis, "weights.reconstruction and the modality text")
+            for off in ("weights.reconstruction=none", "modalities=audio,video;audio,flow")
+            for axis in ("reconstruction.text_target=lstm,input",)
+        ),
+        (
+            *("weights.reconstruction=none", "preset=micu"),
+            *("reconstruction.vector_width=64,128", "weights.reconstruction"),
+        ),
+        (
+            *("weights.commitment=none", "preset=micu"),
+            *("quantizer.commitment_own=0.1,0.5", "weights.commitment"),
+        ),
+    ],
+)
+def test_a_sweep_of_what_the_method_has_no_use_for_is_refused(
+    off: str, on: str, axis: str, reader: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(off, axis)
+    assert f"{axis.partition('=')[0]}: nothing reads it without {reader}" in str(caught.value)
+    assert len(plan(on, axis)) == 2
+
+
 def test_every_configuration_that_cannot_be_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         plan("quantizer.codebook_size=1,16,0")
