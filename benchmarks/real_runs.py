@@ -32,7 +32,7 @@ from micu.cli.evaluate import main as evaluate_command
 from micu.cli.features import find_feature_sets
 from micu.cli.train import main as train_command
 from micu.evaluate.report import Row, read_rows
-from micu.evaluate.thresholds import THRESHOLDS
+from micu.evaluate.thresholds import ORACLE_AT_SOURCE_EPOCH, THRESHOLDS
 from micu.files import write_atomically
 from micu.overrides import with_overrides
 from micu.presets import PRESETS
@@ -232,7 +232,8 @@ def evaluate(place: Place, run: Run, first: bool) -> None:
 
 
 def _open_set(place: Place, data: DataSet, known: int) -> list[str]:
-    thresholds = (word for name in THRESHOLDS for word in ("--threshold", name))
+    names = (*THRESHOLDS, ORACLE_AT_SOURCE_EPOCH)
+    thresholds = (word for name in names for word in ("--threshold", name))
     return ["--known", str(place.known(data, known)), *thresholds]
 
 
