@@ -62,9 +62,7 @@ def club_bound(
     apart = _mean_over_steps((mean - y[other]).square(), both)
     together = _mean_over_steps((mean - y).square(), both)
     variance = _mean_over_steps(log_variance, both).exp()
-    per_sample = ((apart - together) / variance).sum(
-        -1
-    ) / 2  # (B,), 0 where no step is real in both
+    per_sample = ((apart - together) / variance).sum(-1) / 2  # (B,), 0 for clips that share no step
     return per_sample.sum() / both.any(1).sum().clamp(min=1)
 
 
