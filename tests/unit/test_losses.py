@@ -225,11 +225,8 @@ def test_reconstruction_and_commitment_are_sums_over_the_modalities() -> None:
     pairs = [(out.reconstruction[name], out.target[name]) for name in MODALITIES]
     expected = sum(torch.nn.functional.mse_loss(*pair).item() for pair in pairs)
     assert terms["reconstruction"].item() == pytest.approx(expected, rel=1e-12)
-    expected = sum(
-        entries[name].commitment_loss.item()
-        for name in MODALITIES
-        for entries in (out.quantized, out.pooled)
-    )
+    entries = (*out.quantized.values(), *out.pooled.values())
+    expected = sum(entry.commitment_loss.item() for entry in entries)
     assert terms["commitment"].item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -259,9 +256,8 @@ def test_a_loss_that_is_left_out_is_not_even_made(name: str) -> None:
     gone = {name, "club"} if name == "reconstruction" else {name}  # which needs what is rebuilt
     weights = replace(CONFIG.weights, **dict.fromkeys(gone))
     quantizer = replace(CONFIG.quantizer, pool=name != "self_cross")
-    config = WITHOUT_TRANSPORT
-    if name != "transport":
-        config = replace(CONFIG, weights=weights, quantizer=quantizer)
+    changed = {"weights": weights, "quantizer": quantizer}
+    config = WITHOUT_TRANSPORT if name == "transport" else replace(CONFIG, **changed)
     drawn = the_draws(CONFIG)
     losses = losses_of(config)
     loss = compute_losses(output(*inputs()), batch(), losses, drawn)
