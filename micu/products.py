@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -25,21 +25,21 @@ def _is_ours(x: Tensor) -> bool:
     return plain and x.numel() > 0 and has_onednn() and not torch.is_autocast_enabled("cpu")
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply (N, C) by (C, O), whatever their strides; nothing is recorded for a gradient."""
+def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply (N, C) by (C, O), whatever their strides, and add (O,); no gradient is recorded."""
     if not _is_ours(left):
-        return left @ right
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
+        return left @ right if bias is None else torch.addmm(bias, left, right)
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(left, right.T, bias, "none", [], "")
     return out
 
 
 class _Linear(torch.autograd.Function):
-    """Rows (N, C) by weight (O, C)."""
+    """Rows (N, C) by weight (O, C), and bias (O,)."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
-        return product(rows, weight.T)
+        return product(rows, weight.T, bias)
 
     @staticmethod
     @once_differentiable
@@ -48,6 +48,7 @@ class _Linear(torch.autograd.Function):
         return (
             product(grad, weight) if ctx.needs_input_grad[0] else None,
             product(grad.T, rows) if ctx.needs_input_grad[1] else None,
+            grad.sum(0) if ctx.needs_input_grad[2] else None,
         )
 
 
@@ -64,5 +65,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _is_ours(x):
         return F.linear(x, weight, bias)
-    out: Tensor = _Linear.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], len(weight))
-    return out if bias is None else out + bias
+    out: Tensor = _Linear.apply(x.flatten(0, -2), weight, bias)
+    return out.view(*x.shape[:-1], len(weight))
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., O)."""
+        return linear(x, self.weight, self.bias)

@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from micu.data import Batch
 from micu.errors import ConfigError, check_shape
 from micu.model.micu import MICU
+from micu.products import Linear
 
 PREDICTED_AT_ONCE = 1024
 """Clips whose logits are computed at once."""
@@ -173,7 +174,7 @@ def _encode(model: MICU, batches: Iterable[Batch], modality: str) -> ClipFeature
 class Probe(Protocol):
     """What turns the features of clips into logits over the known classes: `pool`, `classify`."""
 
-    classify: nn.Linear
+    classify: Linear
     """(C, D): from what `pool` gives to logits."""
 
     def pool(self, values: Tensor, mask: Tensor) -> Tensor:
@@ -190,8 +191,8 @@ class ClassificationProbe(nn.Module):
 
     def __init__(self, embed_dim: int, classes: int) -> None:  # noqa: D107
         super().__init__()
-        self.project = nn.Linear(embed_dim, embed_dim)
-        self.classify = nn.Linear(embed_dim, classes)
+        self.project = Linear(embed_dim, embed_dim)
+        self.classify = Linear(embed_dim, classes)
 
     def pool(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Project every step and take the maximum over time.
@@ -225,8 +226,8 @@ class LocalizationProbe(nn.Module):
 
     def __init__(self, embed_dim: int, classes: int) -> None:  # noqa: D107
         super().__init__()
-        self.project = nn.Linear(embed_dim, embed_dim)
-        self.classify = nn.Linear(embed_dim, classes)
+        self.project = Linear(embed_dim, embed_dim)
+        self.classify = Linear(embed_dim, classes)
         self.alpha = nn.Parameter(torch.full((classes,), 0.1))
 
     def logits(self, values: Tensor) -> Tensor:
@@ -346,7 +347,7 @@ class LinearClassifier(nn.Module):
         super().__init__()
         pooled = _mean_and_max(features.values, features.mask)
         self.shift, self.scale = pooled.mean(0), pooled.std(0, correction=0).clamp_min(1e-6)
-        self.classify = nn.Linear(pooled.shape[-1], classes).to(pooled.device, pooled.dtype)
+        self.classify = Linear(pooled.shape[-1], classes).to(pooled.device, pooled.dtype)
         nn.init.zeros_(self.classify.weight)
         nn.init.zeros_(self.classify.bias)
 

@@ -16,6 +16,7 @@ from micu.data import Batch
 from micu.losses.terms import LOSSES, Draws, Loss
 from micu.model.micu import MICU, MICUOutput
 from micu.model.networks import SpecificEncoder
+from micu.products import Linear
 
 ESTIMATOR_LAYERS = 3
 HEAD_REDUCTION = 2
@@ -91,9 +92,9 @@ class Estimator(nn.Module):
 def _mlp(dim: int, out_dim: int, hidden_dim: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(ESTIMATOR_LAYERS):
-        layers += [nn.Linear(dim, hidden_dim), nn.ReLU()]
+        layers += [Linear(dim, hidden_dim), nn.ReLU()]
         dim = hidden_dim
-    return nn.Sequential(*layers, nn.Linear(dim, out_dim))
+    return nn.Sequential(*layers, Linear(dim, out_dim))
 
 
 @LOSSES.register("club")
@@ -115,7 +116,7 @@ class ClubLoss(Loss):
                 narrower = max(1, width // HEAD_REDUCTION)
                 out = max(1, narrower // HEAD_REDUCTION)
                 self.heads[name] = nn.Sequential(
-                    nn.Linear(width, narrower), nn.ReLU(), nn.Linear(narrower, out)
+                    Linear(width, narrower), nn.ReLU(), Linear(narrower, out)
                 )
                 width = out
             self.estimators[name] = Estimator(dim, width, settings.hidden_dim)

@@ -14,6 +14,7 @@ from micu.data import Batch
 from micu.losses.contrastive import info_nce_pairs
 from micu.losses.terms import LOSSES, Draws, Loss
 from micu.model.micu import MICUOutput
+from micu.products import Linear
 
 
 def predictive_pairs(
@@ -67,7 +68,7 @@ class CpcLoss(Loss):
         self.readers = nn.ModuleDict(
             {name: nn.LSTM(dim, dim, layers, batch_first=True) for name in names}
         )
-        self.predictors = nn.ModuleDict({name: nn.Linear(dim, dim) for name in names})
+        self.predictors = nn.ModuleDict({name: Linear(dim, dim) for name in names})
 
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """Sum over ordered pairs; a modality's prediction of itself weighs less, ()."""

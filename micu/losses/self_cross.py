@@ -20,6 +20,7 @@ from micu.config import TrainConfig
 from micu.data import Batch
 from micu.losses.terms import LOSSES, Draws, Loss, needed_steps
 from micu.model.micu import MICU, MICUOutput
+from micu.products import Linear
 
 POSITION_SCALE = 0.02
 
@@ -63,7 +64,7 @@ class StepDecoder(nn.Module):
     def __init__(self, dim: int, steps: int, config: TrainConfig) -> None:  # noqa: D107
         super().__init__()
         sizes = config.encoder
-        self.project = nn.Linear(dim, sizes.embed_dim)
+        self.project = Linear(dim, sizes.embed_dim)
         self.hidden_step = nn.Parameter(torch.zeros(dim))
         self.positions = nn.Parameter(POSITION_SCALE * torch.randn(steps, sizes.embed_dim))
         self.layers = nn.ModuleList(
@@ -76,7 +77,7 @@ class StepDecoder(nn.Module):
             )
             for _ in range(config.baselines.self_cross.layers)
         )
-        self.rebuild = nn.Linear(sizes.embed_dim, dim)
+        self.rebuild = Linear(sizes.embed_dim, dim)
 
     def fill(self, x: Tensor, hidden: Tensor, memory: Tensor, mask: Tensor, real: Tensor) -> Tensor:
         """Rebuild every step.

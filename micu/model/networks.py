@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from micu.config import EncoderConfig, ReconstructionConfig
 from micu.errors import ShapeError
 from micu.model.grids import GridConv, GridConvTranspose, by_products
+from micu.products import Linear
 
 FRONTS: dict[str, Literal["none", "gate", "words"]] = {
     "audio": "none",
@@ -112,13 +113,13 @@ class GridPool(nn.Module):
         super().__init__()
         dim = shape[-1]
         hidden_dim = max(1, dim // GATE_REDUCTION)
-        self.squeeze = nn.Linear(dim, hidden_dim, bias=False)
-        self.excite = nn.Linear(hidden_dim, dim, bias=False)
+        self.squeeze = Linear(dim, hidden_dim, bias=False)
+        self.excite = Linear(hidden_dim, dim, bias=False)
         self.attends = spatial == "softmax" and len(shape) == 3
         if self.attends:
-            self.cell = nn.Linear(dim, attention_dim)
-            self.context = nn.Linear(dim, attention_dim)
-            self.score = nn.Linear(attention_dim, 1)
+            self.cell = Linear(dim, attention_dim)
+            self.context = Linear(dim, attention_dim)
+            self.score = Linear(attention_dim, 1)
 
     def pool(self, features: Tensor) -> Tensor:
         """Pool (B, T, C) or (B, T, H, W, C) to (B, T, C)."""
@@ -144,11 +145,11 @@ class TransformerLayer(nn.Module):
         super().__init__()
         dim = config.embed_dim
         self.heads = config.heads
-        self.attention_in = nn.Linear(dim, 3 * dim)
-        self.attention_out = nn.Linear(dim, dim)
+        self.attention_in = Linear(dim, 3 * dim)
+        self.attention_out = Linear(dim, dim)
         self.attention_norm = nn.LayerNorm(dim)
-        self.feedforward_in = nn.Linear(dim, config.feedforward_dim)
-        self.feedforward_out = nn.Linear(config.feedforward_dim, dim)
+        self.feedforward_in = Linear(dim, config.feedforward_dim)
+        self.feedforward_out = Linear(config.feedforward_dim, dim)
         self.feedforward_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.xavier_uniform_(self.attention_in.weight)
@@ -196,7 +197,7 @@ class SemanticEncoder(nn.Module):
     def __init__(self, shape: Sequence[int], gated: bool, config: EncoderConfig) -> None:  # noqa: D107
         super().__init__()
         self.pool = GridPool(shape, config.embed_dim, config.spatial) if gated else None
-        self.project = nn.Linear(shape[-1], config.embed_dim)
+        self.project = Linear(shape[-1], config.embed_dim)
         layers = [TransformerLayer(config) for _ in range(config.layers)]
         if config.clone_init:
             layers = [copy.deepcopy(layers[0]) for _ in layers]
@@ -279,7 +280,7 @@ class SpecificEncoder(nn.Module):
                 ResidualBlock(width),
             )
         else:
-            self.net = nn.Linear(int(torch.Size(shape).numel()), config.vector_width)
+            self.net = Linear(int(torch.Size(shape).numel()), config.vector_width)
 
     def encode(self, features: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, W'), or (B, T, H, W, C) to (B, T, H - 4, W - 4, W')."""
@@ -301,7 +302,7 @@ class Reconstructor(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         self.convolutional = is_convolutional(shape)
-        self.code = nn.Linear(embed_dim, embed_dim)
+        self.code = Linear(embed_dim, embed_dim)
         self.net: nn.Module
         if self.convolutional:
             width, dim = config.grid_width, shape[-1]
@@ -314,7 +315,7 @@ class Reconstructor(nn.Module):
             )
         else:
             size = int(torch.Size(shape).numel())
-            self.net = nn.Linear(embed_dim + config.vector_width, size)
+            self.net = Linear(embed_dim + config.vector_width, size)
 
     def reconstruct(self, quantized: Tensor, specific: Tensor) -> Tensor:
         """Rebuild the features; the code's channels stand before the specific ones.

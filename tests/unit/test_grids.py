@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from micu.model import grids
 from micu.model.grids import GridConv, GridConvTranspose, grid_algorithm
-from micu.products import has_onednn, linear, product
+from micu.products import Linear, has_onednn, linear, product
 
 LAYERS = {
     "valid": lambda: GridConv(6, 5, 3),
@@ -144,9 +144,24 @@ def test_the_gradient_of_a_linear_map_is_that_of_finite_differences(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("micu.products._is_ours", lambda x: True)
-    monkeypatch.setattr("micu.products.product", torch.matmul)
+    monkeypatch.setattr("micu.products.product", lambda x, y, bias: torch.addmm(bias, x, y))
     inputs = [torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in SHAPES]
     assert torch.autograd.gradcheck(linear, inputs)
 
 
 SHAPES = ((2, 3, 4), (5, 4), (5,))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_is_torchs_forwards_and_back(bias: bool) -> None:
+    torch.manual_seed(0)
+    ours, x = Linear(40, 24, bias=bias), torch.randn(3, 5, 40, requires_grad=True)
+    theirs = nn.Linear(40, 24, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    for layer in (ours, theirs):
+        layer(x).square().sum().backward()
+        layer.seen, x.grad = x.grad, None  # type: ignore[assignment]
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.seen, theirs.seen, rtol=1e-4, atol=1e-4)
+    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-4)
