@@ -34,6 +34,10 @@ from micu.model.micu import MICU, MICUOutput, embed, mean_step, read_words
 def sinkhorn(cost: Tensor, row_mass: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Entropic optimal transport from rows to columns of equal mass, in the log domain.
 
+    The first iteration is by logarithms. The next ones rescale the plan that it ends with, whose
+    scalings are about 1: they are products of a matrix and a vector, and a tenth of the time. Where
+    a sum in them is too small for its type, all is done by logarithms.
+
     Args:
         cost: (..., R, K); computed in at least float32.
         row_mass: (R,), sums to 1; a row of mass 0 sends nothing.
@@ -44,15 +48,38 @@ def sinkhorn(cost: Tensor, row_mass: Tensor, epsilon: float, iterations: int) ->
     Returns:
         Transport plan, (..., R, K).
 
-    Reference: Cuturi, NeurIPS 2013; Peyré & Cuturi 2019, section 4.4.
+    Reference: Cuturi, NeurIPS 2013; Peyré & Cuturi 2019, section 4.4; absorption into the kernel as
+    in Schmitzer, *Stabilized sparse scaling algorithms*, 2019, section 3.1.
     """
     scaled = -cost.to(torch.promote_types(cost.dtype, torch.float32)) / epsilon
-    log_rows = row_mass.to(scaled.dtype).log()
-    log_column = -math.log(cost.shape[-1])
+    mass = row_mass.to(scaled.dtype)
+    plan = _by_logarithms(scaled, mass, 1)
+    smallest, column = (
+        torch.finfo(plan.dtype).tiny / torch.finfo(plan.dtype).eps,
+        1 / cost.shape[-1],
+    )
+    columns = torch.ones_like(plan[..., :1, :])
+    rows = torch.ones_like(plan[..., :1])
+    least = plan.new_ones(())
+    for _ in range(iterations - 1):
+        by_row = plan @ columns.mT  # (..., R, 1)
+        rows = mass[:, None] / by_row.clamp(min=smallest)
+        by_column = rows.mT @ plan  # (..., 1, K)
+        columns = column / by_column.clamp(min=smallest)
+        least = torch.minimum(least, by_row.where(mass[:, None] > 0, 1).amin())
+        least = torch.minimum(least, by_column.amin())
+    if least <= smallest:
+        return _by_logarithms(scaled, mass, iterations)
+    return rows * plan * columns
+
+
+def _by_logarithms(scaled: Tensor, mass: Tensor, iterations: int) -> Tensor:
+    """`sinkhorn`, by the sums' logarithms alone; `scaled` is -cost / epsilon."""
+    log_column = -math.log(scaled.shape[-1])
     columns = torch.zeros_like(scaled[..., 0, :])
     rows = torch.zeros_like(scaled[..., 0])
     for _ in range(iterations):
-        rows = log_rows - torch.logsumexp(scaled + columns[..., None, :], -1)
+        rows = mass.log() - torch.logsumexp(scaled + columns[..., None, :], -1)
         columns = log_column - torch.logsumexp(scaled + rows[..., None], -2)
     return torch.exp(scaled + rows[..., None] + columns[..., None, :])
 

@@ -1,6 +1,7 @@
 """CODIS: transport against POT, and the loss, the teacher and the queue against loops."""
 
 import itertools
+import math
 from dataclasses import replace
 from typing import cast
 
@@ -102,6 +103,25 @@ def test_costs_that_would_underflow_without_logarithms_have_a_plan() -> None:
     plan = sinkhorn(cost, torch.full((6,), 1 / 6), 0.05, 50)
     assert plan.isfinite().all()
     torch.testing.assert_close(plan.sum(0), torch.full((4,), 1 / 4), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 0.05, 0.01, 1e-4])
+def test_half_the_digits_give_the_plan_of_all(epsilon: float) -> None:
+    cost, mass = numbers(2, 40, 7).abs().clamp(max=2), numbers(40, seed=1).abs()
+    mass /= mass.sum()
+    plan = sinkhorn(cost.float(), mass.float(), epsilon, 20)
+    expected = sinkhorn_by_logarithms(cost.float().double(), mass, epsilon, 20)
+    torch.testing.assert_close(plan.double(), expected, rtol=0, atol=1e-3 / 40 / 7)
+
+
+def sinkhorn_by_logarithms(cost: Tensor, mass: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Potentials f and g, each from the other, as the textbook has them."""
+    g = torch.zeros_like(cost[..., 0, :])
+    for _ in range(iterations):
+        f = epsilon * (mass.log() - ((g[..., None, :] - cost) / epsilon).logsumexp(-1))
+        each = math.log(cost.shape[-1])
+        g = epsilon * (-each - ((f[..., None] - cost) / epsilon).logsumexp(-2))
+    return ((f[..., None] + g[..., None, :] - cost) / epsilon).exp()
 
 
 def test_a_row_without_mass_changes_no_other_one() -> None:
