@@ -24,7 +24,8 @@ PROTOCOLS = ("clean", "", DIAGNOSTIC, "paper")
 """In the order of columns; the first ones look at no test set."""
 
 HIDDEN = ("score", "probe", "features", "manifest_sha256", "splits", "more")
-"""What tells lines apart, and has no column unless two lines look the same without."""
+"""What tells lines apart, and has no column unless two lines look the same without, or there are
+several manifests."""
 
 READING = (
     "Means over all pairs of modalities within each seed, in percent; then mean ± standard "
@@ -78,10 +79,12 @@ def summarise(rows: Sequence[Result]) -> list[Summary]:
         key = (row.setting, *list_of(row), row.method, row.preset, *_hidden(row))
         groups.setdefault(key, []).append(row)
     lines = [_sum_up(part) for group in groups.values() for part in _comparable(group)]
+    manifests = list(dict.fromkeys(row.manifest_sha256 for row in rows))
 
     def place(line: Summary) -> tuple[object, ...]:
         row = line.of
-        return row.setting, len(row.known_classes), row.known_classes, row.method != MODEL
+        known, manifest = row.known_classes, manifests.index(row.manifest_sha256)
+        return row.setting, manifest, len(known), known, row.method != MODEL
 
     return sorted(lines, key=place)
 
@@ -145,6 +148,7 @@ def tabulate(lines: Sequence[Summary]) -> Table:
         for name in ("preset", *HIDDEN, "checkpoint_sha256")
         if len({*zip(looks, (getattr(line.of, name) for line in lines), strict=True)})
         > len({*looks})
+        or (name == "manifest_sha256" and len({line.of.manifest_sha256 for line in lines}) > 1)
     ]
     header = ("setting", "known classes", "preset", *(TITLES.get(name, name) for name in apart))
     rows = [

@@ -142,6 +142,16 @@ def test_lines_that_look_alike_show_what_differs() -> None:
     assert [line["splits"] for line in table_of(*trained)] == ["", "train=all"]
 
 
+def test_two_manifests_have_a_column_and_stand_one_after_the_other() -> None:
+    here, there = (
+        [replace(row, manifest_sha256=sha) for row in (EIGHT, TWELVE)] for sha in ("aaaa", "bbbb")
+    )
+    there = [replace(row, train_modality="flow") for row in there]
+    lines = table_of(here[0], there[0], here[1], there[1])
+    assert [line["manifest"] for line in lines] == ["aaaa", "aaaa", "bbbb", "bbbb"]
+    assert not any("manifest" in line for line in table_of(*here))
+
+
 def test_what_a_clean_figure_rests_on_all_the_same_is_named() -> None:
     (line,) = table_of(replace(EIGHT, leaks="checkpoint:test;pretraining-overlap:3"))
     assert line["clean rests on"] == "checkpoint, pretraining-overlap"
