@@ -2,7 +2,7 @@
 
 Stages, each of which goes on where it was stopped:
 
-    features   the clips, and their features by pretrained encoders (`--bench DIR`; see the README)
+    features   the clips, and their features by pretrained encoders (`--bench DIR`; see `REAL.md`)
     tune       four settings of each method, chosen by accuracy on held-out source clips
     train      the chosen setting with five seeds
     evaluate   open-set with two class splits and closed-set, over all pairs of modalities
@@ -111,8 +111,9 @@ def tune(plan: Plan) -> None:
     runs = [run for data, name in plan.each() for run in plan.trial_runs(data, name)]
     do_all("tune", _try, [(plan.place, run) for run in runs], plan.workers)
     for data, name in plan.each():
+        chosen = plan.chosen(data, name)
         for run in plan.trial_runs(data, name):
-            if run.trial != plan.chosen(data, name):
+            if run.trial != chosen:
                 _drop_checkpoints(plan.place, run)
 
 
@@ -308,7 +309,7 @@ def main(
     plan = plan_of(out, *chosen, seeds, workers, smoke)
     if stage == "features" or (stage == "all" and bench is not None):
         if bench is None:
-            raise click.UsageError("--stage features: expected --bench DIR; see the README")
+            raise click.UsageError("--stage features: expected --bench DIR; see benchmarks/REAL.md")
         from benchmarks.real_features import make_set
 
         for manifest in dict.fromkeys(data.manifest for data in plan.sets):

@@ -36,7 +36,7 @@ def sinkhorn(cost: Tensor, row_mass: Tensor, epsilon: float, iterations: int) ->
 
     The first iteration is by logarithms. The next ones rescale the plan that it ends with, whose
     scalings are about 1: they are products of a matrix and a vector, and a tenth of the time. Where
-    a sum in them is too small for its type, all is done by logarithms.
+    a scaling has drifted out of its type's range, all is done by logarithms.
 
     Args:
         cost: (..., R, K); computed in at least float32.
@@ -54,10 +54,8 @@ def sinkhorn(cost: Tensor, row_mass: Tensor, epsilon: float, iterations: int) ->
     scaled = -cost.to(torch.promote_types(cost.dtype, torch.float32)) / epsilon
     mass = row_mass.to(scaled.dtype)
     plan = _by_logarithms(scaled, mass, 1)
-    smallest, column = (
-        torch.finfo(plan.dtype).tiny / torch.finfo(plan.dtype).eps,
-        1 / cost.shape[-1],
-    )
+    limits, column = torch.finfo(plan.dtype), 1 / cost.shape[-1]
+    smallest = limits.tiny / limits.eps
     columns = torch.ones_like(plan[..., :1, :])
     rows = torch.ones_like(plan[..., :1])
     least = plan.new_ones(())

@@ -98,10 +98,13 @@ def test_few_iterations_are_those_of_the_textbook() -> None:
     torch.testing.assert_close(sinkhorn(cost, mass, 0.2, 3), expected)
 
 
-def test_costs_that_would_underflow_without_logarithms_have_a_plan() -> None:
-    cost = 1000 * numbers(6, 4).abs().float()
-    plan = sinkhorn(cost, torch.full((6,), 1 / 6), 0.05, 50)
+@pytest.mark.parametrize("iterations", [50, 200, 1000])  # in 200 a scaling leaves float32
+def test_costs_that_would_underflow_without_logarithms_have_a_plan(iterations: int) -> None:
+    cost, mass = 1000 * numbers(6, 4).abs().float(), torch.full((6,), 1 / 6)
+    plan = sinkhorn(cost, mass, 0.05, iterations)
     assert plan.isfinite().all()
+    expected = sinkhorn_by_logarithms(cost.double(), mass.double(), 0.05, iterations)
+    torch.testing.assert_close(plan.double(), expected, rtol=0, atol=1e-3)
     torch.testing.assert_close(plan.sum(0), torch.full((4,), 1 / 4), rtol=1e-3, atol=0)
 
 
