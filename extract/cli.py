@@ -41,7 +41,7 @@ from extract.options import (
 from extract.run import Order, run_extraction
 from extract.typed import RememberingCommand
 from extract.verify import SetReport, verify_set
-from micu.commands import EXIT_FAILURES, run_command
+from micu.commands import EXIT_FAILURES, guard_screen, run_command
 from micu.devices import resolve_device
 
 
@@ -49,10 +49,12 @@ from micu.devices import resolve_device
 @click.version_option(package_name="micu")
 def cli() -> None:
     """Turn raw video, audio and text into feature shards."""
+    guard_screen()
 
 
 def main() -> None:
     """Entry point: errors that a user can act on become one message and an exit code."""
+    guard_screen()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     run_command(cli, hint="nothing half-made was left; type the same command to go on")
 

@@ -125,7 +125,7 @@ class Shell:
         self, name: str, arguments: Sequence[str], *, quiet: bool = False
     ) -> Iterator[subprocess.Popen[str]]:
         """Start a command in a process group of its own, which never outlives the block."""
-        click.secho(f"\n$ {name} {shlex.join(arguments)}", bold=True)
+        click.echo(f"\n$ {name} {shlex.join(arguments)}")
         module, function = TOOLS[name].split(":")
         code = f"import sys; from {module} import {function}; sys.argv[0] = {name!r}; {function}()"
         project = str(Path(__file__).resolve().parent.parent)

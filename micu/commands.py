@@ -4,17 +4,19 @@ Exit codes: 0 all good, 2 usage or an error with a message, 3 finished with fail
 left on the device, 74 input or output error, 75 stopped but resumable, 130 Ctrl-C.
 """
 
+import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -24,6 +26,88 @@ from micu.files import write_atomically
 EXIT_USAGE, EXIT_FAILURES, EXIT_DEVICE = 2, 3, 71
 EXIT_IO, EXIT_STOPPED, EXIT_INTERRUPTED = 74, 75, 130
 MANIFEST_VARIABLE = "MICU_MANIFEST"
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Characters that steer a terminal, turn the order of a line round, or are no text; not tab and
+line feed."""
+
+
+def show_unseen(text: str) -> str:
+    r"""A text with `\u001b` for each character that would steer the terminal instead of being seen.
+
+    The escape is JSON's, so that JSON stays what it is.
+    """
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class _Screen(io.TextIOBase):
+    """A standard stream that shows what steers a terminal, and minds no reader who has left.
+
+    Names, ids, columns and messages come from files of others; all of them leave through here. What
+    nobody reads any more (`| head`) is dropped: the work and its exit code are not the reader's.
+    """
+
+    def __init__(self, stream: TextIO, *, redraws: bool) -> None:
+        self._stream, self._redraws = stream, redraws
+
+    def write(self, text: str) -> int:
+        # A carriage return at the very beginning is that of a progress bar.
+        begin = 1 if self._redraws and text.startswith("\r") else 0
+        shown = text[:begin] + show_unseen(text[begin:])
+        if shown:  # click tries streams with nothing, and minds no error then
+            self._try(lambda: self._stream.write(shown))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self._drop_the_rest()
+            if not isinstance(error, BrokenPipeError):
+                raise
+
+    def _drop_the_rest(self) -> None:
+        """Lead the stream nowhere: Python writes what is left in it at its end, too."""
+        with suppress(OSError):  # no file at all, as in tests
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self._stream.errors
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def writable(self) -> bool:
+        return True
+
+
+def guard_screen() -> None:
+    """From now on, show what steers a terminal in all that goes to standard output and error.
+
+    It stays until someone sets `sys.stdout` and `sys.stderr` anew; twice is once.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed, and the next file that is opened would take its place
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        if not isinstance(stream, _Screen):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, _Screen(stream, redraws=name == "stderr"))
 
 
 @contextmanager
@@ -31,13 +115,18 @@ def exit_codes(hint: str = "type the same command again") -> Iterator[None]:
     """Turn errors that a user can act on, and Ctrl-C, into a message and an exit code.
 
     2 for a `MicuError`, of which 71 for a `DeviceError`, 74 for a disk or file system that refuses,
-    130 for Ctrl-C. Anything else is a bug and keeps its traceback.
+    130 for Ctrl-C. Anything else is a bug and keeps its traceback. What is printed goes through
+    `guard_screen`.
 
     Args:
         hint: How to go on after Ctrl-C or a disk that refused, for the message.
     """
+    guard_screen()
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except MicuError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_DEVICE if isinstance(error, DeviceError) else EXIT_USAGE)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
 
-from micu.commands import EXIT_STOPPED
+from micu.commands import EXIT_STOPPED, UNSEEN
+from micu.errors import ConfigError
 
 NOTICE_S = 120
 """How long before the time limit Slurm says so, s: what a task finishes when stopped takes less."""
@@ -65,7 +66,20 @@ class ArrayJob:
 
 
 def array_script(job: ArrayJob) -> str:
-    """The text of a script for `sbatch`."""
+    """The text of a script for `sbatch`.
+
+    Raises:
+        ConfigError: What was typed holds characters that a script must not: a line feed would end a
+            comment, and what follows it would be run.
+    """
+    for text in (job.name, job.time, job.partition, job.command, *job.notes):
+        for place, char in enumerate(text):
+            if char in "\n\t" or UNSEEN.match(char):
+                raise ConfigError(
+                    "a script for Slurm: expected arguments of printable text, got "
+                    f"{char!r} in {text[max(0, place - 40) : place + 20]!r}; rename that file or "
+                    "folder, or type the argument without it"
+                )
     options = {
         "job-name": job.name,
         "array": f"1-{job.tasks}",

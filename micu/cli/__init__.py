@@ -4,12 +4,16 @@
 def train_main() -> None:
     """Entry point of `micu-train`."""
     from micu.cli.train import main
+    from micu.commands import guard_screen
 
+    guard_screen()
     main()
 
 
 def eval_main() -> None:
     """Entry point of `micu-eval`."""
     from micu.cli.report import main
+    from micu.commands import guard_screen
 
+    guard_screen()
     main()

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from extract.cluster_cli import slurm
 from extract.slurm import SlurmJob, job_script
 from micu.errors import ConfigError
+from micu.slurm import ArrayJob, array_script
 from tests.conftest import PROJECT
 
 GOLDEN = PROJECT / "tests" / "golden" / "slurm.sh"
@@ -108,3 +109,48 @@ def test_a_signal_is_passed_on_and_the_end_is_waited_for(
     assert output == "drained\n"
     assert job.returncode == 75
     assert (tmp_path / "scontrol.log").read_text() == "requeue 77\n"
+
+
+# --- what a script must not hold ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "char", ["\n", "\r", "\t", "\0", "\x1b", "\x7f", "\x9b", "\u202e", "\udcff"]
+)
+@pytest.mark.parametrize("place", ["argument", "out", "time", "partition"])
+def test_a_script_holds_no_control_characters(char: str, place: str) -> None:
+    text = f"x{char}touch owned"
+    job = SlurmJob(
+        modality="text",
+        parts=2,
+        arguments=["m.csv", "--out", text if place == "out" else "f"]
+        + ([text] if place == "argument" else []),
+        cpus=1,
+        time=text if place == "time" else "",
+        partition=text if place == "partition" else "",
+    )
+    with pytest.raises(ConfigError, match="expected arguments of printable text, got ") as caught:
+        job_script(job)
+    assert repr(char) in str(caught.value)
+    assert char not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_the_script_of_a_sweep_holds_none_either() -> None:
+    job = ArrayJob(name="x", what="x", tasks=1, command="true", notes=["fine", "x\nrm"], cpus=1)
+    with pytest.raises(ConfigError, match="printable text"):
+        array_script(job)
+
+
+def test_what_a_shell_would_understand_is_quoted(tmp_path: Path) -> None:
+    hostile = "a 'b' \"c\" $(touch owned) `touch owned` \\ ; & 日本"
+    job = SlurmJob(modality="text", parts=2, arguments=["m.csv", "--out", hostile], cpus=1)
+    script = tmp_path / "job.sh"
+    script.write_text(job_script(job))
+    program(tmp_path / "srun", 'shift 2; printf "%s\\n" "$@"')
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", script], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert hostile in done.stdout.splitlines()
+    assert not (tmp_path / "owned").exists()

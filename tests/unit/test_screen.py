@@ -1,0 +1,248 @@
+"""What goes to the screen: nothing steers it, and a reader who leaves is no error."""
+
+import io
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from extract.cli import cli
+from micu.commands import guard_screen, run_command, show_unseen
+from micu.errors import ConfigError
+from micu.store import Failure, write_ledger
+from tests.conftest import PROJECT
+from tests.feature_sets import make_clips, write_features
+
+STEERING = ["\x1b[2J", "\x9b31m", "\r", "\x7f", "\x00", "\x08", "\u202e", "\u2066", "\u2028"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONIOENCODING": "utf-8"}
+
+
+@pytest.mark.parametrize("text", STEERING)
+def test_what_steers_a_terminal_is_shown(text: str) -> None:
+    shown = show_unseen(f"a{text}b")
+    assert text[0] not in shown
+    assert shown == f"a\\u{ord(text[0]):04x}{text[1:]}b"
+
+
+@pytest.mark.parametrize(
+    "text", ["\t", "\n", " ", "~", "\xa0", "é", "日本", "👩‍🔬", "\u2027", "\u202f"]
+)
+def test_what_can_be_seen_stays(text: str) -> None:
+    assert show_unseen(text) == text
+
+
+def test_bytes_that_are_no_text_are_shown() -> None:
+    assert show_unseen("caf\udce9") == "caf\\udce9"
+
+
+def test_json_that_is_printed_stays_json() -> None:
+    text = json.dumps({"name": "".join(STEERING)})
+    assert json.loads(show_unseen(text)) == json.loads(text)
+
+
+def test_every_way_out_is_guarded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What click itself takes away where it sees no terminal is not there to be shown.
+    monkeypatch.setattr("click.utils.should_strip_ansi", lambda *words: False)
+    hostile = "".join(STEERING)
+
+    @click.command()
+    def tool() -> None:
+        click.echo(f"table {hostile}")
+        handler = logging.StreamHandler()
+        handler.emit(logging.LogRecord("x", 30, "", 0, "log %s", (hostile,), None))
+        raise ConfigError(f"error {hostile}")
+
+    monkeypatch.setattr(sys, "argv", ["tool"])
+    with pytest.raises(SystemExit) as caught:
+        run_command(tool, hint="")
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    told = show_unseen(hostile)
+    assert out == f"table {told}\n"
+    assert err == f"log {told}\nerror: error {told}\n"
+
+
+def test_usage_errors_are_guarded_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["micu-extract", "status", "--\x9b2Jx"])
+    with pytest.raises(SystemExit):
+        run_command(cli, hint="")
+    err = capsys.readouterr().err
+    assert "\x9b" not in err
+    assert "x9b2Jx" in err
+
+
+def test_a_progress_bar_still_draws_its_line_again(capsys: pytest.CaptureFixture[str]) -> None:
+    guard_screen()
+    click.echo("\r1/2 a\rb", err=True, nl=False)
+    click.echo("\r1/2", nl=False)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("\\u000d1/2", "\r1/2 a\\u000db")
+
+
+def test_guarding_twice_is_guarding_once(capsys: pytest.CaptureFixture[str]) -> None:
+    guard_screen()
+    once = sys.stdout
+    guard_screen()
+    assert sys.stdout is once
+
+
+def test_a_screen_that_cannot_show_a_character_spells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    guard_screen()
+    click.echo("a → é")
+    assert raw.getvalue().replace(b"\r", b"") == b"a \\u2192 \xe9\n"
+
+
+def test_a_closed_standard_stream_is_no_error() -> None:
+    code = "import sys; from extract.cli import main; sys.argv[0] = 'micu-extract'; main()"
+    words = [sys.executable, "-c", code, "list"]
+    line = f"exec {shlex.join(words)} >&- 2>&-"
+    assert subprocess.run(["sh", "-c", line], env=ENVIRONMENT, timeout=300).returncode == 0
+
+
+@pytest.mark.parametrize("where", ["header", "ledger"])
+def test_foreign_sets_do_not_steer_the_screen(tmp_path: Path, where: str) -> None:
+    hostile = "\x1b]0;owned\x07\x9b2J\u202e"
+    write_features(tmp_path / "f", make_clips(3), {"audio": (6,)}, backbones={"audio": "toy"})
+    (folder,) = (tmp_path / "f").glob("*/*/")
+    if where == "ledger":
+        write_ledger(folder, [Failure(f"x{hostile}", "decode", f"c{hostile}", hostile)])
+    else:
+        moved = folder.with_name(f"a{hostile}")
+        folder.rename(moved)
+    for command in (["status"], ["verify"]):
+        result = CliRunner().invoke(cli, [*command, str(tmp_path / "f")])
+        assert "audio" in result.output or where == "header"
+        assert not set(result.output) & set("\x1b\x07\x9b\u202e")
+        assert "9b2J" in result.output
+
+
+# --- readers that leave ----------------------------------------------------------------------
+
+LONG = (
+    "import sys, click, logging\n"
+    "from micu.commands import run_command\n"
+    "@click.command()\n"
+    "def tool():\n"
+    "    for number in range(100_000):\n"
+    "        click.echo(f'{number} ' * 10, err=number % 2 == 1)\n"
+    "    open(sys.argv[1], 'w').write('through')\n"
+    "    sys.exit(3)\n"
+    "sys.argv[1:], name = [], sys.argv[1]\n"
+    "sys.argv.append(name); tool.params = [click.Argument(['name'])]\n"
+    "tool.callback = (lambda act: lambda name: act())(tool.callback)\n"
+    "run_command(tool, hint='')\n"
+)
+
+
+def read_one_line(words: list[str], environment: dict[str, str] = ENVIRONMENT) -> tuple[int, str]:
+    """Run a command whose reader takes a line and leaves; its exit code, and what it said then."""
+    with subprocess.Popen(
+        [sys.executable, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+        return process.wait(timeout=300), said
+
+
+def test_the_work_goes_on_when_the_reader_leaves(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LONG, str(tmp_path / "mark")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=ENVIRONMENT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.stdout.close()
+        code = process.wait(timeout=300)
+    assert line.startswith("0 0")
+    assert (code, (tmp_path / "mark").read_text()) == (3, "through")
+
+
+TOOLS = {
+    "micu-extract": "extract.cli:main",
+    "micu-train": "micu.cli:train_main",
+    "micu-eval": "micu.cli:eval_main",
+    "micu-demo": "extract.demo:main",
+}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "micu-extract list",
+        "micu-extract list --json",
+        "micu-extract --help",
+        "micu-train --print-config --preset micu",
+        "micu-train --list-presets",
+        "micu-train --help",
+        "micu-eval --help",
+        "micu-demo --help",
+    ],
+)
+@pytest.mark.parametrize("reads", [True, False], ids=["one line", "nothing"])
+def test_a_pipe_that_closes_is_no_error(line: str, reads: bool) -> None:
+    name, *arguments = line.split()
+    module, function = TOOLS[name].split(":")
+    code = f"import sys; from {module} import {function}; sys.argv[0] = {name!r}; {function}()"
+    if reads:
+        assert read_one_line(["-c", code, *arguments]) == (0, "")
+        return
+    reader, writer = os.pipe()
+    os.close(reader)  # before a word was said
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        text=True,
+        timeout=300,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_disk_that_takes_no_output_is_an_error() -> None:
+    code = "import sys; from extract.cli import main; sys.argv[0] = 'micu-extract'; main()"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 74
+    assert done.stderr.startswith("error: [Errno 28]")
+    assert "Traceback" not in done.stderr
+    assert "ignored" not in done.stderr
+
+
+def test_ids_of_a_manifest_do_not_reach_the_screen_raw(tmp_path: Path) -> None:
+    name = tmp_path / "a\x1b[31m\u202e.csv"
+    name.write_text("clip_id,pa\x9bth,pa\rth\na,b,c\n")
+    result = CliRunner().invoke(cli, ["overlap", str(name), str(name)])
+    assert not set(result.output) & set("\x1b\x9b\u202e\r")
