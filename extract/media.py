@@ -60,6 +60,10 @@ _OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
 }
 
+_METADATA: dict[str, Any] = {}
+if int(av.__version__.partition(".")[0]) < 19:  # which ends in an error where titles are no UTF-8
+    _METADATA["metadata_errors"] = "replace"
+
 IO_ERROR = "io_error"
 _MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
 """What network file systems answer for a moment, and systems with too many open files."""
@@ -180,7 +184,7 @@ class Source:
                 f"file:{self.path}",
                 format=_STILLS.get(self.path.suffix.lower()),
                 options=dict(_OPTIONS),
-                metadata_errors="replace",
+                **_METADATA,
             )
         except av.error.PermissionError as error:
             raise DecodeError("permission", f"{self.name}: permission denied") from error

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,6 +21,18 @@ from extract.streams import Damage, decode_from
 from micu.errors import DecodeError, ExtraError
 from micu.manifest import Clip
 from micu.registry import Registry
+
+
+def _name_side_data(kind: type[Any], value: object) -> Any:
+    """A member for side data that FFmpeg knows and PyAV does not, such as EXIF."""
+    member = object.__new__(kind)
+    member._name_, member._value_ = f"TYPE_{value}", value
+    return member
+
+
+if "_missing_" not in vars(SideDataType):
+    # PyAV 17 and 18 refuse all side data of a picture for one of a new kind; 19 names it, as here.
+    SideDataType._missing_ = classmethod(_name_side_data)  # type: ignore[method-assign,assignment]
 
 
 @dataclass(frozen=True, slots=True)

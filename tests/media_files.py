@@ -50,11 +50,13 @@ def write_media(
     sound_pts: int = 0,
     sound_gap: int = 0,
     rotation: int = 0,
+    title: str = "",
     options: dict[str, str] | None = None,
 ) -> Path:
     """A file with `frames` pictures at `pts` / fps seconds, and sound (channels, S) float.
 
-    The second half of the sound comes `sound_gap` samples late.
+    The second half of the sound comes `sound_gap` samples late. An MP4 film is shown turned by
+    `rotation` degrees, counterclockwise.
     """
     with av.open(str(path), "w", options=options or {}) as container:
         if frames:
@@ -64,8 +66,8 @@ def write_media(
             video.pix_fmt = pix_fmt or usual
             video.bit_rate = 4_000_000
             video.options = {"g": str(gop)} if codec != "mjpeg" else {}
-            if rotation:
-                video.set_display_rotation(rotation)
+            if title:
+                container.metadata["title"] = video.metadata["title"] = title
         if sound is not None:
             audio = container.add_stream(sound_codec, rate=rate, layout=layout)
         for i in range(frames):
@@ -88,6 +90,18 @@ def write_media(
                 part.pts += sound_pts + sound_gap * late
                 container.mux(audio.encode(part))
             container.mux(audio.encode(None))
+    if rotation:
+        turn = round(np.cos(np.radians(rotation))), round(np.sin(np.radians(rotation)))
+        set_display_matrix(path, turn[0], -turn[1], turn[1], turn[0])
+    return path
+
+
+def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Have an MP4 file show its pixel (x, y) at (a x + c y, b x + d y), like a phone's film."""
+    data = path.read_bytes()
+    here = data.index(b"tkhd") + 44
+    matrix = np.array([a << 16, b << 16, 0, c << 16, d << 16], ">i4").tobytes()
+    path.write_bytes(data[:here] + matrix + data[here + len(matrix) :])
     return path
 
 

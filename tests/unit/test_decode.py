@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import extract.streams
 from extract.backbones.base import FrameInput, TextInput, WaveformInput
@@ -173,6 +173,14 @@ def test_every_display_matrix_of_quarter_turns_moves_pixels_as_it_says(transpose
     assert turned.ravel().tolist() == in_order
 
 
+def test_titles_that_are_no_utf8_do_not_matter(tmp_path):
+    path = write_media(tmp_path / "a.mkv", frames=20, title="TITLE-TITLE")
+    data = path.read_bytes()
+    assert data.count(b"TITLE-TITLE") == 2
+    path.write_bytes(data.replace(b"TITLE-TITLE", b"\xff\xfe\x80 \xc3\x28\xf0\x90\xed\xa0\x80"))
+    assert frames_of(path, FrameInput(fps=1, resize=16, crop=16))[0] == [5, 15]
+
+
 @pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("shape", [(47, 91), (90, 33), (20, 20), (64, 65)])
 @pytest.mark.parametrize(("size", "crop"), [(40, 32), ((30, 50), 41), (20, 25)])
@@ -234,6 +242,19 @@ def test_clips_read_by_several_threads_at_once_are_those_read_alone(tmp_path):
     for one, other in zip(alone, together, strict=True):
         for a, b in zip(one.units, other.units, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_side_data_that_pyav_has_no_name_for_hide_none_that_it_has(tmp_path):
+    picture = np.full((32, 48, 3), 40, np.uint8)
+    picture[:16] = 220
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "Camera"
+    exif[ExifTags.Base.Orientation] = 4  # mirrored top to bottom, which an angle cannot tell
+    Image.fromarray(picture[::-1]).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    whole = FrameInput(fps=1, resize=(32, 48), crop=32)
+    media = read_media(clip_of(tmp_path / "a.jpg"), whole, tmp_path)
+    difference = media.units[0].astype(int) - center_crop(picture, 32)
+    assert np.abs(difference).mean() < 4
 
 
 # --- sound -----------------------------------------------------------------------------------
