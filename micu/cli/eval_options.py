@@ -286,7 +286,7 @@ def _probe_options() -> list[Callable[..., Any]]:
 
 
 def _output_options() -> list[Callable[..., Any]]:
-    file = click.Path(path_type=Path, dir_okay=False)
+    file = click.Path(path_type=Path)  # what is there is looked at by `micu.cli.outputs`
     return [
         click.option(
             "--out",
@@ -298,7 +298,7 @@ def _output_options() -> list[Callable[..., Any]]:
         click.option("--codebook-out", type=file, help="CSV file for each code's counts."),
         click.option(
             "--details",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=file,
             help="Folder for one file per outcome, clip by clip: what the report's curves, "
             "confusion and map are drawn from; results-details is found beside results.csv.",
         ),

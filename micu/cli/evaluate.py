@@ -6,10 +6,9 @@ Exit codes: 0 all good, 2 usage or an error with a message, 74 input/output erro
 import functools
 import json
 import logging
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from micu.cli.eval_options import (
     typed_options,
 )
 from micu.cli.features import FeatureSets, find_feature_sets, parse_pairs
+from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.cli.selection import select
 from micu.commands import exit_codes
 from micu.devices import resolve_device
@@ -34,6 +34,7 @@ from micu.evaluate.ranking import rank_scores
 from micu.evaluate.report import (
     CHANGES,
     Row,
+    read_rows,
     render_markdown,
     render_table,
     write_rows,
@@ -44,7 +45,7 @@ from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
 from micu.files import file_sha256, write_atomically
 from micu.manifest import MODALITIES, Manifest, read_class_list, read_manifest
 from micu.report.build import render_rows
-from micu.report.commands import record_command, typed_line
+from micu.report.commands import commands_path, record_command, typed_line
 from micu.report.paper import check_setting
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
@@ -101,6 +102,7 @@ def run(typed: Arguments) -> list[Row]:
     refuse_idle_options(typed)
     if typed.setting:
         check_setting(typed.setting, typed.task)
+    try_outputs(typed)
     judged = _selection_arguments(typed)
     chosen, told = select(typed.checkpoints, typed.select_on, lambda path: _evaluate(judged, path))
     rows: list[Row] = []
@@ -109,6 +111,27 @@ def run(typed: Arguments) -> list[Row]:
         write_rows(noted, typed.out)
         rows += noted
     return rows
+
+
+def try_outputs(typed: Arguments) -> None:
+    """Refuse what could not be written at the end, before anything is trained.
+
+    Raises:
+        ConfigError: A name is taken, or the results file is none, or damaged.
+        OSError: The disk is full, or a folder may not be written to.
+    """
+    files = {"--out": typed.out, "--html": typed.html, "--codebook-out": typed.codebook_out}
+    lists = (typed.manifest, typed.target_manifest, typed.pretraining_manifest)
+    read = (*typed.checkpoints, *lists, typed.known, typed.class_map)
+    refuse_shared({**files, "--out, its commands": commands_path(typed.out)}, read)
+    for option, path in files.items():
+        if path is not None:
+            try_file(option, path)
+    try_file("--out, its commands", commands_path(typed.out))
+    if typed.details is not None:
+        try_folder("--details", typed.details)
+    if typed.out.exists():
+        read_rows(typed.out)
 
 
 def _selection_arguments(typed: Arguments) -> Arguments:
@@ -313,9 +336,9 @@ def _side(
 
 def _print(rows: Sequence[Row], typed: Arguments) -> None:
     if typed.as_json:
-        values = [asdict(row) for row in rows]
+        values = [row.values() for row in rows]
         for value in values:
-            if math.isnan(value["value"]):
+            if value["value"] != value["value"]:  # NaN, which JSON has not
                 value["value"] = None
         click.echo(json.dumps(values, indent=1))
     else:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from micu.cli.evaluate import main as evaluate
+from micu.cli.outputs import refuse_shared, try_file
 from micu.commands import exit_codes
 from micu.errors import ConfigError
 from micu.evaluate.report import Table, render_markdown
@@ -78,7 +79,7 @@ def main() -> None:
     "-o",
     "--out",
     "outputs",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     multiple=True,
     required=True,
     help="Where to; .html, .md or .csv says what. Repeatable.",
@@ -105,12 +106,17 @@ def report(runs: tuple[Path, ...], outputs: tuple[Path, ...], map_method: str) -
         for path in outputs:
             _renderer(path)
         from micu.report.build import build_report
-        from micu.report.read import gather
+        from micu.report.read import METRICS, gather
 
         drawn = any(path.suffix == ".html" for path in outputs)
         if map_method != "auto" and not drawn:
             raise ConfigError(f"--map {map_method}: only a page (-o report.html) has maps")
+        for path in outputs:
+            try_file("-o", path)
         material = gather(runs)
+        read = (Path(name) for name in (*material.sources, *material.codebooks))
+        metrics = (Path(name) / METRICS for name in material.trainings)
+        refuse_shared({f"-o {path}": path for path in outputs}, [*read, *metrics])
         sections = build_report(material, map_method if drawn else "pca")
         for path in outputs:
             write_atomically(path, _renderer(path)(material, sections).encode())

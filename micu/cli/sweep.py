@@ -13,6 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from micu.cli.outputs import try_file
 from micu.commands import EXIT_FAILURES, exit_codes, stop_signals
 from micu.errors import ConfigError
 from micu.slurm import ArrayJob, array_script
@@ -102,6 +103,8 @@ def run_sweep(context: click.Context, build: Build) -> int:
         click.echo(_job_script(context, out, len(runs)), nl=False)
         return 0
     chosen = choose_part(runs, given["part"])
+    if given["part"] is None:
+        try_file("--out, its table", out / TABLE)
     typed = _words(context, leave_out=(*OWN, *REPLACED))
     jobs = [_job(run, out / run.name, typed, evaluation) for run in chosen]
     cores = share_cores(given["jobs"], os.environ)

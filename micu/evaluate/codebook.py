@@ -4,8 +4,6 @@ Source: figure 6 of the MICU paper, whose rule is that a modality takes part in 
 up a tenth of the code's activations.
 """
 
-import csv
-import io
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.errors import ConfigError
+from micu.evaluate.sheets import count, read_sheet, render_sheet, show
 from micu.files import write_atomically
 
 if TYPE_CHECKING:  # torch takes seconds to import, and reading needs none
@@ -102,41 +101,40 @@ def agreement(encoded: "Mapping[str, ClipFeatures]") -> dict[tuple[str, str], fl
 
 def write_codebook(use: CodebookUse, path: Path) -> None:
     """Write every code's count by modality as a CSV file, zeros included; and the protocol."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for modality, counts in use.counts.items():
-        writer.writerows(
-            (code, modality, int(count), use.protocol) for code, count in enumerate(counts)
-        )
-    write_atomically(path, table.getvalue().encode())
+    rows = [
+        (code, modality, int(number), use.protocol)
+        for modality, counts in use.counts.items()
+        for code, number in enumerate(counts)
+    ]
+    write_atomically(path, render_sheet(COLUMNS, rows).encode())
 
 
 def read_codebook(path: Path) -> CodebookUse:
     """Read a file of `write_codebook`.
 
     Raises:
-        ConfigError: It is not one.
+        ConfigError: It is not one, or was cut off.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        try:
-            reader = csv.DictReader(file)
-            found: dict[str, dict[int, int]] = {}
-            protocols: set[str] = set()
-            for row in reader:
-                protocols.add(row.get("protocol") or "")
-                found.setdefault(row["modality"], {})[int(row["code"])] = int(row["count"])
-            if len(protocols) > 1:
-                raise ValueError("expected the counts of one protocol")
-            codes = {code: None for counts in found.values() for code in counts}
-            if not codes or list(codes) != list(range(len(codes))):
-                raise ValueError("expected every code from 0 on for each modality")
-            if min(min(use.values()) for use in found.values()) < 0:
-                raise ValueError("expected counts of 0 or more")
-            counts = {
-                name: np.array([use[code] for code in codes], np.int64)
-                for name, use in found.items()
-            }
-        except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
-            raise ConfigError(f"{path}: not a codebook file of micu-eval: {error!r}") from error
+    sheet = read_sheet(path, what="a codebook file of micu-eval")
+    found: dict[str, dict[int, int]] = {}
+    protocols: set[str] = set()
+    try:
+        for line, row in sheet.rows:
+            protocols.add(row.get("protocol") or "")
+            uses, code = found.setdefault(row["modality"], {}), count(row["code"])
+            if code in uses:
+                raise ValueError(f"line {line} repeats code {code} of {show(row['modality'])}")
+            uses[code] = count(row["count"])
+        if len(protocols) > 1:
+            raise ValueError("expected the counts of one protocol")
+        codes = sorted({code for uses in found.values() for code in uses})
+        if not codes or codes != list(range(len(codes))):
+            raise ValueError("expected every code from 0 on for each modality")
+        if min(min(uses.values()) for uses in found.values()) < 0:
+            raise ValueError("expected counts of 0 or more")
+        counts = {
+            name: np.array([uses[code] for code in codes], np.int64) for name, uses in found.items()
+        }
+    except (KeyError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{path}: not a codebook file of micu-eval: {error!r}") from error
     return CodebookUse(counts, *protocols)

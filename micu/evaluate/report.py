@@ -1,20 +1,30 @@
 """Results: rows in a long CSV file, and as a Markdown table; pages are `micu.report`'s."""
 
-import csv
 import fcntl
-import io
+import logging
 import math
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
 from micu.errors import ConfigError
 from micu.evaluate.columns import COLUMN_TITLES, NOT_RATES, SHOWN
+from micu.evaluate.sheets import (
+    Sheet,
+    count,
+    read_columns,
+    read_sheet,
+    refuse_infinite,
+    render_sheet,
+    show,
+)
 from micu.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 CHANGES = " with "
 """Between a preset's name and what was changed in it."""
@@ -72,6 +82,13 @@ class Row:
     """Names in the list of known classes; 0 where none was given."""
     class_list: str = ""
     """Stem of that list's file, which tells lists of one size apart."""
+    n_lacking: int | None = None
+    """Test clips that the manifest has, but no features of, so that they are not tested; None where
+    a file of before does not say."""
+    test_sha256: str = ""
+    """Of the ids of the test clips: numbers with another one are over other clips."""
+    more: tuple[tuple[str, str], ...] = ()
+    """What a results file has in columns that this version does not know, those left empty not."""
 
     def key(self) -> tuple[object, ...]:
         """What two rows about the same number have in common.
@@ -80,70 +97,110 @@ class Row:
         """
         free = ("leaks", *ADDED)
         shared = {name: value for name, value in self.shared().items() if name not in free}
-        return (*shared.values(), self.metric)
+        return (*shared.values(), self.metric, *self.more)
 
     def shared(self) -> dict[str, object]:
         """What all rows of one job have in common, by column."""
         free = ("metric", "value", "n_clips", "note")
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        return {name: value for name, value in self.values().items() if name not in free}
+
+    def values(self) -> dict[str, str | int | float | None]:
+        """What it has in each of `COLUMNS`."""
+        return {name: getattr(self, name) for name in COLUMNS}
 
 
-COLUMNS = tuple(column.name for column in fields(Row))
+COLUMNS = tuple(column.name for column in fields(Row) if column.name != "more")
 
-ADDED = ("known_classes", "class_list")
+ADDED = ("known_classes", "class_list", "n_lacking", "test_sha256")
 """Columns that files of before do not have."""
 
+NUMBERS = ("value", "n_clips", "seed", "known_classes", "n_lacking")
+"""Columns of numbers."""
 
-def holds_results(columns: Sequence[str]) -> bool:
-    """Whether these are the columns of a results file, of this version or of the one before."""
-    return tuple(columns) in (COLUMNS, tuple(name for name in COLUMNS if name not in ADDED))
+
+def holds_results(columns: Iterable[str]) -> bool:
+    """Whether these are the columns of a results file, in any order, and maybe of others, too."""
+    return {*COLUMNS} - {*ADDED} <= {*columns}
+
+
+ALIKE = 6
+"""Columns of a results file by which one is known that others were taken from."""
+
+
+def resembles_results(columns: Iterable[str]) -> bool:
+    """Whether a table may be one of results of any version, or one that lacks a column.
+
+    Tables of averages and of the paper's figures are none.
+    """
+    found = {*columns}
+    return "value" in found and len(found & {*COLUMNS}) >= ALIKE
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
     """Add rows to a results file; a row about the same number replaces the old one.
 
     The file is replaced whole under a lock on its folder, so that several evaluations may write to
-    it at once and a killed one leaves it as it was.
+    it at once and a killed one leaves it as it was. One that a spreadsheet saved is in our own form
+    again afterwards. Columns that this version does not know stay, and a row that says something in
+    one of them is not replaced.
 
     Raises:
-        ConfigError: There is a file that is not one of results.
+        ConfigError: There is a file that is not one of results, or is damaged.
     """
+    path = path.resolve()  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
         merged = {row.key(): row for row in (read_rows(path) if path.exists() else ())}
         merged |= {row.key(): row for row in rows}
-        table = io.StringIO()
-        writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in merged.values())
-        write_atomically(path, table.getvalue().encode())
+        more = dict.fromkeys(name for row in merged.values() for name, _ in row.more)
+        table = [
+            [*row.values().values(), *(dict(row.more).get(name, "") for name in more)]
+            for row in merged.values()
+        ]
+        write_atomically(path, render_sheet((*COLUMNS, *more), table).encode())
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read a results file; columns that one of before does not have are left at their defaults.
 
     Raises:
-        ConfigError: It is missing, or not one.
+        ConfigError: It is missing, or not one, or was cut off.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such results file; micu-eval … --out {path} writes one")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not holds_results(reader.fieldnames or ()):
-            raise ConfigError(
-                f"{path}: not a results file of this version; expected the columns "
-                f"{', '.join(COLUMNS)}; choose another --out"
-            )
+    columns = read_columns(path)
+    if not holds_results(columns):
+        lacking = [name for name in COLUMNS if name not in (*columns, *ADDED)]
+        got = ", ".join(map(show, columns)) if any(columns) else "an empty file"
+        raise ConfigError(
+            f"{path}: not a results file of this version; expected the columns "
+            f"{', '.join(COLUMNS)}, got {got[:200]} without {', '.join(lacking)}; "
+            "choose another --out"
+        )
+    sheet = read_sheet(path, ("value",), what="a results file")
+    if sheet.changed:
+        logger.warning("%s: saved by another program, with %s; it is read", path, sheet.changed)
+    found: list[Row] = []
+    for line, values in sheet.rows:
         try:
-            return [_parse(values) for values in reader]
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{path}: line {reader.line_num}: {error}") from error
+            found.append(_parse(values, sheet))
+        except ValueError as error:
+            raise ConfigError(f"{path}: line {line}: {error}") from error
+    return found
 
 
-def _parse(values: Mapping[str, str]) -> Row:
-    kinds = {"seed": int, "value": float, "n_clips": int, "known_classes": int}
-    parsed = {name: kinds.get(name, str)(value) for name, value in values.items()}
-    return Row(**parsed)
+def _parse(values: Mapping[str, str], sheet: Sheet) -> Row:
+    return Row(
+        **{
+            **{name: values[name] for name in COLUMNS if name in values and name not in NUMBERS},
+            "value": refuse_infinite(sheet.number(values["value"])),
+            "n_clips": count(values["n_clips"]),
+            "seed": count(values["seed"]),
+            "known_classes": count(values.get("known_classes") or "0"),
+            "n_lacking": count(values["n_lacking"]) if values.get("n_lacking") else None,
+            "more": tuple((k, v) for k, v in values.items() if k not in COLUMNS and v),
+        }  # type: ignore[arg-type]
+    )
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """Rows of results, averaged over seeds, beside the figures that the paper prints for them."""
 
-import csv
-import io
 import itertools
 import math
 import statistics
@@ -10,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from micu.evaluate.columns import NOT_RATES
 from micu.evaluate.report import CHANGES, Table, list_of, name_lists, shares_seeds
+from micu.evaluate.sheets import render_sheet
 from micu.report.paper import (
     SETTINGS,
     Printed,
@@ -367,14 +366,12 @@ def render_csv(lines: Sequence[Line]) -> str:
     rest += ("classes_sha256", "known_classes", "class_list", "splits")
     header = [*shared, "direction", "metric", "ours", "deviation", "runs", "n_clips", "paper"]
     header += ["difference", "paper_table", "paper_method", "paper_note", "leaks", *rest, *unknown]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
+    rows: list[list[object]] = []
     for line in lines:
         others = dict(line.of.more)
         for metric, cell in line.cells.items():
             printed, scale = cell.printed, scale_of(metric)
-            writer.writerow(
+            rows.append(
                 [
                     *(getattr(line.of, name) for name in shared),
                     *(line.direction, metric, _number(scale * cell.mean)),
@@ -387,7 +384,7 @@ def render_csv(lines: Sequence[Line]) -> str:
                     *(others.get(name, "") for name in unknown),
                 ]
             )
-    return text.getvalue()
+    return render_sheet(header, rows)
 
 
 def _number(value: float) -> str:

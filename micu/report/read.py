@@ -4,21 +4,22 @@ Results files of older and of newer versions are read too: a column that is miss
 that is not known here is kept, and rows that differ in it are never averaged together.
 """
 
-import csv
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from micu.errors import ConfigError, StoreError
 from micu.evaluate import codebook, details
 from micu.evaluate.codebook import CodebookUse, read_codebook
 from micu.evaluate.details import Details, read_details
-from micu.evaluate.report import Row
+from micu.evaluate.report import Row, resembles_results
+from micu.evaluate.sheets import Sheet, count, read_columns, read_sheet, refuse_infinite, show
 from micu.report.commands import SUFFIX as COMMANDS_SUFFIX
 from micu.report.commands import Command, read_commands
 from micu.report.known import complete_lists
+from micu.report.paper import COLUMNS as FIGURES
 from micu.store import Failure, Header, read_ledger, read_set
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,10 @@ class Result:
     known_classes: str = ""
     """Size of the list of known classes; empty where none was given, or an older file says none."""
     class_list: str = ""
+    n_lacking: str = ""
+    """Test clips that lack features, and are not tested; empty where an older file is silent."""
+    test_sha256: str = ""
+    """Of the ids of the test clips; rows with another one are not averaged together."""
     more: tuple[tuple[str, str], ...] = ()
     """Columns that this version does not know, by name."""
 
@@ -77,7 +82,7 @@ class Result:
 
     def group(self) -> tuple[object, ...]:
         """What the rows that are averaged over seeds have in common."""
-        free = {"metric", "value", "seed", "n_clips", "checkpoint_sha256", "note"}
+        free = {"metric", "value", "seed", "n_clips", "n_lacking", "checkpoint_sha256", "note"}
         return tuple(getattr(self, name) for name in self.__slots__ if name not in free)
 
     def key(self) -> tuple[object, ...]:
@@ -87,6 +92,14 @@ class Result:
 
 KNOWN = tuple(column.name for column in fields(Result) if column.name != "more")
 NEEDED = frozenset({"task", "method", "metric", "value"})
+COUNTS = ("seed", "n_clips", "n_lacking", "known_classes")
+"""Columns of whole numbers."""
+SHEETS = (".csv", ".tsv", ".txt")
+"""Ends the names of files in which results are looked for."""
+WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
+"""Ends the names of a spreadsheet's own files."""
+FEW = 10
+"""Unread files that an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,52 +123,52 @@ class Material:
     skipped: list[str] = field(default_factory=list)
     """What could not be read, and why."""
 
+    def skip(self, told: str) -> None:
+        """Note what could not be read."""
+        self.skipped.append(told)
+        logger.warning("skipped: %s", told)
+
 
 def read_results(path: Path) -> list[Result]:
-    """Read a results file of any version.
+    """Read a results file of any version, as a spreadsheet may have saved it.
 
     Raises:
-        ConfigError: It is not one, or is damaged.
+        ConfigError: It is not one, is damaged or was cut off.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True, restval="")
-            columns = set(reader.fieldnames or ())
-            if not columns >= NEEDED:
-                raise ConfigError(
-                    f"{path}: expected a results file of micu-eval, with the columns "
-                    f"{', '.join(sorted(NEEDED))} and others; got "
-                    f"{', '.join(sorted(columns))[:200]}"
-                )
-            return [_parse(row, path, reader.line_num) for row in reader]
-    except (csv.Error, UnicodeError) as error:
-        raise ConfigError(f"{path}: not a results file of micu-eval: {error}") from error
+    columns = read_columns(path)
+    if columns == FIGURES:
+        raise ConfigError(
+            f"{path}: expected a results file of micu-eval, got the paper's figures; the report "
+            "has them by itself"
+        )
+    if not {*columns} >= NEEDED:
+        raise ConfigError(
+            f"{path}: expected a results file of micu-eval, with the columns "
+            f"{', '.join(sorted(NEEDED))} and others; got {', '.join(map(show, columns))[:200]}"
+        )
+    sheet = read_sheet(path, ("value",), what="a results file of micu-eval")
+    found: list[Result] = []
+    for line, row in sheet.rows:
+        try:
+            found.append(_make_result(row, sheet.number(row["value"])))
+        except ValueError as error:
+            raise ConfigError(f"{path}: line {line}: {error}") from error
+    return found
 
 
-def _parse(row: Mapping[str | None, str], path: Path, line: int) -> Result:
-    named = {name: text for name, text in row.items() if name is not None}
-    try:
-        if len(named) != len(row):
-            raise ValueError("more values than columns")
-        return _make_result(named)
-    except ValueError as error:
-        raise ConfigError(f"{path}: line {line}: {error}") from error
-
-
-def _make_result(row: Mapping[str, str]) -> Result:
+def _make_result(row: Mapping[str, str], value: float) -> Result:
     known = {name: text for name, text in row.items() if name in KNOWN and name != "value"}
-    value = float(row["value"])
-    if math.isinf(value):
-        raise ValueError(f"expected a finite value, got {value}")
+    known |= {name: str(count(known[name])) for name in COUNTS if known.get(name)}
     if known.get("known_classes") == "0":
         del known["known_classes"]
-    more = tuple((name, text) for name, text in row.items() if name not in KNOWN)
-    return Result(**known, value=value, more=more)
+    more = tuple((name, text) for name, text in row.items() if name not in KNOWN and text)
+    return Result(**known, value=refuse_infinite(value), more=more)
 
 
 def result_of(row: Row) -> Result:
     """A row of this version that was not written yet."""
-    return _make_result({name: str(value) for name, value in asdict(row).items()})
+    texts = {name: "" if value is None else str(value) for name, value in row.values().items()}
+    return _make_result(texts, row.value)
 
 
 def gather(runs: Sequence[Path]) -> Material:
@@ -169,12 +182,12 @@ def gather(runs: Sequence[Path]) -> Material:
     Raises:
         ConfigError: One of them is not there or cannot be used, or no result was found.
     """
-    found = Material()
+    found, seen = Material(), set[tuple[int, int]]()
     for path in dict.fromkeys(runs):
         if not path.exists():
             raise ConfigError(f"{path}: no such results file or folder; micu-eval … writes some")
         if path.is_dir():
-            for inner in _walk(path):
+            for inner in _walk(path, found, seen):
                 _take_if_whole(inner, found)
         elif not _take(path, found):
             raise ConfigError(
@@ -186,40 +199,61 @@ def gather(runs: Sequence[Path]) -> Material:
     found.results[:] = {row.key(): row for row in named}.values()
     if not found.results:
         listed = ", ".join(map(str, runs))
-        raise ConfigError(f"{listed}: no results in it; micu-eval CHECKPOINT … --out writes some")
+        unread = "".join(f"\nnot read: {told}" for told in found.skipped[:FEW])
+        raise ConfigError(
+            f"{listed}: no results in it; micu-eval CHECKPOINT … --out writes some{unread}"
+        )
     return found
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files in order of their names; links are not followed."""
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink():
-            continue
-        if path.is_dir():
-            yield from _walk(path)
-        elif path.is_file():
-            yield path
+def _walk(folder: Path, found: Material, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Files in order of their names, those behind links last; each file and folder once.
+
+    A link to nothing, or to a folder that the searched one lies in, is named in the report.
+    """
+    seen.add(_identity(folder))
+    for path in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path.name)):
+        try:
+            identity = _identity(path)
+            is_folder = path.is_dir()
+            if path.is_symlink() and is_folder and folder.resolve().is_relative_to(path.resolve()):
+                found.skip(f"{path}: a link to a folder that it lies in; name that one, if meant")
+            elif identity not in seen and is_folder:
+                yield from _walk(path, found, seen)
+            elif identity not in seen and path.is_file():
+                seen.add(identity)
+                yield path
+        except OSError as error:
+            found.skip(f"{path}: cannot be read: {error.strerror or error}; mend or remove it")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What two names of one file or folder have in common."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _take_if_whole(path: Path, found: Material) -> None:
     """Read a file of a searched folder; one that is damaged is named in the report."""
     try:
-        _take(path, found)
+        if not _take(path, found) and path.suffix.lower() in WORKBOOKS:
+            found.skip(f"{path}: a spreadsheet's own file; if it holds results, save it as CSV")
     except (ConfigError, StoreError) as error:
-        found.skipped.append(f"{error}")
-        logger.warning("skipped: %s", error)
+        found.skip(f"{error}")
+    except OSError as error:
+        found.skip(f"{path}: cannot be read: {error.strerror or error}; mend or remove it")
 
 
 def _take(path: Path, found: Material) -> bool:
     """Read a file, if it is of a kind that a report shows; whether it is."""
-    columns = _header(path) if path.suffix == ".csv" else set()
+    columns = {*read_columns(path)} if path.suffix.lower() in SHEETS else set()
     if path.name.endswith(details.SUFFIX):
         _add_details(path, found)
     elif path.name == SET:
         _take_set(path.parent, found)
     elif path.name == METRICS and "step" in columns:
         found.trainings[str(path.parent)] = read_training(path)
-    elif columns >= NEEDED:
+    elif columns >= NEEDED or resembles_results(columns):
         found.results.extend(read_results(path))
         _take_beside(path, found)
     elif columns | {"protocol"} == set(codebook.COLUMNS):
@@ -254,31 +288,20 @@ def _take_set(folder: Path, found: Material) -> None:
         found.failures[str(folder)] = failures
 
 
-def _header(path: Path) -> set[str]:
-    """Columns of a table; none if it is not one."""
-    with path.open(newline="", encoding="utf-8") as file:
-        try:
-            return set(next(csv.reader(file), ()))
-        except (csv.Error, UnicodeError):
-            return set()
-
-
 def read_training(path: Path) -> dict[str, list[float]]:
     """Columns of a `metrics.csv`; a last line that a kill cut off is not one.
 
     Raises:
         ConfigError: A value is not a number.
     """
-    columns: dict[str, list[float]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        names = next(reader, [])
-        for row in reader:
-            if len(row) != len(names):
-                break
-            for name, text in zip(names, row, strict=True):
-                try:
-                    columns.setdefault(name, []).append(float(text) if text else math.nan)
-                except ValueError as error:
-                    raise ConfigError(f"{path}: line {reader.line_num}: {error}") from error
+    sheet: Sheet = read_sheet(path, whole=False)
+    columns: dict[str, list[float]] = {name: [] for name in sheet.columns} if sheet.rows else {}
+    for line, row in sheet.rows:
+        for name, text in row.items():
+            try:
+                columns[name].append(sheet.number(text) if text else math.nan)
+            except ValueError as error:
+                raise ConfigError(f"{path}: line {line}: {name}: {error}") from error
+    if not all(map(math.isfinite, columns.get("step", ()))):
+        raise ConfigError(f"{path}: step: expected a number in every row; delete the file")
     return columns

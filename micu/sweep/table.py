@@ -1,14 +1,13 @@
 """The table of a sweep: what its runs logged in their last epoch and what `micu-eval` found."""
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from micu.evaluate.report import Row, holds_results, read_rows, render_table
+from micu.evaluate.report import Row, read_rows, render_table, resembles_results
+from micu.evaluate.sheets import read_columns, render_sheet
 from micu.files import file_sha256, write_atomically
 from micu.logs import METRICS, read_metrics
 from micu.sweep.conduct import CHECKPOINT
@@ -79,7 +78,7 @@ def _evaluated(folder: Path) -> list[Row]:
 
     Rows of a checkpoint that is no longer the run's last one are left out.
     """
-    paths = [path for path in sorted(folder.glob("*.csv")) if _holds_results(path)]
+    paths = [p for p in sorted(folder.glob("*.csv")) if resembles_results(read_columns(p))]
     sha256 = file_sha256(folder / CHECKPOINT) if paths else ""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for path in paths:
@@ -90,11 +89,6 @@ def _evaluated(folder: Path) -> list[Row]:
         replace(group[0], value=statistics.fmean(row.value for row in group))
         for group in groups.values()
     ]
-
-
-def _holds_results(path: Path) -> bool:
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return holds_results(next(csv.reader(file), []))
 
 
 def _key(row: Row) -> tuple[str, ...]:
@@ -115,16 +109,15 @@ def write_table(rows: Iterable[Row], runs: Sequence[SweepRun], path: Path) -> No
     groups: dict[tuple[str, ...], list[float]] = {}
     for row in rows:
         groups.setdefault((row.preset, *_key(row)), []).append(row.value)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
+    table: list[list[object]] = []
     swept = list(dict.fromkeys(axis for values in axes.values() for axis in values))
-    writer.writerow(["setting", *swept, *KEYS, "mean", "std", "runs"])
+    header = ["setting", *swept, *KEYS, "mean", "std", "runs"]
     for (setting, *key), values in groups.items():
         is_spread = len(values) > 1 and not any(map(math.isnan, values))
         spread = statistics.stdev(values) if is_spread else ""
         places = [axes[setting].get(axis, "") for axis in swept]
-        writer.writerow([setting, *places, *key, statistics.fmean(values), spread, len(values)])
-    write_atomically(path, table.getvalue().encode())
+        table.append([setting, *places, *key, statistics.fmean(values), spread, len(values)])
+    write_atomically(path, render_sheet(header, table).encode())
 
 
 def render_sweep(rows: Sequence[Row]) -> str:
