@@ -12,9 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import click
@@ -50,9 +50,6 @@ FOLDERS = ("media", "features", "runs")
 FINISHED_WITH_FAILURES = 3
 """Exit code of an extraction whose ledger is not empty: the demo has three broken files."""
 
-SHARD_ROWS = 64
-"""Of the extraction that is killed: small enough that a shard is whole before it ends."""
-
 KILL_AFTER_S = 300.0
 """How long to wait for the first shard of the extraction that is killed."""
 
@@ -65,6 +62,25 @@ SETTINGS = (
 )
 """What the demo changes in the preset: a clip has four seconds, an epoch has only five batches, and
 a smaller puzzle makes a step two and a half times as fast."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much the demo makes of everything."""
+
+    clips: Mapping[str, int] = field(default_factory=lambda: dict(SPLITS))
+    """Of each class, by split."""
+    shard_rows: int = 64
+    """Of the extraction that is killed: small enough that a shard is whole before it ends."""
+    settings: tuple[str, ...] = SETTINGS
+
+
+QUICK = Size(
+    clips={"train": 2, "val": 1, "test": 1},
+    shard_rows=16,
+    settings=(*SETTINGS, "optimizer.max_steps=4"),
+)
+"""Every command once, in a minute; too little to learn anything from."""
 
 
 class DemoError(MicuError):
@@ -177,9 +193,14 @@ def _shorten(line: str, width: int = 160) -> str:
     help="How many models to train; the results are their mean.",
 )
 @click.option("--keep", is_flag=True, help="Go on in the folder of an earlier demo, not anew.")
-def cli(*, out: Path, seeds: int, keep: bool) -> None:
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="A few clips and steps, in a minute: whether all works here. Its figures mean nothing.",
+)
+def cli(*, out: Path, seeds: int, keep: bool, quick: bool) -> None:
     """Show everything once, from media files to open-set results, on toy media made on the spot."""
-    report = run_demo(out, seeds, keep=keep)
+    report = run_demo(out, seeds, keep=keep, size=QUICK if quick else Size())
     click.echo(f"\n{render_summary(report)}")
     click.echo(f"\nreport: {(out / 'report.html').resolve()}")
 
@@ -189,20 +210,27 @@ def main() -> None:
     run_command(cli, hint="type the same command with --keep to go on")
 
 
-def run_demo(out: Path, seeds: int, *, keep: bool = False) -> Report:
+def run_demo(out: Path, seeds: int, *, keep: bool = False, size: Size | None = None) -> Report:
     """The whole demo, in the order in which a user would type it.
+
+    Args:
+        out: Folder for all that it makes.
+        seeds: How many models to train.
+        keep: Go on with what an earlier demo left there.
+        size: How much of everything; None is the demo in full.
 
     Raises:
         ConfigError: `out` holds something that no demo made.
         DemoError: A command failed.
     """
     started = time.monotonic()
+    size = size or Size()
     prepare_folder(out, keep=keep)
     shell = Shell(out, [])
-    show_media(out)
-    extract_all(shell)
+    show_media(out, size)
+    extract_all(shell, size)
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        train_and_evaluate(shell, seed)
+        train_and_evaluate(shell, seed, size)
     report = Report(
         typed=tuple(shell.typed),
         failures=read_failures(out / "features"),
@@ -236,28 +264,29 @@ def prepare_folder(out: Path, *, keep: bool) -> None:
     write_atomically(out / MARKER, b"[]")
 
 
-def show_media(out: Path) -> None:
+def show_media(out: Path, size: Size) -> None:
     """Write the media, unless an earlier demo already has, and say what they are."""
     if not (out / "manifest.csv").is_file():
         known = [name for name, event in EVENTS.items() if event.known]
         unknown = [name for name, event in EVENTS.items() if not event.known]
+        files = len(EVENTS) * sum(size.clips.values())
         click.echo(
-            f"This is a toy: {len(EVENTS) * sum(SPLITS.values())} files of {DURATION_S:g} s, drawn "
-            f"and sounded here, and 3 broken ones, in {out}\n"
+            f"This is a toy: {files} files of {DURATION_S:g} s, drawn and sounded here, and 3 "
+            f"broken ones, in {out}\n"
             f"known classes: {', '.join(known)}\nnever named in training: {', '.join(unknown)}"
         )
         started = time.monotonic()
-        write_media(out, splits=SPLITS)
+        write_media(out, splits=size.clips)
         click.echo(f"written in {time.monotonic() - started:.1f} s")
 
 
-def extract_all(shell: Shell) -> None:
+def extract_all(shell: Shell, size: Size) -> None:
     """Extract four modalities, one of them through a kill, and prove that nothing is missing."""
     expect = (0, FINISHED_WITH_FAILURES)
     for modality, backbone in BACKBONES.items():
         line = [modality, "manifest.csv", "--backbone", backbone, "--weights", "random"]
         if modality == "flow":
-            line += ["--tvl1", "--shard-rows", str(SHARD_ROWS)]
+            line += ["--tvl1", "--shard-rows", str(size.shard_rows)]
             first = f"features/manifest/{modality}-{backbone}/shard-00000.h5"
             if not (shell.folder / first).exists():
                 click.echo("\nThe next command is killed as soon as its first shard is written …")
@@ -267,10 +296,10 @@ def extract_all(shell: Shell) -> None:
     shell.run("micu-extract", "verify", "features", "--data")
 
 
-def train_and_evaluate(shell: Shell, seed: int) -> None:
+def train_and_evaluate(shell: Shell, seed: int, size: Size) -> None:
     """Train one model without any label, then ask it for classes that no probe was told of."""
     run = f"runs/seed-{seed}"
-    changes = [part for setting in SETTINGS for part in ("--set", setting)]
+    changes = [part for setting in size.settings for part in ("--set", setting)]
     again = ["--resume"] if (shell.folder / run).exists() else []
     shell.run(
         *("micu-train", "--modalities", "v,a,f,t", "--seed", str(seed)),

@@ -124,7 +124,6 @@ class HTSAT:
                 else "mean over frequency, then of the second's tokens by overlap",
             },
             "torch",
-            "torchaudio",
             "transformers",
             "av",
         )

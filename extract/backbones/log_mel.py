@@ -32,19 +32,19 @@ class LogMel:
 def mel_filters(log_mel: LogMel) -> NDArray[np.float32]:
     """Weight of each frequency in each band, (n_fft // 2 + 1, mels).
 
-    Reference: `slaney` is Slaney's Auditory Toolbox (1998), as librosa and torchaudio have it;
-    `htk` is the HTK Book's scale with the triangles of VGGish, which no library has: torchaudio's
-    are straight over hertz.
+    Reference: `slaney` is Slaney's Auditory Toolbox (1998), as librosa, transformers and torchaudio
+    have it; `htk` is the HTK Book's scale with the triangles of VGGish, which no library has:
+    theirs are straight over hertz.
     """
     low, high = log_mel.low_hz, log_mel.high_hz
     count = log_mel.n_fft // 2 + 1
     if log_mel.scale == "slaney":
-        from torchaudio.functional import melscale_fbanks
+        from transformers.audio_utils import mel_filter_bank
 
-        filters: NDArray[np.float32] = melscale_fbanks(
-            count, low, high, log_mel.mels, log_mel.sample_rate, norm="slaney", mel_scale="slaney"
-        ).numpy()
-        return filters
+        filters = mel_filter_bank(
+            count, log_mel.mels, low, high, log_mel.sample_rate, norm="slaney", mel_scale="slaney"
+        )
+        return np.asarray(filters, np.float32)
     place = _htk_mel(np.linspace(0.0, log_mel.sample_rate / 2, count))
     first, last = _htk_mel(np.array([low, high]))
     edges = np.linspace(first, last, log_mel.mels + 2)

@@ -12,11 +12,7 @@ from extract.demo_report import read_scores
 def test_the_demo_goes_from_media_to_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "SPLITS", {"train": 2, "val": 1, "test": 1})
-    monkeypatch.setattr(demo, "SHARD_ROWS", 16)
-    monkeypatch.setattr(demo, "SETTINGS", (*demo.SETTINGS, "optimizer.max_steps=4"))
-
-    report = demo.run_demo(tmp_path / "out", seeds=1)
+    report = demo.run_demo(tmp_path / "out", seeds=1, size=demo.QUICK)
 
     results = read_scores(report.results, "hos", "oracle")
     shown = capsys.readouterr().out
@@ -29,7 +25,7 @@ def test_the_demo_goes_from_media_to_a_report(
         assert told in page
 
     monkeypatch.setattr(demo, "write_media", pytest.fail)
-    again = demo.run_demo(tmp_path / "out", seeds=1, keep=True)
+    again = demo.run_demo(tmp_path / "out", seeds=1, keep=True, size=demo.QUICK)
     shown = capsys.readouterr().out
     assert shown.count(" 0 clips to extract") == 4
     assert "kill -9" not in shown
