@@ -126,7 +126,9 @@ def test_the_two_commands_start_from_nothing_and_install_what_they_run() -> None
     assert "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/micu-demo" in lines
     (extra,) = re.findall(r"pip install -e '\.\[(\w+)\]'", tests[0])
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    assert any(need.startswith("pytest") for need in project["optional-dependencies"][extra])
+    extras = project["optional-dependencies"]
+    assert any(need.startswith("micu[test") for need in extras[extra])
+    assert any(need.startswith("pytest") for need in extras["test"])
     assert "micu-demo" in project["scripts"]
 
 
