@@ -1,4 +1,4 @@
-"""Finding and opening a clip's media file.
+"""Opening a clip's media file for decoding.
 
 Files are hostile until shown otherwise: only regular files below the media root are opened, only by
 a list of container formats that never open other files, and no picture larger than a cap is ever
@@ -6,8 +6,6 @@ allocated. Times are relative to the start of the file, which is the earliest st
 pictures, whatever the file itself counts from.
 """
 
-import errno
-import stat
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +15,10 @@ from typing import Any, Literal
 import av
 
 from extract.flow.methods import FlowSettings
+from extract.media_file import IO_ERROR as IO_ERROR
+from extract.media_file import MediaFile
+from extract.media_file import find_media as find_media
+from extract.media_file import may_pass as may_pass
 from micu.errors import DecodeError
 from micu.manifest import Clip
 
@@ -51,9 +53,6 @@ FORMATS = (
 )
 """Container formats that are opened. Playlists, concatenation scripts and devices are not."""
 
-_STILLS = {".jpg": "jpeg_pipe", ".jpeg": "jpeg_pipe", ".png": "png_pipe"}
-"""Formats of single pictures: by itself FFmpeg would take their names for patterns of many."""
-
 _OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": FORMATS,
@@ -63,11 +62,6 @@ _OPTIONS = {
 _METADATA: dict[str, Any] = {}
 if int(av.__version__.partition(".")[0]) < 19:  # which ends in an error where titles are no UTF-8
     _METADATA["metadata_errors"] = "replace"
-
-IO_ERROR = "io_error"
-_MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
-"""What network file systems answer for a moment, and systems with too many open files."""
-_READ_BYTES = 2**20
 
 Kind = Literal["video", "audio"]
 
@@ -106,59 +100,6 @@ class Window:
         return None if self.end is None else self.end - self.start
 
 
-def may_pass(error: Exception, path: Path | None = None) -> bool:
-    """Whether an error says nothing of the file, and another try may find it in order.
-
-    FFmpeg says EIO of files that are cut off, too: then the system is asked to read the file.
-
-    Args:
-        error: What went wrong.
-        path: The file that FFmpeg read; None where it read none.
-    """
-    if not isinstance(error, OSError) or error.errno not in _MAY_PASS:
-        return False
-    is_vague = isinstance(error, av.error.FFmpegError) and error.errno == errno.EIO
-    return not is_vague or (path is not None and not _can_be_read(path))
-
-
-def _can_be_read(path: Path) -> bool:
-    """Whether the system gives all bytes of a file."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            while file.read(_READ_BYTES):
-                pass
-    except OSError:
-        return False
-    return True
-
-
-def find_media(path: str, media_root: Path) -> Path:
-    """Resolve a manifest's path to a regular file below the media root.
-
-    Raises:
-        DecodeError: `missing`, `outside_root`, `not_a_file`, `permission`, `empty` or `io_error`.
-    """
-    if not path or "\0" in path:
-        raise DecodeError("missing", f"{path!r}: expected the path of a media file in the manifest")
-    try:
-        root = media_root.resolve()
-        real = (root / path).resolve()
-        if not real.is_relative_to(root):
-            raise DecodeError("outside_root", f"{path!r} leads to {str(real)!r}, out of {root}")
-        status = real.stat()
-    except PermissionError as error:
-        raise DecodeError("permission", f"{path!r}: {error.strerror}") from error
-    except (OSError, RuntimeError, UnicodeEncodeError) as error:
-        if may_pass(error):
-            raise DecodeError(IO_ERROR, f"{path!r}: {error}") from error
-        raise DecodeError("missing", f"{path!r}: no such file below {media_root}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise DecodeError("not_a_file", f"{path!r}: expected a regular file")
-    if status.st_size == 0:
-        raise DecodeError("empty", f"{path!r}: the file holds no bytes")
-    return real
-
-
 class Source:
     """The main sound or picture stream of a clip's media file, open for decoding.
 
@@ -174,15 +115,18 @@ class Source:
     def __init__(self, clip: Clip, media_root: Path, kind: Kind) -> None:  # noqa: D107
         self.name = repr(clip.path)
         self.origin = Fraction(0)
-        self.path = find_media(clip.path, media_root)
         self.kind = kind
-        self._open()
+        self._file = MediaFile(clip.path, media_root)
+        try:
+            self._open()
+        except BaseException:
+            self._file.close()
+            raise
 
     def _open(self) -> None:
         try:
             self.container = av.open(
                 f"file:{self.path}",
-                format=_STILLS.get(self.path.suffix.lower()),
                 options=dict(_OPTIONS),
                 **_METADATA,
             )
@@ -231,6 +175,16 @@ class Source:
         starts = [s.start_time * s.time_base for s in self._streams() if s.start_time is not None]
         self.origin = min(starts, default=Fraction(0))
         self._tick = Fraction(self.stream.time_base)
+
+    @property
+    def path(self) -> Path:
+        """A path that leads to the open file itself, whatever its name leads to by now.
+
+        For other libraries: what they open by it is what was checked. They must name the format,
+        as the path has no ending; on macOS they share our place in the file, so that we must have
+        finished reading.
+        """
+        return self._file.path
 
     @property
     def rate(self) -> Fraction:
@@ -282,6 +236,7 @@ class Source:
     def close(self) -> None:
         """Close the file."""
         self.container.close()
+        self._file.close()
 
     def __enter__(self) -> "Source":  # noqa: D105
         return self

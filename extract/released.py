@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import Media
 from extract.hdf5 import open_plain
-from extract.media import find_media
+from extract.media_file import MediaFile
 from micu.errors import DecodeError, StoreError
 from micu.manifest import Clip, youtube_id
 
@@ -288,7 +288,8 @@ class ReadReleased:
             values = read_h5_row(self.tables[modality], row, len(self.rows))
         elif folders:
             there = [folder for folder in folders if (folder / name).is_file()]
-            values = read_zipped_array(find_media(name, (there or folders)[0]), name)
+            with MediaFile(name, (there or folders)[0]) as file:
+                values = read_zipped_array(file.path, name)
         else:
             raise DecodeError("missing", f"clip {clip.clip_id!r}: is no line of the HDF5 file")
         if values.shape[1:] != self.shapes[modality] or not values.ndim:
