@@ -7,6 +7,7 @@ others go on. Arrays come back through shared memory, not through a pipe.
 
 import fcntl
 import functools
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -15,11 +16,12 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +32,7 @@ from pebble import ProcessExpired, ProcessPool
 from extract.backbones.base import Media
 from extract.blocks import block_folder, write_block
 from extract.media import IO_ERROR
+from extract.watch import Watch
 from micu.errors import ClipError, DecodeError, DeviceError, MicuError, StoreError
 from micu.manifest import Clip
 
@@ -166,7 +169,7 @@ def decode_in_processes(
     Args:
         read: Decodes one clip; sent to the workers, so that it can be pickled.
         workers: Processes.
-        clip_timeout_s: A worker that takes longer over one clip is killed, s.
+        clip_timeout_s: A worker that decodes one clip for longer is killed, s; see `extract.watch`.
         worker_bytes: Memory that a worker may take beside libraries and shared blocks; None is
             what there is.
     """
@@ -175,14 +178,16 @@ def decode_in_processes(
     context.set_forkserver_preload(["extract.worker_server"])
     _start_servers()
 
+    reader, writer = context.Pipe(duplex=False)
+
     def build_pool() -> ProcessPool:
         return ProcessPool(
-            workers, initializer=_start_worker, initargs=(worker_bytes,), context=context
+            workers, initializer=_start_worker, initargs=(worker_bytes, writer), context=context
         )
 
-    with block_folder() as blocks:
-        decode = functools.partial(_decode_to_block, read, blocks)
-        processes = _Processes(build_pool, decode, clip_timeout_s)
+    with block_folder() as blocks, reader, writer:
+        decode = functools.partial(_begin, read, blocks)
+        processes = _Processes(build_pool, decode, Watch(reader, clip_timeout_s))
         try:
             yield processes
         finally:
@@ -217,21 +222,24 @@ class _Processes:
         self,
         build_pool: Callable[[], ProcessPool],
         decode: "Callable[..., Parcel]",
-        clip_timeout_s: float,
+        watch: Watch,
     ) -> None:
         self._build_pool = build_pool
         self._pool = build_pool()
         self._decode = decode
-        self._clip_timeout_s = clip_timeout_s
+        self._watch = watch
         self._pools: dict[Future[Any], ProcessPool] = {}
+        self._numbers = itertools.count()
         self._broken = 0
+        watch.start()
 
     def submit(self, clip: Clip, names: Sequence[str]) -> "Future[Outcome]":
         if not self._pool.active:
             self._renew(self._pool)
-        future: Future[Any] = self._pool.schedule(
-            self._decode, args=(clip, names), timeout=self._clip_timeout_s
-        )
+        number = next(self._numbers)
+        # Without pebble's own limit, which is one of the wall clock.
+        future: Future[Any] = self._pool.schedule(self._decode, args=(number, clip, names))
+        self._watch.add(number, future)
         self._pools[future] = self._pool
         return future
 
@@ -239,9 +247,10 @@ class _Processes:
         pool = self._pools.pop(future)
         try:
             parcel: Parcel = future.result()
-        except TimeoutError:
-            limit = f"decoding took longer than --clip-timeout {self._clip_timeout_s:g} s"
-            return Outcome(dict.fromkeys(names, Trouble("timeout", limit)), self._clip_timeout_s)
+        except CancelledError:
+            limit_s = self._watch.limit_s
+            limit = f"decoding took longer than --clip-timeout {limit_s:g} s"
+            return Outcome(dict.fromkeys(names, Trouble("timeout", limit)), limit_s)
         except ProcessExpired as error:
             died = Trouble("worker_died", _how_it_died(error), may_pass=True)
             return Outcome(dict.fromkeys(names, died), 0.0)
@@ -270,6 +279,7 @@ class _Processes:
 
     def close(self) -> None:
         """End the workers, whatever they are at."""
+        self._watch.stop()
         _end(self._pool)
 
 
@@ -284,8 +294,17 @@ def _how_it_died(error: ProcessExpired) -> str:
     return f"decoding this clip ended its worker process with {how}"
 
 
-def _start_worker(most_bytes: int | None) -> None:
+NICENESS = 10
+"""A network's threads wait for each other: one that shares its core holds up all of them. But
+strangers at work on the machine must leave a worker more than the hundredth that 19 would get."""
+_reports: Connection | None = None
+"""Where a worker says with which clip it begins."""
+
+
+def _start_worker(most_bytes: int | None, reports: Connection) -> None:
     """Make a worker leave signals to its parent, die with it, and yield to the network."""
+    global _reports
+    _reports = reports
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
     # Read by torch when flow is computed with it: the workers themselves are the threads.
@@ -298,8 +317,14 @@ def _start_worker(most_bytes: int | None) -> None:
         fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
         fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
-    # A network's threads wait for each other: one that shares its core holds up all of them.
-    os.nice(19)
+    os.nice(NICENESS)
+
+
+def _begin(read: Reader, blocks: Path, number: int, clip: Clip, names: Sequence[str]) -> "Parcel":
+    """Say so, and read a clip in a worker."""
+    assert _reports is not None
+    _reports.send((number, os.getpid()))
+    return _decode_to_block(read, blocks, clip, names)
 
 
 @dataclass(frozen=True, slots=True)

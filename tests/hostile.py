@@ -3,7 +3,9 @@
 import ctypes
 import errno
 import os
+import shlex
 import signal
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,22 @@ def hostile_read(clip: Clip) -> Media:
     deed, _, rest = clip.text.partition(" ")
     if deed == "hang":
         ctypes.CDLL(None).sleep(600)  # in C, where no Python signal handler runs
+    if deed == "spin":
+        while True:
+            pass
+    if deed == "work":  # needs so much of a core
+        started = time.process_time()
+        while time.process_time() - started < float(rest):
+            pass
+    if deed == "last":  # takes so long, asleep
+        seconds, _, marker = rest.partition(" ")
+        if marker:
+            Path(marker).touch()
+        time.sleep(float(seconds))
+    if deed == "stop":  # stands still for so long, and goes on
+        seconds = shlex.quote(rest)
+        subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
     if deed == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if deed == "segfault":
@@ -71,7 +89,7 @@ def read_threads(clip: Clip, names: Sequence[str]) -> dict[str, Media]:
     return dict.fromkeys(names, media)
 
 
-def dying_start(most_bytes: int | None) -> None:
+def dying_start(most_bytes: int | None, reports: object) -> None:
     """End a worker before it has taken a clip."""
     os.kill(os.getpid(), signal.SIGKILL)
 

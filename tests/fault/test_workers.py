@@ -1,9 +1,12 @@
 import errno
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +68,97 @@ def test_a_decoder_that_hangs_in_c_is_killed_and_the_run_goes_on(tmp_path: Path)
     assert "--clip-timeout 2 s" in failure.message
     assert FeatureStore(Path(summary.folder)).clip_ids == ("0", "2", "3")
     assert summary.wall_s < 60
+
+
+def test_a_decoder_that_never_stops_computing_is_killed_too(tmp_path: Path) -> None:
+    summary = run_texts(tmp_path, "a b", "spin", "c", timeout_s=1.0)
+
+    assert read_ledger(Path(summary.folder))["1"].code == "timeout"
+    assert FeatureStore(Path(summary.folder)).clip_ids == ("0", "2")
+
+
+def test_a_step_of_the_clock_files_no_good_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, asked = time.time, itertools.count()
+    # Every look at it is an hour after the last one.
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600.0 * next(asked))
+    summary = run_texts(tmp_path, "last 0.5", "last 0.5", "last 0.5", timeout_s=TIMEOUT_S)
+
+    assert (summary.extracted, summary.failed) == (3, 0)
+
+
+STOPPED_FOR_A_WHILE = """
+import sys
+from pathlib import Path
+from tests.fault.test_workers import run_texts
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    summary = run_texts(folder, "a", f"last 2 {folder / 'begun'}", "last 2", "b", timeout_s=4.0)
+    print(summary.extracted, summary.failed, summary.codes)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_was_suspended_files_no_good_clip(tmp_path: Path) -> None:
+    path = tmp_path / "run.py"
+    path.write_text(STOPPED_FOR_A_WHILE)
+    with subprocess.Popen(
+        [sys.executable, path, tmp_path],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as run:
+        while not (tmp_path / "begun").exists():
+            assert run.poll() is None
+        for _ in range(2):
+            os.killpg(run.pid, signal.SIGSTOP)
+            time.sleep(3.0)
+            os.killpg(run.pid, signal.SIGCONT)
+            time.sleep(0.2)
+        output, _ = run.communicate(timeout=TIMEOUT_S)
+    assert output == "4 0 {}\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody says who is stopped")
+def test_a_worker_that_was_stopped_alone_files_no_good_clip(tmp_path: Path) -> None:
+    summary = run_texts(tmp_path, "a", "stop 3", "b", timeout_s=1.5)
+
+    assert (summary.extracted, summary.failed) == (3, 0)
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Keep this process, and what it starts, on one core that two others want as well."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+        os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="keeps processes on one core")
+def test_on_a_busy_machine_only_what_hangs_is_killed(tmp_path: Path) -> None:
+    hangs = ("spin", "hang")
+    with busy_core():
+        started = time.monotonic()
+        summary = run_texts(tmp_path, "work 0.4", "a", *hangs, "work 0.4", timeout_s=1.0)
+        took_s = time.monotonic() - started
+
+    assert took_s > 2.0  # the good ones alone were longer at it than their limit
+    assert {key: row.code for key, row in read_ledger(Path(summary.folder)).items()} == {
+        "2": "timeout",
+        "3": "timeout",
+    }
+    assert summary.extracted == 3
 
 
 @pytest.mark.parametrize(
