@@ -101,9 +101,9 @@ def extract_several(
     """Make several feature sets of one manifest in one pass; safe to interrupt, and to type again.
 
     A clip is decoded once for all the sets that lack it, and ends in a shard or in the ledger of
-    each. A signal to stop (TERM, USR1, INT) publishes what is whole and returns with `stopped_by`
-    set. At most 2 * workers + 1 decoded clips wait, and for each set the units of one batch and the
-    rows of two shards, one of which is being written: memory does not grow with the manifest.
+    each. A signal to stop publishes what is whole and returns with `stopped_by` set. At most
+    2 * workers + 1 decoded clips wait, and for each set the units of one batch and the rows of two
+    shards, one of which is being written: memory does not grow with the manifest.
 
     Args:
         targets: What to make, by a name that `read` knows; plans of one manifest.

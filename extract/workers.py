@@ -33,6 +33,7 @@ from extract.backbones.base import Media
 from extract.blocks import block_folder, write_block
 from extract.media import IO_ERROR
 from extract.watch import Watch
+from micu.commands import known_signals
 from micu.errors import ClipError, DecodeError, DeviceError, MicuError, StoreError
 from micu.manifest import Clip
 
@@ -194,13 +195,17 @@ def decode_in_processes(
             processes.close()
 
 
+_TO_THE_RUN = known_signals("SIGUSR1", "SIGHUP")
+"""Signals to stop that pebble leaves to us, and that are for the run alone."""
+
+
 def _start_servers() -> None:
     """Start what workers are forked from, and what clears up after it, deaf to a signal to stop.
 
     Schedulers send it to all processes of a run, which then stops by itself. Blocked signals are
     inherited; one that comes meanwhile is not lost.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TO_THE_RUN)
     try:
         resource_tracker.ensure_running()
         forkserver.ensure_running()
@@ -309,8 +314,8 @@ def _start_worker(most_bytes: int | None, reports: Connection) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
     # Read by torch when flow is computed with it: the workers themselves are the threads.
     os.environ["OMP_NUM_THREADS"] = "1"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, *_TO_THE_RUN):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         # The kernel tells of the parent's end, so that code that hangs in C need not listen.

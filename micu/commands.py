@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -166,11 +167,21 @@ class StopFlag:
         return EXIT_INTERRUPTED if self.name == "SIGINT" else EXIT_STOPPED
 
 
+def known_signals(*names: str) -> tuple[signal.Signals, ...]:
+    """The signals of these names that the system has: Windows lacks HUP and USR1."""
+    return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
+
+
+STOP_SIGNALS = known_signals("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")
+"""What asks a run to stop gently."""
+
+
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Turn TERM, USR1 and INT into a flag while the block runs; a second INT is Ctrl-C as usual.
+    """Turn the signals to stop into a flag while the block runs; a second INT is Ctrl-C as usual.
 
-    In a thread other than the main one, where Python takes no handlers, nothing is caught.
+    HUP stays ignored where it is, as under `nohup`. In a thread other than the main one, where
+    Python takes no handlers, nothing is caught.
     """
     flag = StopFlag()
 
@@ -178,16 +189,30 @@ def stop_signals() -> Iterator[StopFlag]:
         if flag.name and number == signal.SIGINT:
             raise KeyboardInterrupt
         flag.name = signal.Signals(number).name
+        if flag.name == "SIGHUP":
+            _leave_terminal()
 
-    handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in handled}
+        for number in STOP_SIGNALS:
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+            if not (ignored and number.name == "SIGHUP"):
+                before[number] = signal.signal(number, note)
     try:
         yield flag
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Write to nobody where the terminal has gone: an error there would look like one of a disk."""
+    for handle in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(handle).st_mode) and not os.isatty(handle):
+                nobody = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nobody, handle)
+                os.close(nobody)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from micu.align import align_steps, repeat_real_steps, starts_on_grid
+from micu.commands import STOP_SIGNALS
 from micu.config import DataConfig
 from micu.distributed import ALONE, World, share_rows
 from micu.errors import ConfigError, ManifestError, StoreError
@@ -363,12 +364,14 @@ def _signals_held() -> Iterator[None]:
     A terminal or a cluster sends them to every process, and a reader that died of one would end
     the step that is to be finished. Here they are delivered afterwards.
     """
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, which sends them to nobody
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         # Starting the tracker, which the first reader would do, ends by unblocking signals.
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -75,7 +75,7 @@ def fit(
 ) -> FitSummary:
     """Train until the configured end, or until a signal asks to stop.
 
-    SIGTERM, SIGUSR1 and Ctrl-C let the step finish and then save; a second Ctrl-C does not wait.
+    TERM, USR1, HUP and Ctrl-C let the step finish and then save; a second Ctrl-C does not wait.
     Of several processes each calls this. A signal to one stops all of them after the same step; the
     first one writes the files.
 

@@ -28,14 +28,14 @@ def hostile_read(clip: Clip) -> Media:
         while True:
             pass
     if deed == "work":  # needs so much of a core
-        started = time.process_time()
-        while time.process_time() - started < float(rest):
-            pass
-    if deed == "last":  # takes so long, asleep
         seconds, _, marker = rest.partition(" ")
         if marker:
             Path(marker).touch()
-        time.sleep(float(seconds))
+        started = time.process_time()
+        while time.process_time() - started < float(seconds):
+            pass
+    if deed == "last":  # takes so long, asleep
+        time.sleep(float(rest))
     if deed == "stop":  # stands still for so long, and goes on
         seconds = shlex.quote(rest)
         subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])

@@ -75,7 +75,13 @@ SOUNDS = ("audio", "m.csv", "--backbone", "toy-sound", "--workers", "2", "--shar
 """Arguments of a run over `write_sounds`."""
 
 
-def start(folder: Path, *words: str, before: str = "", delay_s: float = 0.0) -> "Process":
+def start(
+    folder: Path,
+    *words: str,
+    before: str = "",
+    delay_s: float = 0.0,
+    terminal: int | None = None,
+) -> "Process":
     """Begin `micu-extract WORDS` in `folder`; its weights are random, its device the CPU.
 
     Args:
@@ -83,14 +89,17 @@ def start(folder: Path, *words: str, before: str = "", delay_s: float = 0.0) -> 
         words: Arguments.
         before: Code that runs before it, in the same process.
         delay_s: What a toy's network takes over a batch, s.
+        terminal: Handle of one that the run belongs to and writes to; None gives it a pipe.
     """
+    if terminal is not None:
+        before = f"import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0)\n{before}"
     script = f"import tests.runs, tests.toy\nfrom extract.cli import main\n{before}\nmain()\n"
     options = ("--weights", "random", "--device", "cpu") if words[0] in MODALITIES else ()
     return subprocess.Popen(
         [sys.executable, "-c", script, *words, *options],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(PROJECT), DELAY: str(delay_s)},
-        stdout=subprocess.PIPE,
+        stdout=subprocess.PIPE if terminal is None else terminal,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,

@@ -126,7 +126,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_across_processes(features, tm
     assert_same_run(whole, parts)
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGHUP", 75), ("SIGINT", 130)]
+)
 def test_a_signal_ends_the_step_saves_and_can_be_gone_on_from(
     features, tmp_path, monkeypatch, name, code
 ):

@@ -12,6 +12,7 @@ import pytest
 from micu.manifest import Clip, write_manifest
 from micu.store import FeatureStore
 from tests.runs import (
+    RUN_S,
     SOUNDS,
     finish,
     half_files,
@@ -83,8 +84,8 @@ def test_killed_runs_typed_again_leave_the_bytes_of_one_that_was_not(tmp_path: P
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)],
-    ids=["TERM", "USR1", "INT"],
+    [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)],
+    ids=["TERM", "USR1", "HUP", "INT"],
 )
 def test_a_signal_ends_a_run_and_its_workers_with_nothing_half_made(
     tmp_path: Path, whole: dict[str, bytes], number: signal.Signals, expected: int
@@ -93,7 +94,7 @@ def test_a_signal_ends_a_run_and_its_workers_with_nothing_half_made(
     process = start(tmp_path, *SOUNDS, delay_s=0.2)
     wait_for_shard(process, tmp_path)
     assert len(processes_of(process.pid)) >= 4  # the run, the server of processes, two workers
-    if number == signal.SIGINT:  # the terminal sends it to all of them
+    if number in (signal.SIGINT, signal.SIGHUP):  # the terminal sends it to all of them
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
@@ -178,6 +179,25 @@ def test_features_of_other_weights_are_refused_with_the_difference(tmp_path: Pat
     assert set_bytes(tmp_path) != before
 
 
+def test_a_run_whose_terminal_goes_away_stops_as_after_term(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    write_sounds(tmp_path, CLIPS)
+    master, terminal = os.openpty()
+    process = start(tmp_path, *SOUNDS, delay_s=0.2, terminal=terminal)
+    os.close(terminal)
+    while not list(tmp_path.rglob("shard-*.h5")):
+        os.read(master, 1024)
+    os.close(master)
+
+    assert process.wait(RUN_S) == 75
+    assert not left_over(process.pid)
+    assert half_files(tmp_path) == []
+    assert 1 < len(set_bytes(tmp_path)) < len(whole)
+    assert run(tmp_path, *SOUNDS)[0] == 3
+    assert set_bytes(tmp_path) == whole
+
+
 FULL_DISK = (
     "import resource, signal\n"
     "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -210,6 +230,7 @@ STOP = (
     "    return encode(self, units)\n"
     "tests.toy.Toy.encode = stop"
 )
+HUNG_UP = STOP.format(name="SIGHUP")
 TEXT = ("text", "toys.csv", "--backbone", "toy")
 
 
@@ -225,6 +246,8 @@ TEXT = ("text", "toys.csv", "--backbone", "toy")
         (TEXT, FULL_DISK.replace("4000", "1500"), 74),
         (TEXT, STOP.format(name="SIGTERM"), 75),
         (TEXT, STOP.format(name="SIGUSR1"), 75),
+        (TEXT, STOP.format(name="SIGHUP"), 75),
+        (TEXT, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + HUNG_UP, 3),
         (TEXT, STOP.format(name="SIGINT"), 130),
     ],
     ids=[
@@ -237,6 +260,8 @@ TEXT = ("text", "toys.csv", "--backbone", "toy")
         "full disk",
         "TERM",
         "USR1",
+        "HUP",
+        "HUP under nohup",
         "INT",
     ],
 )

@@ -357,7 +357,9 @@ def test_readers_are_started_deaf_to_the_signals_that_stop_a_run():
     with _signals_held():
         child = subprocess.run([sys.executable, "-c", ask], capture_output=True, check=True)
 
-    assert json.loads(child.stdout) == sorted([signal.SIGINT, signal.SIGUSR1, signal.SIGTERM])
+    assert json.loads(child.stdout) == sorted(
+        [signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM]
+    )
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
