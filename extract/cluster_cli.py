@@ -67,7 +67,7 @@ def max_failures_option(command: Command) -> Command:
         metavar="N|P%",
         callback=_to_limit,
         help="Stop when more clips failed: a number, or a share of those tried, for example 5% "
-        "[default: never].",
+        "[default: when the first 32 all fail; 100% never].",
     )(command)
 
 

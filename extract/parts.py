@@ -182,7 +182,11 @@ def merge_set(
         failed=len(failed),
         left=len(left),
         parts=labels,
-        problems=(*problems, *_missing_by_part(contents, labels, left)),
+        problems=(
+            *contents.nothing_stored(),
+            *problems,
+            *_missing_by_part(contents, labels, left),
+        ),
         folded=folds,
     )
 

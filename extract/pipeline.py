@@ -9,13 +9,13 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
 from extract.backbones.base import Backbone, Media
-from extract.plan import Limit, Plan
+from extract.plan import JUDGED_FIRST, Limit, Plan
 from extract.workers import (
     Decoders,
     Outcome,
@@ -34,6 +34,8 @@ RETRIES = 2
 """How often a clip that took its worker along is tried again."""
 TOO_MANY_FAILED = "too many failures"
 """What stops a run that has more of them than it may."""
+ALL_FAILED = "clips that all failed"
+"""What stops a run whose first clips fail one and all."""
 STOP_POLL_S = 0.2
 """How often a wait for a decoder looks whether the run was asked to stop, s."""
 
@@ -114,13 +116,18 @@ def extract_several(
             None decodes in threads of this process, where nothing can be killed.
         worker_bytes: Memory that a worker process may take; None is what there is.
         max_failures: More of them in one set stop the run, with `stopped_by` `TOO_MANY_FAILED`.
+            Unless it bears that every clip fails, a run whose first 32 clips do, in every set, and
+            of whose sets none holds a clip, is stopped by `ALL_FAILED`. Those 32 are not filed: the
+            same command tries them again.
 
     Raises:
         OSError: The disk refused a shard, the ledger or the flow cache; earlier shards are whole.
     """
     started = time.monotonic()
+    doubts = max_failures is None or not max_failures.bears_all
     writers = {
-        name: SetWriter(target.plan, target.backbone, on_clip) for name, target in targets.items()
+        name: SetWriter(target.plan, target.backbone, on_clip, is_doubtful=doubts)
+        for name, target in targets.items()
     }
     work = merge_work({name: target.plan for name, target in targets.items()})
     decoding: AbstractContextManager[Decoders] = (
@@ -140,13 +147,30 @@ def extract_several(
                 writers[name].add(item.clip, outcome.media[name], stop)
                 if max_failures is not None and writers[name].has_failed(max_failures):
                     stop.name = stop.name or TOO_MANY_FAILED
+                    writers[name].trust()
+            if doubts and _have_all_failed(writers.values()):
+                stop.name = stop.name or ALL_FAILED
         for writer in writers.values():
             writer.finish(stop)
+            if not stop.name:
+                writer.trust()
     summaries = [writer.summary for writer in writers.values()]
     for summary in summaries:
         summary.stopped_by, summary.read_s = stop.name, read_s
         summary.wall_s = time.monotonic() - started
     return summaries
+
+
+def _have_all_failed(writers: Collection[SetWriter]) -> bool:
+    """Whether the first clips failed in every set, so that the rest would; else ends the doubt."""
+    working = [writer for writer in writers if writer.todo]
+    if not all(writer.is_doubtful for writer in working):
+        for writer in working:
+            writer.trust()
+        return False
+    return all(writer.first_failed for writer in working) and any(
+        JUDGED_FIRST <= writer.summary.failed < writer.todo for writer in working
+    )
 
 
 def merge_work(plans: Mapping[str, Plan]) -> list[Work]:

@@ -1,9 +1,12 @@
 """What an extraction will do, decided from the index and the ledger alone: no media is opened."""
 
 import math
+import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -14,6 +17,8 @@ from micu.manifest import Clip, Manifest
 from micu.records import file_size
 from micu.shard import Shard
 from micu.store import (
+    MISSING,
+    Failure,
     FeatureSpec,
     Header,
     RunRecord,
@@ -48,6 +53,8 @@ class Job:
     overwrite: bool = False
     """Replace features that were made with other settings."""
     retry_failed: bool = False
+    look_again: bool = True
+    """Look once more for the files of clips that the ledger calls missing."""
     part: Part | None = None
     """Extract only this share of the shards; None is all."""
     command: str = ""
@@ -84,6 +91,9 @@ class Plan:
     """Shards that a killed run published without noting them in the index."""
     dropped: frozenset[str]
     """Clips whose rows leave the ledger, of a part its own: they are stored, or tried again."""
+    again: Mapping[str, Failure]
+    """Ledger rows of clips to extract whose files were missing; each stays until the clip is
+    stored, or fails otherwise."""
     done: int
     """Clips of the run, or of its part, that are already in a shard."""
     failed: int
@@ -137,6 +147,8 @@ class _Standing:
 
     stored: frozenset[str] = frozenset()
     failed: frozenset[str] = frozenset()
+    again: Mapping[str, Failure] = field(default_factory=dict)
+    """Those of them whose files were missing, and that the run may look for again."""
     mended: frozenset[str] = frozenset()
     """Clips in the run's own ledger that are stored by now."""
     unlisted: tuple[tuple[str, ShardEntry], ...] = ()
@@ -171,6 +183,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     standing = _Standing() if replaces or not folder.is_dir() else _take_stock(job, folder, header)
     shards, done, failed = [], 0, 0
     retried: set[str] = set()
+    again: dict[str, Failure] = {}
     for number, start in enumerate(range(0, wanted, header.shard_rows)):
         if job.part is not None and not job.part.owns(number):
             continue
@@ -183,6 +196,9 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
                 todo.append(clip)
             elif job.retry_failed:
                 retried.add(clip.clip_id)
+                todo.append(clip)
+            elif clip.clip_id in standing.again:
+                again[clip.clip_id] = standing.again[clip.clip_id]
                 todo.append(clip)
             else:
                 failed += 1
@@ -199,6 +215,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         shards=tuple(shards),
         unlisted=dict(standing.unlisted),
         dropped=standing.mended | retried,
+        again=again,
         done=done,
         failed=failed,
         part=job.part,
@@ -296,9 +313,18 @@ def _take_stock(job: Job, folder: Path, header: Header) -> _Standing:
     index = read_index(folder, noted, concerns, header)
     stored = frozenset(clip_id for entry in index.values() for clip_id in entry.clip_ids)
     own = read_ledger(folder, ["" if part is None else part.label])
+    ledger = read_ledger(folder, labels)
+    failed = frozenset(ledger.keys() - stored)
+    # Of parts that are not merged yet, only a part may change what is said of its clips.
+    mine = failed & (own.keys() if part is None else ledger.keys())
     return _Standing(
         stored=stored,
-        failed=frozenset(read_ledger(folder, labels).keys() - stored),
+        failed=failed,
+        again={
+            clip_id: ledger[clip_id]
+            for clip_id in mine
+            if job.look_again and ledger[clip_id].code == MISSING
+        },
         mended=stored & own.keys(),
         unlisted=tuple((name, entry) for name, entry in index.items() if noted.get(name) != entry),
         index=index,
@@ -322,6 +348,8 @@ def _longest_clip(clips: Sequence[Clip]) -> int | None:
 
 # --- when to give up -------------------------------------------------------------------------
 
+JUDGED_FIRST = 32
+"""Clips that, if they fail one and all, say that the run is at fault and not they."""
 JUDGED_FROM = 100
 """Clips from which a share of failures is judged: of the first ten, one may well be bad."""
 
@@ -334,6 +362,11 @@ class Limit:
     """At most so many."""
     share: float | None = None
     """At most this share of the clips, in [0, 1]."""
+
+    @property
+    def bears_all(self) -> bool:
+        """Whether a run may go on though every clip fails: `100%`."""
+        return self.share == 1.0
 
     def reached(self, failed: int, done: int, *, at_end: bool = False) -> bool:
         """Whether there are more failures than the limit allows.
@@ -371,3 +404,61 @@ def parse_share(text: str) -> Limit:
             "type for example --max-failures 5%"
         )
     return Limit(share=share)
+
+
+# --- what failures have in common ------------------------------------------------------------
+
+SHOWN_CHARACTERS = 200
+"""Of a message or a path, in what is said of many."""
+REMEDIES = {
+    MISSING: "name the folder that the manifest's paths start from, with --media-root",
+    "outside_root": "name a folder above both the links and the media, with --media-root",
+    "permission": "let yourself read the files",
+    "io_error": "see to the disk of the media",
+    "timeout": "type a larger --clip-timeout",
+    "worker_died": "type fewer --workers, or ask for more memory",
+    "no_video": "look at one of these files; sound has a command of its own, micu-extract audio",
+    "no_audio": "look at one of these files; they may have no sound at all",
+    "unexpected": "look at the traceback above: it may be a package of a version that does not fit",
+}
+"""What may mend clips that all fail with a code."""
+
+
+def describe_shared(failed: Sequence[tuple[Clip, Failure]]) -> str:
+    """What failures have in common: code, message, folder and kind of file; "" for none.
+
+    Args:
+        failed: Clips, each with its ledger row.
+    """
+    if not failed:
+        return ""
+    codes = Counter(failure.code for _, failure in failed)
+    told = [f"code {_most(codes)}"]
+    messages = Counter(_pattern(clip, failure) for clip, failure in failed)
+    told.append(f"message {_most(messages)}")
+    paths = [PurePosixPath(clip.path) for clip, _ in failed if clip.path]
+    folder = os.path.commonpath([f"/{path.parent}" for path in paths] or ["/"])
+    if folder != "/":
+        told.append(f"folder {folder[1 : SHOWN_CHARACTERS + 1]!r}")
+    suffixes = {path.suffix for path in paths}
+    if suffixes not in (set(), {""}) and len(suffixes) == 1:
+        told.append(f"file names in {suffixes.pop()[:SHOWN_CHARACTERS]!r}")
+    (code, _), *_ = codes.most_common(1)
+    remedy = REMEDIES.get(code, "look at one of these clips")
+    return f"{'; '.join(told)}. What may help: {remedy}"
+
+
+def _most(counts: Counter[str]) -> str:
+    """The most frequent of several, and how frequent it is."""
+    (first, count), *_ = counts.most_common(1)
+    total = counts.total()
+    return f"{first} ({'all' if count == total else count} of {total})"
+
+
+def _pattern(clip: Clip, failure: Failure) -> str:
+    """A message without what is the clip's own: its names, and every number."""
+    text = failure.message
+    for own in (repr(clip.path), clip.path, repr(clip.clip_id), clip.clip_id):
+        text = text.replace(own, "…") if len(own) > 2 else text
+    text = re.sub(r"[0-9]+(?:[.][0-9]+)?", "N", text)[:SHOWN_CHARACTERS]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -17,7 +17,7 @@ from extract.decode import describe_reading, read_several
 from extract.flow.methods import FlowSettings
 from extract.media import Reading, find_media
 from extract.pictures import check_decoder
-from extract.pipeline import TOO_MANY_FAILED, Target, extract_several
+from extract.pipeline import ALL_FAILED, TOO_MANY_FAILED, Target, extract_several
 from extract.plan import Job, Limit, Plan, plan_extraction, usual_rows
 from extract.progress import Progress
 from extract.typed import typed_command
@@ -128,7 +128,8 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         click.echo(json.dumps(described[0] if len(described) == 1 else described, indent=1))
         return
     _check_shard_rows(plans, shared=job.part is not None or bool(settings.dask))
-    _check_media_root(plans, job.media_root)
+    if settings.max_failures is None or not settings.max_failures.bears_all:
+        _check_media_root(plans, job)
     check_room(settings.out, sum(plan.bytes_needed for plan in plans))
     record_source(settings.out, Source(source.manifest, job.media_root))
     if settings.dask:
@@ -189,33 +190,46 @@ def _check_shard_rows(plans: Sequence[Plan], *, shared: bool) -> None:
 
 
 LOOKED_AT = 32
-"""Clips by which a media root is judged."""
+"""Clips at most by which a media root is judged."""
 
 
-def _check_media_root(plans: Sequence[Plan], media_root: Path) -> None:
+def _check_media_root(plans: Sequence[Plan], job: Job) -> None:
     """Refuse a media root that holds none of the files, before every clip fails one by one.
 
     Raises:
-        ConfigError: None of some clips, taken from all over a set that is not begun yet, is there.
+        ConfigError: None of some clips, taken from all over what is to be extracted, is there; of
+            a set that is begun, none of those that are stored either.
     """
     for plan in plans:
-        begun = plan.done or plan.failed or plan.dropped
+        if plan.header.spec.modality == "text":
+            continue
         todo = [clip for shard in plan.shards for clip in shard.todo]
-        if plan.header.spec.modality == "text" or begun or len(todo) < LOOKED_AT:
+        if plan.done:  # what was missing before may well be so now
+            todo = [clip for clip in todo if clip.clip_id not in plan.again]
+        looked_at = _spread([clip for clip in todo if clip.path])
+        absent = [_why_absent(clip, job.media_root) for clip in looked_at]
+        if not absent or not all(absent):
             continue
-        looked_at = todo[:: len(todo) // LOOKED_AT][:LOOKED_AT]
-        absent = [_why_absent(clip, media_root) for clip in looked_at]
-        if not all(absent):
-            continue
+        if plan.done:
+            others = _spread(job.manifest.clips[: plan.run.rows])
+            if not all(_why_absent(clip, job.media_root) for clip in others):
+                continue
         what_to_type = "type --media-root"
         if "outside_root" in absent:
             what_to_type += (
                 "; links lead out of this root: name a folder above both the links and the media"
             )
         raise ConfigError(
-            f"media root {media_root}: expected the manifest's files there, got none of "
-            f"{len(looked_at)} that were looked for, such as {looked_at[0].path!r}; {what_to_type}"
+            f"media root {job.media_root}: expected the manifest's files there, got none of "
+            f"{len(looked_at)} that were looked for, such as {looked_at[0].path!r}; "
+            f"{what_to_type}, or, to go on without them, --max-failures 100%"
         )
+
+
+def _spread(clips: Sequence[Clip]) -> list[Clip]:
+    """Some of the clips, at equal distances from the first one on."""
+    count = min(len(clips), LOOKED_AT)
+    return [clips[i * len(clips) // count] for i in range(count)]
 
 
 def _why_absent(clip: Clip, media_root: Path) -> str:
@@ -235,7 +249,15 @@ def end_run(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) 
         told = [asdict(summary) for summary in summaries]
         click.echo(json.dumps(told[0] if len(told) == 1 else told))
     stopped_by = summaries[0].stopped_by
-    if stopped_by == TOO_MANY_FAILED:
+    if stopped_by == ALL_FAILED:
+        click.echo(
+            f"stopped: the first {max(summary.failed for summary in summaries)} clips all failed, "
+            "and nothing is stored. They are not in failures.csv: when the cause is mended, type "
+            "the same command, which tries them again. To go on all the same, add "
+            "--max-failures 100%",
+            err=True,
+        )
+    elif stopped_by == TOO_MANY_FAILED:
         click.echo(
             "stopped: more clips failed than --max-failures allows; look at failures.csv, then "
             "type the same command with --retry-failed to go on",
@@ -270,8 +292,9 @@ def announce(plan: Plan, *media: Path) -> None:
             f"{plan.folder}: removes {shards} shards that were made with other settings", err=True
         )
     click.echo(
-        f"{plan.folder}{part}: {plan.todo} clips to extract, {plan.done} done, "
-        f"{plan.failed} failed earlier",
+        f"{plan.folder}{part}: {plan.todo} clips to extract"
+        f"{f' ({len(plan.again)} of them were missing)' if plan.again else ''}, "
+        f"{plan.done} done, {plan.failed} failed earlier",
         err=True,
     )
 
@@ -300,8 +323,20 @@ def _report(summary: Summary, plan: Plan) -> None:
         f"wall {summary.wall_s:.1f} s",
         err=True,
     )
-    if summary.failed or plan.failed:
+    if summary.shared:
         click.echo(
-            f"failures are listed in {plan.ledger_path}; to try them again, add --retry-failed",
+            f"{plan.folder}: nothing is stored: all {_tried(summary, plan)} clips that were tried "
+            f"failed. What they share: {summary.shared}",
             err=True,
         )
+    if (summary.failed or summary.failed_before) and summary.stopped_by != ALL_FAILED:
+        click.echo(
+            f"failures are listed in {plan.ledger_path}; to try them again, add --retry-failed "
+            "(files that were missing are looked for again without it)",
+            err=True,
+        )
+
+
+def _tried(summary: Summary, plan: Plan) -> int:
+    """Clips of a run that are through, well or not."""
+    return summary.extracted + summary.failed + summary.failed_before - plan.failed

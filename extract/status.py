@@ -8,6 +8,7 @@ from pathlib import Path
 
 from micu.manifest import NEEDED_COLUMN
 from micu.store import (
+    MISSING,
     Header,
     indexed_shards,
     part_labels,
@@ -156,6 +157,12 @@ def describe_status(status: SetStatus) -> str:
         f"{shards}; {status.size_bytes / 1e6:.1f} MB; newest {status.newest or 'none'}",
         f"{status.backbone} with weights {status.weights} (sha256 {status.weights_sha256[:12]})",
     ]
+    if status.codes.get(MISSING):
+        lines.append(
+            f"{status.codes[MISSING]} missing: looked for again when the extraction is typed again"
+        )
+    if status.rows and not status.stored:
+        lines.append("nothing is stored")
     if status.parts:
         lines.append(f"parts with files of their own: {', '.join(status.parts)}")
     return "\n     ".join(lines)

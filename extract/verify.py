@@ -1,5 +1,6 @@
 """The proof of an extraction: every manifest row is in a shard or in the ledger, once."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +98,18 @@ class Contents:
             if self.has_parts and name == ledger_name() and clip_id in self.homes
         }
 
+    def nothing_stored(self) -> list[str]:
+        """One line if no clip is stored: that is no feature set, whatever the ledger explains."""
+        if self.homes:
+            return []
+        codes = Counter(failure.code for failure in self.ledger.values())
+        why = ", ".join(f"{count} {code}" for code, count in codes.most_common())
+        return [
+            f"nothing is stored: of {self.rows} rows {len(self.ledger)} failed"
+            f"{f' ({why})' if why else ''}; mend the cause and type the extraction command with "
+            "--retry-failed"
+        ]
+
     def strangers(self) -> list[str]:
         """Ids that are no row of the manifest, one line each."""
         there = self.homes.keys() | self.ledger.keys()
@@ -131,7 +144,12 @@ def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False
         len(contents.known),
         sum(map(len, contents.homes.values())),
         len(contents.ledger) - len(contents.mended()),
-        (*contents.shard_problems, *_row_problems(contents), *contents.strangers()),
+        (
+            *contents.nothing_stored(),
+            *contents.shard_problems,
+            *_row_problems(contents),
+            *contents.strangers(),
+        ),
         sum(len(entry.damaged) for entry in indexed_shards(folder).values()),
     )
 

@@ -3,14 +3,21 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from extract.backbones.base import Backbone, Media
 from extract.batches import ClipEncoder, Decoded, Encoded
 from extract.parts import STALE_S
-from extract.plan import Limit, Plan, ShardPlan, padded_bytes
+from extract.plan import (
+    JUDGED_FIRST,
+    Limit,
+    Plan,
+    ShardPlan,
+    describe_shared,
+    padded_bytes,
+)
 from extract.workers import Trouble
 from micu.commands import StopFlag
 from micu.errors import StoreError
@@ -47,6 +54,7 @@ class Summary:
     clips: int
     done_before: int
     failed_before: int
+    """Those that are still missing too."""
     extracted: int = 0
     failed: int = 0
     left: int = 0
@@ -60,6 +68,8 @@ class Summary:
     stopped_by: str = ""
     codes: dict[str, int] = field(default_factory=dict)
     """Failures of this run by code."""
+    shared: str = ""
+    """What the first failures have in common, where the set holds no clip at all."""
 
 
 class SetWriter:
@@ -71,10 +81,16 @@ class SetWriter:
         plan: What is to be made; its folder is made ready.
         backbone: The network.
         on_clip: Called after every clip, for progress.
+        is_doubtful: File no failure until a clip is stored, or the run says `trust`.
     """
 
     def __init__(  # noqa: D107
-        self, plan: Plan, backbone: Backbone, on_clip: Callable[[Summary], None]
+        self,
+        plan: Plan,
+        backbone: Backbone,
+        on_clip: Callable[[Summary], None],
+        *,
+        is_doubtful: bool = False,
     ) -> None:
         self.summary = Summary(
             folder=str(plan.folder),
@@ -88,7 +104,12 @@ class SetWriter:
         self._shard: ShardPlan | None = None
         self._missing = 0
         self._rows: dict[str, FeatureRow] = {}
+        self._is_loaded = False
         self._fresh: list[Failure] = []
+        self._first: list[tuple[Clip, Failure]] = []
+        self._found: set[str] = set()
+        self._changes_ledger = False
+        self._is_doubtful = is_doubtful and not plan.done and plan.todo > 0
         self._damaged: dict[str, int] = {}
         self._unpublished, self._flushed = 0, time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
@@ -112,7 +133,38 @@ class SetWriter:
         """Whether more clips of this run failed than a limit allows."""
         summary = self.summary
         done = summary.extracted + summary.failed
-        return limit.reached(summary.failed, done, at_end=done == self._plan.todo)
+        return limit.reached(summary.failed, done, at_end=not self._left)
+
+    @property
+    def _left(self) -> int:
+        """Clips that are not through yet."""
+        summary = self.summary
+        still_missing = summary.failed_before - self._plan.failed
+        return self._plan.todo - summary.extracted - summary.failed - still_missing
+
+    @property
+    def todo(self) -> int:
+        """Clips that the run is to extract."""
+        return self._plan.todo
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the set may be about to fail as a whole, so that no failure was filed yet."""
+        return self._is_doubtful
+
+    @property
+    def first_failed(self) -> bool:
+        """Whether so many clips failed, and none was stored, that this is no chance."""
+        least = min(JUDGED_FIRST, self._plan.todo)
+        return self._is_doubtful and self.summary.failed >= least and not self._is_begun()
+
+    def trust(self) -> None:
+        """File failures from now on, those that were held back too."""
+        self._is_doubtful = False
+
+    def _is_begun(self) -> bool:
+        """Whether somebody else, such as another part, has stored a clip."""
+        return next(self._plan.folder.glob("shard-*.h5"), None) is not None
 
     def close(self) -> None:
         """Publish what is whole: an error on the way must not cost it.
@@ -124,10 +176,15 @@ class SetWriter:
             if self._fresh or self._unpublished:
                 self._begin_writing()
             self._settle(wait=True)
+            if self._changes_ledger:
+                _drop_stored(self._plan, self._found)
         finally:
             self._thread.shutdown()
-        self.summary.infer_s = self._encoder.infer_s
-        self.summary.left = self._plan.todo - self.summary.extracted - self.summary.failed
+        summary = self.summary
+        summary.infer_s = self._encoder.infer_s
+        summary.left = self._left
+        if not summary.extracted and not self._plan.done:
+            summary.shared = describe_shared(self._first)
 
     def _judge(self, clip: Clip, media: Media | Trouble) -> Media | Failure:
         """A clip's media, or the ledger row that says why there are none."""
@@ -149,16 +206,31 @@ class SetWriter:
             summary = self.summary
             row = self._fit(clip.row)
             if isinstance(row, Failure):
-                self._fresh.append(row)
-                summary.failed += 1
-                summary.codes[row.code] = summary.codes.get(row.code, 0) + 1
+                self._fail(clip.clip, row)
             else:
+                self._load_rows()
                 self._rows[row.clip_id] = row
+                if row.clip_id in self._plan.again:
+                    self._found.add(row.clip_id)
+                    self._changes_ledger = True
                 self._unpublished += 1
                 summary.extracted += 1
+                self.trust()
             self._on_clip(summary)
             if not self._missing or time.monotonic() - self._flushed > FLUSH_S:
                 self._publish()
+
+    def _fail(self, clip: Clip, failure: Failure) -> None:
+        summary = self.summary
+        if len(self._first) < JUDGED_FIRST:
+            self._first.append((clip, failure))
+        if self._plan.again.get(clip.clip_id) == failure:  # which the ledger says already
+            summary.failed_before += 1
+            return
+        self._fresh.append(failure)
+        self._changes_ledger |= clip.clip_id in self._plan.again
+        summary.failed += 1
+        summary.codes[failure.code] = summary.codes.get(failure.code, 0) + 1
 
     def _fit(self, row: FeatureRow | Failure) -> FeatureRow | Failure:
         """The row, unless padding its whole shard to it would take too much memory."""
@@ -178,8 +250,15 @@ class SetWriter:
     def _open_shard(self) -> None:
         self._shard = self._coming.popleft()
         self._missing = len(self._shard.todo)
-        self._rows = {row.clip_id: row for row in _rows_on_disk(self._plan, self._shard)}
+        self._rows, self._is_loaded = {}, False
         self._flushed = time.monotonic()
+
+    def _load_rows(self) -> None:
+        """Read what the open shard has already, unless nothing new comes: it may be much."""
+        assert self._shard is not None
+        if not self._is_loaded:
+            self._rows = {row.clip_id: row for row in _rows_on_disk(self._plan, self._shard)}
+            self._is_loaded = True
 
     def _publish(self) -> None:
         """Have a thread write what there is while the network goes on; at most one shard waits."""
@@ -192,9 +271,10 @@ class SetWriter:
         known = {**self._shard.damaged, **self._damaged}
         damaged = {row.clip_id: known[row.clip_id] for row in rows if row.clip_id in known}
         is_new = bool(rows and self._unpublished)
-        arguments = (self._shard.number, rows if is_new else [], damaged, self._fresh)
+        failures = [] if self._is_doubtful else self._fresh
+        arguments = (self._shard.number, rows if is_new else [], damaged, failures)
         self._writing.append(self._thread.submit(self._write, *arguments))
-        self._fresh, self._unpublished = [], 0
+        self._fresh, self._unpublished = self._fresh[len(failures) :], 0
         self._flushed = time.monotonic()
 
     def _write(
@@ -226,6 +306,16 @@ def prepare_folder(plan: Plan) -> None:
     write_ledger(plan.folder, kept, plan.label)
     if plan.unlisted:
         append_index(plan.folder, plan.unlisted, plan.label)
+
+
+def _drop_stored(plan: Plan, found: Collection[str]) -> None:
+    """Take clips that were missing and are stored now out of the run's ledger.
+
+    What else it said twice about a clip, it says once: the later words at the earlier place, so
+    that the ledger is that of a run which looked once.
+    """
+    ledger = read_ledger(plan.folder, [plan.label])
+    write_ledger(plan.folder, [row for key, row in ledger.items() if key not in found], plan.label)
 
 
 def _rows_on_disk(plan: Plan, shard: ShardPlan) -> list[FeatureRow]:

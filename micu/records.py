@@ -18,6 +18,8 @@ from micu.errors import StoreError
 from micu.files import append_durably, write_atomically
 
 LEDGER_COLUMNS = ("clip_id", "stage", "code", "message")
+MISSING = "missing"
+"""Code of a clip of which there is no file: the one failure that says nothing of a file."""
 _LABEL = r"(\d+(?:-\d+)?of\d+)"
 _PART_FILE = re.compile(rf"(?:index-{_LABEL}\.jsonl|failures-{_LABEL}\.csv)")
 

@@ -31,6 +31,7 @@ from micu.errors import StoreError
 from micu.files import file_sha256, flush_folder, write_atomically
 from micu.records import (
     LEDGER_COLUMNS,
+    MISSING,
     Failure,
     ShardEntry,
     append_index,
@@ -57,6 +58,7 @@ from micu.shard import (
 
 __all__ = [
     "LEDGER_COLUMNS",
+    "MISSING",
     "Failure",
     "FeatureRow",
     "FeatureSpec",

@@ -14,7 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
@@ -30,7 +30,7 @@ from extract.dask.worker import (
     stop_shares,
 )
 from extract.parts import Part
-from extract.pipeline import RETRIES, TOO_MANY_FAILED
+from extract.pipeline import ALL_FAILED, RETRIES, TOO_MANY_FAILED
 from extract.plan import Limit, Plan
 from micu.commands import EXIT_DEVICE, EXIT_FAILURES, EXIT_IO, EXIT_USAGE, StopFlag
 from micu.errors import ConfigError, DeviceError, MicuError
@@ -72,10 +72,14 @@ class Dispatcher:
 
     flights: dict[str, Flight] = field(default_factory=dict)
     """By the worker's address."""
+    doubts: bool = True
+    """Whether a share may stop because its first clips all fail, see `ALL_FAILED`."""
     guilty: dict[int, str] = field(default_factory=dict)
     """Shards that ended their worker every time, and how."""
     told: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Sums of what shares reported, by the set's folder."""
+    shared: dict[str, str] = field(default_factory=dict)
+    """What the first failures of a share that was stopped by them share, by the set's folder."""
     _alive: Collection[str] = ()
     _seats: dict[str, int] = field(default_factory=dict)
     """Workers that take shares: how many failed in a row."""
@@ -122,6 +126,8 @@ class Dispatcher:
                     at_end=not (self._waiting or self._suspects or self.flights)
                 ):
                     stop.name = stop.name or TOO_MANY_FAILED
+                if self.shared:
+                    stop.name = stop.name or ALL_FAILED
                 time.sleep(POLL_S)
         finally:
             self._recall()
@@ -184,13 +190,19 @@ class Dispatcher:
             part = Part(shards[0] + 1, self.count, shards[-1] + 1)
             future = self.client.submit(
                 run_share,
-                self.errand,
+                self._errand(),
                 str(part),
                 workers=[address],
                 resources={RESOURCE: 1},
                 pure=False,
             )
             self.flights[address] = Flight(future, shards, alone)
+
+    def _errand(self) -> Errand:
+        """What a share is told now."""
+        if self.doubts:
+            return self.errand
+        return replace(self.errand, words=(*self.errand.words, "--max-failures", "100%"))
 
     def _take(self) -> list[int]:
         """The next shards for one worker: many at first, single ones in the end.
@@ -224,15 +236,26 @@ class Dispatcher:
             return
         if report.code in (0, EXIT_FAILURES):
             self._seats[address] = self._fruitless = 0
-            self._note(address, flight, json.loads(report.printed.splitlines()[-1]))
+            printed = json.loads(report.printed.splitlines()[-1])
+            summaries = printed if isinstance(printed, list) else [printed]
+            if any(summary["stopped_by"] == ALL_FAILED for summary in summaries):
+                self._doubt_all(flight, summaries)
+            self._note(address, flight, summaries)
         elif report.code == EXIT_USAGE:
             raise MicuError(f"worker {address}: {report.last_words}")
         else:
             logger.warning("worker %s said:\n%s", address, report.told.strip())
             self._failed(address, flight, report.ending, report.code)
 
-    def _note(self, address: str, flight: Flight, printed: Any) -> None:
-        summaries = printed if isinstance(printed, list) else [printed]
+    def _doubt_all(self, flight: Flight, summaries: Sequence[Mapping[str, Any]]) -> None:
+        """End the run with a share whose first clips all failed, unless others fare better."""
+        if any(plan.done for plan in self.replan()):
+            self.doubts = False
+            self._waiting = sorted([*self._waiting, *flight.shards])
+        else:
+            self.shared |= {summary["folder"]: summary["shared"] for summary in summaries}
+
+    def _note(self, address: str, flight: Flight, summaries: Sequence[Mapping[str, Any]]) -> None:
         for summary in summaries:
             sums = self.told[summary["folder"]]
             for name in ("extracted", "failed", "damaged", "read_s", "infer_s", "write_s"):

@@ -17,8 +17,8 @@ from typing import Any
 from extract.dask.dispatch import Dispatcher, shards_left
 from extract.dask.worker import Errand
 from extract.parts import Part, merge_set, refuse_other_partitions
-from extract.pipeline import RETRIES
-from extract.plan import Job, Limit, Plan, plan_extraction
+from extract.pipeline import ALL_FAILED, RETRIES
+from extract.plan import JUDGED_FIRST, Job, Limit, Plan, describe_shared, plan_extraction
 from extract.typed import typed_words
 from extract.writer import Summary, prepare_folder
 from micu.commands import stop_signals
@@ -79,17 +79,20 @@ def extract_on_cluster(
     for plan in plans:
         if not plan.replaces:
             refuse_other_partitions(plan.folder, Part(1, count))
-    later = replace(job, overwrite=False, retry_failed=False)
+    later = replace(job, overwrite=False, retry_failed=False, look_again=False)
+    doubts = max_failures is None or not max_failures.bears_all
+    doubts = doubts and not any(plan.done for plan in plans)
 
     def replan() -> list[Plan]:
         return [plan_extraction(later, plan.header.spec) for plan in plans]
 
     with stop_signals() as stop:
         with _connect(address) as client, _describe_run(job) as errand:
-            dispatcher = Dispatcher(client, errand, count, replan, max_failures)
+            dispatcher = Dispatcher(client, errand, count, replan, max_failures, doubts=doubts)
             dispatcher.look_at_all()
             for plan in plans:
-                prepare_folder(plan)
+                # Shares write ledgers of their own, into which this one is not to speak.
+                prepare_folder(replace(plan, dropped=plan.dropped | plan.again.keys()))
             ledgers = [read_ledger(plan.folder).keys() for plan in plans]
             for _ in range(ROUNDS):
                 left = shards_left(replan()) - dispatcher.guilty.keys()
@@ -105,6 +108,9 @@ def extract_on_cluster(
     ]
     for summary in summaries:
         summary.stopped_by, summary.wall_s = stop.name, time.monotonic() - started
+        if stop.name == ALL_FAILED:  # none of them is filed
+            summary.failed = int(dispatcher.told[summary.folder]["failed"])
+            summary.shared = dispatcher.shared.get(summary.folder, "")
         if summary.left and not stop.name:
             raise MicuError(
                 f"{summary.folder}: expected no clip left, got {summary.left} in {ROUNDS} rounds; "
@@ -198,18 +204,23 @@ def _summarise(
         known: Clips that were in the ledger when the run began.
         told: Sums of what shares reported.
     """
-    fresh = [row.code for key, row in read_ledger(after.folder).items() if key not in known]
+    ledger = read_ledger(after.folder)
+    still = [key for key, row in before.again.items() if ledger.get(key) == row]
+    fresh = [row for key, row in ledger.items() if key not in known and key not in still]
+    clips = {clip.clip_id: clip for shard in before.shards for clip in shard.todo}
+    first = [(clips[row.clip_id], row) for row in fresh if row.clip_id in clips][:JUDGED_FIRST]
     return Summary(
         folder=str(before.folder),
         clips=before.done + before.failed + before.todo,
         done_before=before.done,
-        failed_before=before.failed,
+        failed_before=before.failed + len(still),
         extracted=after.done - before.done,
-        failed=after.failed - before.failed,
+        failed=after.failed - before.failed - len(still),
         left=after.todo,
         damaged=int(told["damaged"]),
         read_s=told["read_s"],
         infer_s=told["infer_s"],
         write_s=told["write_s"],
-        codes=dict(Counter(fresh)),
+        codes=dict(Counter(row.code for row in fresh)),
+        shared="" if after.done else describe_shared(first),
     )
