@@ -23,6 +23,7 @@ from extract.backbones.base import (
     count_steps,
     versions_of,
 )
+from extract.decord_pictures import read_pictures_with_decord
 from extract.flow.reader import FlowCollector
 from extract.frames import FrameCollector
 from extract.media import DECODE_ERRORS, IO_ERROR, Reading, Source, Window, may_pass
@@ -38,6 +39,8 @@ __all__ = ["DECODERS", "DECODE_ERRORS", "READERS", "describe_reading", "read", "
 Outcome = Media | DecodeError
 Reader = Callable[[Clip, Sequence[Any], Reading], list[Outcome]]
 READERS: Registry[Reader] = Registry("reader")
+
+PICTURE_READERS.register("decord")(read_pictures_with_decord)
 
 DECODERS = tuple(PICTURE_READERS)
 """Names of what can decode pictures; the first is the default."""

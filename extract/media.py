@@ -6,6 +6,7 @@ allocated. Times are relative to the start of the file, which is the earliest st
 pictures, whatever the file itself counts from.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -37,6 +38,7 @@ DECODE_ERRORS = {
     "too_short": "fewer than two pictures, so that nothing can move",
     "outside_media": "nothing of the clip's time lies within its media",
     "corrupt": "more than a fifth of what the clip needs is damaged or missing",
+    "decoders_differ": "decord does not show the pictures that PyAV shows; take `--decoder pyav`",
     "non_finite": "the sound holds NaN or infinity",
     "unsafe_pickle": "a released file asks for more than an array; nothing of it was run",
     "bad_archive": "not a zip file with exactly one pickle of the size that it declares",
@@ -116,6 +118,8 @@ class Source:
         self.name = repr(clip.path)
         self.origin = Fraction(0)
         self.kind = kind
+        self.keeps: list[Any] | None = None
+        """Where set: the packets that were read since the file was opened or restarted."""
         self._file = MediaFile(clip.path, media_root)
         try:
             self._open()
@@ -209,9 +213,18 @@ class Source:
             tick.denominator * origin.denominator,
         )
 
+    def packets(self) -> Iterator[Any]:
+        """Packets of the stream from where the file stands; the last one is empty."""
+        for packet in self.container.demux(self.stream):
+            if self.keeps is not None and packet.size:
+                self.keeps.append(packet)
+            yield packet
+
     def restart(self) -> None:
         """Go back to the start of the file."""
         self.container.close()
+        if self.keeps is not None:
+            self.keeps.clear()
         self._open()
 
     def seek(self, time: Fraction) -> bool:

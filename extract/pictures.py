@@ -1,10 +1,10 @@
 """Pictures of a clip in order of time, upright, and the resizing and cropping that networks expect.
 
-Two decoders give the same pictures: PyAV, which exposes damage and needs nothing else, and decord.
+Two decoders give the same pictures: PyAV, here, and decord, in `extract.decord_pictures`.
 Non-square pixels are not stretched: the networks' own training pipelines did not either.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -54,13 +54,32 @@ PICTURE_READERS: Registry[PictureReader] = Registry("decoder")
 
 @PICTURE_READERS.register("pyav")
 def read_pictures(source: Source, window: Window, damage: Damage) -> Iterator[Picture]:
-    """Pictures that are on screen within a window, decoded by PyAV and not past its end.
+    """Pictures that are on screen within a window, decoded by PyAV and not past its end."""
+    frames = decode_from(source, window.start, damage)
+    for start, end, frame in on_screen(source, window, damage, frames):
+        load = partial(to_rgb, frame, source.name)
+        yield Picture(start - window.start, end - window.start, load)
+
+
+def on_screen(
+    source: Source, window: Window, damage: Damage, frames: Iterable[tuple[Fraction, Any]]
+) -> Iterator[tuple[Fraction, Fraction, Any]]:
+    """Frames that are on screen within a window, and when, s from the start of the file.
 
     The last picture of a file lasts as long as the file says, else 1 / average rate. A time stamp
     that runs backwards counts as damage and is taken for the latest one before it.
+
+    Args:
+        source: What is decoded.
+        window: The clip.
+        damage: Counts what is damaged or missing.
+        frames: Frames, or what stands for them, in the order of showing, and their times.
+
+    Yields:
+        From when on a frame is shown, until when, and the frame.
     """
     shown: tuple[Fraction, Any] | None = None
-    for stamped, frame in decode_from(source, window.start, damage):
+    for stamped, frame in frames:
         time = stamped
         if shown is None:
             expected = time if damage.first_packet is None else damage.first_packet
@@ -71,7 +90,7 @@ def read_pictures(source: Source, window: Window, damage: Damage) -> Iterator[Pi
         elif time > max(shown[0], window.start):
             damage.bad += bool(shown[1].is_corrupt)
             damage.good += not shown[1].is_corrupt
-            yield _picture(source, shown, time, window)
+            yield shown[0], time, shown[1]
         shown = time, frame
         if window.end is not None and time >= window.end:
             return
@@ -80,55 +99,7 @@ def read_pictures(source: Source, window: Window, damage: Damage) -> Iterator[Pi
         if end > window.start:
             damage.bad += bool(shown[1].is_corrupt)
             damage.good += not shown[1].is_corrupt
-            yield _picture(source, shown, end, window)
-
-
-@PICTURE_READERS.register("decord")
-def read_pictures_with_decord(source: Source, window: Window, damage: Damage) -> Iterator[Picture]:
-    """Pictures that are on screen within a window, decoded by decord; only those that are loaded.
-
-    The file was opened by PyAV before, so that a format or size that is refused never gets here.
-    decord applies rotation itself and does not tell damaged pictures from good ones.
-
-    Raises:
-        ExtraError: decord is not installed.
-        DecodeError: `corrupt`, when decord gives up.
-    """
-    try:
-        import decord
-    except ImportError as error:
-        raise ExtraError("decord", "decord") from error
-    tick = Fraction(source.stream.time_base)
-    offset = source.time_of(source.stream.start_time or 0) or Fraction(0)
-    try:
-        # With more threads, VP9 fails and a reader that outlives its thread can hang.
-        reader = decord.VideoReader(str(source.path), num_threads=1)
-        stamps = reader.get_frame_timestamp(range(len(reader)))
-    except (RuntimeError, UnicodeError, decord.DECORDError) as error:
-        raise _decord_failed(source, error) from error
-    # decord tells times in single precision; the file counts in ticks.
-    times = [round(Fraction(float(stamp)) / tick) * tick + offset for stamp in stamps[:, 0]]
-    ends = [*times[1:], round(Fraction(float(stamps[-1, 1])) / tick) * tick + offset]
-
-    def load(index: int) -> NDArray[np.uint8]:
-        try:
-            picture: NDArray[np.uint8] = reader[index].asnumpy()
-        except (RuntimeError, decord.DECORDError) as error:
-            raise _decord_failed(source, error) from error
-        if picture.shape[2] == 3:
-            return picture
-        # decord takes rows that FFmpeg padded to 4 bytes per pixel for a fourth channel.
-        height, width = picture.shape[:2]
-        packed = picture.reshape(height, -1)[:, : 3 * width]
-        return packed.reshape(height, width, 3)
-
-    for index, (time, end) in enumerate(zip(times, ends, strict=True)):
-        if window.end is not None and time >= window.end and index > 0:
-            return
-        damage.packets += 1
-        if end > max(time, window.start):
-            damage.good += 1
-            yield Picture(time - window.start, end - window.start, partial(load, index))
+            yield shown[0], end, shown[1]
 
 
 def check_decoder(decoder: str) -> None:
@@ -208,26 +179,29 @@ def center_crop(picture: NDArray[np.uint8], side: int, fill: int = 0) -> NDArray
     return picture[top : top + side, left : left + side]
 
 
-def _picture(source: Source, shown: tuple[Fraction, Any], end: Fraction, window: Window) -> Picture:
-    time, frame = shown
-    load = partial(_to_rgb, frame, source.name)
-    return Picture(time - window.start, end - window.start, load)
-
-
 def _duration(source: Source, frame: Any) -> Fraction:
     ticks = getattr(frame, "duration", 0) or 0
     return ticks * Fraction(source.stream.time_base) if ticks > 0 else 1 / source.rate
 
 
-def _to_rgb(frame: Any, name: str) -> NDArray[np.uint8]:
+def to_rgb(frame: Any, name: str) -> NDArray[np.uint8]:
+    """A frame of PyAV's as a picture, (H, W, 3), upright.
+
+    Raises:
+        DecodeError: `corrupt`: FFmpeg cannot convert it.
+    """
     try:
         picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
     except ValueError as error:  # FFmpeg's errors are ValueErrors too
         raise DecodeError("corrupt", f"{name}: a picture cannot be converted: {error}") from error
+    matrix = find_matrix(frame)
+    return picture if matrix is None else turn_upright(picture, matrix)
+
+
+def find_matrix(frame: Any) -> NDArray[np.int32] | None:
+    """The display matrix of a frame, (9,) fixed point; None where it has none."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return picture
-    return turn_upright(picture, np.frombuffer(bytes(matrix), np.int32))
+    return None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
 
 
 def turn_upright(picture: NDArray[np.uint8], matrix: NDArray[np.int32]) -> NDArray[np.uint8]:
@@ -251,11 +225,6 @@ def turn_upright(picture: NDArray[np.uint8], matrix: NDArray[np.int32]) -> NDArr
     if down < 0:
         picture = picture[::-1]
     return np.ascontiguousarray(picture)
-
-
-def _decord_failed(source: Source, error: Exception) -> DecodeError:
-    first_line = str(error).partition("\n")[0]
-    return DecodeError("corrupt", f"{source.name}: decord gives up: {first_line}")
 
 
 def open_pictures(clip: Clip, reading: Reading, damage: Damage) -> tuple[Source, Iterator[Picture]]:

@@ -194,7 +194,7 @@ def _read_packets(source: Source, damage: Damage) -> Iterator[Any]:
     Raises:
         DecodeError: `io_error`, where it is the file system that failed.
     """
-    packets = source.container.demux(source.stream)
+    packets = source.packets()
     while True:
         try:
             packet = next(packets, None)

@@ -43,6 +43,7 @@ def write_media(
     codec: str = "libx264",
     pix_fmt: str = "",
     gop: int = 10,
+    b_frames: int | None = None,
     sound: Array | None = None,
     rate: int = 8000,
     layout: str = "mono",
@@ -66,6 +67,8 @@ def write_media(
             video.pix_fmt = pix_fmt or usual
             video.bit_rate = 4_000_000
             video.options = {"g": str(gop)} if codec != "mjpeg" else {}
+            if b_frames is not None:
+                video.max_b_frames = b_frames
             if title:
                 container.metadata["title"] = video.metadata["title"] = title
         if sound is not None:

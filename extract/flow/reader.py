@@ -60,7 +60,6 @@ class FlowCollector:
     def take(self, picture: Picture, source: Source) -> None:
         """Prepare the next picture for the estimator."""
         self._last = picture
-        # decord tells times that run backwards as they are.
         if not self._starts or picture.start > self._starts[-1]:
             shape = self._pictures[0].shape if self._pictures else None
             flow = self._reading.flow

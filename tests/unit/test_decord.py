@@ -1,0 +1,300 @@
+"""decord shows PyAV's pictures at PyAV's times, or refuses the file; it is never given a file."""
+
+import io
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import extract.decord_pictures
+from extract.backbones.base import FrameInput
+from extract.decode import PICTURE_READERS, read
+from extract.media import Reading, Source, Window
+from extract.streams import Damage
+from micu.errors import DecodeError
+from micu.manifest import Clip
+from tests.media_files import Array, flat_picture, write_media
+
+decord = pytest.importorskip("decord")
+
+WHOLE = Window(Fraction(0), None)
+LATE = Window(Fraction(5, 2), Fraction(4))
+
+
+def moving(frame: int, size: tuple[int, int] = (48, 64)) -> Array:
+    """A picture with a bright bar that moves on by three pixels with each one."""
+    height, width = size
+    picture = np.full((height, width, 3), 30 + frame % 7, np.uint8)
+    left = 3 * frame % width
+    picture[height // 4 :, left : left + 9] = (230, 120, 40)
+    return picture
+
+
+def shown(path: Path, decoder: str, window: Window = WHOLE) -> list[tuple[object, ...]] | str:
+    """The pictures of a file and their times, or why there are none."""
+    try:
+        with Source(Clip(clip_id="c", path=path.name), path.parent, "video") as source:
+            pictures = PICTURE_READERS[decoder](source, window, Damage())
+            return [(p.start, p.end, p.load().tobytes()) for p in pictures]
+    except DecodeError as error:
+        return error.code
+
+
+def sized(height: int, width: int) -> Callable[[int], Array]:
+    return lambda frame: moving(frame, (height, width))
+
+
+FILMS = {
+    "b_frames.mp4": {"gop": 250, "b_frames": 3},
+    "b_frames.mkv": {"gop": 12, "b_frames": 3},
+    "hevc.mp4": {"codec": "libx265"},
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "vp8.webm": {"codec": "libvpx"},
+    "xvid.avi": {"codec": "mpeg4", "b_frames": 2},
+    "plain.avi": {"codec": "mpeg4"},
+    "stream.ts": {"gop": 7, "b_frames": 2},
+    "mpeg2.ts": {"codec": "mpeg2video", "b_frames": 2, "fps": 25},
+    "program.mpg": {"codec": "mpeg2video", "b_frames": 2, "fps": 25},
+    "program1.mpg": {"codec": "mpeg1video", "b_frames": 2, "fps": 25},
+    "flash.flv": {"codec": "flv"},
+    "windows.wmv": {"codec": "wmv2"},
+    "late.mkv": {"pts": range(100, 150)},
+    "odd.mkv": {"picture": sized(33, 47), "pix_fmt": "yuv444p"},
+    "narrow.mp4": {"picture": sized(48, 50)},
+    "jpegs.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "turned.mp4": {"rotation": 90},
+    "upside_down.mov": {"rotation": 180},
+    "one.mp4": {"frames": 1},
+    "two.mkv": {"frames": 2},
+    "gray.mkv": {"codec": "ffv1", "pix_fmt": "gray"},
+    "variable.mkv": {"frames": 30, "pts": [i + (i // 5) ** 2 for i in range(30)]},
+    "sparse.mp4": {"frames": 5, "pts": [0, 1, 2, 30, 31]},
+}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_decord_shows_the_pictures_of_pyav_at_its_times(tmp_path, name):
+    settings = {"frames": 50, "picture": moving, "pix_fmt": "yuv420p", **FILMS[name]}
+    path = write_media(tmp_path / name, **settings)
+    for window in (WHOLE, LATE):
+        assert shown(path, "decord", window) == shown(path, "pyav", window)
+    assert shown(path, "pyav")
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv422p10le", "yuv422p", "yuv444p", "gray"])
+def test_pictures_that_decord_gives_other_colours_are_refused(tmp_path, pix_fmt):
+    path = write_media(tmp_path / "a.mp4", frames=20, picture=moving, pix_fmt=pix_fmt)
+    assert shown(path, "decord") in (shown(path, "pyav"), "decoders_differ")
+
+
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mov", "cut.mkv", "cut.ts"])
+def test_a_cut_that_copies_packets_shows_what_pyav_shows(tmp_path, name):
+    whole = write_media(tmp_path / "whole.mp4", frames=60, picture=moving, gop=40, b_frames=2)
+    with av.open(str(whole)) as film, av.open(str(tmp_path / name), "w") as cut:
+        stream = cut.add_stream_from_template(film.streams.video[0], opaque=True)
+        tick = film.streams.video[0].time_base
+        for packet in film.demux(film.streams.video[0]):
+            if packet.size:
+                packet.pts -= round(Fraction(5, 2) / tick)
+                packet.dts -= round(Fraction(5, 2) / tick)
+                packet.stream = stream
+                cut.mux_one(packet)
+    found = shown(tmp_path / name, "decord")
+    assert found in (shown(tmp_path / name, "pyav"), "decoders_differ")
+    if name == "cut.mp4":  # with an edit list, which leaves out 25 pictures
+        assert len(found) == 35
+
+
+def test_films_of_others_are_shown_as_pyav_shows_them_or_refused(shared):
+    media = Path(shared) / "media"
+    refused = set()
+    for folder in ("real", "odd", "reports"):
+        for path in sorted((media / folder).glob("*.*")):
+            theirs = shown(path, "pyav", LATE)
+            ours = shown(path, "decord", LATE)
+            if ours == "decoders_differ":
+                refused.add(path.name)
+            else:
+                assert ours == theirs, path.name
+    assert not {path.name for path in (media / "real").glob("*.*")} & refused
+    assert len(refused) < 12, refused
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+class Another:
+    """decord with a picture that another one replaces, or that is missing."""
+
+    def __init__(self, wrong: Callable[[list[Array]], list[Array]]) -> None:
+        self._real, self._wrong = decord.VideoReader, wrong
+
+    def __call__(self, *words: object, **options: object) -> "Another":
+        reader = self._real(*words, **options)
+        pictures = [reader.next().asnumpy().copy() for _ in range(len(reader))]
+        self._pictures = iter(self._wrong(pictures))
+        return self
+
+    def next(self) -> "Another":
+        self._picture = next(self._pictures)
+        return self
+
+    def asnumpy(self) -> Array:
+        return self._picture
+
+
+def brighter(levels: int) -> Callable[[list[Array]], list[Array]]:
+    """The last picture, where the background is some levels brighter."""
+
+    def change(pictures: list[Array]) -> list[Array]:
+        last = pictures[-1].copy()
+        last[0, 0] += np.uint8(levels)
+        return [*pictures[:-1], last]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("wrong", "is_refused"),
+    [
+        (lambda pictures: pictures, False),
+        (brighter(2), False),
+        (brighter(3), True),
+        (lambda pictures: [pictures[0], *pictures[:-1]], True),
+        (lambda pictures: pictures[1:], True),
+        (lambda pictures: [*pictures[:20], *pictures[21:]], True),
+        (lambda pictures: [*pictures[:20], pictures[20], *pictures[20:]], True),
+        (lambda pictures: pictures[:-1], True),
+        (lambda pictures: [picture[:-2] for picture in pictures], True),
+    ],
+)
+def test_pictures_that_are_not_those_of_pyav_are_refused(tmp_path, monkeypatch, wrong, is_refused):
+    path = write_media(tmp_path / "a.mp4", frames=40, picture=moving)
+    monkeypatch.setattr(decord, "VideoReader", Another(wrong))
+    found = shown(path, "decord")
+    assert (found == "decoders_differ") is is_refused
+    if not is_refused:
+        assert len(found) == 40
+
+
+def test_pictures_are_compared_though_nobody_loads_them(tmp_path, monkeypatch):
+    path = write_media(tmp_path / "a.mp4", frames=40, picture=moving)
+    monkeypatch.setattr(decord, "VideoReader", Another(lambda pictures: pictures[1:]))
+    with Source(Clip(clip_id="c", path=path.name), tmp_path, "video") as source:
+        pictures = PICTURE_READERS["decord"](source, WHOLE, Damage())
+        with pytest.raises(DecodeError, match=r"'a\.mp4': decord cannot show .* --decoder pyav"):
+            list(pictures)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 16, 17, 18, 33, 34, 100])
+def test_the_first_and_the_last_picture_are_compared_and_some_between(
+    tmp_path, monkeypatch, frames
+):
+    path = write_media(tmp_path / "a.mp4", frames=frames, picture=moving)
+    seen: list[int] = []
+
+    class Film(extract.decord_pictures._Film):
+        def _is_same(self, frame: object) -> bool:
+            seen.append(self._read)
+            return super()._is_same(frame)
+
+    monkeypatch.setattr(extract.decord_pictures, "_Film", Film)
+    assert len(shown(path, "decord")) == frames
+    assert (seen[0], seen[-1]) == (0, frames - 1)
+    assert min(frames, 9) <= len(seen) <= 18
+    assert max(np.diff(seen), default=0) <= max(1, frames // 8)
+
+
+def test_a_film_with_damaged_pictures_is_refused(tmp_path):
+    path = write_media(tmp_path / "a.mp4", frames=50, gop=5, picture=lambda i: moving(i, (96, 128)))
+    with av.open(str(path)) as film:
+        packets = [p for p in film.demux(video=0) if p.size]
+        place, size = packets[21].pos, packets[21].size
+    data = bytearray(path.read_bytes())
+    data[place + 8 : place + size] = bytes(size - 8)
+    path.write_bytes(data)
+    assert isinstance(shown(path, "pyav"), list)
+    assert shown(path, "decord") == "decoders_differ"
+    before = Window(Fraction(0), Fraction(1))
+    assert shown(path, "decord", before) == shown(path, "pyav", before)
+
+
+def test_a_clip_with_too_many_bytes_is_refused_with_what_to_type(tmp_path, monkeypatch):
+    path = write_media(tmp_path / "a.mp4", frames=50, picture=moving)
+    with av.open(str(path)) as film:
+        size = sum(packet.size for packet in film.demux(video=0))
+    monkeypatch.setattr(extract.decord_pictures, "MOST_BYTES", size)
+    assert len(shown(path, "decord")) == 50
+    monkeypatch.setattr(extract.decord_pictures, "MOST_BYTES", size - 1)
+    with pytest.raises(DecodeError, match="take --decoder pyav, or set start_s") as caught:
+        read(
+            Clip(clip_id="c", path="a.mp4"),
+            FrameInput(fps=2, resize=16, crop=16),
+            Reading(media_root=tmp_path, decoder="decord"),
+        )
+    assert caught.value.code == "too_large"
+
+
+# --- what decord is given ----------------------------------------------------------------------
+
+
+def polyglot(path: Path, text: str) -> Path:
+    """A transport stream that begins as a text which names another file."""
+    stream = write_media(path.with_name("plain.ts"), frames=30).read_bytes()
+    head = text.encode()
+    head += b"\n" * (-len(head) % 188)
+    path.write_bytes(head + stream)
+    return path
+
+
+PLAYLIST = """#EXTM3U
+#EXT-X-VERSION:3
+#EXT-X-TARGETDURATION:10
+#EXT-X-MEDIA-SEQUENCE:0
+#EXTINF:10.0,
+{}
+#EXT-X-ENDLIST
+"""
+SCRIPT = "ffconcat version 1.0\nfile '{}'\n"
+
+
+@pytest.mark.parametrize("text", [PLAYLIST, SCRIPT])
+@pytest.mark.parametrize("is_absolute", [True, False])
+@pytest.mark.parametrize("name", ["a.ts", "a.mp4", "a.m3u8"])
+def test_a_file_that_begins_as_a_playlist_leads_nowhere(tmp_path, text, is_absolute, name):
+    root = tmp_path / "media"
+    root.mkdir()
+    witness = write_media(
+        tmp_path / "witness.ts", frames=30, picture=lambda i: np.full((32, 48, 3), 250, np.uint8)
+    )
+    path = polyglot(root / name, text.format(witness if is_absolute else "../witness.ts"))
+    found = shown(path, "decord")
+    assert found in (shown(path, "pyav"), "decoders_differ", "unreadable")
+    if isinstance(found, list):
+        assert found == shown(root / "plain.ts", "decord")
+
+
+def test_decord_is_given_bytes_that_pyav_has_packed_and_no_name(tmp_path, monkeypatch):
+    given: list[bytes] = []
+
+    class Spy:
+        def __init__(self, file: io.BytesIO, **options: object) -> None:
+            given.append(file.getvalue())
+            self._reader = decord.VideoReader(io.BytesIO(given[-1]), **options)
+            self.next = self._reader.next
+
+    path = polyglot(tmp_path / "a.ts", PLAYLIST.format("/etc/hostname"))
+    real = decord.VideoReader
+    module = type(sys)("decord")
+    module.__dict__.update({**vars(decord), "VideoReader": Spy})
+    monkeypatch.setitem(sys.modules, "decord", module)
+    assert decord.VideoReader is real
+    assert len(shown(path, "decord")) == 30
+    assert len(given) == 1
+    assert given[0].startswith(b"\x1a\x45\xdf\xa3")  # Matroska, whatever the file is
+    assert b"hostname" not in given[0]
+    assert flat_picture(0).shape == (32, 48, 3)
