@@ -46,6 +46,7 @@ def _split(evaluation: Evaluation, protocol: str, job: Job) -> OpenSetSplit:
     if evaluation.localise:
         rules = replace(
             rules,
+            fewest_classes=1,
             source_classes=partial(events_of, evaluation.known, job.source),
             target_classes=partial(events_of, evaluation.known, job.target),
         )
@@ -94,6 +95,8 @@ def _evaluate_job(evaluation: Evaluation, job: Job) -> list[Row]:
                 metric=metric,
                 value=value,
                 n_clips=len(split.test),
+                n_lacking=split.lacking.get("test", 0),
+                test_sha256=split.test_sha256,
                 probe=probe,
                 features=(job.source, job.target),
                 leaks=evaluation.leaks(job.method, split, *chosen),

@@ -7,7 +7,7 @@ from micu.evaluate.codebook import agreement, count_codes, write_codebook
 from micu.evaluate.encoders import CodeEncoder, encode_real
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.report import Row
-from micu.evaluate.splits import CLEAN
+from micu.evaluate.splits import CLEAN, clips_sha256
 
 
 @TASKS.register("codebook")
@@ -29,11 +29,23 @@ def _rows(evaluation: Evaluation, protocol: str, name: str) -> list[Row]:
     encoder = side.encoders[name]
     if not isinstance(encoder, CodeEncoder):
         raise ConfigError(f"--task codebook: {name!r} has no codebook")
-    clips = [c for c in side.clips if all(c.clip_id in store for store in side.stores.values())]
+    listed = side.clips
     if protocol == CLEAN:
-        clips = list(evaluation.pretraining.unseen(clips))
+        listed = evaluation.pretraining.unseen(listed)
+    clips = [c for c in listed if all(c.clip_id in store for store in side.stores.values())]
+    used = {clip.clip_id for clip in clips}
+    lacking = sum(clip.clip_id not in used and not clip.is_caption for clip in listed)
     if not clips:
-        raise ManifestError(f"codebook: under {protocol} no clip has all modalities")
+        left = " that the model was not pretrained on" if protocol == CLEAN else ""
+        raise ManifestError(
+            f"codebook: under {protocol} no clip has all modalities: expected features of "
+            f"{', '.join(side.stores)} for one or more of {len(listed)} clips{left}; extract what "
+            "is missing, or use --protocol paper"
+        )
+    evaluation.tell_once(
+        f"{name}, {protocol}: {len(clips)} clips"
+        + (f"; {lacking} more lack features of a modality" if lacking else "")
+    )
     encoded = {
         modality: encode_real(encoder, modality, [clip.clip_id for clip in clips])
         for modality in side.stores
@@ -63,6 +75,8 @@ def _rows(evaluation: Evaluation, protocol: str, name: str) -> list[Row]:
             metric=metric,
             value=value,
             n_clips=len(clips),
+            n_lacking=lacking,
+            test_sha256=clips_sha256(clips),
             features=tuple(side.stores),
             leaks=";".join(pretrained),
         )

@@ -17,7 +17,15 @@ from micu.evaluate.leaks import CHECKPOINT_ON_TEST, Pretraining
 from micu.evaluate.probe import ProbeConfig
 from micu.evaluate.published import Published
 from micu.evaluate.report import Row
-from micu.evaluate.splits import PAPER, TEST, TRAIN, OpenSetSplit, SplitRules, split_clips
+from micu.evaluate.splits import (
+    PAPER,
+    TEST,
+    TRAIN,
+    OpenSetSplit,
+    SplitRules,
+    check_classes,
+    split_clips,
+)
 from micu.evaluate.thresholds import ORACLE
 from micu.manifest import Clip, Manifest
 from micu.registry import Registry
@@ -183,7 +191,7 @@ class Evaluation:
         if key not in self._splits:
             side = self.target if is_ceiling else self.source
             try:
-                self._splits[key] = split_clips(
+                split = split_clips(
                     side.clips,
                     known,
                     source_ids=side.stores[source],
@@ -193,6 +201,7 @@ class Evaluation:
                     paired_ids=side.stores.get(target, ()),
                     rules=rules,
                 )
+                self._splits[key] = check_classes(split, rules)
             except ManifestError as error:
                 raise ManifestError(f"{job.told()}, {rules.protocol}: {error}") from error
         return self._splits[key]
@@ -280,9 +289,18 @@ class Evaluation:
     def describe(self, protocol: str, job: Job, split: OpenSetSplit) -> str:
         """A line about the training that begins."""
         validation = f"{len(split.validation)} validation, " if split.validation else ""
-        return (
-            f"seed {self.seed}: {job.told()}, {protocol}: "
-            f"{len(split.train)} training, {validation}{len(split.test)} test clips"
+        sides = {"training": job.source, "test": job.target}
+        lacking = [
+            f"{count} more {part} clips lack {sides[part]} features"
+            for part, count in split.lacking.items()
+            if count
+        ]
+        return "; ".join(
+            (
+                f"seed {self.seed}: {job.told()}, {protocol}: "
+                f"{len(split.train)} training, {validation}{len(split.test)} test clips",
+                *lacking,
+            )
         )
 
     def leaks(self, method: str, split: OpenSetSplit, *chosen: str) -> str:
@@ -368,6 +386,8 @@ def chance_rows(
             metric=metric,
             value=value,
             n_clips=len(split.test),
+            n_lacking=split.lacking.get("test", 0),
+            test_sha256=split.test_sha256,
             features=(job.source, job.target),
             leaks=evaluation.leaks(job.method, split),
             note=note,

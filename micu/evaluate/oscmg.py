@@ -23,9 +23,10 @@ def evaluate_open_set(evaluation: Evaluation) -> list[Row]:
         ManifestError: A set of clips would be empty.
     """
     if len(evaluation.known) < 2 or not evaluation.pairs:
+        got = f", got {len(evaluation.known)}" if evaluation.known else ""
         raise ConfigError(
-            "oscmg needs --known CSV with at least two classes (column label), and --source and "
-            "--target, or --pairs v:a,a:v"
+            f"oscmg needs --known CSV with at least two classes (column label){got}, and --source "
+            "and --target, or --pairs v:a,a:v"
         )
     return evaluation.evaluate_jobs(_plan, _evaluate_job, _chance_rows)
 
@@ -57,6 +58,12 @@ def _plan(evaluation: Evaluation, protocol: str, job: Job) -> _Plan:
     if protocol != PAPER:
         origins, no_threshold = thresholds_for(split, job.source, job.target, evaluation.thresholds)
         without += no_threshold
+    if not split.has_unknown:
+        evaluation.tell_once(
+            f"{job.told()}, {protocol}: every test clip is of a known class, so that nothing tells "
+            "known from unknown ones: UNK, HOS and AUROC will be empty. Leave some classes out of "
+            "--known, or type --task cmg for the closed set"
+        )
     for reason in without:
         evaluation.tell_once(f"{job.told()}: left out: {reason}")
     return _Plan(split, origins, scores)
@@ -116,6 +123,8 @@ def _outcome_rows(
             metric=metric,
             value=value,
             n_clips=outcome.n_clips,
+            n_lacking=split.lacking.get("test", 0),
+            test_sha256=split.test_sha256,
             score=outcome.score,
             probe=job.encoder.describe_probe(evaluation.probe),
             features=(job.source, job.target),

@@ -14,15 +14,19 @@ RANKED_BY = ("auroc", "oscr", "fpr_unk_at_95tpr_known", "hos")
 def rank_scores(rows: Sequence[Row]) -> Table:
     """Scores by mean AUROC over pairs and seeds, one ranking per method, in percent.
 
-    What is not defined, for want of clips of unknown classes, is a dash, and so is its rank.
-    Rows whose threshold or epoch was chosen on the test set are left out, unless there are no
-    others.
+    What is not defined, for want of clips of unknown classes, is a dash, and so is its rank. A
+    score that could not be had for every pair is over fewer clips: it stands last, without a rank,
+    and says over how many pairs it is. Rows whose threshold or epoch was chosen on the test set are
+    left out, unless there are no others.
     """
     rows = [row for row in rows if row.task == "oscmg" and row.score]
     honest = [row for row in rows if row.threshold_source not in ON_TEST]
     values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    jobs: dict[tuple[str, str, str], set[tuple[str, str, int]]] = {}
     for row in honest or rows:
         if row.metric in RANKED_BY:
+            job = (row.train_modality, row.test_modality, row.seed)
+            jobs.setdefault((row.method, row.threshold_source, row.score), set()).add(job)
             group = values.setdefault((row.method, row.threshold_source, row.score), {})
             group.setdefault(row.metric, []).append(row.value)
     means = {
@@ -31,9 +35,17 @@ def rank_scores(rows: Sequence[Row]) -> Table:
     }
     methods = {method: place for place, method in enumerate(dict.fromkeys(k[0] for k in means))}
 
-    def place(item: tuple[tuple[str, str, str], list[float]]) -> tuple[int, str, bool, float]:
+    most = {
+        (method, threshold): max(len(jobs[key]) for key in jobs if key[:2] == (method, threshold))
+        for method, threshold, _ in jobs
+    }
+
+    def lacks(key: tuple[str, str, str]) -> bool:
+        return len(jobs[key]) < most[key[:2]]
+
+    def place(item: tuple[tuple[str, str, str], list[float]]) -> tuple[object, ...]:
         (method, threshold, _), found = item
-        return methods[method], threshold, math.isnan(found[0]), -found[0]
+        return methods[method], threshold, lacks(item[0]), math.isnan(found[0]), -found[0]
 
     ordered = sorted(means.items(), key=place)
     lines: list[tuple[str, ...]] = []
@@ -42,8 +54,10 @@ def rank_scores(rows: Sequence[Row]) -> Table:
     for (method, threshold, score), found in ordered:
         rank = rank + 1 if (method, threshold) == previous else 1
         previous = (method, threshold)
-        told = str(rank) if not math.isnan(found[0]) else "–"
-        lines.append((told, score, method, threshold, *map(_percent, found)))
+        own, every = len(jobs[method, threshold, score]), most[method, threshold]
+        told = str(rank) if own == every and not math.isnan(found[0]) else "–"
+        name = score if own == every else f"{score} ({own} of {every} pairs and seeds)"
+        lines.append((told, name, method, threshold, *map(_percent, found)))
     header = ("rank", "score", "method", "threshold", "AUROC", "OSCR", "FPR unk@95 known", "HOS")
     return Table((header, *lines))
 

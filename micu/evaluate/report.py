@@ -229,16 +229,22 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
 
     Rates are in percent, here and nowhere else. Several seeds become mean ± standard deviation
     (of the sample, n - 1). Rows of different probes, features or classes stand on lines of their
-    own, though probes and features have no column; so do several checkpoints that share a seed.
+    own, though probes and features have no column; so do several checkpoints that share a seed, and
+    rows over other test clips, which are named where another line of the table is over others.
     """
+    clips = name_clips(rows)
     jobs: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Row]] = {}
     known = name_lists(map(list_of, rows))
     for row in rows:
         pair = " → ".join(filter(None, (row.train_modality, row.test_modality)))
         where = (row.task, known[list_of(row)], pair)
         how = (row.protocol, row.threshold_source, row.score, row.leaks)
-        shown = (*where, row.method, row.preset, *how)
-        hidden = (row.splits, row.probe, row.features, row.classes_sha256)
+        tested = (clips.get(clips_of(row), ""), str(row.n_lacking or ""))
+        shown = (*where, row.method, row.preset, *how, *tested)
+        hidden = (
+            *(row.splits, row.probe, row.features, row.classes_sha256, row.setting),
+            *(row.conditions, row.manifest_sha256, row.test_sha256, *map("=".join, row.more)),
+        )
         jobs.setdefault((shown, hidden), []).append(row)
     groups: dict[tuple[tuple[str, ...], ...], dict[str, list[float]]] = {}
     runs: dict[tuple[tuple[str, ...], ...], set[tuple[int, str]]] = {}
@@ -261,7 +267,7 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
             "score",
             "leaks",
         ),
-        *("checkpoint", "runs"),
+        *("test clips", "lacking features", "checkpoint", "runs"),
     )
     lines = [
         (
@@ -273,6 +279,58 @@ def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
     ]
     titles = tuple(COLUMN_TITLES.get(name, name) for name in columns)
     return _without_empty_columns(((*header, *titles), *lines))
+
+
+Tested = tuple[str, ...]
+"""Task, setting, known classes, protocol and modality of a test, and the digest of its clips."""
+
+VALIDATION_METRIC = "val_acc"
+"""The metric that is not over test clips."""
+
+
+class HasClips(Protocol):
+    """What says over which test clips it is, as `Row` does."""
+
+    @property
+    def task(self) -> str: ...  # noqa: D102
+    @property
+    def metric(self) -> str: ...  # noqa: D102
+    @property
+    def setting(self) -> str: ...  # noqa: D102
+    @property
+    def classes_sha256(self) -> str: ...  # noqa: D102
+    @property
+    def protocol(self) -> str: ...  # noqa: D102
+    @property
+    def test_modality(self) -> str: ...  # noqa: D102
+    @property
+    def n_clips(self) -> int | str: ...  # noqa: D102
+    @property
+    def test_sha256(self) -> str: ...  # noqa: D102
+
+
+def clips_of(row: HasClips) -> Tested:
+    """The place in which a number stands beside others, and the test clips that it is over."""
+    place = (row.task, row.setting, row.classes_sha256, row.protocol, row.test_modality)
+    return (*place, row.test_sha256)
+
+
+def name_clips(rows: Iterable[HasClips]) -> dict[Tested, str]:
+    """What a table calls the test clips of rows that stand beside others over other clips.
+
+    Their number, and the first digits of their digest; `?` where an older file has none. Rows that
+    are all over the same clips, as far as they say, are not among them.
+    """
+    numbers: dict[Tested, dict[str, None]] = {}
+    for row in rows:
+        if row.metric != VALIDATION_METRIC:
+            numbers.setdefault(clips_of(row), {})[str(row.n_clips)] = None
+    places = [key[:-1] for key in numbers]
+    return {
+        key: f"{' or '.join(filter(None, found)) or '?'} ({key[-1][:8] or '?'})"
+        for key, found in numbers.items()
+        if places.count(key[:-1]) > 1 or len(found) > 1 or any(" to " in text for text in found)
+    }
 
 
 ClassList = tuple[str, str, str]

@@ -12,15 +12,17 @@ pictures they took is not known: all figures are multiples of 0.1 %, as of 500 o
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from micu.data import WORDS
 from micu.errors import ConfigError, ManifestError
 from micu.evaluate.encoders import ClipEncoder, check_same_space, encode_real
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.metrics import Floats, retrieval_recall
 from micu.evaluate.report import Row
-from micu.evaluate.splits import CLEAN, PAPER, TEST, name_splits
+from micu.evaluate.splits import CLEAN, PAPER, TEST, clips_sha256, name_splits
 from micu.manifest import MODALITIES, Clip
 
 RANKS = (1, 5, 10)
@@ -55,7 +57,8 @@ def _in_order(pair: tuple[str, str]) -> tuple[str, str]:
 
 
 def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target: str) -> list[Row]:
-    items, captions = choose_items(evaluation, protocol, source, target)
+    chosen = choose_items(evaluation, protocol, source, target)
+    items, captions = chosen.items, chosen.captions
     owner = {clip.group: number for number, clip in enumerate(items)}
     owners = np.array([owner[clip.group] for clip in captions])
     if name == "chance":
@@ -64,9 +67,9 @@ def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target:
         )
     else:
         encoder = evaluation.source.encoders[name]
-        evaluation.tell(
-            f"{name} {source} ↔ {target}, {protocol}: {len(items)} items, {len(captions)} captions"
-        )
+        told = f"{name} {source} ↔ {target}, {protocol}: {len(items)} items, "
+        rest = f"; {chosen.lacking} more clips lack features" if chosen.lacking else ""
+        evaluation.tell(f"{told}{len(captions)} captions{rest}")
         check_same_space(encoder, source, encoder, target)
         found = retrieval_recall(
             mean_embedding(encoder, source, items),
@@ -96,6 +99,8 @@ def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target:
             metric=metric,
             value=value,
             n_clips=len(items) if query == source else len(captions),
+            n_lacking=chosen.lacking,
+            test_sha256=clips_sha256(tested),
             features=(source, target),
             measured_with=f"items:{evaluation.items}" if evaluation.items else "",
             leaks=";".join((*name_splits(tested), *pretrained)),
@@ -105,9 +110,19 @@ def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target:
     ]
 
 
-def choose_items(
-    evaluation: Evaluation, protocol: str, source: str, target: str
-) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """What is looked for, and by what."""
+
+    items: tuple[Clip, ...]
+    """One clip per item."""
+    captions: tuple[Clip, ...]
+    """Every caption of these items."""
+    lacking: int
+    """Clips that would be one or the other, but lack features."""
+
+
+def choose_items(evaluation: Evaluation, protocol: str, source: str, target: str) -> Gallery:
     """One clip per item, and every caption of these items, in manifest order.
 
     Clips are of the split `test` (or those asked for; all, if the manifest names no split). With
@@ -120,6 +135,11 @@ def choose_items(
     clips = _of_split(side.clips, evaluation.test_splits)
     if protocol == CLEAN:
         clips = evaluation.pretraining.unseen(clips)
+    lacking = sum(
+        (not clip.is_caption and clip.clip_id not in side.stores[source])
+        or (_can_be(clip, target) and clip.clip_id not in side.stores[target])
+        for clip in clips
+    )
     captions = [clip for clip in clips if clip.clip_id in side.stores[target]]
     captioned = {clip.group for clip in captions}
     items: dict[str, Clip] = {}
@@ -129,7 +149,8 @@ def choose_items(
     if not items:
         raise ManifestError(
             f"retrieval: no item with {source} and {target} features among {len(clips)} clips "
-            f"(under {protocol}); see --test-splits"
+            f"(under {protocol}), {lacking} of which lack features; extract them, or see "
+            "--test-splits"
         )
     if evaluation.items is not None:
         if len(items) < evaluation.items:
@@ -141,7 +162,12 @@ def choose_items(
     chosen = [clip for clip in captions if clip.group in items]
     if protocol == PAPER and evaluation.setting in ONE_CAPTION:
         chosen = list({clip.group: clip for clip in reversed(chosen)}.values())[::-1]
-    return tuple(items.values()), tuple(chosen)
+    return Gallery(tuple(items.values()), tuple(chosen), lacking)
+
+
+def _can_be(clip: Clip, modality: str) -> bool:
+    """Whether the manifest has what a clip's features of a modality are made of."""
+    return bool(clip.text) if modality == WORDS else not clip.is_caption
 
 
 def _of_split(clips: Sequence[Clip], splits: tuple[str, ...] | None) -> tuple[Clip, ...]:

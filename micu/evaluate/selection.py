@@ -36,16 +36,26 @@ def choose_checkpoint(candidates: Mapping[Path, Sequence[Row]], protocol: str) -
         raise ConfigError(f"--select-on {protocol}: {CRITERIA[protocol]} is not defined here")
     best = max(defined, key=lambda path: defined[path])
     seen = "on the test set" if protocol == "oracle" else "on held-out source clips"
-    return best, (
-        f"{best.name} is the best of {len(merits)} checkpoints by {CRITERIA[protocol]} {seen}"
-    )
+    told = f"{best.name} is the best of {len(merits)} checkpoints by {CRITERIA[protocol]} {seen}"
+    judged = [{*map(_judged_on, _deciding(rows, protocol))} for rows in candidates.values()]
+    if any(clips != judged[0] for clips in judged):
+        told += "; not all of them were judged on the same clips"
+    return best, told
 
 
 def merit(rows: Sequence[Row], protocol: str) -> float:
     """Mean of the protocol's criterion, NaN where a part of it is."""
-    values = [
-        row.value
-        for row in rows
-        if row.threshold_source == protocol and row.metric == CRITERIA[protocol]
-    ]
+    values = [row.value for row in _deciding(rows, protocol)]
     return statistics.fmean(values) if values else math.nan
+
+
+def _deciding(rows: Sequence[Row], protocol: str) -> list[Row]:
+    return [
+        row for row in rows if row.threshold_source == protocol and row.metric == CRITERIA[protocol]
+    ]
+
+
+def _judged_on(row: Row) -> tuple[object, ...]:
+    """Pair, seed and clips of a row."""
+    pair = (row.train_modality, row.test_modality)
+    return (*pair, row.seed, row.n_clips, row.test_sha256)

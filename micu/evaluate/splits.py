@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ DIAGNOSTIC = "diagnostic"
 UCF_RECORDING = re.compile(r"(v_\w+_g\d+)_c\d+")
 """A video of UCF101: a class, a recording, a clip of it."""
 
+LISTED = 8
+"""Names that a message lists."""
+
 HELD_OUT = 0.15
 """Share of each class's training clips that is held out where the manifest has no `val` split."""
 
@@ -50,6 +53,8 @@ class SplitRules:
     train_splits: tuple[str, ...] | None = (TRAIN,)
     """Values of `split`; None is every clip."""
     test_splits: tuple[str, ...] | None = (TEST,)
+    fewest_classes: int = 2
+    """Known classes that a probe must learn: with one it can be right by saying nothing else."""
     closed: bool = False
     """Whether clips of classes that are not known are left out of the test, too."""
     seen: frozenset[str] | None = None
@@ -86,6 +91,18 @@ class OpenSetSplit:
     """What is wrong with these sets, each `name` or `name:detail`."""
     note: str = ""
     """What `clean` left out, in words."""
+    lacking: Mapping[str, int] = field(default_factory=dict)
+    """Listed clips without features, so that they are in no set: `training`, `test`."""
+
+    @property
+    def test_sha256(self) -> str:
+        """Of the ids of the test clips."""
+        return clips_sha256(self.test)
+
+    @property
+    def has_unknown(self) -> bool:
+        """Whether clips of classes that are not known are tested."""
+        return any(clip.label not in self.known for clip in self.test)
 
     def labels(self, clips: Sequence[Clip]) -> NDArray[np.int64]:
         """Class of each clip, or `UNKNOWN`, (n,)."""
@@ -133,13 +150,19 @@ def split_clips(
         known, {*_classes(clips, rules.source_classes), *_classes(tested, rules.target_classes)}
     )
     wanted = set(known)
-    sources = [c for c in clips if c.clip_id in source_ids and wanted & {*rules.source_classes(c)}]
+    labelled = [clip for clip in clips if wanted & {*rules.source_classes(clip)}]
+    sources = [clip for clip in labelled if clip.clip_id in source_ids]
     train = _of_splits(sources, rules.train_splits, clips)
-    candidates = [c for c in tested if c.clip_id in target_ids and rules.target_classes(c)]
-    test = _of_splits(candidates, rules.test_splits, tested)
+    candidates = [clip for clip in tested if rules.target_classes(clip)]
     if rules.closed:
-        test = [clip for clip in test if wanted & {*rules.target_classes(clip)}]
-    _refuse_empty(clips, rules, {"training": train, "test": test})
+        candidates = [clip for clip in candidates if wanted & {*rules.target_classes(clip)}]
+    listed = _of_splits(candidates, rules.test_splits, tested)
+    test = [clip for clip in listed if clip.clip_id in target_ids]
+    lacking = {
+        "training": len(_of_splits(labelled, rules.train_splits, clips)) - len(train),
+        "test": len(_unless_seen(listed, rules)) - len(_unless_seen(test, rules)),
+    }
+    _refuse_empty(clips, rules, {"training": train, "test": test}, lacking)
     if rules.protocol == PAPER:
         split = _as_listed(train, test, known, rules)
     else:
@@ -152,6 +175,7 @@ def split_clips(
     unused = [c for c in pairs if c.clip_id not in used and media_item(c) not in held]
     split = replace(
         split,
+        lacking=lacking,
         paired=tuple(clip.clip_id for clip in pairs if clip.clip_id in used),
         pairs=tuple(clip.clip_id for clip in unused),
         pairs_of_known=sum(bool(wanted & {*rules.source_classes(clip)}) for clip in unused),
@@ -189,6 +213,12 @@ def _clean(
         held_out=held_out,
         note="; ".join(told),
     )
+
+
+def clips_sha256(clips: Iterable[Clip]) -> str:
+    """SHA-256 of the ids of some clips, in whatever order they come."""
+    names = sorted(clip.clip_id for clip in clips)
+    return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
 
 
 def media_item(clip: Clip) -> str:
@@ -235,9 +265,14 @@ def name_splits(test: Iterable[Clip]) -> tuple[str, ...]:
     return (f"test-split:{','.join(others)}",) if others else ()
 
 
+def _unless_seen(test: Sequence[Clip], rules: SplitRules) -> list[Clip]:
+    """The clips that a protocol may test: `clean` none that the model was pretrained on."""
+    seen = rules.seen if rules.protocol == CLEAN and rules.seen else frozenset()
+    return [clip for clip in test if media_item(clip) not in seen]
+
+
 def _without_seen(test: Sequence[Clip], rules: SplitRules, told: list[str]) -> list[Clip]:
-    seen = rules.seen or frozenset()
-    kept = [clip for clip in test if media_item(clip) not in seen]
+    kept = _unless_seen(test, rules)
     if len(kept) < len(test):
         told.append(f"{len(test) - len(kept)} test clips left out that the model was pretrained on")
     if test and not kept:
@@ -304,18 +339,67 @@ def _checked(clips: Sequence[Clip], split: OpenSetSplit, rules: SplitRules) -> O
     needed = {"training": split.train, "test": split.test}
     if rules.protocol == CLEAN:
         needed["validation"] = split.validation
-    _refuse_empty(clips, rules, needed)
+    _refuse_empty(clips, rules, needed, split.lacking)
     untrained = sorted(set(split.known) - _classes(split.train, rules.source_classes))
     if untrained:
         logger.warning("known classes without a training clip: %s", ", ".join(untrained))
     return split
 
 
+def check_classes(split: OpenSetSplit, rules: SplitRules) -> OpenSetSplit:
+    """Refuse a split of which a probe would learn too few classes, or be tested on none of them.
+
+    Raises:
+        ManifestError: It is one; the message says what there is.
+    """
+    trained, tested = (
+        _classes(split.train, rules.source_classes),
+        _classes(split.test, rules.target_classes),
+    )
+    learned = [name for name in split.known if name in trained]
+    if len(learned) < rules.fewest_classes:
+        raise ManifestError(_tell_few(split, learned, rules))
+    if not any(name in tested for name in split.known):
+        raise ManifestError(
+            f"no test clip is of a known class: {_some(split.known)} are known, the test clips are "
+            f"of {_some(sorted(tested))}; see --known, --class-map and --test-splits"
+        )
+    return split
+
+
+def _tell_few(split: OpenSetSplit, learned: Sequence[str], rules: SplitRules) -> str:
+    """What to say where a probe would learn one class or none."""
+    there = f"{learned[0]!r} alone" if learned else "none"
+    left = f"; {split.note}" if split.note else ""
+    lacking = split.lacking.get("training", 0)
+    hint = f"; {lacking} training clips lack features of the source modality" if lacking else ""
+    return (
+        f"expected training clips of {rules.fewest_classes} or more known classes, got those of "
+        f"{there}{left}{hint}; name more classes in --known, or add training and test clips of "
+        f"them (split {_spell(rules.train_splits)} and {_spell(rules.test_splits)})"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names, the first ones of many."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
 def _refuse_empty(
-    clips: Sequence[Clip], rules: SplitRules, needed: Mapping[str, Sequence[Clip]]
+    clips: Sequence[Clip],
+    rules: SplitRules,
+    needed: Mapping[str, Sequence[Clip]],
+    lacking: Mapping[str, int],
 ) -> None:
     for name, chosen in needed.items():
         if not chosen:
+            if lacking.get(name):
+                raise ManifestError(
+                    f"no {name} clip: all {lacking[name]} of them in the manifest lack features "
+                    f"of the {'target' if name == 'test' else 'source'} modality; extract them "
+                    "(micu-extract status FEATURES shows how far each set is)"
+                )
             splits = ", ".join(sorted({repr(c.split) for c in clips if rules.source_classes(c)}))
             raise ManifestError(
                 f"no {name} clip. There must be clips with a class and features for training "

@@ -136,9 +136,16 @@ def _bars(lines: Sequence[Line]) -> list[tuple[str, float, float, str]]:
     bars = []
     for label, (line, cell, printed) in zip(labels, drawn, strict=True):
         twin = f" {line.of.checkpoint_sha256[:12]}" if labels.count(label) > 1 else ""
+        if sum(_twin(line) == _twin(other) for other, *_ in drawn) > 1:
+            twin += f" clips {line.of.test_sha256[:8] or '?'}"
         colour = ON_TEST if line.is_chosen_on_test else BLIND
         bars.append((label + twin, cell.mean, printed.number / 100, colour))
     return bars
+
+
+def _twin(line: Line) -> tuple[str, ...]:
+    """What bars of one place, over other clips, have in common."""
+    return (*_but_score(line), line.of.score)
 
 
 def _but_score(line: Line) -> tuple[str, ...]:

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from micu.evaluate.columns import NOT_RATES
-from micu.evaluate.report import CHANGES, Table, list_of, name_lists, shares_seeds
+from micu.evaluate.report import (
+    CHANGES,
+    VALIDATION_METRIC,
+    Table,
+    clips_of,
+    list_of,
+    name_clips,
+    name_lists,
+    shares_seeds,
+)
 from micu.evaluate.sheets import render_sheet
 from micu.report.paper import (
     SETTINGS,
@@ -124,7 +133,7 @@ def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
         metric: Cell(
             tuple(row.value for row in same),
             find_printed(first.setting, method, direction, metric),
-            _range(_counts(row.n_clips for row in same)),
+            spell_range(counts_of(row.n_clips for row in same)),
         )
         for metric, same in found.items()
     }
@@ -135,12 +144,12 @@ def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
     return Line(first, shown, runs, cells)
 
 
-def _counts(texts: Iterable[str]) -> list[int]:
+def counts_of(texts: Iterable[str]) -> list[int]:
     """Those of the texts that are counts."""
     return [int(text) for text in texts if text.isdecimal() and len(text) < MOST_DIGITS]
 
 
-def _range(counts: Sequence[int]) -> str:
+def spell_range(counts: Sequence[int]) -> str:
     """One count, or the least and the largest of several; empty for none."""
     ends = (min(counts), max(counts)) if counts else ()
     return " to ".join(map(str, dict.fromkeys(ends)))
@@ -182,6 +191,7 @@ def _both_ways(results: Iterable[Result]) -> list[Line]:
                 test_modality=ordered[1],
                 features=" ".join(sorted(kind.partition("@")[0] for kind in row.features.split())),
                 manifest_sha256="",
+                test_sha256="",
                 leaks="",
             )
             runs.setdefault(same.key(), []).append(row)
@@ -198,17 +208,30 @@ def _means_of_opposites(rows: Sequence[Result]) -> Iterator[Result]:
     """The mean of a number and the one of the other way; of several, of those that look alike."""
     there = [row for row in rows if _rank(row.train_modality) < _rank(row.test_modality)]
     back = [row for row in rows if _rank(row.train_modality) > _rank(row.test_modality)]
-    for one, other in itertools.product(there, back):
-        counts = _counts((one.n_clips, other.n_clips))
-        if len(there) == len(back) == 1 or _basis(one) == _basis(other):
+    alike = [
+        (one, other)
+        for one, other in itertools.product(there, back)
+        if len(there) == len(back) == 1 or _basis(one) == _basis(other)
+    ]
+    for one, other in alike:
+        rivals = sum(one is first or other is second for first, second in alike)
+        if rivals == 1 or one.test_sha256 == other.test_sha256:
             yield replace(
                 one,
                 value=(one.value + other.value) / 2,
-                n_clips=str(sum(counts)) if len(counts) > 1 else "",
+                n_clips=_sum(one.n_clips, other.n_clips),
+                n_lacking=_sum(one.n_lacking, other.n_lacking),
+                test_sha256=_union(one.test_sha256, other.test_sha256, " "),
                 features=_union(one.features, other.features, " "),
                 manifest_sha256=_union(one.manifest_sha256, other.manifest_sha256, " "),
                 leaks=_union(one.leaks, other.leaks, ";"),
             )
+
+
+def _sum(one: str, other: str) -> str:
+    """The sum of two counts; empty where one is not known."""
+    counts = counts_of((one, other))
+    return str(sum(counts)) if len(counts) > 1 else ""
 
 
 def _basis(row: Result) -> tuple[object, ...]:
@@ -259,6 +282,8 @@ TITLES = {
     "preset": "changed settings",
     "checkpoint_sha256": "checkpoint",
     "manifest_sha256": "manifest",
+    "test_sha256": "test clips",
+    "n_lacking": "lacking features",
     "more": "conditions",
 }
 """Of columns that stand only where lines look the same without."""
@@ -279,16 +304,21 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> Table:
         if _differ(lines, name)
     ]
     header = ["setting", "known classes", "from → to", "method", "preset", "protocol", "threshold"]
-    header += [*(TITLES.get(name, name) for name in several), *_unknown(lines), "rests on", "runs"]
+    header += [*(TITLES.get(name, name) for name in several), *_unknown(lines), "rests on"]
+    header += [TITLES["test_sha256"], TITLES["n_lacking"], "runs"]
     for name in shown:
         title = metric_title(name)
         header += [title, f"{title} paper", f"{title} Δ"] if name in compared else [title]
     known = name_lists(list_of(line.of) for line in lines)
+    clips = name_clips(_tested(line) for line in lines)
     body = [
         (
             line.of.setting,
             known[list_of(line.of)],
-            *_identity(line, several, _unknown(lines))[2:],
+            *_identity(line, several, _unknown(lines))[2:-1],
+            clips.get(clips_of(line.of), ""),
+            line.of.n_lacking if line.of.n_lacking != "0" else "",
+            str(line.runs),
             *_figures(line, shown, compared),
         )
         for line in lines
@@ -296,6 +326,14 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> Table:
     rows = [tuple(header), *body]
     kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
     return Table(tuple(tuple(row[i] for i in kept) for row in rows))
+
+
+def _tested(line: Line) -> Result:
+    """A row of a line that says how many test clips it is over."""
+    for metric, cell in line.cells.items():
+        if metric != VALIDATION_METRIC:
+            return replace(line.of, metric=metric, n_clips=cell.n_clips)
+    return line.of
 
 
 def _identity(line: Line, several: Sequence[str], unknown: Sequence[str]) -> tuple[str, ...]:
@@ -363,7 +401,7 @@ def render_csv(lines: Sequence[Line]) -> str:
     unknown = list(dict.fromkeys(name for line in lines for name, _ in line.of.more))
     shared = ("task", "setting", "method", "preset", "protocol", "threshold_source", "score")
     rest: tuple[str, ...] = ("probe", "features", "checkpoint_sha256", "manifest_sha256")
-    rest += ("classes_sha256", "known_classes", "class_list", "splits")
+    rest += ("classes_sha256", "known_classes", "class_list", "splits", "n_lacking", "test_sha256")
     header = [*shared, "direction", "metric", "ours", "deviation", "runs", "n_clips", "paper"]
     header += ["difference", "paper_table", "paper_method", "paper_note", "leaks", *rest, *unknown]
     rows: list[list[object]] = []

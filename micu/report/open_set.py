@@ -60,7 +60,7 @@ def _tell_maps(placed: set[str]) -> str:
 
 def _job(details: Details) -> tuple[str, ...]:
     names = (*SHARED, "score", "classes_sha256", "manifest_sha256")
-    return tuple(details.keys.get(name, "") for name in names)
+    return (*(details.keys.get(name, "") for name in names), *sorted(details.clip_ids))
 
 
 def _same_target(ceiling: Details, main: Details) -> bool:
@@ -91,7 +91,13 @@ def _by_method(members: Sequence[Details]) -> dict[str, Details]:
     chosen: dict[str, Details] = {}
     for details in members:
         chosen.setdefault(_label(details), details)
-    return chosen
+    main = members[0]
+    return {
+        name
+        if sorted(details.clip_ids) == sorted(main.clip_ids)
+        else f"{name} (on {len(details.clip_ids)} other clips)": details
+        for name, details in chosen.items()
+    }
 
 
 def _label(details: Details) -> str:

@@ -1,12 +1,22 @@
 """The report's first table: of each method one line, means over all pairs of modalities."""
 
+import hashlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from micu.evaluate.columns import COLUMN_TITLES
 from micu.evaluate.report import CHANGES, Table, list_of, name_lists, shares_seeds
-from micu.report.compare import MODEL, ORACLE, TITLES, Cell, short_preset, show_mean
+from micu.report.compare import (
+    MODEL,
+    ORACLE,
+    TITLES,
+    Cell,
+    counts_of,
+    short_preset,
+    show_mean,
+    spell_range,
+)
 from micu.report.page import Block, Title
 from micu.report.paper import direction_of
 from micu.report.read import Result
@@ -50,6 +60,12 @@ class Summary:
     cells: Mapping[Column, Cell]
     leaks: str
     """Names of what figures of `clean` rest on all the same."""
+    clips: str
+    """Test clips, `19 to 21` where pairs or protocols differ; empty where no row says."""
+    lacking: str
+    """Test clips that lack features, likewise; empty for none."""
+    tested: frozenset[tuple[str, str]]
+    """Protocol and pair with the digest of their test clips."""
     left_out: int
     """Seeds that lack a pair."""
 
@@ -103,12 +119,44 @@ def _comparable(rows: Sequence[Result]) -> Iterable[list[Result]]:
         for name in row.features.split():
             sets.setdefault(name.partition(":")[0], set()).add(name)
     several = any(len(found) > 1 for found in sets.values())
+    clips = _other_clips(rows)
     apart: dict[tuple[str, ...], list[Result]] = {}
     for row in rows:
         features = sorted(row.features.split()) if several else []
-        key = (row.checkpoint_sha256 if shared else "", *features)
+        run = (row.seed, row.checkpoint_sha256)
+        key = (row.checkpoint_sha256 if shared else "", *features, *clips.get(run, ()))
         apart.setdefault(key, []).append(row)
+    return [part for found in apart.values() for part in _over_the_same(found)]
+
+
+def _other_clips(rows: Sequence[Result]) -> dict[tuple[str, str], list[str]]:
+    """By seed and checkpoint, the test clips of what was tested on others by another run."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        found.setdefault(_place(row), set()).add(row.test_sha256)
+    differ = {place for place, digests in found.items() if len(digests) > 1}
+    runs: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        if _place(row) in differ:
+            told = " ".join((*_place(row), row.test_sha256))
+            runs.setdefault((row.seed, row.checkpoint_sha256), set()).add(told)
+    return {run: sorted(told) for run, told in runs.items()}
+
+
+def _over_the_same(rows: Sequence[Result]) -> Iterable[list[Result]]:
+    """The rows, those of one run that was tested twice, on other clips, apart."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        found.setdefault(_place(row), set()).add(row.test_sha256)
+    apart: dict[str, list[Result]] = {}
+    for row in rows:
+        twice = len(found[_place(row)]) > 1
+        apart.setdefault(row.test_sha256 if twice else "", []).append(row)
     return apart.values()
+
+
+def _place(row: Result) -> tuple[str, str]:
+    return row.protocol, _pair(row)
 
 
 def _sum_up(rows: Sequence[Result]) -> Summary:
@@ -131,7 +179,16 @@ def _sum_up(rows: Sequence[Result]) -> Summary:
         if row.protocol == "clean"
         for leak in row.leaks.split(";")
     )
-    return Summary(rows[0], pairs, cells, ", ".join(filter(None, leaks)), len(lacking))
+    return Summary(
+        rows[0],
+        pairs,
+        cells,
+        ", ".join(filter(None, leaks)),
+        clips=spell_range(counts_of(row.n_clips for row in rows)),
+        lacking=spell_range([n for n in counts_of(row.n_lacking for row in rows) if n]),
+        tested=frozenset(("\n".join(_place(row)), row.test_sha256) for row in rows),
+        left_out=len(lacking),
+    )
 
 
 def _pair(row: Result) -> str:
@@ -150,6 +207,7 @@ def tabulate(lines: Sequence[Summary]) -> Table:
         > len({*looks})
         or (name == "manifest_sha256" and len({line.of.manifest_sha256 for line in lines}) > 1)
     ]
+    clips = _clips(lines)
     header = ("setting", "known classes", "preset", *(TITLES.get(name, name) for name in apart))
     rows = [
         (
@@ -158,13 +216,37 @@ def tabulate(lines: Sequence[Summary]) -> Table:
             *(_figure(line, column) for column in columns),
             line.leaks,
             ", ".join(line.pairs),
-            _range({len(cell.values) for cell in line.cells.values()}),
+            told,
+            line.lacking,
+            spell_range([len(cell.values) for cell in line.cells.values()]) or "0",
         )
-        for line, look in zip(lines, looks, strict=True)
+        for line, look, told in zip(lines, looks, clips, strict=True)
     ]
-    table = [(*header, *map(_title, columns), "clean rests on", "pairs", "seeds"), *rows]
+    last = ("clean rests on", "pairs", TITLES["test_sha256"], TITLES["n_lacking"], "seeds")
+    table = [(*header, *map(_title, columns), *last), *rows]
     kept = [i for i in range(len(table[0])) if any(row[i] for row in table[1:])]
     return Table(tuple(tuple(row[i] for i in kept) for row in table))
+
+
+def _clips(lines: Sequence[Summary]) -> list[str]:
+    """The test clips of each line, where a pair or another line is over others; with a digest."""
+    places: dict[tuple[str, ...], set[str]] = {}
+    for line in lines:
+        for place, digest in line.tested:
+            places.setdefault((line.of.setting, *list_of(line.of), place), set()).add(digest)
+    differ = {place for place, digests in places.items() if len(digests) > 1}
+    told = []
+    for line in lines:
+        own = (line.of.setting, *list_of(line.of))
+        others = sorted(digest for place, digest in line.tested if (*own, place) in differ)
+        digest = hashlib.sha256(" ".join(others).encode()).hexdigest()[:8] if others else ""
+        named = line.clips or "?"
+        told.append(
+            f"{named} ({digest if any(others) else '?'})"
+            if others
+            else (line.clips if " to " in line.clips else "")
+        )
+    return told
 
 
 def _figure(line: Summary, column: Column) -> str:
@@ -205,7 +287,3 @@ def _show(row: Result, name: str) -> str:
     if name == "more":
         return " ".join(f"{key}={text}" for key, text in row.more if text)
     return value[:12] if name.endswith("_sha256") else str(value)
-
-
-def _range(counts: set[int]) -> str:
-    return " to ".join(map(str, dict.fromkeys((min(counts), max(counts))))) if counts else "0"

@@ -18,9 +18,14 @@ TRAINING = "training, last epoch"
 NOT_RESULTS = ("step", "epoch", "batch", "learning_rate", "skipped", "clips", "clips_per_s")
 KEYS = (
     *("task", "method", "train_modality", "test_modality", "threshold_source", "score", "probe"),
-    *("features", "classes_sha256", "metric"),
+    *("features", "classes_sha256", "metric", "protocol", "splits", "setting", "conditions"),
+    *("test_sha256",),
 )
 """Columns of a results file that tell one number of a run from another."""
+
+
+PAPER_SETTING = "paper_setting"
+"""Column of the rows' `setting`, which in a sweep is a place in the grid."""
 
 
 def collect(runs: Sequence[SweepRun], out: Path) -> list[Row]:
@@ -111,7 +116,8 @@ def write_table(rows: Iterable[Row], runs: Sequence[SweepRun], path: Path) -> No
         groups.setdefault((row.preset, *_key(row)), []).append(row.value)
     table: list[list[object]] = []
     swept = list(dict.fromkeys(axis for values in axes.values() for axis in values))
-    header = ["setting", *swept, *KEYS, "mean", "std", "runs"]
+    keys = [PAPER_SETTING if name == "setting" else name for name in KEYS]
+    header = ["setting", *swept, *keys, "mean", "std", "runs"]
     for (setting, *key), values in groups.items():
         is_spread = len(values) > 1 and not any(map(math.isnan, values))
         spread = statistics.stdev(values) if is_spread else ""
