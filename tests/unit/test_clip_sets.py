@@ -278,9 +278,8 @@ def test_a_sweep_averages_neither_protocols_nor_seeds_over_other_clips(tmp_path:
         ("clean", ALL): (pytest.approx(0.3), "2"),
         ("clean", FEWER): (pytest.approx(0.7), "1"),
     }
-    assert {run.setting for run in runs} == {
-        line["setting"] for line in csv.DictReader((tmp_path / "sweep.csv").open(newline=""))
-    }
+    lines = csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines())
+    assert {line["setting"] for line in lines} == {run.setting for run in runs}
     text = render_sweep(rows)
     assert "30.00 ± 14.14" in text
     assert "20 (aaaaaaaa)" in text
