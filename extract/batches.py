@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from extract.backbones.base import Backbone, Media
 from micu.errors import ClipError
 from micu.manifest import Clip
-from micu.store import Failure, FeatureRow, check_row
+from micu.store import Failure, FeatureRow, Steps, check_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +122,27 @@ class ClipEncoder:
 
     def _finish(self, entry: _Open) -> FeatureRow | Failure:
         try:
-            row = FeatureRow.of(
-                entry.clip.clip_id, self._backbone.to_steps(entry.outputs, entry.media)
-            )
+            steps = self._backbone.to_steps(entry.outputs, entry.media)
+            row = FeatureRow.of(entry.clip.clip_id, mask_out(steps, entry.media.real))
             check_row(row, self._backbone.spec)
         except ClipError as error:
             return _failure(entry.clip, error)
         return row
+
+
+def mask_out(steps: Steps, real: NDArray[np.bool_] | None) -> Steps:
+    """Steps in seconds that are not real become zeros that the mask denies.
+
+    Args:
+        steps: Of one clip, in seconds or parts of them.
+        real: By second; None if all are.
+    """
+    if real is None or real.all():
+        return steps
+    second = np.clip(np.floor(steps.times_s), 0, len(real) - 1).astype(np.int64)
+    mask = steps.mask & real[second]
+    values = np.where(mask.reshape(-1, *(1,) * (steps.values.ndim - 1)), steps.values, 0)
+    return Steps(values.astype(np.float32), mask, steps.times_s)
 
 
 def _failure(clip: Clip, error: ClipError) -> Failure:

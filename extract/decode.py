@@ -29,7 +29,7 @@ from extract.frames import FrameCollector
 from extract.media import DECODE_ERRORS, IO_ERROR, Reading, Source, Window, may_pass
 from extract.pictures import PICTURE_READERS, Picture, open_pictures
 from extract.sound import cut_windows, read_mono
-from extract.streams import Damage, check_damage
+from extract.streams import Damage, check_damage, check_unit_bytes, too_short
 from micu.errors import ConfigError, DecodeError
 from micu.manifest import Clip
 from micu.registry import Registry
@@ -206,6 +206,8 @@ def read_sound_once(clip: Clip, wants: Sequence[WaveformInput], reading: Reading
 
     Cut to the manifest's window at the file's own rate, exact to the sample, then resampled: what
     lies outside the clip cannot be heard in it. The last window is shorter where the sound ends.
+    Where it begins late, or has gaps, there is silence, and seconds of which it fills less than
+    0.1 s are not real.
     """
     if reading.decoder != "pyav":
         raise ConfigError(
@@ -214,18 +216,23 @@ def read_sound_once(clip: Clip, wants: Sequence[WaveformInput], reading: Reading
     window, damage = Window.of(clip), Damage()
     with Source(clip, reading.media_root, "audio") as source:
         sound = read_mono(source, window, damage)
+        for spec in wants:
+            check_unit_bytes(source, 4 * int(sound.duration_s * spec.sample_rate))
         check_damage(source, window, window.start + sound.duration_s, damage)
         notes: dict[str, float | int | str] = {
             "source_rate": sound.rate,
             "source_channels": sound.channels,
             "corrupt_frames": damage.bad,
         }
-    steps = count_steps(float(window.length or sound.duration_s))
+        steps = count_steps(float(window.length or sound.duration_s))
+        real = sound.find_real(steps)
+        if not real.any():
+            raise too_short(source)
     outcomes: list[Outcome] = []
     for spec in wants:
         waveform = sound.resampled(spec.sample_rate)[: steps * spec.sample_rate]
         units, times_s = cut_windows(waveform, spec.sample_rate, spec.window_s)
-        outcomes.append(Media(units, times_s, float(sound.duration_s), steps, notes))
+        outcomes.append(Media(units, times_s, float(sound.duration_s), steps, notes, real))
     return outcomes
 
 

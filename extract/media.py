@@ -35,7 +35,7 @@ DECODE_ERRORS = {
     "no_audio": "the file has no sound",
     "no_text": "the manifest row has no text",
     "too_large": "a picture, a clip or the shard padded to it is too large to hold in memory",
-    "too_short": "fewer than two pictures, so that nothing can move",
+    "too_short": "fewer than two pictures, so that nothing can move; or no sound worth a step",
     "outside_media": "nothing of the clip's time lies within its media",
     "corrupt": "more than a fifth of what the clip needs is damaged or missing",
     "decoders_differ": "decord does not show the pictures that PyAV shows; take `--decoder pyav`",
@@ -100,6 +100,15 @@ class Window:
     def length(self) -> Fraction | None:
         """Length, s; None if it depends on the media."""
         return None if self.end is None else self.end - self.start
+
+    def __str__(self) -> str:
+        """In words; neither 0 nor the end of the file, which nobody need have typed."""
+        start = f"from {float(self.start)} s " if self.start else ""
+        return start + ("on" if self.end is None else f"to {float(self.end)} s")
+
+
+WHOLE = Window(Fraction(0), None)
+"""A file from its start to its end."""
 
 
 class Source:

@@ -1,88 +1,206 @@
 """Sound of a clip: one channel at the file's own rate, cut to the sample, then resampled."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import av
 import numpy as np
+from av.audio.plane import AudioPlane
 from numpy.typing import NDArray
 
+from extract.backbones.base import MIN_STEP_S
 from extract.media import Source, Window
 from extract.streams import Damage, check_unit_bytes, decode_sound, nothing_decoded
 from micu.errors import DecodeError
 
-_JUMP_S = 0.1
-"""A time stamp that differs by less from where the samples are is jitter, not a gap."""
+_JUMP_S = Fraction(1, 10)
+"""A time stamp that differs by no more from where the samples are is jitter; more is followed."""
+_MIN_PACE = Fraction(1, 2)
+"""Stamps that go on at less than this part of the samples' own pace are not followed back."""
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
+_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
+
+Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Mono:
     """One channel of sound."""
 
-    samples: NDArray[np.float32]
-    """(S,), in [-1, 1]"""
+    samples: Samples
+    """(S,), in [-1, 1] unless the file's own go beyond."""
     rate: int
     """Hz"""
     channels: int
     """How many the file had."""
+    parts: tuple[tuple[int, int], ...]
+    """First sample and end of each part that the file holds; the rest is silence in its place."""
 
     @property
     def duration_s(self) -> Fraction:
         """Length, s."""
         return Fraction(len(self.samples), self.rate)
 
-    def resampled(self, rate: int) -> NDArray[np.float32]:
+    def resampled(self, rate: int) -> Samples:
         """The samples at another rate, Hz, clipped to [-1, 1]; the length is rounded."""
-        samples = _resample(self.samples, self.rate, rate)
+        converter = _Converter(rate)
+        samples = np.concatenate([converter.convert(self.samples, self.rate), converter.flush()])
         wanted = max(1, round(self.duration_s * rate))
         padded = np.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
-        return np.clip(padded, -1.0, 1.0)
+        clipped: Samples = np.clip(padded, -1.0, 1.0)
+        return clipped
+
+    def find_real(self, steps: int) -> NDArray[np.bool_]:
+        """Which seconds are real, (steps,): those of which the file holds 0.1 s of sound.
+
+        Where none has as much, it is the first one with most. None is if the sound comes later.
+        """
+        held = np.zeros(steps, np.int64)
+        for first, end in self.parts:
+            for step in range(first // self.rate, min(steps, -(-end // self.rate))):
+                start = step * self.rate
+                held[step] += min(end, start + self.rate) - max(first, start)
+        real = held >= float(Fraction(str(MIN_STEP_S)) * self.rate)
+        real[held.argmax()] |= held.any()
+        return real
 
 
 def read_mono(source: Source, window: Window, damage: Damage) -> Mono:
     """Decode the sound of a window.
 
-    Samples follow one another as they are decoded. Where a time stamp is more than 0.1 s later than
-    that, the gap is filled with silence; an earlier one is ignored.
+    Samples follow one another as they are decoded. Where a time stamp is more than 0.1 s from that,
+    they go on where it says: a gap is silent, and of what comes twice the first is kept. A stamp
+    that the next one contradicts is damage and not followed. Stamps that run backwards or stand
+    still have begun anew: the sound goes on, and they count from there.
 
     Raises:
         DecodeError: Nothing lies in the window, it is too long, or holds NaN or infinity.
     """
-    chunks: list[NDArray[np.float32]] = []
-    rate = channels = cursor = taken = 0
-    anything, length = False, None
-    start_s, length_s = window.start, window.length
-    for time, frame in decode_sound(source, window.start, damage):
-        samples = _mix_down(frame)
-        if not anything:
-            rate, channels, anything = frame.sample_rate, frame.layout.nb_channels, True
-            cursor = 0 if time is None else round((time - start_s) * rate)
-            length = None if length_s is None else round(length_s * rate)
-        if frame.sample_rate != rate:
-            samples = _resample(samples, frame.sample_rate, rate)
-        if time is not None and float(time) - float(start_s) - cursor / rate > _JUMP_S:
-            cursor = round((time - start_s) * rate)
-        end = cursor + len(samples) if length is None else min(cursor + len(samples), length)
-        if end > max(cursor, 0):
-            silence = max(cursor, 0) - taken
-            check_unit_bytes(source, 4 * end)
-            if silence:
-                chunks.append(np.zeros(silence, np.float32))
-            chunks.append(samples[max(0, -cursor) : end - cursor])
-            damage.good += 1
-            taken = end
-        cursor += len(samples)
-        if length is not None and cursor >= length:
+    track: _Track | None = None
+    for time, frame, next_time in _look_ahead(decode_sound(source, window.start, damage)):
+        if track is None:
+            track = _Track(source, window, frame)
+        damage.good += track.add(frame, time, next_time)
+        if track.is_full:
             break
-    if not taken:
-        raise nothing_decoded(source, window, damage, anything=anything)
-    mono = np.concatenate(chunks)
-    if not np.isfinite(mono).all():
+    if track is not None:
+        damage.good += track.finish()
+    if track is None or not track.parts:
+        raise nothing_decoded(source, window, damage, anything=track is not None)
+    mono = Mono(np.concatenate(track.chunks), track.rate, track.channels, tuple(track.parts))
+    if not np.isfinite(mono.samples).all():
         raise DecodeError("non_finite", f"{source.name}: the sound holds NaN or infinity")
-    return Mono(mono, rate, channels)
+    return mono
+
+
+class _Track:
+    """The samples of a window, laid where their time stamps say; all are at the first one's rate.
+
+    Places are counted in samples from the start of the window, and may lie before it.
+    """
+
+    def __init__(self, source: Source, window: Window, first: Any) -> None:
+        self.rate: int = first.sample_rate
+        self.channels: int = first.layout.nb_channels
+        self.chunks: list[Samples] = []
+        self.parts: list[tuple[int, int]] = []
+        self._source, self._start_s = source, window.start
+        self._length = None if window.length is None else round(window.length * self.rate)
+        self._jump = _JUMP_S * self.rate
+        self._converter = _Converter(self.rate)
+        self._end = 0
+        """How much of the window is laid."""
+        self._cursor: int | None = None
+        """Where the next sample goes."""
+        self._ahead = Fraction(0)
+        """How far stamps that began anew are from where their samples go."""
+        self._followed = Fraction(0), 0
+        """The last stamp that was followed, and where its sample went."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the end of the window is reached."""
+        at = self._cursor or 0
+        return self._length is not None and at >= self._length
+
+    def add(self, frame: Any, time: Fraction | None, next_time: Fraction | None) -> bool:
+        """Lay the samples of a frame; whether some lie in the window.
+
+        Args:
+            frame: At least one sample.
+            time: Its time, s from the start of the file, if it has one.
+            next_time: That of the frame after it.
+        """
+        place = None if time is None else (time - self._start_s) * self.rate
+        size = Fraction(frame.samples * self.rate, frame.sample_rate)
+        check_unit_bytes(self._source, 4 * int(size))
+        if self._cursor is None:
+            self._go_to(place or Fraction(0))
+        elif place is not None:
+            after = None if next_time is None else (next_time - self._start_s) * self.rate
+            self._follow(place, after, size)
+        return self._lay(self._converter.convert(_mix_down(frame), frame.sample_rate))
+
+    def finish(self) -> bool:
+        """Lay what is held back; whether some of it lies in the window."""
+        return self._lay(self._converter.flush())
+
+    def _go_to(self, place: Fraction) -> None:
+        self._cursor = round(place - self._ahead)
+        self._followed = place, self._cursor
+
+    def _follow(self, place: Fraction, after: Fraction | None, size: Fraction) -> None:
+        """Go where a stamp says, unless it is jitter, damage, or begins anew."""
+        assert self._cursor is not None
+        late = place - self._ahead - self._cursor
+        if abs(late) <= self._jump:
+            return
+        if after is not None and abs(after - self._ahead - size - self._cursor) <= self._jump:
+            return
+        stamp, at = self._followed
+        if self._ahead and abs(place - self._cursor) <= self._jump:
+            self._ahead = Fraction(0)
+        elif late < 0 and place - stamp < _MIN_PACE * (self._cursor - at):
+            self._ahead = place - self._cursor
+        else:
+            self._lay(self._converter.flush())
+        self._go_to(place)
+
+    def _lay(self, samples: Samples) -> bool:
+        assert self._cursor is not None
+        start, end = self._cursor, self._cursor + len(samples)
+        self._cursor = end
+        if self._length is not None:
+            end = min(end, self._length)
+        first = max(start, self._end)
+        if first >= end:
+            return False
+        check_unit_bytes(self._source, 4 * end)
+        if first > self._end or not self.parts:
+            self.chunks.append(np.zeros(first - self._end, np.float32))
+            self.parts.append((first, first))
+        self.chunks.append(samples[first - start : end - start])
+        self.parts[-1] = self.parts[-1][0], end
+        self._end = end
+        return True
+
+
+def _look_ahead(
+    frames: Iterable[tuple[Fraction | None, Any]],
+) -> Iterator[tuple[Fraction | None, Any, Fraction | None]]:
+    """Each frame that holds something, with its time and that of the next one."""
+    held: tuple[Fraction | None, Any] | None = None
+    for time, frame in frames:
+        if not frame.samples or not frame.sample_rate:
+            continue
+        if held is not None:
+            yield *held, time
+        held = time, frame
+    if held is not None:
+        yield *held, None
 
 
 def cut_windows(
@@ -105,23 +223,34 @@ def cut_windows(
     return windows, np.array(middles) / rate
 
 
-def _mix_down(frame: Any) -> NDArray[np.float32]:
-    """One channel of a decoded frame, (S,), in [-1, 1]."""
-    kind = frame.format.name.removesuffix("p")
-    channels = frame.layout.nb_channels
+def _mix_down(frame: Any) -> Samples:
+    """One channel of a decoded frame, (S,), in [-1, 1] unless its own samples go beyond."""
+    kind, channels = frame.format.name.removesuffix("p"), frame.layout.nb_channels
+    weights = mix_weights(frame.layout.name, channels)
+    # `frame.planes` reads past the last plane where there are eight or more.
+    if frame.format.is_planar:
+        each = [_read_plane(frame, i, kind, frame.samples) for i in range(channels)]
+        planes = np.stack(each)
+    else:
+        planes = _read_plane(frame, 0, kind, frame.samples * channels).reshape(-1, channels).T
+    mono: Samples
     if kind == "flt" and frame.format.is_planar:  # AAC, MP3, Opus and Vorbis: nothing to convert
-        planes = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
-        return mix_weights(frame.layout.name, channels) @ np.stack(planes)
-    raw = frame.to_ndarray()
-    planes = raw if frame.format.is_planar else raw.reshape(-1, channels).T
+        mono = weights @ planes
+        return mono
     middle = 128.0 if kind == "u8" else 0.0
     with np.errstate(invalid="ignore", over="ignore"):
         scaled = ((planes - middle) / _FULL_SCALE[kind]).astype(np.float32)
-        mono: NDArray[np.float32] = mix_weights(frame.layout.name, channels) @ scaled
+        mono = weights @ scaled
     return mono
 
 
-@cache
+def _read_plane(frame: Any, index: int, kind: str, count: int) -> NDArray[Any]:
+    """Numbers of one plane of a frame, (count,); not copied."""
+    plane: Any = AudioPlane(frame, index)
+    return np.frombuffer(plane, _TYPES[kind], count)
+
+
+@lru_cache(maxsize=256)
 def mix_weights(layout: str, channels: int) -> NDArray[np.float32]:
     """Weight of each channel in the mono mix, (C,).
 
@@ -142,12 +271,32 @@ def mix_weights(layout: str, channels: int) -> NDArray[np.float32]:
     return (weights / max(1.0, float(np.abs(weights).sum()))).astype(np.float32)
 
 
-def _resample(samples: NDArray[np.float32], source_rate: int, rate: int) -> NDArray[np.float32]:
-    """FFmpeg's resampler, (S,) to (about S * rate / source_rate,)."""
-    if rate == source_rate or not len(samples):
-        return samples
-    frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-    frame.sample_rate = source_rate
-    resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
-    parts = [*resampler.resample(frame), *resampler.resample(None)]
-    return np.concatenate([np.zeros(0, np.float32), *(part.to_ndarray()[0] for part in parts)])
+class _Converter:
+    """FFmpeg's resampler to one rate: what comes at another one is one signal until that changes.
+
+    Args:
+        rate: Of what comes out, Hz.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._rate = self._source_rate = rate
+        self._resampler: Any = None
+
+    def convert(self, samples: Samples, source_rate: int) -> Samples:
+        """(S,) to (about S * rate / source_rate,); a few samples are held back, and come later."""
+        held = self.flush() if source_rate != self._source_rate else np.zeros(0, np.float32)
+        self._source_rate = source_rate
+        if source_rate == self._rate:
+            return np.concatenate([held, samples]) if len(held) else samples
+        if self._resampler is None:
+            self._resampler = av.AudioResampler(format="fltp", layout="mono", rate=self._rate)
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = source_rate
+        converted = self._resampler.resample(frame)
+        return np.concatenate([held, *(part.to_ndarray()[0] for part in converted)])
+
+    def flush(self) -> Samples:
+        """What is held back."""
+        held = [] if self._resampler is None else self._resampler.resample(None)
+        self._resampler = None
+        return np.concatenate([np.zeros(0, np.float32), *(part.to_ndarray()[0] for part in held)])

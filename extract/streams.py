@@ -14,7 +14,7 @@ from typing import Any
 
 import av
 
-from extract.media import MAX_PIXELS, Source, Window, out_of_memory
+from extract.media import MAX_PIXELS, WHOLE, Source, Window, out_of_memory
 from micu.errors import DecodeError
 
 MAX_DAMAGE = 0.2
@@ -158,6 +158,13 @@ def check_unit_bytes(source: Source, count: int) -> None:
         )
 
 
+def too_short(source: Source) -> DecodeError:
+    """Why a file that holds less than any step fails."""
+    return DecodeError(
+        "too_short", f"{source.name}: hardly anything of its {source.kind} is within its own times"
+    )
+
+
 def nothing_decoded(
     source: Source, window: Window, damage: Damage, *, anything: bool
 ) -> DecodeError:
@@ -169,11 +176,12 @@ def nothing_decoded(
         damage: What was counted.
         anything: Whether something was decoded outside the window.
     """
+    if anything and window == WHOLE:
+        return too_short(source)
     if anything:
         return DecodeError(
             "outside_media",
-            f"{source.name}: the clip, from {float(window.start)} s on, lies outside its "
-            f"{source.kind}",
+            f"{source.name}: the clip, {window}, lies outside its {source.kind}",
         )
     if damage.packets == 0 and not damage.cut_off:
         return DecodeError(f"no_{source.kind}", f"{source.name}: its {source.kind} stream is empty")

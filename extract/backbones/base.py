@@ -131,6 +131,9 @@ class Media:
     """T, the steps the clip is asked for: from the manifest's window, else the media's length"""
     notes: Mapping[str, float | int | str] = field(default_factory=dict)
     """What decoding met: source fps, corrupt frames, …"""
+    real: NDArray[np.bool_] | None = None
+    """(steps,), False where units hold what is not of the media, such as silence before the sound;
+    None if there is no such step"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
