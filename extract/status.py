@@ -15,6 +15,7 @@ from micu.store import (
     read_ledger,
     read_set,
     shard_name,
+    shard_number,
 )
 
 
@@ -78,7 +79,8 @@ def _status(folder: Path, manifests: dict[tuple[Path, str], tuple[str, ...]]) ->
     )
     done = partial = 0
     count = -(-run.rows // header.shard_rows)
-    for number in range(count):
+    begun = {shard_number(name) for name in sizes} | set(failed_by_shard)
+    for number in sorted(n for n in begun if n is not None and n < count):
         name = shard_name(number)
         rows = min(header.shard_rows, run.rows - number * header.shard_rows)
         there = len(noted[name].clip_ids) if name in good else 0
@@ -129,6 +131,8 @@ def _read_ids(path: Path, modality: str) -> tuple[str, ...]:
     `read_manifest` does, would take ten times as long.
     """
     try:
+        if not path.is_file():  # a device or a pipe might never end
+            return ()
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
             header = [name.strip() for name in next(rows)]

@@ -7,7 +7,6 @@ left on the device, 74 input or output error, 75 stopped but resumable, 130 Ctrl
 import io
 import json
 import os
-import re
 import signal
 import stat
 import sys
@@ -21,25 +20,12 @@ from typing import Any, TextIO
 
 import click
 
-from micu.errors import DeviceError, ManifestError, MicuError
-from micu.files import write_atomically
+from micu.errors import DeviceError, ManifestError, MicuError, shorten, show_unseen
+from micu.files import read_json, write_atomically
 
 EXIT_USAGE, EXIT_FAILURES, EXIT_DEVICE = 2, 3, 71
 EXIT_IO, EXIT_STOPPED, EXIT_INTERRUPTED = 74, 75, 130
 MANIFEST_VARIABLE = "MICU_MANIFEST"
-UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-"""Characters that steer a terminal, turn the order of a line round, or are no text; not tab and
-line feed."""
-
-
-def show_unseen(text: str) -> str:
-    r"""A text with `\u001b` for each character that would steer the terminal instead of being seen.
-
-    The escape is JSON's, so that JSON stays what it is.
-    """
-    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class _Screen(io.TextIOBase):
@@ -255,9 +241,13 @@ def _read_source(path: Path) -> Source | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_bytes())
-        return Source(Path(record["manifest"]), Path(record["media_root"]))
+        record = read_json(path)
+        names = record["manifest"], record["media_root"]
+        if not all(isinstance(name, str) and "\0" not in name for name in names):
+            raise ValueError("paths that are none")
+        return Source(*map(Path, names))
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(
-            f"{path}: expected the paths of a manifest and its media, got {error!r}; delete it"
+            f"{path}: expected the paths of a manifest and its media, got "
+            f"{shorten(repr(error), 200)}; delete it, and type the manifest"
         ) from error

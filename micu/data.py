@@ -211,8 +211,8 @@ class FeatureDataset:
             indices: Places in `clips`; none make a batch of none.
 
         Raises:
-            StoreError: A clip cannot be read, has no real second, or holds a value that
-                `data.dtype` cannot.
+            StoreError: A clip cannot be read, has no real second, holds NaN or infinity, or a value
+                that `data.dtype` cannot.
         """
         clips, steps = [self.clips[i] for i in indices], self.config.steps
         arrays = {
@@ -243,12 +243,28 @@ class FeatureDataset:
         mask, times_s = store.steps_of(clip_id)
         if starts_on_grid(mask, times_s, steps):
             store.read_into(clip_id, out)
-            return mask[:steps]
-        row = store.read(clip_id)
-        values, real = align_steps(row, steps)
-        fills = modality != WORDS and self.config.padding == "repeat"
-        out[:] = repeat_real_steps(values, real, row) if fills else values
+            real = mask[:steps]
+        else:
+            row = store.read(clip_id)
+            values, real = align_steps(row, steps)
+            fills = modality != WORDS and self.config.padding == "repeat"
+            out[:] = repeat_real_steps(values, real, row) if fills else values
+        if not _all_finite(out):
+            raise StoreError(
+                f"{modality} features of clip {clip_id!r}: expected finite values, got NaN or "
+                f"infinity; type: micu-extract verify {store.folder} --data --repair, or leave the "
+                "clip out with --set data.exclude_ids=FILE"
+            )
         return real
+
+
+def _all_finite(values: NDArray[np.float32]) -> bool:
+    """Whether no value is NaN or infinite."""
+    flat = values.reshape(-1)
+    with np.errstate(all="ignore"):
+        # One pass without a copy. Only very large values make it infinite, too.
+        total = np.dot(flat, flat)
+    return bool(np.isfinite(total) or np.isfinite(flat).all())
 
 
 def halve(batch: Batch) -> Batch:

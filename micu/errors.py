@@ -20,7 +20,32 @@ A message says which thing, what was expected, what was got and what to type. Th
 tools catch `MicuError` only: anything else is a bug and keeps its traceback.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Characters that steer a terminal, turn the order of a line round, or are no text; not tab and
+line feed."""
+MAX_MESSAGE = 1000
+"""Longest message about a clip, characters: a hostile file may have a name of megabytes to tell."""
+
+
+def show_unseen(text: str) -> str:
+    r"""A text with `\u001b` for each character that would steer the terminal instead of being seen.
+
+    The escape is JSON's, so that JSON stays what it is.
+    """
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def shorten(text: str, most: int = MAX_MESSAGE) -> str:
+    """A text of at most `most` characters: of a longer one its begin and its end."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 3]} … {text[len(text) - end :]}"
 
 
 class MicuError(Exception):
@@ -34,12 +59,14 @@ class ManifestError(MicuError):
 class ClipError(MicuError):
     """One clip fails, and the run goes on.
 
+    The message is shortened here: it goes into ledgers, and may quote what is in a file of others.
+
     Attributes:
         code: Short stable name for the failure ledger, for example `no_audio` or `truncated`.
     """
 
     def __init__(self, code: str, message: str) -> None:  # noqa: D107
-        super().__init__(message)
+        super().__init__(shorten(message))
         self.code = code
 
 

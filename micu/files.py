@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import secrets
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from micu.errors import ConfigError
 
@@ -227,3 +228,55 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+MAX_JSON_BYTES = 4 * 2**20
+"""Largest JSON file that is read whole."""
+MAX_DEPTH = 32
+"""How deep JSON may be nested; none of ours is deeper than five."""
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """The bytes of a file of others.
+
+    Raises:
+        ValueError: It is no regular file (reading a pipe or a device may never end), or larger.
+    """
+    if not path.is_file():
+        raise ValueError("it is no file")
+    with path.open("rb") as file:
+        is_large = os.fstat(file.fileno()).st_size > most_bytes
+        data = b"" if is_large else file.read(most_bytes + 1)
+    if is_large or len(data) > most_bytes:
+        raise ValueError(f"it has more than {most_bytes} bytes")
+    return data
+
+
+def read_json(path: Path, most_bytes: int = MAX_JSON_BYTES) -> Any:
+    """What a JSON file of others says; its types are the caller's to check.
+
+    Raises:
+        ValueError: It is no file, too large, or no JSON.
+    """
+    return parse_json(read_bounded(path, most_bytes))
+
+
+def parse_json(data: bytes) -> Any:
+    """What JSON of others says, in UTF-8.
+
+    Raises:
+        ValueError: It is none, or nested deeper than `MAX_DEPTH`.
+    """
+    try:
+        value = json.loads(data.decode())
+    except RecursionError as error:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH}") from error
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        held = [item for item in level if isinstance(item, dict | list)]
+        if not held:
+            return value
+        level = [
+            part for item in held for part in (item.values() if isinstance(item, dict) else item)
+        ]
+    raise ValueError(f"it is nested deeper than {MAX_DEPTH}")

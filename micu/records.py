@@ -13,13 +13,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from micu.errors import StoreError
-from micu.files import append_durably, write_atomically
+from micu.errors import StoreError, shorten, show_unseen
+from micu.files import append_durably, parse_json, read_bounded, write_atomically
 
 LEDGER_COLUMNS = ("clip_id", "stage", "code", "message")
 MISSING = "missing"
 """Code of a clip of which there is no file: the one failure that says nothing of a file."""
+SHARD_FILE = re.compile(r"shard-([0-9]{5,})\.h5")
+MAX_RECORD_BYTES = 2**30
+"""Largest index or ledger that is read: about ten million clips."""
+MAX_SHARD_BYTES = 2**50
 _LABEL = r"(\d+(?:-\d+)?of\d+)"
 _PART_FILE = re.compile(rf"(?:index-{_LABEL}\.jsonl|failures-{_LABEL}\.csv)")
 
@@ -32,6 +37,11 @@ class Failure:
     stage: str
     code: str
     message: str
+    """Shortened, and without control characters: it may quote what is in a file of others, and a
+    carriage return would end its row."""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        object.__setattr__(self, "message", shorten(show_unseen(self.message)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +107,22 @@ def append_ledger(folder: Path, failures: Sequence[Failure], label: str = "") ->
     if not failures:
         return
     path = folder / ledger_name(label)
+    _cut_back(path)
     # A ledger that was merged away in the meantime begins anew.
     begin = [] if file_size(path) > 0 else [LEDGER_COLUMNS]
     append_durably(path, _csv([*begin, *map(astuple, failures)]))
+
+
+def _cut_back(path: Path) -> None:
+    """Take away the row that a killed writer cut off, so that it does not swallow the next one."""
+    if file_size(path) <= 0:
+        return
+    with path.open("rb") as file:
+        file.seek(-1, io.SEEK_END)
+        if file.read() == b"\n":
+            return
+    data = _read_record(path, "ledger", "")
+    write_atomically(path, data[: data.rfind(b"\n") + 1])
 
 
 def _csv(rows: Iterable[Sequence[str]]) -> bytes:
@@ -129,15 +152,44 @@ def read_ledger(folder: Path, labels: Sequence[str] | None = None) -> dict[str, 
 
 
 def _read_one_ledger(path: Path) -> dict[str, Failure]:
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    # What follows the last line end is a row that a killed writer cut off.
-    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
-    header, *rows = list(csv.reader(whole)) or [[]]
-    if tuple(header) != LEDGER_COLUMNS or any(len(row) != len(header) for row in rows):
-        raise StoreError(f"{path}: expected rows of {', '.join(LEDGER_COLUMNS)}")
-    return {row[0]: Failure(*row) for row in rows}
+    remedy = "delete it and type the extraction command again, which tries its clips again"
+    data = _read_record(path, "ledger", remedy)
+    failures: dict[str, Failure] = {}
+    header: list[str] = []
+    try:
+        # What follows the last line end is a row that a killed writer cut off.
+        whole = io.StringIO(data[: data.rfind(b"\n") + 1].decode(), newline="")
+        rows = csv.reader(whole)
+        for row in filter(None, rows):
+            if len(row) != len(LEDGER_COLUMNS) or (not header and tuple(row) != LEDGER_COLUMNS):
+                raise ValueError(f"line {rows.line_num}: expected {','.join(LEDGER_COLUMNS)}")
+            if header:
+                failures[row[0]] = Failure(*row)
+            header = header or row
+    except (ValueError, csv.Error) as error:
+        raise _unreadable(path, "ledger", error, remedy) from error
+    return failures
+
+
+def _read_record(path: Path, kind: str, remedy: str) -> bytes:
+    """The bytes of an index or a ledger; none where there is none.
+
+    Raises:
+        StoreError: It is no file, or far too large.
+    """
+    if not path.exists() and not path.is_symlink():
+        return b""
+    try:
+        return read_bounded(path, MAX_RECORD_BYTES)
+    except ValueError as error:
+        raise _unreadable(path, kind, error, remedy) from error
+
+
+def _unreadable(path: Path, kind: str, error: Exception, remedy: str) -> StoreError:
+    why = str(error)
+    if isinstance(error, UnicodeDecodeError):
+        why = f"byte {error.start + 1} is no UTF-8"
+    return StoreError(f"{path}: not the {kind} that was written: {shorten(why, 200)}; {remedy}")
 
 
 def indexed_shards(folder: Path, labels: Sequence[str] | None = None) -> dict[str, ShardEntry]:
@@ -147,6 +199,9 @@ def indexed_shards(folder: Path, labels: Sequence[str] | None = None) -> dict[st
         folder: A feature set.
         labels: Parts whose indexes are read, "" for the one without a part; None reads all. Of two
             that differ about a shard, the one counts that knows its size.
+
+    Raises:
+        StoreError: An index has a line that nobody wrote.
     """
     noted: dict[str, ShardEntry] = {}
     for label in ("", *part_labels(folder)) if labels is None else labels:
@@ -157,20 +212,59 @@ def indexed_shards(folder: Path, labels: Sequence[str] | None = None) -> dict[st
 
 
 def _read_one_index(path: Path) -> dict[str, ShardEntry]:
+    remedy = "delete it and type the extraction command again, which makes it anew from the shards"
     noted: dict[str, ShardEntry] = {}
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            value = json.loads(line)
-            entry = ShardEntry(
-                value["sha256"],
-                value["size"],
-                tuple(value["clip_ids"]),
-                {clip_id: int(count) for clip_id, count in value.get("damaged", {}).items()},
-            )
-            noted[value["shard"]] = entry
-        except (ValueError, KeyError, TypeError, AttributeError):
+    for number, line in enumerate(_read_record(path, "index", remedy).split(b"\n"), 1):
+        if not line.strip():
             continue
+        try:
+            value = parse_json(line)
+            noted[_text(value["shard"], SHARD_FILE)] = ShardEntry(
+                _text(value["sha256"], _SHA256),
+                _count(value["size"]),
+                tuple(_text(clip_id) for clip_id in _of_kind(value["clip_ids"], list)),
+                {
+                    _text(clip_id): _count(count)
+                    for clip_id, count in _of_kind(value.get("damaged", {}), dict).items()
+                },
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, json.JSONDecodeError) and _is_cut_off(error):
+                continue
+            told = ValueError(f"line {number}: {error}")
+            raise _unreadable(path, "index", told, remedy) from error
     return noted
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_BEGIN = '{"shard": "'
+
+
+def _is_cut_off(error: json.JSONDecodeError) -> bool:
+    """Whether a line is the begin of one that we write: what is wrong is that it ends."""
+    line = error.doc
+    if not line.isascii() or not line.startswith(_BEGIN[: len(line)]):
+        return False
+    in_escape = error.msg.startswith("Invalid") and len(line) - error.pos < len(r"\u0000")
+    return error.pos >= len(line) or error.msg.startswith("Unterminated string") or in_escape
+
+
+def _of_kind(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"expected a {kind.__name__}, got {value!r}")
+    return value
+
+
+def _text(value: Any, pattern: re.Pattern[str] = re.compile(r"(?s).*")) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f"expected a text like {pattern.pattern}, got {value!r}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_SHARD_BYTES:
+        raise ValueError(f"expected a number of bytes or frames, got {value!r}")
+    return value
 
 
 def file_size(path: Path) -> int:

@@ -14,20 +14,87 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import FeatureError, ShapeError, StoreError, check_shape
+from micu.errors import FeatureError, ShapeError, StoreError, check_shape, shorten
+from micu.files import parse_json
+from micu.manifest import MODALITIES
 
 FORMAT = 1
+MAX_ROWS = 10**8
+"""Most rows of a manifest that a set can be about."""
+MAX_STEP = 2**28
+"""Most numbers in one step."""
+MAX_HEADER_BYTES = 64 * 2**10
+"""Longest header of a shard; HDF5 keeps no longer attribute in one piece."""
 _DATASETS = ("clip_id", "features", "mask", "times_s")
+
+
+class Expected(NamedTuple):
+    """What an entry of a description must be."""
+
+    told: str
+    is_met: Callable[[Any], bool]
+
+
+def check_types(values: Mapping[str, Any], expected: Mapping[str, Expected]) -> None:
+    """Check entries that others may have written, by type and range.
+
+    Raises:
+        ValueError: One is not as expected.
+    """
+    for name, (told, is_met) in expected.items():
+        if not is_met(values[name]):
+            raise ValueError(f"{name}: expected {told}, got {shorten(repr(values[name]), 80)}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_shape(value: object) -> bool:
+    """Whether it is the shape of a step that memory can hold."""
+    if not isinstance(value, list | tuple) or len(value) > 8:
+        return False
+    sizes = [size for size in value if type(size) is int and 0 < size <= MAX_STEP]
+    return len(sizes) == len(value) and math.prod(sizes) <= MAX_STEP
+
+
+def _is_hop(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        return False
+    return value is None or 0.0 < value < math.inf
+
+
+_TEXT = Expected("printable text", _is_text)
+_MAPPING = Expected("a mapping", lambda value: isinstance(value, Mapping))
+_SPEC = {
+    "backbone": _TEXT,
+    "modality": Expected(f"one of {', '.join(MODALITIES)}", lambda value: value in MODALITIES),
+    "shape": Expected("the shape of a step", _is_shape),
+    "hop_s": Expected("seconds or null", _is_hop),
+    "weights": Expected("a text", lambda value: isinstance(value, str)),
+    "weights_sha256": _TEXT,
+    "preprocessing": _MAPPING,
+    "versions": _MAPPING,
+}
+_HEADER = {
+    "manifest": Expected("a text", lambda value: isinstance(value, str)),
+    "manifest_sha256": _TEXT,
+    "shard_rows": Expected(
+        f"a number from 1 to {MAX_ROWS}",
+        lambda value: type(value) is int and 1 <= value <= MAX_ROWS,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +115,17 @@ class FeatureSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "FeatureSpec":
-        """The spec that `dataclasses.asdict` and JSON made `value` from."""
-        return cls(**{**value, "shape": tuple(value["shape"])})
+        """The spec that `dataclasses.asdict` and JSON made `value` from.
+
+        Raises:
+            ValueError: It is none: an entry is missing, or of another type or range.
+        """
+        try:
+            spec = cls(**value)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        check_types(asdict(spec), _SPEC)
+        return replace(spec, shape=tuple(spec.shape))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +153,15 @@ class Header:
             body = {key: item for key, item in value.items() if key != "fingerprint"}
             if body.pop("format") != FORMAT:
                 raise StoreError(
-                    f"{where}: expected feature store format {FORMAT}, got {value['format']}; "
-                    "extract again with this version"
+                    f"{where}: expected feature store format {FORMAT}, got "
+                    f"{shorten(repr(value['format']), 80)}; extract again with this version"
                 )
             header = cls(**{**body, "spec": FeatureSpec.from_json(body["spec"])})
-        except (KeyError, TypeError, AttributeError) as error:
+            check_types({name: getattr(header, name) for name in _HEADER}, _HEADER)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
-                f"{where}: the header is not one of a feature set: {error!r}"
+                f"{where}: the header is not one of a feature set: {shorten(repr(error), 200)}; "
+                "extract again with another --out"
             ) from error
         if header.to_json()["fingerprint"] != value.get("fingerprint"):
             raise StoreError(f"{where}: the header was changed after it was written")
@@ -168,6 +246,20 @@ def encode_shard(header: Header, rows: Sequence[FeatureRow]) -> bytes:
     return buffer.getvalue()
 
 
+class FileState(NamedTuple):
+    """What the system tells of a file; as long as it is the same, so are the bytes."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, facts: os.stat_result) -> "FileState":
+        """The state in a `stat`."""
+        return cls(facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+
+
 class Shard:
     """A shard that is open for reading, after checking that it is what our writer makes.
 
@@ -184,6 +276,7 @@ class Shard:
         self.header = _read_header(file, path)
         self.clip_ids = _read_clip_ids(file)
         self._file = file
+        self._handle: int = file.id.get_vfd_handle()
         self._features = file["features"]
         self._row_shape: tuple[int, ...] = self._features.shape[1:]
         self._mask: NDArray[np.bool_] = file["mask"][:].view(np.uint8) != 0
@@ -241,6 +334,18 @@ class Shard:
             place.select_hyperslab((row,) + (0,) * out.ndim, (1, *out.shape))
             self._features.id.read(h5py.h5s.create_simple((1, *out.shape)), place, out)
 
+    def is_still(self, known: FileState) -> bool:
+        """Whether the open file is as it was known: neither written to nor cut.
+
+        One whose name another file took keeps its bytes, though not the time of its last change.
+        """
+        # On Windows HDF5 may count its handles by itself; there no other can take an open name.
+        facts = self.path.stat() if os.name == "nt" else os.fstat(self._handle)
+        now = FileState.of(facts)
+        if not facts.st_nlink:
+            now = now._replace(ctime_ns=known.ctime_ns)
+        return now == known
+
     def nonfinite_rows(self) -> list[int]:
         """Rows that hold NaN or infinity; reads the whole shard.
 
@@ -288,8 +393,9 @@ def _open_file(path: Path) -> h5py.File:
 
 
 def _refuse_hostile(file: h5py.File, path: Path) -> None:
-    if sorted(file) != sorted(_DATASETS):
-        raise StoreError(f"{path}: expected the data sets {_DATASETS}, got {tuple(file)}")
+    if len(file) != len(_DATASETS) or sorted(file) != sorted(_DATASETS):
+        got = shorten(repr(tuple(file)[:8]), 200)
+        raise StoreError(f"{path}: expected the data sets {_DATASETS}, got {len(file)}: {got}")
     declared = 0
     for name in _DATASETS:
         link = file.get(name, getlink=True)
@@ -327,11 +433,18 @@ def _read_header(file: h5py.File, path: Path) -> Header:
         StoreError: It is missing or damaged.
     """
     try:
-        if (kind := file.attrs.get_id("header").dtype.kind) != "S":
-            raise TypeError(f"expected a string of fixed length, got kind {kind}")
-        return Header.from_json(json.loads(file.attrs["header"]), path)
+        header = file.attrs.get_id("header")
+        if header.dtype.kind != "S" or header.shape or header.dtype.itemsize > MAX_HEADER_BYTES:
+            raise TypeError(
+                f"expected a string of at most {MAX_HEADER_BYTES} bytes, got "
+                f"{header.dtype} of shape {header.shape}"
+            )
+        return Header.from_json(parse_json(bytes(file.attrs["header"])), path)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise StoreError(f"{path}: no readable header: {error!r}") from error
+        told = shorten(repr(error), 200)
+        raise StoreError(
+            f"{path}: no readable header: {told}; delete it and type the extraction command again"
+        ) from error
 
 
 def _read_clip_ids(file: h5py.File) -> tuple[str, ...]:
@@ -343,7 +456,9 @@ def describe_difference(expected: Header, got: Header) -> str:
     """One line per entry in which two headers differ, for an error."""
     old, new = _flatten(expected.to_json()), _flatten(got.to_json())
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key != "fingerprint"]
-    lines = [f"  {key}: expected {old.get(key)!r}, got {new.get(key)!r}" for key in keys]
+    lines = [
+        shorten(f"  {key}: expected {old.get(key)!r}, got {new.get(key)!r}") for key in keys[:50]
+    ]
     return "made with other settings\n" + "\n".join(lines)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
 
-from micu.commands import EXIT_STOPPED, UNSEEN
-from micu.errors import ConfigError
+from micu.commands import EXIT_STOPPED
+from micu.errors import UNSEEN, ConfigError
 
 NOTICE_S = 120
 """How long before the time limit Slurm says so, s: what a task finishes when stopped takes less."""

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,11 +28,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import StoreError
-from micu.files import file_sha256, flush_folder, write_atomically
+from micu.errors import StoreError, shorten
+from micu.files import file_sha256, flush_folder, read_json, write_atomically
 from micu.records import (
     LEDGER_COLUMNS,
     MISSING,
+    SHARD_FILE,
     Failure,
     ShardEntry,
     append_index,
@@ -46,12 +48,16 @@ from micu.records import (
     write_ledger,
 )
 from micu.shard import (
+    MAX_ROWS,
+    Expected,
     FeatureRow,
     FeatureSpec,
+    FileState,
     Header,
     Shard,
     Steps,
     check_row,
+    check_types,
     describe_difference,
     encode_shard,
 )
@@ -94,6 +100,8 @@ __all__ = [
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = (64, 1024)
 OPEN_SHARDS = 64
+TICK_S = 0.02
+"""By how much, s, the clock of a file system may be behind: two writes can have one time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +151,7 @@ def shard_name(number: int) -> str:
 
 def shard_number(name: str) -> int | None:
     """The number in a shard's file name; None if there is none."""
-    found = re.fullmatch(r"shard-([0-9]{5,})\.h5", name)
+    found = SHARD_FILE.fullmatch(name)
     return int(found[1]) if found else None
 
 
@@ -210,14 +218,30 @@ def read_set(folder: Path) -> tuple[Header, RunRecord]:
         StoreError: There is none, or it is not one.
     """
     path = folder / "set.json"
-    if not path.is_file():
+    if not path.exists():
         raise StoreError(f"{folder}: not a feature set, {path.name} is missing")
     try:
-        record = json.loads(path.read_bytes())
-        run = RunRecord(**record["run"])
+        record = read_json(path)
+        header, run = record["header"], RunRecord(**record["run"])
+        check_types(asdict(run), _RUN)
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path}: not the description of a feature set: {error!r}") from error
-    return Header.from_json(record["header"], path), run
+        raise StoreError(
+            f"{path}: not the description of a feature set: {shorten(str(error), 200)}; delete it "
+            "and type the extraction command again, which knows the set by its shards"
+        ) from error
+    return Header.from_json(header, path), run
+
+
+_PATH = Expected("a path", lambda value: isinstance(value, str) and "\0" not in value)
+_RUN = {
+    "manifest_path": _PATH,
+    "media_root": _PATH,
+    "rows": Expected(
+        f"a number from 0 to {MAX_ROWS}",
+        lambda value: type(value) is int and 0 <= value <= MAX_ROWS,
+    ),
+    "command": Expected("a text", lambda value: isinstance(value, str)),
+}
 
 
 def read_index(
@@ -268,6 +292,7 @@ class FeatureStore:
         self.folder = folder
         self.header, self.run = read_set(folder)
         self.shards = read_index(folder)
+        self._states = {name: _settled_state(folder / name) for name in self.shards}
         self._where = {
             clip_id: (name, row)
             for name, entry in self.shards.items()
@@ -297,10 +322,12 @@ class FeatureStore:
 
         Raises:
             StoreError: The clip is in no shard, or its shard is damaged, not of this set, or was
-                replaced by one with other clips since this set was opened.
+                written to, cut, or replaced by another since this set was opened.
         """
         shard, row = self._find(clip_id)
-        return shard.read(row)
+        found = shard.read(row)
+        self._refuse_changed(shard)
+        return found
 
     def steps_of(self, clip_id: str) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Mask and times of one clip, as in its `FeatureRow`.
@@ -319,6 +346,7 @@ class FeatureStore:
         """
         shard, row = self._find(clip_id)
         shard.read_into(row, out)
+        self._refuse_changed(shard)
 
     def close(self) -> None:
         """Close every open shard; reading opens them again."""
@@ -341,6 +369,7 @@ class FeatureStore:
         shard = Shard.open(self.folder / name)
         try:
             self._refuse_other(shard)
+            self._refuse_changed(shard)
         except StoreError:
             shard.close()
             raise
@@ -360,5 +389,33 @@ class FeatureStore:
                 f"that does not help, delete {self.folder / 'index.jsonl'}, which is made again"
             )
 
+    def _refuse_changed(self, shard: Shard) -> None:
+        """Refuse what was read from a shard whose bytes are not those of before any more.
+
+        After reading: what changes later is not in what was read. A shard that only looks changed,
+        for it was touched, linked or copied, is known by its checksum.
+        """
+        name = shard.path.name
+        if shard.is_still(self._states[name]):
+            return
+        state = _settled_state(shard.path)
+        if not shard.is_still(state) or file_sha256(shard.path) != self.shards[name].sha256:
+            raise StoreError(
+                f"{shard.path}: was changed or cut while it was in use: its bytes are not those "
+                "that the index lists (sha256 differs), and were not used; type: micu-extract "
+                f"verify {self.folder} --data --repair"
+            )
+        self._states[name] = state
+
     def __getstate__(self) -> dict[str, Any]:  # noqa: D105
         return {**self.__dict__, "_open": OrderedDict(), "_pid": -1}
+
+
+def _settled_state(path: Path) -> FileState:
+    """The state of a file, once whatever is written to it from now on gets a later time."""
+    state = FileState.of(path.stat())
+    age_s = time.time() - max(state.mtime_ns, state.ctime_ns) / 1e9
+    if abs(age_s) < TICK_S:
+        time.sleep(TICK_S)
+        return FileState.of(path.stat())
+    return state

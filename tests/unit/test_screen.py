@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from extract.cli import cli
-from micu.commands import guard_screen, run_command, show_unseen
-from micu.errors import ConfigError
+from micu.commands import guard_screen, run_command
+from micu.errors import ConfigError, show_unseen
 from micu.store import Failure, write_ledger
 from tests.conftest import PROJECT
 from tests.feature_sets import make_clips, write_features
