@@ -9,12 +9,24 @@ from micu.errors import RegistryError
 T = TypeVar("T")
 
 
+LISTED = 30
+"""Known names that an error lists."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The tail of an error about an unknown name: the closest known one, then all of them."""
+    """The tail of an error about an unknown name: the closest known one, then the known ones."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(names) or 'none'}"
+    close = closest(name, names)
+    hint = f"did you mean {close!r}? " if close else ""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{hint}known: {', '.join(names[:LISTED]) or 'none'}{more}"
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The known name that was most likely meant, whatever its case; empty for none."""
+    folded = {other.casefold().strip(): other for other in known}
+    close = difflib.get_close_matches(name.casefold().strip(), folded, n=1)
+    return folded[close[0]] if close else ""
 
 
 class Registry(Generic[T]):

@@ -1,6 +1,7 @@
 """The options of `micu-eval`, and which task reads which."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,14 @@ from micu.evaluate.scores import SCORES
 from micu.evaluate.splits import CLEAN, PAPER
 from micu.evaluate.thresholds import ORACLE_AT_SOURCE_EPOCH, THRESHOLDS
 from micu.manifest import MODALITIES
+
+LAST_SEED = 2**63 - 1
+"""Up to which all generators of random numbers take a seed."""
+
+MOST = 2**31 - 1
+"""Largest count that an option takes."""
+FASTEST = 1000.0
+"""Largest learning rate that an option takes."""
 
 PROBE_OPTIONS = (
     *("--probe-epochs", "--probe-batch-size", "--probe-learning-rate"),
@@ -40,6 +49,18 @@ TASKS_OF = {
     "--steps": ("efficiency",),
 }
 """Options that some tasks alone read."""
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers; `nan` and `inf` are in none."""
+
+    def convert(  # noqa: D102
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"expected a finite number, got {value!r}.", param, ctx)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,14 +254,14 @@ def _method_options() -> list[Callable[..., Any]]:
         ),
         click.option(
             "--items",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, MOST),
             help="Retrieve among the first so many items [default: all].",
         ),
     ]
 
 
 def _probe_options() -> list[Callable[..., Any]]:
-    number = click.IntRange(min=1)
+    number = click.IntRange(1, MOST)
     return [
         click.option(
             "--probe-epochs",
@@ -251,14 +272,14 @@ def _probe_options() -> list[Callable[..., Any]]:
         click.option("--probe-batch-size", type=number, default=80, show_default=True),
         click.option(
             "--probe-learning-rate",
-            type=click.FloatRange(min=0, min_open=True),
+            type=FiniteRange(0, FASTEST, min_open=True),
             default=4e-4,
             show_default=True,
             help="Raise it for sets of some hundred clips: their epochs have few steps.",
         ),
         click.option(
             "--probe-epoch-offset",
-            type=click.IntRange(min=0),
+            type=click.IntRange(0, MOST),
             default=0,
             show_default=True,
             help="Epochs of these that are left out. The published scripts go on counting from the "
@@ -270,7 +291,11 @@ def _probe_options() -> list[Callable[..., Any]]:
             help="Keep the encoder's dropout on while the probe trains, as published.",
         ),
         select_on_option(),
-        click.option("--seed", type=int, help="Of the probe [default: the checkpoint's]."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, LAST_SEED),
+            help="Of the probe [default: the checkpoint's].",
+        ),
         click.option(
             "--seeds",
             type=number,
@@ -326,10 +351,19 @@ def typed_options(context: click.Context) -> frozenset[str]:
 
 
 def parse_splits(text: str | None) -> tuple[str, ...] | None:
-    """Values of `split` from an option: () if it was not typed, None for `all`."""
+    """Values of `split` from an option: () if it was not typed, None for `all`.
+
+    Raises:
+        ConfigError: It was typed without a name.
+    """
     if text is None:
         return ()
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise ConfigError(
+            f"--train-splits and --test-splits: expected names of the manifest's splits, or all, "
+            f"got {text!r}; leave the option out for the usual ones"
+        )
     return None if "all" in names else names
 
 

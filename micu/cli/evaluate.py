@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from micu.cli.eval_options import (
+    LAST_SEED,
     PROBED,
     Arguments,
     evaluation_options,
@@ -44,6 +45,7 @@ from micu.evaluate.splits import CLEAN, PAPER
 from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
 from micu.files import file_sha256, write_atomically
 from micu.manifest import MODALITIES, Manifest, read_class_list, read_manifest
+from micu.registry import closest, suggest
 from micu.report.build import render_rows
 from micu.report.commands import commands_path, record_command, typed_line
 from micu.report.paper import check_setting
@@ -67,7 +69,7 @@ SEVERAL_SEEDS = 5
     metavar="CHECKPOINT",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
 )
 @evaluation_options
 def main(source: str | None, target: str | None, pairs: str | None, **arguments: Any) -> None:
@@ -102,6 +104,7 @@ def run(typed: Arguments) -> list[Row]:
     refuse_idle_options(typed)
     if typed.setting:
         check_setting(typed.setting, typed.task)
+    refuse_no_checkpoints(typed.checkpoints, typed.select_on)
     try_outputs(typed)
     judged = _selection_arguments(typed)
     chosen, told = select(typed.checkpoints, typed.select_on, lambda path: _evaluate(judged, path))
@@ -111,6 +114,35 @@ def run(typed: Arguments) -> list[Row]:
         write_rows(noted, typed.out)
         rows += noted
     return rows
+
+
+def refuse_no_checkpoints(paths: Sequence[Path], select_on: str | None) -> None:
+    """Refuse what cannot be a checkpoint by its name, and say what may have been meant.
+
+    Raises:
+        ConfigError: One is a folder, or not there.
+    """
+    command = closest(str(paths[0]), ("report", "paper"))
+    if command and not paths[0].exists():
+        raise ConfigError(f"{paths[0]}: no such checkpoint; did you mean micu-eval {command}?")
+    if len(paths) == 1 or select_on:  # else that is what is wrong
+        for path in paths:
+            _refuse_no_checkpoint(path)
+
+
+def _refuse_no_checkpoint(path: Path) -> None:
+    folder = path if path.is_dir() else path.parent
+    there = sorted(file for file in folder.glob("*.pt") if file.is_file())
+    last = [file for file in there if file.name == "last.pt"] or there[-1:]
+    if path.is_dir():
+        hint = f"type {last[0]}" if last else "type a .pt file, such as the last.pt of a run"
+        if (path / "last.json").is_file() or any(path.rglob("set.json")):
+            hint = f"these are features: type --features {path}, and a checkpoint before it"
+        raise ConfigError(f"{path}: expected a checkpoint, got a folder; {hint}")
+    if not path.exists():
+        near = closest(path.name, (file.name for file in there)) or (last[0].name if last else "")
+        hint = f"type {path.parent / near}" if near else "type the last.pt of a run's folder"
+        raise ConfigError(f"{path}: no such checkpoint; {hint}")
 
 
 def try_outputs(typed: Arguments) -> None:
@@ -166,10 +198,32 @@ def _evaluate(typed: Arguments, checkpoint: Path) -> Iterator[list[Row]]:
     if typed.probe_encoder_dropout and not loaded.config.encoder.dropout:
         raise ConfigError(f"--probe-encoder-dropout: {checkpoint} has no dropout; leave it out")
     sides = open_sides(typed, loaded)
+    _refuse_foreign_splits("--train-splits", typed.train_splits, sides[0].manifest)
+    _refuse_foreign_splits("--test-splits", typed.test_splits, sides[1].manifest)
     first = loaded.config.seed if typed.seed is None else typed.seed
+    if first + _count_seeds(typed) - 1 > LAST_SEED:
+        raise ConfigError(
+            f"--seeds {_count_seeds(typed)}: expected seeds up to {LAST_SEED}, got them from "
+            f"{first} on; type a smaller --seed"
+        )
     made: dict[str, dict[str, ClipEncoder]] = {}
     for seed in range(first, first + _count_seeds(typed)):
         yield TASKS[typed.task](_evaluation(typed, sides, loaded, seed, made))
+
+
+def _refuse_foreign_splits(option: str, text: str | None, manifest: Manifest) -> None:
+    """Refuse a split that no clip is of, beside others that would be taken without it.
+
+    Raises:
+        ConfigError: There is one, and the manifest names splits.
+    """
+    there = {clip.split for clip in manifest.clips} - {""}
+    for name in parse_splits(text) or () if there else ():
+        if name not in there:
+            raise ConfigError(
+                f"{option} {name}: no clip of {manifest.path} is of this split; "
+                f"{suggest(name, there)}"
+            )
 
 
 def open_sides(typed: Arguments, loaded: "LoadedModel") -> tuple[FeatureSets, FeatureSets]:

@@ -10,6 +10,9 @@ from micu.manifest import MODALITIES, Manifest, read_manifest
 from micu.registry import suggest
 from micu.store import FeatureStore, find_sets, read_set
 
+SET = "set.json"
+"""Marks the folder of a feature set."""
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureSets:
@@ -89,6 +92,7 @@ def find_feature_sets(
                 f"--{modality}-features {backbone}: {modality} is not used; expected only "
                 f"{', '.join(f'--{name}-features' for name in modalities)}"
             )
+    _refuse_no_features(root)
     known = read_manifest(find_source(root, manifest).manifest)
     folder = root / known.name
     found: dict[str, list[tuple[str, Path]]] = {}
@@ -108,6 +112,29 @@ def find_feature_sets(
     if problems:
         raise StoreError("\n".join(problems))
     return FeatureSets(known, stores)
+
+
+def _refuse_no_features(root: Path) -> None:
+    """Refuse a folder that is none of features, such as one level below it.
+
+    Raises:
+        StoreError: It is one; the message says which folder may have been meant.
+    """
+    if not root.exists():
+        raise StoreError(
+            f"--features {root}: no such folder; type the --out of micu-extract (its default is "
+            "features), or extract some: micu-extract video MANIFEST.csv"
+        )
+    if not root.is_dir():
+        raise StoreError(f"--features {root}: expected a folder of feature sets, got a file")
+    if (root / SET).is_file():
+        meant = root.resolve().parent.parent
+        raise StoreError(f"--features {root}: is one feature set; type --features {meant}")
+    if any(root.glob(f"*/{SET}")):
+        meant = root.resolve().parent
+        raise StoreError(
+            f"--features {root}: has the feature sets of one manifest; type --features {meant}"
+        )
 
 
 def _choose(

@@ -180,6 +180,16 @@ class Evaluation:
         if method == "checkpoint" and self.selected_on:
             yield f"selected-on:{self.selected_on}"
 
+    def tell_splits(self) -> None:
+        """Tell of a manifest that names no split, so that it is trained and tested on whole."""
+        for manifest in dict.fromkeys(side.manifest for side in (self.source, self.target)):
+            if self.source is self.target and not any(clip.split for clip in manifest.clips):
+                self.tell_once(
+                    f"{manifest.path} names no split: `clean` deals its clips to training and "
+                    "test, `paper` trains and tests on the same ones and says so. With a column "
+                    "split of train, val and test you decide that"
+                )
+
     def split(self, rules: SplitRules, known: Sequence[str], job: Job) -> OpenSetSplit:
         """The clips of one protocol and pair; of the ceiling, all from the target manifest.
 
@@ -279,6 +289,7 @@ class Evaluation:
             guess: Gives those of guessing, for a pair and a protocol.
         """
         jobs = self.possible_jobs(plan)
+        self.tell_splits()
         rows = [row for job in jobs for row in evaluate(self, job)]
         if self.with_chance:
             for job in jobs:

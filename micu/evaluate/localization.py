@@ -27,6 +27,7 @@ from micu.evaluate.probe import (
     ClipFeatures,
     LocalizationProbe,
     ProbeConfig,
+    check_finite,
     localization_losses,
 )
 from micu.evaluate.splits import OpenSetSplit
@@ -101,14 +102,15 @@ def fit_localizer(
 
 def predict_segments(probe: LocalizationProbe, features: ClipFeatures) -> Floats:
     """Logits of every step, (n, T, C + 1); minus infinity where a step is not real."""
+    parts: list[Tensor] = []
     with torch.inference_mode():
-        parts: list[Tensor] = [
-            probe.logits(values).masked_fill(~mask[..., None], -torch.inf).cpu()
-            for values, mask in zip(
-                *(torch.split(x, PREDICTED_AT_ONCE) for x in (features.values, features.mask)),
-                strict=True,
-            )
-        ]
+        for values, mask in zip(
+            *(torch.split(x, PREDICTED_AT_ONCE) for x in (features.values, features.mask)),
+            strict=True,
+        ):
+            logits = probe.logits(values)
+            check_finite(logits[mask].cpu().numpy())
+            parts.append(logits.masked_fill(~mask[..., None], -torch.inf).cpu())
     result: Floats = torch.cat(parts).numpy()
     return result
 

@@ -105,7 +105,10 @@ def check_features(stores: Mapping[str, FeatureStore], loaded: LoadedModel) -> N
     for modality, store in stores.items():
         if modality not in loaded.model.shapes:
             known = ", ".join(loaded.model.shapes)
-            raise StoreError(f"the checkpoint was not trained on {modality}, only on {known}")
+            raise StoreError(
+                f"the checkpoint was not trained on {modality}, only on {known}; evaluate these, "
+                "or name a checkpoint of a run whose --modalities had it"
+            )
         if loaded.specs:
             expected = _traits(FeatureSpec.from_json(loaded.specs[modality]))
         else:

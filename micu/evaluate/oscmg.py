@@ -23,10 +23,11 @@ def evaluate_open_set(evaluation: Evaluation) -> list[Row]:
         ManifestError: A set of clips would be empty.
     """
     if len(evaluation.known) < 2 or not evaluation.pairs:
-        got = f", got {len(evaluation.known)}" if evaluation.known else ""
+        known, pairs = len(evaluation.known), ", ".join(map(":".join, evaluation.pairs))
         raise ConfigError(
-            f"oscmg needs --known CSV with at least two classes (column label){got}, and --source "
-            "and --target, or --pairs v:a,a:v"
+            "oscmg needs --known CSV with at least two classes (column label), and --source and "
+            f"--target, or --pairs v:a,a:v; got {known or 'no'} known classes and the pairs "
+            f"{pairs or 'none'}"
         )
     return evaluation.evaluate_jobs(_plan, _evaluate_job, _chance_rows)
 
@@ -60,9 +61,9 @@ def _plan(evaluation: Evaluation, protocol: str, job: Job) -> _Plan:
         without += no_threshold
     if not split.has_unknown:
         evaluation.tell_once(
-            f"{job.told()}, {protocol}: every test clip is of a known class, so that nothing tells "
-            "known from unknown ones: UNK, HOS and AUROC will be empty. Leave some classes out of "
-            "--known, or type --task cmg for the closed set"
+            f"{job.source} → {job.target}: every test clip is of a known class, so that nothing "
+            "tells known from unknown ones: UNK, HOS and AUROC will be empty. Leave some classes "
+            "out of --known, or type --task cmg for the closed set"
         )
     for reason in without:
         evaluation.tell_once(f"{job.told()}: left out: {reason}")

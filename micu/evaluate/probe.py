@@ -7,6 +7,7 @@ Differs: the scripts leave the encoder's dropout on while the probe trains, and 
 epoch; `ProbeConfig.encoder_dropout` does so too.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
@@ -51,6 +52,10 @@ class ProbeConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"probe.{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(
+                f"probe.learning_rate: expected a number above 0, got {self.learning_rate}"
+            )
         if not 0 <= self.epoch_offset < self.epochs:
             raise ConfigError(
                 f"probe.epoch_offset: expected 0 to {self.epochs - 1}, less than the epochs, "
@@ -323,7 +328,22 @@ def predict(probe: Probe, features: ClipFeatures, batch_size: int = PREDICTED_AT
             pooled.append(probe.pool(values, mask))
             logits.append(probe.classify(pooled[-1]))
     found = (torch.cat(parts).cpu().numpy() for parts in (logits, pooled))
-    return Predicted(*found)
+    predicted = Predicted(*found)
+    check_finite(predicted.logits)
+    return predicted
+
+
+def check_finite(logits: NDArray[np.floating]) -> None:
+    """Refuse what no class, score or metric can be made of.
+
+    Raises:
+        ConfigError: A logit is NaN or infinite.
+    """
+    if not np.isfinite(logits).all():
+        raise ConfigError(
+            "the probe: expected finite logits, got NaN or infinity: its training diverged, or the "
+            "features are too large; type a smaller --probe-learning-rate"
+        )
 
 
 def predict_logits(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from micu.errors import ManifestError
 from micu.evaluate.metrics import UNKNOWN
 from micu.manifest import Clip, youtube_id
-from micu.registry import suggest
+from micu.registry import closest, suggest
 
 logger = logging.getLogger(__name__)
 
@@ -406,8 +406,17 @@ def _refuse_empty(
                 f"(known classes, source modality, split {_spell(rules.train_splits)}) and for "
                 f"the test (target modality, split {_spell(rules.test_splits)}); the manifest's "
                 f"labelled rows have {splits or 'no label'}; see --train-splits and --test-splits"
+                + _meant(name, rules, {clip.split for clip in clips})
                 + (_tell_merged(clips) if rules.protocol == CLEAN else "")
             )
+
+
+def _meant(name: str, rules: SplitRules, there: Collection[str]) -> str:
+    """Which splits may have been meant, as an option."""
+    asked = rules.test_splits if name == "test" else rules.train_splits
+    meant = [closest(split, there) for split in asked or () if split not in there]
+    option = "--test-splits" if name == "test" else "--train-splits"
+    return f" (did you mean {option} {','.join(meant)}?)" if meant and all(meant) else ""
 
 
 def _tell_merged(clips: Sequence[Clip]) -> str:
@@ -437,10 +446,23 @@ def _check_known(known: Sequence[str], labels: Collection[str]) -> None:
         ManifestError: There is one; all of them are named.
     """
     foreign = [name for name in known if name not in labels]
-    if foreign:
+    if known and not labels:
         raise ManifestError(
-            "--known: no clip of the manifest is of class\n"
-            + "\n".join(f"  {name!r}; {suggest(name, labels)}" for name in foreign)
+            "no clip of the manifest has a class: expected some in its column label, or, with "
+            "--localise, events; write them into it, and extract again under the new manifest's "
+            "name"
+        )
+    if foreign:
+        told = [f"  {name!r}; {suggest(name, labels)}" for name in foreign[:LISTED]]
+        more = len(foreign) - LISTED
+        raise ManifestError(
+            "\n".join(
+                (
+                    "--known: no clip of the manifest is of class",
+                    *told,
+                    *([f"  and {more} more"] if more > 0 else []),
+                )
+            )
         )
 
 

@@ -131,3 +131,175 @@ def test_an_evaluation_after_more_was_extracted_is_told_apart_in_the_report(
     assert "12 (" in page
     assert "9 (" in page
     assert " ± " not in page.replace("mean ± standard", "")
+
+
+# --- mistakes --------------------------------------------------------------------------------
+
+OPEN_SET = ("--pairs", "v:a", "--known", "{home}/known.csv")
+MISTAKES = {
+    "a run's folder for its checkpoint": (
+        "{home}/run --pairs v:a --known {home}/known.csv",
+        "run: expected a checkpoint, got a folder; type {home}/run/last.pt",
+    ),
+    "an empty folder": ("{home}/empty --pairs v:a", "type a .pt file, such as the last.pt"),
+    "features for a checkpoint": (
+        "{home}/features --pairs v:a",
+        "expected a checkpoint, got a folder; these are features: type --features {home}/features",
+    ),
+    "one feature set for a checkpoint": ("{home}/features/toy --pairs v:a", "these are features"),
+    "a checkpoint's name": ("{home}/run/lsat.pt --pairs v:a", "type {home}/run/last.pt"),
+    "a command's name": ("reprot {home}", "did you mean micu-eval report?"),
+    "a folder of features for the results": (
+        "{home}/last.pt {set} --out {home}/features",
+        "--out {home}/features: expected a file, got a folder",
+    ),
+    "another modality": (
+        "{home}/last.pt --pairs v:f --known {home}/known.csv",
+        "not trained on flow",
+    ),
+    "features of another width": (
+        "{home}/last.pt {set} --manifest {home}/wide.csv",
+        "audio: shape: the checkpoint expects [6]",
+    ),
+    "no features at all": (
+        "{home}/last.pt {set} --manifest {home}/deaf.csv",
+        "no test clip: all 12 of them in the manifest lack features of the target modality",
+    ),
+    "no pairs": (
+        "{home}/last.pt --known {home}/known.csv",
+        "got 2 known classes and the pairs none",
+    ),
+    "no classes": ("{home}/last.pt --pairs v:a", "got no known classes and the pairs video:audio"),
+    "no labels": (
+        "{home}/last.pt {set} --manifest {home}/nolabel.csv",
+        "no clip of the manifest has a class: expected some in its column label",
+    ),
+    "no test split": (
+        "{home}/last.pt {set} --manifest {home}/notest.csv",
+        "no test clip. There must be clips",
+    ),
+    "splits of another case": (
+        "{home}/last.pt {set} --manifest {home}/upper.csv",
+        "(did you mean --train-splits TRAIN?)",
+    ),
+    "a class of another case": (
+        "{home}/last.pt --pairs v:a --known {home}/case.csv",
+        "'DRUM'; did you mean 'drum'? known: drum, engine, violin",
+    ),
+    "a class with a typo": (
+        "{home}/last.pt --pairs v:a --known {home}/typo.csv",
+        "'engin'; did you mean 'engine'?",
+    ),
+    "one class": ("{home}/last.pt --pairs v:a --known {home}/one.csv", "got 1 known classes"),
+    "one class of a closed set": (
+        "{home}/last.pt --task cmg --pairs v:a --known {home}/one.csv",
+        "expected training clips of 2 or more known classes, got those of 'drum' alone",
+    ),
+    "no split typed": ("{home}/last.pt {set} --test-splits ,", "expected names of the manifest's"),
+    "a split with a typo": (
+        "{home}/last.pt {set} --test-splits test,vla",
+        "--test-splits vla: no clip of {home}/toy.csv is of this split; did you mean 'val'?",
+    ),
+    "a training split with a typo": (
+        "{home}/last.pt {set} --train-splits train,tset",
+        "--train-splits tset: no clip",
+    ),
+    "features that are not there": (
+        "{home}/last.pt {set} --features {home}/nowhere",
+        "--features {home}/nowhere: no such folder",
+    ),
+    "a file of features": (
+        "{home}/last.pt {set} --features {home}/features/toy/audio-toy_audio",
+        "is one feature set; type --features {home}/features",
+    ),
+    "features of a manifest": (
+        "{home}/last.pt {set} --features {home}/features/toy",
+        "has the feature sets of one manifest; type --features {home}/features",
+    ),
+    "a folder without results": ("report {home}/empty -o {home}/r.html", "no results in it"),
+    "a checkpoint for results": (
+        "report {home}/last.pt -o {home}/r.html",
+        "expected a results file",
+    ),
+    "a negative seed": ("{home}/last.pt {set} --seed -1", "-1 is not in the range"),
+    "a large seed": ("{home}/last.pt {set} --seed 18446744073709551616", "is not in the range"),
+    "seeds beyond the last": (
+        "{home}/last.pt {set} --seed 9223372036854775807 --seeds 2",
+        "expected seeds up to 9223372036854775807",
+    ),
+    "no seeds": ("{home}/last.pt {set} --seeds 0", "0 is not in the range"),
+    "a rate that is no number": (
+        "{home}/last.pt {set} --probe-learning-rate nan",
+        "expected a finite number, got 'nan'",
+    ),
+    "an infinite rate": ("{home}/last.pt {set} --probe-learning-rate inf", "is not in the range"),
+    "a huge rate": ("{home}/last.pt {set} --probe-learning-rate 1e38", "is not in the range"),
+    "a negative batch": ("{home}/last.pt {set} --probe-batch-size -4", "is not in the range"),
+    "a huge batch": ("{home}/last.pt {set} --probe-batch-size 2147483648", "is not in the range"),
+    "items that are no number": (
+        "{home}/last.pt --task retrieval --pairs v:a --items nan",
+        "'nan' is not a valid integer",
+    ),
+    "a table that is none": ("paper --table nan", "'nan' is not a valid integer"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_stranger_s_mistake_is_a_sentence_before_anything_is_trained(
+    home: Path, tmp_path: Path, mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    typed, message = (text.replace("{set}", " ".join(OPEN_SET)) for text in MISTAKES[mistake])
+    words = typed.replace("{home}", str(home)).split()
+    own = [] if "report" in typed or "paper" in typed else ["--device", "cpu"]
+    own += ["--features", str(home / "features")] if own and "--features" not in words else []
+    own += ["--out", str(tmp_path / "r.csv")] if own and "--out" not in words else []
+    before = sorted(home.rglob("*"))
+    result = micu_eval(*words, *own)
+    assert result.exit_code == 2, result.output
+    assert message.replace("{home}", str(home)) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "seed 43" not in result.stderr
+    assert not (tmp_path / "r.csv").exists()
+    assert sorted(home.rglob("*")) == before
+
+
+def test_all_classes_known_and_no_split_are_told_and_blanks_do_not_count(
+    home: Path, tmp_path: Path
+) -> None:
+    quick = ("--pairs", "v:a", "--probe-epochs", "1")
+    result = evaluate(home, tmp_path / "a.csv", *quick, "--known", home / "all.csv")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("every test clip is of a known class") == 1
+    assert "type --task cmg" in result.stderr
+    known = ("--known", home / "blank.csv")
+    result = evaluate(home, tmp_path / "b.csv", *quick, *known, "--manifest", home / "nosplit.csv")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("nosplit.csv names no split: `clean` deals its clips") == 1
+    result = evaluate(home, tmp_path / "c.csv", *quick, *known)
+    assert "names no split" not in result.stderr
+    assert "every test clip" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--known", "{home}/known.csv"),
+        ("--task", "cmg"),
+        ("--known", "{home}/known.csv", "--protocol", "paper"),
+    ],
+)
+def test_a_probe_that_diverges_is_told_and_gives_no_row(
+    home: Path, tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "micu.evaluate.probe.clip_grad_norm_",
+        lambda weights, _: [weight.data.fill_(1e38) for weight in weights],
+    )
+    given = [word.replace("{home}", str(home)) for word in words]
+    out = tmp_path / "r.csv"
+    result = evaluate(home, out, "--pairs", "v:a", "--probe-epochs", "2", *given)
+    assert result.exit_code == 2
+    assert "expected finite logits, got NaN or infinity" in result.stderr
+    assert "type a smaller --probe-learning-rate" in result.stderr
+    assert not out.exists()
