@@ -7,16 +7,18 @@ fp16); `step`, `nonfinite`, `epoch` and `batch`. None of them needs more than
 `torch.load(weights_only=True)`.
 """
 
-import hashlib
+import contextlib
 import io
 import json
 import logging
+import math
 import pickle
 import platform
 import random
+import re
 import secrets
+import shlex
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,19 +29,25 @@ import torch
 
 from micu import __version__
 from micu.config import TrainConfig
-from micu.errors import CheckpointError, MicuError
+from micu.errors import CheckpointError, MicuError, brief
 from micu.files import TEMPORARY_SUFFIX, write_atomically
 from micu.losses import LOSSES, Loss
 from micu.model.micu import MICU
 from micu.overrides import from_json, to_json
 from micu.step import TrainState
 from micu.store import FeatureSpec
-from micu.tensors import RELEASED_SECTIONS, check_fits, check_tensors
+from micu.tensor_files import ZIP_START, DamagedError, check_tensor_file, load_tensor_file
+from micu.tensors import RELEASED_SECTIONS, check_finite, check_fits, load_adam_
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 LAST = "last.pt"
+MAX_TEXT = 4 * 2**20
+"""Characters of a JSON text; the states of the random generators have some 20,000."""
+LONG_MESSAGE = 2000
+"""Characters of what is passed on."""
+MADE_BY_NEWER = f"a newer micu may have made it, this is {__version__}: pip install -U micu"
 _UNFIT = (
     MicuError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
 )  # fmt: skip
@@ -146,14 +154,16 @@ def _rng_state() -> str:
 
 def _restore_rng_(text: str) -> None:
     """Put this process's random generators back."""
-    states = json.loads(text)
+    states = _read_object(text, "rng")
     torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
     if states["cuda"] and _uses_cuda():
         torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8))
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
-    keys, *rest = states["numpy"]
-    np.random.set_state(("MT19937", np.array(keys, np.uint32), *rest))  # noqa: NPY002
+    keys, place, *rest = states["numpy"]
+    if not 0 <= _read_int(place) <= len(keys):  # NumPy does not look, and reads beyond
+        raise CheckpointError(f"rng: expected a place among {len(keys)} words, got {place}")
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), place, *rest))  # noqa: NPY002
 
 
 def _uses_cuda() -> bool:
@@ -193,13 +203,23 @@ def load_checkpoint(path: Path, device: str = "cpu") -> LoadedModel:
         config = from_json(content["config"], f"{path}: config")
         model = _build_model(config, content["shapes"], content["model"])
         specs = _read_specs(content["specs"], config.modalities)
-        record, step = _read_object(content["record"], "record"), _read_int(content["step"])
+        record, step = _read_record(content["record"]), _read_int(content["step"])
         warm_start = _find_warm_start(config, content["losses"], step)
     except _UNFIT as error:
         raise CheckpointError(
-            f"{path}: not a checkpoint that fits this version: {error}"
+            f"{path}: not a checkpoint that fits this version: {brief(error, LONG_MESSAGE)}"
+            + (f"; {MADE_BY_NEWER}" if _is_newer(content, str(error)) else "")
         ) from error
     return LoadedModel(model.to(device).eval(), config, step, specs, sha256, record, warm_start)
+
+
+def _is_newer(content: Mapping[str, Any], problem: str) -> bool:
+    """Whether a checkpoint that does not fit may be one of a later version."""
+    found: Any = ""
+    with contextlib.suppress(*_UNFIT):
+        found = json.loads(content["record"])["version_micu"]
+    numbers = [[int(part) for part in re.findall(r"\d{1,9}", str(v))] for v in (found, __version__)]
+    return numbers[0] > numbers[1] or ": unknown key" in problem
 
 
 def _find_warm_start(config: TrainConfig, state: Mapping[str, Any], step: int) -> str:
@@ -236,22 +256,54 @@ def _read_specs(text: str, modalities: Sequence[str]) -> dict[str, dict[str, Any
         )
     for name, spec in specs.items():
         parsed = FeatureSpec.from_json(spec)
-        if not isinstance(parsed.preprocessing, Mapping) or parsed.modality != name:
+        texts = (parsed.backbone, parsed.modality, parsed.weights, parsed.weights_sha256)
+        objects = (parsed.preprocessing, parsed.versions)
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and all(isinstance(value, Mapping) for value in objects)
+            and all(type(size) is int and size > 0 for size in parsed.shape)
+            and (parsed.hop_s is None or _is_number(parsed.hop_s))
+            and parsed.modality == name
+        ):
             raise CheckpointError(f"specs: {name}: not a description of {name} features")
     return specs
 
 
-def _read_object(text: str, what: str) -> dict[str, Any]:
-    value = json.loads(text)
+def _read_record(text: Any) -> dict[str, Any]:
+    """What was noted beside the state: numbers and texts."""
+    record = _read_object(text, "record")
+    for key, value in record.items():
+        if not (isinstance(value, str) or _is_number(value)):
+            raise CheckpointError(
+                f"record: {brief(key)}: expected a text or a number, got {brief(repr(value))}"
+            )
+    return record
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _read_object(text: Any, what: str) -> dict[str, Any]:
+    if not isinstance(text, str) or len(text) > MAX_TEXT:
+        raise CheckpointError(f"{what}: expected a text of at most {MAX_TEXT} characters")
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{what}: not JSON: {brief(error)}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{what}: expected an object, got {type(value).__name__}")
     return value
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"expected finite numbers, got {name}")
+
+
 def _read_int(value: object) -> int:
     """A count: no step, epoch or batch is negative."""
     if type(value) is not int or value < 0:
-        raise CheckpointError(f"expected a count, got {value!r}")
+        raise CheckpointError(f"expected a count, got {brief(repr(value))}")
     return value
 
 
@@ -274,11 +326,13 @@ def restore_(state: TrainState, path: Path) -> tuple[Position, dict[str, Any]]:
     """
     content, _ = _read(path)
     try:
-        record = _read_object(content["record"], "record")
+        record = _read_record(content["record"])
         position = Position(_read_int(content["epoch"]), _read_int(content["batch"]))
+        check_fits(state.model, content["model"])
+        check_fits(state.losses, content["losses"])
         state.model.load_state_dict(content["model"])
         state.losses.load_state_dict(content["losses"])
-        state.optimizer.load_state_dict(content["optimizer"])
+        load_adam_(state.optimizer, content["optimizer"])
         if state.scaler.is_enabled():
             found = content["scaler"]
             moved = {"scale": float(found["scale"])}
@@ -289,7 +343,9 @@ def restore_(state: TrainState, path: Path) -> tuple[Position, dict[str, Any]]:
         if world.rank < processes:
             _restore_rng_(content["rng"][world.rank])
     except _UNFIT as error:
-        raise CheckpointError(f"{path}: does not fit this run: {error}") from error
+        raise CheckpointError(
+            f"{path}: does not fit this run: {brief(error, LONG_MESSAGE)}"
+        ) from error
     if processes != world.size and world.is_first:
         logger.warning(
             "%s: written by %d processes, going on with %d: other dropout masks and last digits "
@@ -305,57 +361,66 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     """The content of a checkpoint, on the CPU, and the hash of its bytes."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
-    data = path.read_bytes()
-    _check_archive(path, data)
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        content, sha256 = load_tensor_file(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds objects that are not tensors or numbers; refused, because loading them "
             "would run code from the file. Use a file that micu-train wrote"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}{_others(path)}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        if isinstance(content, dict) and all(key in content for key in RELEASED_SECTIONS):
+    except DamagedError as error:
+        raise CheckpointError(f"{error}{_others(path)}") from error
+    is_dictionary = isinstance(content, dict)
+    if not is_dictionary or content.get("format") != FORMAT:
+        if is_dictionary and all(key in content for key in RELEASED_SECTIONS):
             raise CheckpointError(
                 f"{path}: the authors' released checkpoint, not that of a run here; micu-eval "
                 "evaluates it, and micu.released.load_released reads it"
             )
-        got = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {got!r}")
+        got = content.get("format") if is_dictionary else type(content).__name__
+        newer = type(got) is int and got > FORMAT
+        raise CheckpointError(
+            f"{path}: expected checkpoint format {FORMAT}, got {brief(repr(got))}"
+            + (f"; {MADE_BY_NEWER}" if newer else "")
+        )
     try:
-        check_tensors(content, len(data))
+        check_finite(content)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return content, hashlib.sha256(data).hexdigest()
-
-
-def _check_archive(path: Path, data: bytes) -> None:
-    """Refuse bytes that are cut off, damaged, or that unpack to more than they are."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(item.file_size for item in archive.infolist()) > len(data):
-                raise CheckpointError(f"{path}: declares more bytes than it has; refused")
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cut off, or not a checkpoint ({error}){_others(path)}"
-        ) from error
-    if damaged is not None:
-        raise CheckpointError(f"{path}: {damaged} is damaged{_others(path)}")
+    return content, sha256
 
 
 def _others(path: Path) -> str:
-    """The tail of an error about a broken file: which whole one to use instead."""
-    whole = [other for other in sorted(path.parent.glob("step-*.pt")) if not _same(other, path)]
-    whole = [other for other in whole if zipfile.is_zipfile(other)]
-    if not whole:
-        return "; there is no other checkpoint beside it: start again with --overwrite"
+    """The tail of an error about a broken file: which whole one to use instead.
+
+    Nothing is overwritten but a damaged file of ours: what else bears the name may be whole, and of
+    another program.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(ZIP_START))
+    if start.strip(b"\0") and start != ZIP_START:
+        return ""
+    found = [other for other in path.parent.glob("step-*.pt") if not _same(other, path)]
+    found.sort(key=lambda other: (len(other.name), other.name))
+    whole = next((other for other in reversed(found) if _is_whole(other)), None)
+    if whole is None:
+        return "; there is no other checkpoint beside it: start again with another --out"
+    if path.name != LAST:
+        return f"; the newest other one is {whole}"
+    typed = shlex.join(["cp", str(whole), str(path)])
     return (
-        f"; the newest other one is {whole[-1]}: to go on from it, type "
-        f"cp {whole[-1]} {path.with_name(LAST)} and the command again with --resume"
+        f"; the newest other one is {whole}: to go on from it, type {typed} and the command again "
+        "with --resume"
     )
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            check_tensor_file(file, str(path))
+    except (MicuError, OSError, pickle.UnpicklingError):
+        return False
+    return True
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -125,6 +125,17 @@ class ExtraError(MicuError):
         super().__init__(f"{package} is not installed; type: pip install 'micu[{extra}]'")
 
 
+def brief(what: object, most: int = 120) -> str:
+    """A text of others, cut to what a message has room for.
+
+    Args:
+        what: Text, or an error or anything else that has one.
+        most: Characters that are kept.
+    """
+    text = str(what)
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+
+
 def check_settings(section: str, problems: Mapping[str, bool]) -> None:
     """Raise one error that names every problem whose condition is true.
 

@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from micu.config import TrainConfig
-from micu.errors import ConfigError
+from micu.errors import ConfigError, brief
 from micu.registry import suggest
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,10 @@ READERS = {
 """What reads a setting, or a whole section, where that is not every run. The sections of
 `baselines` refuse by themselves what is not their default where their loss has no weight."""
 
+MAX_TEXT = 2**20
+"""Characters of a configuration; one has some 4,000."""
+SHOWN_PROBLEMS = 20
+
 Tree = dict[str, Any]
 """New values by key; a section's are a tree of their own."""
 
@@ -138,10 +142,12 @@ def from_json(text: str, where: str = "configuration") -> TrainConfig:
     Raises:
         ConfigError: It is not JSON, or keys are unknown or of bad values: all in one message.
     """
+    if not isinstance(text, str) or len(text) > MAX_TEXT:
+        raise ConfigError(f"{where}: expected a text of at most {MAX_TEXT} characters")
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not JSON: {brief(error)}") from error
     problems: list[str] = []
     absent: list[str] = []
     changes = _read_section(TrainConfig, value, "", problems, absent)
@@ -149,7 +155,9 @@ def from_json(text: str, where: str = "configuration") -> TrainConfig:
         problems.append("modalities: missing; expected a configuration of micu-train")
     config = None if problems else _rebuild(TrainConfig(), changes, problems)
     if problems:
-        raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
+        more = len(problems) - SHOWN_PROBLEMS
+        shown = problems[:SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        raise ConfigError("\n".join(f"{where}: {problem}" for problem in shown))
     if absent:
         logger.warning(
             "%s: of an earlier version; these are taken as they are by default: %s",
@@ -243,18 +251,20 @@ def _checked(value: object, kind: Any) -> Any:
         choices = get_args(kind)
         if value in choices:
             return value
-        raise ConfigError(f"expected {' or '.join(map(str, choices))}, got {value!r}")
+        raise ConfigError(f"expected {' or '.join(map(str, choices))}, got {brief(repr(value))}")
     if origin is tuple:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
-        raise ConfigError(f"expected a list of words, got {value!r}")
+        raise ConfigError(f"expected a list of words, got {brief(repr(value))}")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and is_number and math.isfinite(cast(float, value)):
-        return float(cast(float, value))
+    if kind is float and is_number:
+        with contextlib.suppress(OverflowError):  # of an integer that no float is as large as
+            if math.isfinite(number := float(cast(float, value))):
+                return number
     if kind is not float and type(value) is kind:
         return value
     expected = {bool: "true or false", float: "a finite number"}.get(kind, kind.__name__)
-    raise ConfigError(f"expected {expected}, got {value!r}")
+    raise ConfigError(f"expected {expected}, got {brief(repr(value))}")
 
 
 def _read_section(
@@ -262,10 +272,12 @@ def _read_section(
 ) -> Tree:
     """The tree of changes in parsed JSON; problems and absent keys are noted by their full key."""
     if not isinstance(value, Mapping):
-        problems.append(f"{prefix.rstrip('.') or 'top'}: expected a section, got {value!r}")
+        problems.append(
+            f"{prefix.rstrip('.') or 'top'}: expected a section, got {brief(repr(value))}"
+        )
         return {}
     hints = get_type_hints(kind)
-    problems += [f"{prefix}{key}: unknown key" for key in value if key not in hints]
+    problems += [f"{prefix}{brief(key)}: unknown key" for key in value if key not in hints]
     absent += [prefix + key for key in hints if key not in value]
     tree: Tree = {}
     for key in [key for key in hints if key in value]:

@@ -8,16 +8,18 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from micu.config import TrainConfig
-from micu.errors import CheckpointError, MicuError
+from micu.errors import CheckpointError, MicuError, brief
 from micu.model.micu import MICU
 from micu.presets import PRESETS
 from micu.registry import suggest
-from micu.tensors import RELEASED_SECTIONS, check_fits, check_tensors
+from micu.tensor_files import DamagedError, load_tensor_file
+from micu.tensors import RELEASED_SECTIONS, check_fits, is_finite
 
 ENCODER_SECTION, TEXT_LSTM_SECTION = RELEASED_SECTIONS
 MODALITIES = ("audio", "video", "text")
@@ -125,9 +127,8 @@ def load_released(path: Path, device: torch.device | str = "cpu") -> MICU:
         problems += [f"{section}: missing {key!r}" for key in keys if key not in entries]
         known = {*keys, *dead}
         problems += [
-            f"{section}: unknown {key!r}; {suggest(str(key), known)[:120]}"
-            for key in entries
-            if key not in known
+            f"{section}: unknown {key!r}; {suggest(key, known)[:120]}"
+            for key in (brief(key) for key in entries if key not in known)
         ]
         problems += [
             f"{section}: {key!r} is no tensor"
@@ -136,23 +137,33 @@ def load_released(path: Path, device: torch.device | str = "cpu") -> MICU:
         ]
         state |= {ours: entries[key] for key, ours in keys.items() if key in entries}
     if problems:
-        raise CheckpointError(f"{path}: not the published layout\n  " + "\n  ".join(problems))
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise CheckpointError(
+            f"{path}: not the published layout\n  " + "\n  ".join([*problems[:10], *more])
+        )
+    for section, (keys, _) in sections.items():
+        for key in keys:
+            if not is_finite(contents[section][key]):
+                raise CheckpointError(
+                    f"{path}: {section}: {key!r}: expected finite numbers, got NaN or infinity; "
+                    "the file was changed: fetch it again"
+                )
     return _build(path, state).to(device)
 
 
-def _read(path: Path) -> Mapping[str, object]:
+def _read(path: Path) -> Mapping[str, Any]:
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {error}") from error
+        contents, _ = load_tensor_file(path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint: it holds objects that are not tensors or "
+            "numbers; refused, because loading them would run code from the file"
+        ) from error
+    except (OSError, DamagedError) as error:
+        why = brief(str(error).removeprefix(f"{path}: "), 300)
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {why}") from error
     if not isinstance(contents, Mapping):
         raise CheckpointError(f"{path}: expected a dictionary, got {type(contents).__name__}")
-    try:
-        check_tensors(contents, path.stat().st_size)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
     return contents
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from micu.errors import WeightsError
+from micu.errors import CheckpointError, WeightsError, brief
+from micu.tensor_files import DamagedError, load_tensor_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -161,16 +162,22 @@ def read_state(path: Path) -> "dict[str, Tensor]":
 
 def _read_content(path: Path) -> Any:
     """What a file holds; messages of the readers are not passed on, they tell how to run code."""
-    import torch
     from safetensors.torch import load_file
 
     try:
         _check_start(path)
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensor_file(path, repeats=True)[0]
     except WeightsError:
         raise
+    except DamagedError as error:
+        why = brief(str(error).removeprefix(f"{path}: "), 300)
+        raise WeightsError(
+            f"{path}: cannot be read as weights: {why}; if it is damaged or cut off, fetch it again"
+        ) from error
+    except CheckpointError as error:
+        raise WeightsError(str(error)) from error
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: holds more than tensors, and loading it could run code; refused. Save its "

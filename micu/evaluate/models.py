@@ -17,12 +17,7 @@ from micu.overrides import config_differences
 from micu.presets import ALIASES, PRESETS
 from micu.released import ENCODER_SECTION, load_released
 from micu.store import FeatureSpec, FeatureStore
-
-UNREADABLE = (
-    *(OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError),
-    pickle.UnpicklingError,
-)
-"""What `torch.load` raises for a file that is not one of its own."""
+from micu.tensor_files import load_tensor_file
 
 
 def load_model(path: Path, device: str) -> LoadedModel:
@@ -61,8 +56,8 @@ def load_model(path: Path, device: str) -> LoadedModel:
 
 def _is_released(path: Path) -> bool:
     try:
-        content = torch.load(path, map_location="meta", weights_only=True)
-    except UNREADABLE:
+        content, _ = load_tensor_file(path)
+    except (OSError, CheckpointError, pickle.UnpicklingError):
         return False
     return isinstance(content, Mapping) and ENCODER_SECTION in content
 

@@ -17,6 +17,7 @@ from micu.losses.terms import LOSSES, Draws, Loss
 from micu.model.micu import MICU, MICUOutput
 from micu.model.networks import SpecificEncoder
 from micu.products import Linear
+from micu.tensors import load_adam_
 
 ESTIMATOR_LAYERS = 3
 HEAD_REDUCTION = 2
@@ -158,7 +159,7 @@ class ClubLoss(Loss):
 
     def set_extra_state(self, state: Any) -> None:
         """Take over what `get_extra_state` gave."""
-        self.optimizer.load_state_dict(state)
+        load_adam_(self.optimizer, state)
 
     def _predict(self, name: str, codes: Tensor) -> tuple[Tensor, Tensor]:
         return cast(Estimator, self.estimators[name]).predict(codes)
