@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import av
 
+from extract.encryption import holds_encrypted, is_encrypted
 from extract.flow.methods import FlowSettings
 from extract.media_file import IO_ERROR as IO_ERROR
 from extract.media_file import MediaFile
@@ -31,6 +32,7 @@ DECODE_ERRORS = {
     "io_error": "the file system did not answer, three times",
     "empty": "the file holds no bytes",
     "unreadable": "not a media file of a supported format, or damaged beyond opening",
+    "encrypted": "the media are encrypted, and without their key nothing but noise",
     "no_video": "the file has no moving pictures (cover art does not count)",
     "no_audio": "the file has no sound",
     "no_text": "the manifest row has no text",
@@ -149,6 +151,8 @@ class Source:
             raise out_of_memory(self.name) from error
         except (av.error.FFmpegError, UnicodeError) as error:
             self.raise_if_passing(error)
+            if holds_encrypted(self._file.read_at, self._file.size):
+                raise self._encrypted() from error
             raise DecodeError("unreadable", f"{self.name}: {_reason(error)}") from error
         try:
             self.stream = self._choose()
@@ -165,9 +169,17 @@ class Source:
             raise DecodeError(f"no_{self.kind}", f"{self.name}: the file has no {what}")
         best = self.container.streams.best(self.kind)
         stream = best if best in moving else moving[0]
+        told = {**self.container.metadata, **stream.metadata}
+        file, container = self._file, self.container.format.name
+        if is_encrypted(file.read_at, file.size, container, stream.id, told):
+            raise self._encrypted()
         if stream.codec_context is None:
             raise DecodeError("unreadable", f"{self.name}: no decoder for its {self.kind} stream")
         return stream
+
+    def _encrypted(self) -> DecodeError:
+        told = f"{self.name}: its {self.kind} is encrypted; expected media that are not"
+        return DecodeError("encrypted", told)
 
     def _streams(self) -> list[Any]:
         """Sound and moving pictures."""
