@@ -7,12 +7,14 @@ from pathlib import Path
 
 import h5py
 
-from micu.errors import StoreError
+from micu.errors import StoreError, shorten
 
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 """Filters that are read; others are plugins, which are code."""
 MAX_CHUNK_BYTES = 256 * 2**20
 """Largest chunk, which is unpacked whole however little of it is read."""
+MAX_NAMES = 100
+"""Most data sets of a file; a released one has one."""
 MAX_RATIO = 1000
 """How many times its size a packed file may declare."""
 
@@ -29,6 +31,8 @@ def open_plain(path: Path) -> Iterator[h5py.File]:
         raise StoreError(f"{path}: not a file")
     try:
         with h5py.File(path, "r", locking=False) as file:
+            if len(file) > MAX_NAMES:
+                raise StoreError(f"{path}: has {len(file)} data sets; expected at most {MAX_NAMES}")
             for name in file:
                 _refuse_hostile(file, name, path)
             yield file
@@ -37,22 +41,22 @@ def open_plain(path: Path) -> Iterator[h5py.File]:
 
 
 def _refuse_hostile(file: h5py.File, name: str, path: Path) -> None:
-    link = file.get(name, getlink=True)
+    link, told = file.get(name, getlink=True), shorten(name, 80)
     if not isinstance(link, h5py.HardLink):
-        raise StoreError(f"{path}: {name} is a {type(link).__name__}; expected no links")
+        raise StoreError(f"{path}: {told} is a {type(link).__name__}; expected no links")
     data = file[name]
     if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external:
-        raise StoreError(f"{path}: {name} does not hold its own data")
+        raise StoreError(f"{path}: {told} does not hold its own data")
     if data.dtype.kind not in "fiub" or data.shape is None:
-        raise StoreError(f"{path}: {name} holds {data.dtype}, expected plain numbers")
+        raise StoreError(f"{path}: {told} holds {data.dtype}, expected plain numbers")
     settings = data.id.get_create_plist()
     used = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
     if unknown := [number for number in used if number not in FILTERS]:
-        raise StoreError(f"{path}: {name} is packed by filters {unknown}; expected deflate at most")
+        raise StoreError(f"{path}: {told} is packed by filters {unknown}; expected deflate at most")
     chunk_bytes = math.prod(data.chunks or ()) * data.dtype.itemsize
     if chunk_bytes > MAX_CHUNK_BYTES:
-        raise StoreError(f"{path}: {name} has chunks of {chunk_bytes} bytes")
+        raise StoreError(f"{path}: {told} has chunks of {chunk_bytes} bytes")
     declared = math.prod(data.shape) * data.dtype.itemsize
     size = path.stat().st_size
     if declared > size * (MAX_RATIO if used else 1):
-        raise StoreError(f"{path}: {name} declares {declared} bytes in a file of {size}")
+        raise StoreError(f"{path}: {told} declares {declared} bytes in a file of {size}")

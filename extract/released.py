@@ -1,9 +1,11 @@
 """The authors' released features to shards: HDF5 files of AVE, one zipped pickle per clip else.
 
 The only file that reads pickles. A pickle is a program; this one runs in a world where nothing can
-be called but three stand-ins for numpy's constructors, which only note what they are given. The
-array is built from the notes afterwards, so that not even numpy's own code sees what a hostile file
-says. All of it happens in worker processes with a limit on memory and time.
+be called but stand-ins for what numpy's arrays are pickled with, by Python 2 and 3 in every
+protocol; they only note what they are given. The array is built from the notes afterwards, so that
+not even numpy's own code sees what a hostile file says. The program may have no step that an array
+does not need, and few of those. All of it happens in worker processes with a limit on memory and
+time.
 
 Layouts (published code of MICU, DCID): `avadataset` (N, 10, 7, 7, 512) and (N, 10, 128), row i for
 line i of `Annotations.txt`; or `<video id>.zip` with one `.pkl` of (t, 7, 7, 512) or (t, 128). Ten
@@ -13,12 +15,14 @@ steps are kept; a shorter clip repeats its last one, which the mask denies.
 import io
 import math
 import pickle
+import pickletools
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import h5py
 import numpy as np
@@ -27,11 +31,12 @@ from numpy.typing import NDArray
 from extract.backbones.base import Media
 from extract.hdf5 import open_plain
 from extract.media_file import MediaFile
-from micu.errors import DecodeError, StoreError
+from micu.errors import DecodeError, StoreError, shorten
 from micu.manifest import Clip, youtube_id
 
 MAX_BYTES = 128 * 2**20
 """Largest file, and largest content of one, that is read: 400 s of float64 grids."""
+MAX_DIMS = 8
 DTYPES = ("<f2", "<f4", "<f8", ">f2", ">f4", ">f8")
 
 
@@ -70,10 +75,11 @@ class _DtypeMaker:
 class _Array:
     """What a pickled array says."""
 
-    __slots__ = ("state",)
+    __slots__ = ("axes", "state")
 
     def __init__(self) -> None:
         self.state: tuple[Any, ...] = ()
+        self.axes: object = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.state = state
@@ -88,11 +94,54 @@ class _ArrayMaker:
         return _Array()
 
 
-_STAND_INS = {
-    ("numpy.core.multiarray", "_reconstruct"): _ArrayMaker(),
-    ("numpy._core.multiarray", "_reconstruct"): _ArrayMaker(),
+class _ViewMaker:
+    """Stands for numpy's `_frombuffer`, with which protocol 5 makes arrays."""
+
+    __slots__ = ()
+
+    def __call__(
+        self, data: object, dtype: object, shape: object, order: object, axes: object = None
+    ) -> _Array:
+        made = _Array()
+        made.state = (1, shape, dtype, order == "F", data)
+        made.axes = axes
+        return made
+
+
+class _Encoder:
+    """Stands for `_codecs.encode`: as Latin-1, how protocols 0 to 2 of Python 3 spell bytes."""
+
+    __slots__ = ()
+
+    def __call__(self, text: object, encoding: object) -> bytes:
+        if type(text) is not str or encoding != "latin1":
+            raise pickle.UnpicklingError("expected bytes as Latin-1")
+        return text.encode("latin1")
+
+
+class _NoBytes:
+    """Stands for `bytes`, which those protocols call for empty bytes."""
+
+    __slots__ = ()
+
+    def __call__(self) -> bytes:
+        return b""
+
+
+_STAND_INS: Mapping[tuple[str, str], object] = {
+    **{
+        (f"numpy.{core}.{module}", name): stand_in
+        for core in ("core", "_core")
+        for module, name, stand_in in (
+            ("multiarray", "_reconstruct", _ArrayMaker()),
+            ("numeric", "_frombuffer", _ViewMaker()),
+        )
+    },
     ("numpy", "ndarray"): _Ndarray(),
     ("numpy", "dtype"): _DtypeMaker(),
+    ("_codecs", "encode"): _Encoder(),
+    ("builtins", "bytes"): _NoBytes(),
+    ("__builtin__", "bytes"): _NoBytes(),
 }
 
 
@@ -110,6 +159,79 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: object) -> Any:
         raise _Refused("an object outside of it")
+
+
+_STEPS = {ord(step.code): step for step in pickletools.opcodes}
+MAX_STEPS = 256
+"""Most steps of a pickle; an array takes 70."""
+MAX_CALLS = 16
+"""Most calls; an array takes 6, and each may copy all of its bytes."""
+MAX_REPEATS = 16
+"""How often what is there may be named again; an array takes 4. Forty tuples that each hold the one
+before twice would take for ever to compare."""
+MAX_PLACE = 1024
+"""Highest place to remember something at, for which memory is taken."""
+MAX_DIGITS = 20
+"""Longest number, characters or bytes."""
+
+
+def _disarm(data: bytes, name: str) -> bytes:
+    """A pickle whose first step beyond what an array needs is struck out: its reading ends there.
+
+    Nothing is run or made here: only the lengths of the steps are looked at.
+
+    Raises:
+        DecodeError: `too_large`: it wants memory for nothing.
+    """
+    place = calls = repeats = 0
+    for _ in range(MAX_STEPS):
+        step = _STEPS.get(data[place]) if place < len(data) else None
+        if step is None or step.name == "STOP":
+            return data  # the unpickler ends here, too
+        begin, end = _argument(data, place, step)
+        if end > len(data):
+            return data
+        calls += step.name in ("REDUCE", "BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX")
+        repeats += step.name in ("DUP", "GET", "BINGET", "LONG_BINGET")
+        digits = end - begin if step.name in ("INT", "LONG", "LONG1", "LONG4", "PUT", "GET") else 0
+        if calls > MAX_CALLS or repeats > MAX_REPEATS or digits > MAX_DIGITS:
+            break
+        if step.name in ("PUT", "LONG_BINPUT"):
+            told = data[begin:end]
+            number = int.from_bytes(told, "little") if step.name[0] == "L" else _decimal(told)
+            if number > MAX_PLACE:
+                raise DecodeError("too_large", f"{name}: unpacking it needs more memory")
+        place = end
+    return b"".join((data[:place], b"\0", data[place + 1 :]))  # \0 is no step
+
+
+def _argument(data: bytes, place: int, step: pickletools.OpcodeInfo) -> tuple[int, int]:
+    """Where the argument of a step begins and ends; past the end of `data` where it is cut off."""
+    begin = place + 1
+    if step.arg is None:
+        return begin, begin
+    if step.arg.n >= 0:
+        return begin, begin + step.arg.n
+    if step.arg.n == pickletools.UP_TO_NEWLINE:
+        for _ in range(2 if step.name in ("GLOBAL", "INST") else 1):
+            found = data.find(b"\n", begin)
+            if found < 0:
+                return begin, len(data) + 1
+            begin = found + 1
+        return place + 1, begin
+    length = {
+        pickletools.TAKEN_FROM_ARGUMENT1: 1,
+        pickletools.TAKEN_FROM_ARGUMENT4: 4,
+        pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+        pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+    }[step.arg.n]
+    return begin + length, begin + length + int.from_bytes(data[begin : begin + length], "little")
+
+
+def _decimal(text: bytes) -> int:
+    """A place as old protocols spell it; too high where it is spelled otherwise."""
+    digits = text.strip()
+    return int(digits) if digits.isdigit() else MAX_PLACE + 1
 
 
 _BROKEN = (
@@ -136,7 +258,7 @@ def read_pickled_array(data: bytes, name: str) -> NDArray[np.float32]:
         DecodeError: `unsafe_pickle`, `unreadable`, `bad_array` or `too_large`.
     """
     try:
-        found = _Unpickler(io.BytesIO(data), encoding="latin1").load()
+        found = _Unpickler(io.BytesIO(_disarm(data, name)), encoding="latin1").load()
         return _build(found, name)
     except _Refused as error:
         raise DecodeError(
@@ -156,16 +278,31 @@ def _build(found: object, name: str) -> NDArray[np.float32]:
         kind = "half of one" if isinstance(found, _Array) else type(found).__name__
         raise DecodeError("bad_array", f"{name}: expected a pickled numpy array, got {kind}")
     _, shape, dtype, in_columns, data = found.state
-    spelled = f"{dtype.order}{dtype.name}" if isinstance(dtype, _Dtype) and dtype.plain else ""
+    spelled = ""
+    if isinstance(dtype, _Dtype) and dtype.plain:
+        parts = [part for part in (dtype.order, dtype.name) if isinstance(part, str)]
+        spelled = "".join(parts)[:10]
     if spelled not in DTYPES:
         raise DecodeError("bad_array", f"{name}: expected plain floats, got dtype {spelled!r}")
     content = data.encode("latin1") if isinstance(data, str) else data  # str: of Python 2
-    if not isinstance(content, bytes) or not all(type(n) is int and n >= 0 for n in shape):
+    if not isinstance(content, bytes | bytearray) or not _are_counts(shape):
         raise DecodeError("bad_array", f"{name}: expected the bytes of an array of floats")
     flat = np.frombuffer(content, np.dtype(spelled))
     if math.prod(shape) != flat.size:
         raise DecodeError("bad_array", f"{name}: {flat.size} numbers do not make {shape}")
-    return to_float32(flat.reshape(shape, order="F" if in_columns else "C"))
+    values = flat.reshape(shape, order="F" if in_columns else "C")
+    if found.axes is not None:
+        if not _are_counts(found.axes):
+            raise DecodeError("bad_array", f"{name}: expected the order of its axes")
+        values = values.transpose(found.axes)
+    return to_float32(values)
+
+
+def _are_counts(value: object) -> TypeGuard[tuple[int, ...]]:
+    """Whether it is a few numbers that an array may have for its shape."""
+    if type(value) is not tuple or len(value) > MAX_DIMS:
+        return False
+    return all(type(n) is int and 0 <= n <= MAX_BYTES for n in value)
 
 
 def to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
@@ -193,7 +330,10 @@ def read_zipped_array(path: Path, name: str) -> NDArray[np.float32]:
                     f"{name}: expected one .pkl file in it, got {len(members)}: {names}",
                 )
             return read_pickled_array(_unpack(archive, members[0], name), name)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
+    except (
+        *(zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, RuntimeError),
+        *(ValueError, TypeError, LookupError, ArithmeticError),
+    ) as error:
         raise DecodeError("bad_archive", f"{name}: not a readable zip file: {error}") from error
     except MemoryError as error:
         raise DecodeError("too_large", f"{name}: unpacking it needs more memory") from error
@@ -237,7 +377,8 @@ def read_h5_row(path: Path, row: int, rows: int) -> NDArray[np.float32]:
     with open_plain(path) as file:
         data = file.get(DATA)
         if not isinstance(data, h5py.Dataset) or data.dtype.kind != "f" or data.ndim < 2:
-            raise StoreError(f"{path}: expected a data set {DATA} of floats, got {list(file)}")
+            got = shorten(", ".join(file), 200)
+            raise StoreError(f"{path}: expected a data set {DATA} of floats, got {got}")
         if len(data) != rows:
             raise StoreError(
                 f"{path}: has {len(data)} rows, the manifest {rows}; expected as many, row i about "
