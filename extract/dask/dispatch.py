@@ -19,9 +19,11 @@ from typing import Any
 
 import click
 
+from extract.dask.making import tell_differences
 from extract.dask.worker import (
     GRACE_S,
     RESOURCE,
+    UNLIKE,
     Errand,
     Report,
     Sight,
@@ -43,6 +45,8 @@ ANSWER_S = 60.0
 """How long the scheduler, or a worker, may take to answer, s."""
 WORKERLESS_S = 300.0
 """How long a run waits for a worker when all are gone, s."""
+MOST_TOLD = 8
+"""Workers that a message names."""
 BAD_WORKER = 3
 """Shares in a row that fail on a worker which stays alive: it is given no more."""
 FRUITLESS = 20
@@ -84,6 +88,8 @@ class Dispatcher:
     _seats: dict[str, int] = field(default_factory=dict)
     """Workers that take shares: how many failed in a row."""
     _unfit: set[str] = field(default_factory=set)
+    _unlike: dict[str, str] = field(default_factory=dict)
+    """Workers that would make other features, and what they have otherwise."""
     _seated: float = 0.0
     """When there was a worker last."""
     _round: Sequence[int] = ()
@@ -97,12 +103,17 @@ class Dispatcher:
         """Look at the workers that there are, and refuse to begin with one that is blind.
 
         Raises:
-            ConfigError: A worker does not see the run's files, or none offers a GPU.
+            ConfigError: A worker does not see the run's files, or none offers a GPU and has the
+                same micu.
         """
         problems = self._look()
         if problems:
             raise ConfigError(
                 "--dask: expected workers that see what is here\n" + "\n".join(problems)
+            )
+        if not self._seats and self._unlike:
+            raise ConfigError(
+                f"--dask: expected workers with what makes features here, got none{self._told()}"
             )
         if not self._seats:
             raise ConfigError(
@@ -139,17 +150,44 @@ class Dispatcher:
         self._alive = self._ask_who_is_there()
         self._seats = {address: n for address, n in self._seats.items() if address in self._alive}
         self._unfit.intersection_update(self._alive)
+        self._unlike = {name: told for name, told in self._unlike.items() if name in self._alive}
         new = [a for a in self._alive if a not in self._seats and a not in self._unfit]
         problems = []
         for address, sight in self._tell(new, look_around, self.errand).items():
             seen = sight if isinstance(sight, Sight) else Sight(1, (f"cannot look: {sight!r}",))
             if seen.offers < 1 or seen.problems:
                 self._unfit.add(address)
+            elif differences := tell_differences(
+                # An older micu has nothing to say.
+                self.errand.making,
+                getattr(seen, "making", {}),
+            ):
+                self._refuse(address, "; ".join(differences))
             else:
                 self._seats[address] = 0
             if seen.offers >= 1:
                 problems += [f"worker {address} {problem}" for problem in seen.problems]
         return problems
+
+    def _refuse(self, address: str, differences: str) -> None:
+        """Give nothing to a worker whose features would be others."""
+        logger.warning(
+            "worker %s would make other features: it has %s; it is given nothing",
+            address,
+            differences,
+        )
+        self._unlike[address] = differences
+        self._unfit.add(address)
+        self._seats.pop(address, None)
+
+    def _told(self) -> str:
+        """Which workers were refused for their micu, and what to do."""
+        if not self._unlike:
+            return ""
+        told = [f"\nworker {worker} has {other}" for worker, other in self._unlike.items()]
+        rest = f"\nand {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+        remedy = "\ninstall the same micu and libraries there, and start these workers anew"
+        return "".join(told[:MOST_TOLD]) + rest + remedy
 
     def _ask_who_is_there(self) -> Collection[str]:
         try:
@@ -177,7 +215,7 @@ class Dispatcher:
         elif now - self._seated > WORKERLESS_S:
             raise MicuError(
                 f"--dask: expected workers that offer {RESOURCE}, got none for {WORKERLESS_S:g} s; "
-                "start some and type the same command to go on"
+                f"start some and type the same command to go on{self._told()}"
             )
 
     def _hand_out(self) -> None:
@@ -241,6 +279,10 @@ class Dispatcher:
             if any(summary["stopped_by"] == ALL_FAILED for summary in summaries):
                 self._doubt_all(flight, summaries)
             self._note(address, flight, summaries)
+        elif report.code == UNLIKE:
+            self._refuse(address, report.told)
+            (self._suspects if flight.alone else self._waiting).extend(flight.shards)
+            self._waiting.sort()
         elif report.code == EXIT_USAGE:
             raise MicuError(f"worker {address}: {report.last_words}")
         else:

@@ -10,11 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from extract.backbones import find_backbone
 from extract.dask.dispatch import Dispatcher, shards_left
+from extract.dask.making import OWN, collect_libraries, describe_making
 from extract.dask.worker import Errand
 from extract.parts import Part, merge_set, refuse_other_partitions
 from extract.pipeline import ALL_FAILED, RETRIES
@@ -87,7 +89,7 @@ def extract_on_cluster(
         return [plan_extraction(later, plan.header.spec) for plan in plans]
 
     with stop_signals() as stop:
-        with _connect(address) as client, _describe_run(job) as errand:
+        with _connect(address) as client, _describe_run(job, plans) as errand:
             dispatcher = Dispatcher(client, errand, count, replan, max_failures, doubts=doubts)
             dispatcher.look_at_all()
             for plan in plans:
@@ -151,7 +153,7 @@ def _connect(address: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _describe_run(job: Job) -> Iterator[Errand]:
+def _describe_run(job: Job, plans: Sequence[Plan]) -> Iterator[Errand]:
     """What the workers are told; while it lasts, a file among the features shows them the place."""
     run = secrets.token_hex(6)
     out = job.out.absolute()
@@ -160,6 +162,11 @@ def _describe_run(job: Job) -> Iterator[Errand]:
     command, *words = typed_words(CALLERS_OWN)
     # As it was typed: it stands in messages of the ledger.
     place = [] if command == "text" else ["--media-root", str(job.media_root)]
+    libraries = collect_libraries([asdict(plan.header) for plan in plans])
+    classes = [find_backbone(plan.header.spec.backbone) for plan in plans]
+    modules = tuple(
+        sorted({kind.__module__ for kind in classes if kind.__module__.split(".")[0] not in OWN})
+    )
     with hold_file(token):
         yield Errand(
             run=run,
@@ -169,6 +176,8 @@ def _describe_run(job: Job) -> Iterator[Errand]:
             manifest_sha256=job.manifest.sha256,
             media_root=str(job.media_root.absolute()),
             token=str(token),
+            making=describe_making(libraries, modules),
+            modules=modules,
         )
 
 

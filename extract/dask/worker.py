@@ -14,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from extract.dask.making import ask_for_making, tell_differences
 from micu.commands import MANIFEST_VARIABLE
 from micu.files import file_sha256
 
@@ -28,6 +29,8 @@ POLL_S = 0.5
 """How often a share at work looks whether it is still wanted, s."""
 GRACE_S = 120.0
 """How long a share that was told to stop may take to publish what is whole, s."""
+UNLIKE = 1000
+"""In place of the exit code of a share that was not begun: the machine has another micu by now."""
 TOLD_CHARACTERS = 4000
 """Of what a share said, its end is kept."""
 
@@ -51,6 +54,16 @@ class Errand:
     media_root: str
     token: str
     """A file that has just been made among the features: who sees it writes to the same disk."""
+    making: Mapping[str, str]
+    """What makes features where the run was typed; see `extract.dask.making`."""
+    modules: tuple[str, ...] = ()
+    """Those in `making` that are not our own."""
+
+    def ask(self) -> dict[str, str]:
+        """What this machine would make features with."""
+        modules = {f"module {module}" for module in self.modules}
+        libraries = [name for name in self.making if name != "micu" and name not in modules]
+        return ask_for_making(libraries, self.modules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,8 @@ class Sight:
     offers: float
     """How many of `RESOURCE`."""
     problems: tuple[str, ...]
+    making: Mapping[str, str] = field(default_factory=dict)
+    """What its shares would make features with; nothing if it cannot say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +125,8 @@ def look_around(errand: Errand, dask_worker: Any) -> Sight:
         problems.append(f"does not see the manifest {manifest}")
     elif file_sha256(manifest) != errand.manifest_sha256:
         problems.append(f"sees another manifest at {manifest}")
-    return Sight(dask_worker.state.total_resources.get(RESOURCE, 0), tuple(problems))
+    offers = dask_worker.state.total_resources.get(RESOURCE, 0)
+    return Sight(offers, tuple(problems), errand.ask() if offers >= 1 else {})
 
 
 def run_share(errand: Errand, part: str) -> Report:
@@ -125,6 +141,9 @@ def run_share(errand: Errand, part: str) -> Report:
         task = worker.state.tasks.get(key)
         return errand.run not in _stopped and task is not None and task.state == "executing"
 
+    differences = tell_differences(errand.making, errand.ask())
+    if differences:  # changed since it was looked at
+        return Report(UNLIKE, "", "; ".join(differences))
     return watch_share(errand, part, is_wanted)
 
 

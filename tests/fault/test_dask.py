@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from distributed import Client
 
 import extract.dask.engine as engine
 from extract.backbones import Run
 from extract.cli import cli
 from extract.dask.engine import CALLERS_OWN
+from extract.dask.making import describe_making
 from extract.dask.worker import Errand, Report, look_around
 from extract.options import gather_settings
 from extract.parts import parse_part
@@ -257,6 +260,54 @@ def test_a_worker_with_other_weights_ends_the_run_and_is_named(
     assert "Traceback" not in output
 
 
+ANOTHER = (
+    *("-m", "distributed.cli.dask_worker", "--nthreads", "1", "--resources", "GPU=1"),
+    *("--no-nanny", "--no-dashboard", "--name", "another"),
+)
+
+
+@contextlib.contextmanager
+def worker_with_another_micu(address: str, folder: Path) -> Iterator[None]:
+    """A worker, once it is there, that finds a copy of our code which differs by one line."""
+    for package in ("extract", "micu", "tests"):
+        shutil.copytree(
+            PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    code = folder / "extract" / "sampling.py"
+    code.write_text(code.read_text() + "\nHALF = 0.5\n")
+    process = subprocess.Popen(
+        [sys.executable, *ANOTHER, address],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(3, timeout=60)
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def test_a_worker_with_an_edited_micu_is_given_no_shard(tmp_path: Path, cluster: Cluster) -> None:
+    local, folder = tmp_path / "local", tmp_path / "cluster"
+    texts = [f"word {i}" for i in range(8)]
+    write_texts(local, *texts)
+    write_texts(folder, *texts)
+    assert run(local, *TEXTS)[0] == 0
+
+    with worker_with_another_micu(cluster.address, tmp_path / "edited"):
+        code, output = run(folder, *TEXTS, "--dask", cluster.address)
+
+    assert code == 0, output
+    (refused,) = re.findall(r"worker (\S+) would make other features: it has (.*); it", output)
+    assert re.fullmatch(r"micu code \w{12} \(here code \w{12}\)", refused[1])
+    assert f"{refused[0]}: shards" not in output
+    assert set_bytes(folder) == set_bytes(local)
+
+
 # --- without a cluster -------------------------------------------------------------------------
 
 
@@ -271,9 +322,11 @@ def test_a_worker_says_what_it_does_not_see(tmp_path: Path) -> None:
         manifest_sha256=file_sha256(tmp_path / "m.csv"),
         media_root=str(tmp_path),
         token=str(tmp_path / "token"),
+        making=describe_making(["numpy"], []),
     )
     worker = SimpleNamespace(state=SimpleNamespace(total_resources={"GPU": 1.0}))
     assert look_around(seen, worker).problems == ()
+    assert look_around(seen, worker).making == seen.making
     lacks = {
         "folder": "/none",
         "manifest": "/none.csv",
@@ -314,7 +367,7 @@ def test_tokens_of_callers_that_died_go_and_those_of_others_at_work_stay(tmp_pat
         dead.touch()
         for path in (dead, alive):
             os.utime(path, (0, 0))
-        with engine._describe_run(job) as errand:
+        with engine._describe_run(job, []) as errand:
             assert {*job.out.iterdir()} == {alive, Path(errand.token)}
         assert list(job.out.iterdir()) == [alive]
 

@@ -10,14 +10,17 @@ import pytest
 
 import extract.dask.dispatch as dispatch
 from extract.dask.dispatch import Dispatcher
-from extract.dask.worker import Report, Sight, look_around
+from extract.dask.worker import UNLIKE, Report, Sight, look_around
 from extract.parts import Part, parse_part
 from extract.plan import Limit
 from micu.commands import StopFlag
 from micu.errors import ConfigError, DeviceError, MicuError
 
 MADE = json.dumps(dict.fromkeys(("extracted", "failed", "damaged"), 1) | {"folder": "f"})[:-1]
-MADE += ', "read_s": 0.1, "infer_s": 0.1, "write_s": 0.1}\n'
+MADE += ', "stopped_by": "", "read_s": 0.1, "infer_s": 0.1, "write_s": 0.1}\n'
+
+
+HERE = {"micu": "code 1", "torch": "2.14.1"}
 
 
 @dataclass
@@ -33,6 +36,8 @@ class Cluster:
     shards: int = 8
     there: list[str] = field(default_factory=lambda: ["a", "b"])
     blind: dict[str, str] = field(default_factory=dict)
+    making: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Of workers that have not what makes features here."""
     offers: int = 1
     given: list[tuple[str, str]] = field(default_factory=list)
     beside: list[int] = field(default_factory=list)
@@ -49,7 +54,8 @@ class Cluster:
         if do is not look_around:
             return {}
         problems = {name: ((self.blind[name],) if name in self.blind else ()) for name in workers}
-        return {name: Sight(self.offers, problems[name]) for name in workers}
+        making = {name: self.making.get(name, HERE) for name in workers}
+        return {name: Sight(self.offers, problems[name], making[name]) for name in workers}
 
     def submit(
         self, run: object, errand: object, part: str, *, workers: list[str], **options: object
@@ -65,7 +71,7 @@ class Cluster:
         return [SimpleNamespace(shards=[SimpleNamespace(number=number) for number in numbers])]
 
     def dispatcher(self, max_failures: Limit | None = None) -> Dispatcher:
-        errand: Any = SimpleNamespace(run="x")
+        errand: Any = SimpleNamespace(run="x", making=HERE)
         made = Dispatcher(self, errand, self.shards, self.left, max_failures)
         made.look_at_all()
         return made
@@ -246,3 +252,122 @@ def test_too_many_failures_stop_a_run() -> None:
     cluster.dispatcher(Limit(count=2)).run(range(20), stop)
     assert stop.name == "too many failures"
     assert len(cluster.given) < 9
+
+
+# --- workers with another micu -----------------------------------------------------------------
+
+OTHER_CODE = {**HERE, "micu": "code 2"}
+
+
+@pytest.mark.parametrize(
+    ("making", "told"),
+    [
+        (OTHER_CODE, "micu code 2 (here code 1)"),
+        ({**HERE, "torch": "2.13.0"}, "torch 2.13.0 (here 2.14.1)"),
+        ({"micu": "code 1"}, "torch none (here 2.14.1)"),
+        ({}, "micu none (here code 1); torch none (here 2.14.1)"),
+    ],
+)
+def test_a_worker_that_would_make_other_features_is_given_nothing(
+    making: dict[str, str], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = Cluster(lambda worker, part: None, making={"b": making})
+    run(cluster)
+    assert cluster.made == set(range(8))
+    assert {worker for worker, _ in cluster.given} == {"a"}
+    assert caplog.messages == [
+        f"worker b would make other features: it has {told}; it is given nothing"
+    ]
+
+
+def test_a_worker_of_an_older_micu_which_tells_nothing_is_given_nothing() -> None:
+    cluster = Cluster(lambda worker, part: None)
+    old = object.__new__(Sight)
+    object.__setattr__(old, "offers", 1)
+    object.__setattr__(old, "problems", ())
+    look = cluster.run
+    cluster.run = lambda *words, workers, **options: {  # type: ignore[method-assign]
+        **look(*words, workers=workers, **options),
+        **({"b": old} if "b" in workers else {}),
+    }
+    run(cluster)
+    assert {worker for worker, _ in cluster.given} == {"a"}
+
+
+def test_a_worker_that_has_more_libraries_is_welcome() -> None:
+    cluster = Cluster(lambda worker, part: None, making={"b": {**HERE, "scipy": "1.0"}})
+    run(cluster)
+    assert {worker for worker, _ in cluster.given} == {"a", "b"}
+
+
+def test_a_worker_with_another_micu_that_comes_later_is_given_nothing() -> None:
+    cluster = Cluster(lambda worker, part: None)
+    dispatcher = cluster.dispatcher()
+    cluster.there.append("c")
+    cluster.making["c"] = OTHER_CODE
+    dispatcher.run(range(8), StopFlag())
+    assert {worker for worker, _ in cluster.given} == {"a", "b"}
+
+
+def test_a_run_does_not_begin_where_every_worker_has_another_micu() -> None:
+    cluster = Cluster(lambda worker, part: None, making={"a": OTHER_CODE, "b": {}})
+    with pytest.raises(ConfigError) as caught:
+        cluster.dispatcher()
+    assert str(caught.value) == (
+        "--dask: expected workers with what makes features here, got none\n"
+        "worker a has micu code 2 (here code 1)\n"
+        "worker b has micu none (here code 1); torch none (here 2.14.1)\n"
+        "install the same micu and libraries there, and start these workers anew"
+    )
+
+
+@pytest.mark.parametrize(("workers", "rest"), [(8, None), (9, 1), (30, 22)])
+def test_of_many_refused_workers_eight_are_named(workers: int, rest: int | None) -> None:
+    there = [f"w{i}" for i in range(workers)]
+    cluster = Cluster(
+        lambda worker, part: None, there=there, making=dict.fromkeys(there, OTHER_CODE)
+    )
+    with pytest.raises(ConfigError) as caught:
+        cluster.dispatcher()
+    assert str(caught.value).count("code 2") == 8
+    assert (f"and {rest} more" in str(caught.value)) == (rest is not None)
+    assert ("more" in str(caught.value)) == (rest is not None)
+
+
+def test_a_worker_whose_micu_changes_midway_loses_its_share_to_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changed = Report(UNLIKE, "", "micu code 2 (here code 1)")
+    cluster = Cluster(lambda worker, part: changed if worker == "b" else None, shards=20)
+    assert run(cluster).guilty == {}
+    assert cluster.made == set(range(20))
+    assert sum(worker == "b" for worker, _ in cluster.given) == 1
+    assert "worker b would make other features" in caplog.text
+
+
+def test_a_run_whose_last_worker_changes_ends_with_what_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "WORKERLESS_S", 0.0)
+    changed = Report(UNLIKE, "", "micu code 2 (here code 1)")
+    dispatcher = Cluster(lambda worker, part: changed).dispatcher()
+    with pytest.raises(MicuError, match=r"got none for 0 s.*\nworker a has micu code 2 .here"):
+        dispatcher.run(range(8), StopFlag())
+    assert dispatcher.guilty == {}
+
+
+def test_a_suspect_is_left_in_doubt_by_a_worker_that_changes() -> None:
+    cluster = Cluster(lambda worker, part: None)
+    alone: list[str] = []
+
+    def does(worker: str, part: Part) -> Report | None:
+        if not part.owns(3):
+            return None
+        if part.number == part.last == 4 and not cluster.out and not alone:
+            alone.append(worker)
+            return Report(UNLIKE, "", "micu code 2 (here code 1)")
+        return Report(1, "", "no driver") if not alone else None
+
+    cluster.does = does
+    assert run(cluster).guilty == {}
+    assert cluster.made == set(range(8))
