@@ -13,6 +13,7 @@ from typing import Protocol
 
 from micu.errors import ConfigError
 from micu.evaluate.columns import COLUMN_TITLES, NOT_RATES, SHOWN
+from micu.evaluate.markdown import neutral
 from micu.evaluate.sheets import (
     Sheet,
     count,
@@ -412,20 +413,12 @@ def render_table(rows: Sequence[Row], metrics: Sequence[str] = SHOWN) -> str:
 
 
 def render_markdown(content: Table) -> str:
-    """A table as Markdown, its columns aligned."""
-    table = content.rows
+    """A table as Markdown, its columns aligned; nothing in a cell is markup."""
+    table = tuple(tuple(map(neutral, row)) for row in content.rows)
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = [
-        "| "
-        + " | ".join(
-            _escape_bar(text).ljust(width) for text, width in zip(row, widths, strict=True)
-        )
-        + " |"
+        f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |"
         for row in table
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
-
-
-def _escape_bar(text: str) -> str:
-    return text.replace("|", "\\|")

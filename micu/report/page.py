@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from micu.errors import show_unseen
+from micu.evaluate.markdown import paragraph
 from micu.evaluate.report import Table, render_markdown
 from micu.report.svg import escape
 
@@ -179,11 +181,11 @@ def _is_number(text: str) -> bool:
 
 def render_report_markdown(title: str, sections: Sequence[Section]) -> str:
     """The report as Markdown: everything but the drawings."""
-    parts = [f"# {_plain(title)}"]
+    parts = [f"# {paragraph(title)}"]
     for section in sections:
         blocks = _markdown_blocks(section.blocks)
         if blocks:
-            parts += [f"## {_plain(section.heading)}", *blocks]
+            parts += [f"## {paragraph(section.heading)}", *blocks]
     return "\n\n".join(parts) + "\n"
 
 
@@ -192,17 +194,16 @@ def _markdown_blocks(blocks: Sequence[Block]) -> list[str]:
     for block in blocks:
         match block:
             case str():
-                parts.append(_plain(block))
+                parts.append(paragraph(block))
             case Title():
-                parts.append(f"### {_plain(block.text)}")
+                parts.append(f"### {paragraph(block.text)}")
             case Table():
-                plain = tuple(tuple(_plain(cell) for cell in row) for row in block.rows)
-                parts.append(render_markdown(Table(plain)))
+                parts.append(render_markdown(block))
             case Code():
-                parts.append("\n".join(f"    {line}" for line in block.text.splitlines()))
+                parts.append("\n".join(f"    {show_unseen(x)}" for x in block.text.splitlines()))
             case Fold():
                 inner = _markdown_blocks(block.blocks)
-                parts += [f"**{_plain(block.summary)}**", *inner] if inner else []
+                parts += [f"**{paragraph(block.summary)}**", *inner] if inner else []
             case Drawing():
                 continue
     return _without_bare_titles(parts)
@@ -216,8 +217,3 @@ def _without_bare_titles(parts: Sequence[str]) -> list[str]:
         for part, after in zip(parts, following, strict=False)
         if not (part.startswith("### ") and after.startswith("### "))
     ]
-
-
-def _plain(text: str) -> str:
-    """Text in which nothing is markup, on one line."""
-    return " ".join(text.split()).replace("<", "&lt;").replace("*", "\\*").replace("`", "\\`")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from micu.evaluate.markdown import neutral
 from micu.evaluate.report import Row, read_rows, render_table, resembles_results
 from micu.evaluate.sheets import read_columns, render_sheet
 from micu.files import file_sha256, write_atomically
@@ -143,6 +144,7 @@ def _render_logged(rows: Sequence[Row]) -> str:
         own = [row for row in rows if row.preset == setting]
         values = [[row.value for row in own if row.metric == metric] for metric in metrics]
         lines.append([setting, str(max(map(len, values))), *map(_spread, values)])
+    lines = [line if "---" in line else list(map(neutral, line)) for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

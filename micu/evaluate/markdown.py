@@ -1,0 +1,49 @@
+"""Foreign text in Markdown, where it is nothing but text.
+
+Names of classes, files, presets and columns may be anybody's. None of them makes a link, a picture,
+a heading, HTML or code, neither by Markdown's own signs nor by GitHub's: bare addresses, mentions,
+formulas.
+"""
+
+import re
+
+from micu.errors import show_unseen
+
+_SIGNS = re.compile(r"[\\`\[\]|~$]")
+"""Get a backslash: they may begin or end a link, a picture, code, a cell, a formula."""
+
+_MARKUP = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_ADDRESSES = (
+    (re.compile(r":(?=//)|(?<=mailto):|(?<=xmpp):", re.IGNORECASE), "&#58;"),
+    (re.compile(r"(?<=www)\.", re.IGNORECASE), "&#46;"),
+    # Of a mail address or a mention; the blank that follows has no width.
+    (re.compile(r"(?<=[\w.+-])@(?=[\w-]+\.\w)|(?<!\w)@(?=\w)"), "@&#8203;"),
+)
+_EDGES = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")
+"""Underscores that are not within a word."""
+_BEGIN = re.compile(r"^(?=[#+=-])|^(\d{1,9})(?=[.)])")
+"""Begins a paragraph that would be a heading, a list or a line."""
+
+
+def neutral(text: str) -> str:
+    """A text on one line in which nothing is markup, as part of a paragraph or a cell.
+
+    Stars stay: one alone is no markup, and marks presets that were changed.
+    """
+    plain = show_unseen(" ".join(text.split()))
+    for sign, entity in _MARKUP.items():
+        plain = plain.replace(sign, entity)
+    plain = _SIGNS.sub(lambda found: f"\\{found[0]}", plain)
+    plain = _EDGES.sub(lambda found: "\\_" * len(found[0]), plain)
+    if plain.count("*") > 1:
+        plain = plain.replace("*", "\\*")
+    for address, written in _ADDRESSES:
+        plain = address.sub(written, plain)
+    return plain
+
+
+def paragraph(text: str) -> str:
+    """The same as a paragraph or a heading of its own, stars included."""
+    plain = neutral(text)
+    plain = plain if "\\*" in plain else plain.replace("*", "\\*")
+    return _BEGIN.sub(lambda found: f"{found[1] or ''}\\", plain)
