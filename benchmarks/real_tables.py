@@ -146,7 +146,7 @@ def main_table(
         step = f"{seconds[name]:.2f}" if name in seconds else ""
         lines.append((TITLES[name], *_cells(data, figures, name, columns), step))
     header = ("method", *(column.title for column in columns), "s per step")
-    return render_markdown(Table((header, *lines)))
+    return render_markdown(Table((header, *lines)), own_titles=True)
 
 
 def ablation_table(data: DataSet, figures: Sequence[Figure], titles: Mapping[str, str]) -> str:
@@ -159,7 +159,9 @@ def ablation_table(data: DataSet, figures: Sequence[Figure], titles: Mapping[str
         Column(f"`paper`: HOS, {fewest[0]} known", "hos", "paper", fewest),
     )
     lines = [(title, *_cells(data, figures, name, columns)) for name, title in titles.items()]
-    return render_markdown(Table((("", *(column.title for column in columns)), *lines)))
+    return render_markdown(
+        Table((("", *(column.title for column in columns)), *lines)), own_titles=True
+    )
 
 
 def _cells(
@@ -189,7 +191,7 @@ def pairs_table(data: DataSet, figures: Sequence[Figure], names: Sequence[str]) 
         ]
         lines.append((TITLES[name], *map(str, cells)))
     header = ("method", *(f"{source} → {target}" for source, target in data.pairs))
-    return render_markdown(Table((header, *lines)))
+    return render_markdown(Table((header, *lines)), own_titles=True)
 
 
 def figures_csv(figures: Iterable[Figure]) -> str:

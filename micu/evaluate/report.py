@@ -412,9 +412,14 @@ def render_table(rows: Sequence[Row], metrics: Sequence[str] = SHOWN) -> str:
     return render_markdown(tabulate(rows, metrics))
 
 
-def render_markdown(content: Table) -> str:
-    """A table as Markdown, its columns aligned; nothing in a cell is markup."""
-    table = tuple(tuple(map(neutral, row)) for row in content.rows)
+def render_markdown(content: Table, *, own_titles: bool = False) -> str:
+    """A table as Markdown, its columns aligned; nothing in a cell is markup.
+
+    With `own_titles` the first row is Markdown already.
+    """
+    titles, *body = content.rows
+    table = [titles if own_titles else [*map(neutral, titles)]]
+    table += [[*map(neutral, row)] for row in body]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = [
         f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |"
