@@ -293,7 +293,7 @@ def main(
     batch = make_batch(batch_size).to(place, torch.float32)
     for _ in range(2):
         train_step(state, batch)
-    memory = peak_memory(place) / 2**30
+    memory = (peak_memory(place) or 0) / 2**30
     rows = needed_operations(state, batch)
     print_table(rows)
     print(f"figure: share_of_3x3_convolutions {share_of('3x3 convolution', rows):.3f}")

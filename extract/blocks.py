@@ -6,7 +6,6 @@ killed one has left, in other containers too, where processes cannot be seen but
 """
 
 import contextlib
-import fcntl
 import mmap
 import os
 import shutil
@@ -14,10 +13,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from micu.files import try_lock
 
 PREFIX = "micu-blocks-"
 """How the names of the folders begin."""
@@ -38,7 +39,7 @@ def block_folder() -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=shared_memory()))
         lock = (folder / _LOCK).open("wb")
         # Between the two lines, another run may have taken the folder for abandoned.
-        if _try_lock(lock) and (folder / _LOCK).exists():
+        if try_lock(lock) is None or (folder / _LOCK).exists():
             break
         lock.close()
     try:
@@ -55,16 +56,8 @@ def remove_abandoned() -> None:
             if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
                 continue
             with (folder / _LOCK).open("ab") as lock:
-                if _try_lock(lock):
+                if try_lock(lock):
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def write_block(arrays: Sequence[NDArray[Any]], folder: Path) -> str:

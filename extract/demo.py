@@ -21,6 +21,7 @@ import click
 
 from extract.demo_media import DURATION_S, EVENTS, SPLITS, write_media
 from extract.demo_report import Report, Typed, read_failures, render_page, render_summary
+from extract.workers import check_system
 from micu.commands import run_command
 from micu.errors import ConfigError, MicuError
 from micu.files import write_atomically
@@ -223,6 +224,7 @@ def run_demo(out: Path, seeds: int, *, keep: bool = False, size: Size | None = N
         ConfigError: `out` holds something that no demo made.
         DemoError: A command failed.
     """
+    check_system()
     started = time.monotonic()
     size = size or Size()
     prepare_folder(out, keep=keep)

@@ -21,6 +21,7 @@ from extract.pipeline import ALL_FAILED, TOO_MANY_FAILED, Target, extract_severa
 from extract.plan import Job, Limit, Plan, plan_extraction, usual_rows
 from extract.progress import Progress
 from extract.typed import typed_command
+from extract.workers import check_system
 from extract.writer import Summary
 from micu.commands import EXIT_FAILURES, Source, StopFlag, find_source, record_source
 from micu.errors import ConfigError, DecodeError
@@ -90,6 +91,7 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
     Raises:
         MicuError: What was typed cannot be done.
     """
+    check_system()
     source = find_source(settings.out, settings.manifest)
     media_root = settings.media_root or source.media_root
     job = Job(

@@ -5,13 +5,11 @@ A worker that does not come back in time is killed, one that dies costs the clip
 others go on. Arrays come back through shared memory, not through a pipe.
 """
 
-import fcntl
 import functools
 import itertools
 import mmap
 import multiprocessing
 import os
-import resource
 import signal
 import time
 import traceback
@@ -34,7 +32,7 @@ from extract.blocks import block_folder, write_block
 from extract.media import IO_ERROR
 from extract.watch import Watch
 from micu.commands import known_signals
-from micu.errors import ClipError, DecodeError, DeviceError, MicuError, StoreError
+from micu.errors import ClipError, ConfigError, DecodeError, DeviceError, MicuError, StoreError
 from micu.manifest import Clip
 
 Reader = Callable[[Clip, Sequence[str]], Mapping[str, Media | DecodeError]]
@@ -158,6 +156,23 @@ def decode_in_threads(read: Reader, workers: int) -> Iterator[Decoders]:
         threads.pool.shutdown(wait=False, cancel_futures=True)
 
 
+def check_system() -> None:
+    """Refuse a system on which workers cannot be started and killed.
+
+    Raises:
+        ConfigError: It is Windows.
+    """
+    try:
+        import fcntl  # noqa: F401
+        import resource  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"extraction: expected Linux or macOS, got a system without the module {error.name}; "
+            "extract on one of them (WSL counts as Linux): features are read, trained on and "
+            "evaluated everywhere"
+        ) from error
+
+
 # --- in processes that can be killed -----------------------------------------------------------
 
 
@@ -174,6 +189,7 @@ def decode_in_processes(
         worker_bytes: Memory that a worker may take beside libraries and shared blocks; None is
             what there is.
     """
+    check_system()
     # Children of a process with threads that is forked can hang; those of the server cannot.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["extract.worker_server"])
@@ -310,6 +326,9 @@ def _start_worker(most_bytes: int | None, reports: Connection) -> None:
     """Make a worker leave signals to its parent, die with it, and yield to the network."""
     global _reports
     _reports = reports
+    import fcntl
+    import resource
+
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
     # Read by torch when flow is computed with it: the workers themselves are the threads.

@@ -35,8 +35,9 @@ class RunCost:
     """From one batch to the next when nothing but reading goes on."""
     workers: int
     """Processes that read; with 0 they take turns, else the slower of both sets the pace."""
-    memory_bytes: int
-    """Peak of the device, or of this process on the CPU; other reading processes are not in it."""
+    memory_bytes: int | None
+    """Peak of the device, or of this process on the CPU; other reading processes are not in it.
+    None where the system does not say."""
     batches: int
     """Per epoch."""
     steps: int

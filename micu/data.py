@@ -4,6 +4,7 @@ Row t of every modality is second t of the clip. Words are not seconds: row t is
 """
 
 import csv
+import functools
 import hashlib
 import logging
 import multiprocessing
@@ -13,18 +14,19 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from micu.align import align_steps, repeat_real_steps, starts_on_grid
 from micu.commands import STOP_SIGNALS
 from micu.config import DataConfig
 from micu.distributed import ALONE, World, share_rows
-from micu.errors import ConfigError, ManifestError, StoreError
+from micu.errors import ConfigError, ManifestError, MicuError, ProcessError, StoreError
 from micu.manifest import Clip, read_manifest
 from micu.overlap import find_shared
 from micu.store import FeatureStore
@@ -296,8 +298,53 @@ def batch_order(
     return batches[:-1] if drop_last and len(batches[-1]) < batch_size else batches
 
 
-class _Batches(Dataset[Batch]):
-    """Chosen clips of a data set, batch by batch."""
+@dataclass(frozen=True, slots=True)
+class Piped:
+    """A batch on its way out of a reading process that had no shared memory to put it in."""
+
+    features: dict[str, NDArray[np.generic]]
+    mask: NDArray[np.bool_]
+    clip_ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    why: str
+
+    def open(self) -> Batch:
+        """The batch itself; the first one of a process says that it came the slow way."""
+        _tell_of_pipe(self.why)
+        features = {name: torch.from_numpy(values) for name, values in self.features.items()}
+        return Batch(features, torch.from_numpy(self.mask), self.clip_ids, self.labels)
+
+    def pin_memory(self) -> Batch:
+        """As `Batch.pin_memory`."""
+        return self.open().pin_memory()
+
+
+@functools.cache
+def _tell_of_pipe(why: str) -> None:
+    logger.warning(
+        "shared memory: no room for a batch (%s); going on without, which reads more slowly. Give "
+        "/dev/shm more room (docker run --shm-size=2g), or type fewer --workers",
+        why,
+    )
+
+
+def share_batch(batch: Batch) -> Batch | Piped:
+    """Put a batch where another process sees it, as far as there is room.
+
+    Torch would do so later, in a thread whose errors nobody hears: the batch would never come.
+    """
+    try:
+        for values in (*batch.features.values(), batch.mask):
+            values.share_memory_()  # type: ignore[no-untyped-call]
+    except (RuntimeError, OSError) as error:
+        why = " ".join(str(error).split()).rpartition(": ")[2][:200]
+        features = {name: values.numpy().copy() for name, values in batch.features.items()}
+        return Piped(features, batch.mask.numpy().copy(), batch.clip_ids, batch.labels, why)
+    return batch
+
+
+class _Batches(Dataset["Batch | Piped | MicuError"]):
+    """Chosen clips of a data set, batch by batch; from another process, errors as values."""
 
     def __init__(self, dataset: FeatureDataset, batches: Sequence[Sequence[int]]) -> None:
         self.dataset = dataset
@@ -306,8 +353,13 @@ class _Batches(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.dataset.read_batch(self.batches[index])
+    def __getitem__(self, index: int) -> "Batch | Piped | MicuError":
+        if get_worker_info() is None:
+            return self.dataset.read_batch(self.batches[index])
+        try:
+            return share_batch(self.dataset.read_batch(self.batches[index]))
+        except MicuError as error:  # raised there, it would come with two tracebacks in its message
+            return error
 
 
 def make_loader(
@@ -356,7 +408,7 @@ def make_loader(
     start_methods = multiprocessing.get_all_start_methods()
     method = "forkserver" if "forkserver" in start_methods else "spawn"
     return DataLoader(
-        _Batches(dataset, own),
+        cast("Dataset[Batch]", _Batches(dataset, own)),  # which `iterate` makes true
         batch_size=None,
         num_workers=workers,
         pin_memory=workers > 0 and torch.device(device).type == "cuda",
@@ -367,10 +419,29 @@ def make_loader(
 
 
 def iterate(loader: DataLoader[Batch]) -> Iterator[Batch]:
-    """The batches of a loader, read by processes that the signals of a gentle stop do not reach."""
+    """The batches of a loader, read by processes that the signals of a gentle stop do not reach.
+
+    Raises:
+        StoreError: As from `FeatureDataset.read_batch`.
+        ProcessError: A reading process has ended.
+    """
     with _signals_held() if loader.num_workers else nullcontext():
-        batches = iter(loader)
-    yield from batches
+        batches: Iterator[Batch | Piped | MicuError] = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not loader.num_workers or "worker" not in str(error):
+                raise
+            raise ProcessError(
+                f"--workers {loader.num_workers}: a process that reads features has ended "
+                f"({str(error).splitlines()[0][:200]}); is there memory for so many? type fewer"
+            ) from error
+        if isinstance(batch, MicuError):
+            raise batch
+        yield batch.open() if isinstance(batch, Piped) else batch
 
 
 @contextmanager

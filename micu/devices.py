@@ -4,7 +4,6 @@ Also waiting for a device, and the memory that it took.
 """
 
 import os
-import resource
 import sys
 from typing import TYPE_CHECKING
 
@@ -54,11 +53,18 @@ def wait_for(device: "torch.device") -> None:
         torch.mps.synchronize()
 
 
-def peak_memory(device: "torch.device") -> int:
-    """Most bytes that torch has held on a GPU of NVIDIA; elsewhere, that this process has."""
+def peak_memory(device: "torch.device") -> int | None:
+    """Most bytes that torch has held on a GPU of NVIDIA; elsewhere, that this process has.
+
+    None where the system does not say.
+    """
     import torch
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -5,7 +5,6 @@ File systems of clusters fail now and then for a moment; what is written here is
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -13,11 +12,14 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import lock_descriptor
 
 from micu.errors import ConfigError
 
@@ -25,6 +27,8 @@ TEMPORARY_SUFFIX = ".partial"
 LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems without locks answer."""
+_MOVES_OPEN = sys.platform != "win32"
+"""Whether a file that is open can be renamed and removed. Where not, its being open protects it."""
 _MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 """What network file systems answer while a server is away."""
 WAITS_S = (0.5, 2.0)
@@ -79,7 +83,11 @@ def _write_once(path: Path, data: bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            _rename(temporary, path, os.fstat(file.fileno()))
+            written = os.fstat(file.fileno())
+            if _MOVES_OPEN:
+                _rename(temporary, path, written)
+        if not _MOVES_OPEN:
+            _rename(temporary, path, written)
     except BaseException:
         with contextlib.suppress(OSError):  # what the disk said first says more
             temporary.unlink(missing_ok=True)
@@ -135,6 +143,8 @@ def check_room(folder: Path, bytes_needed: int) -> None:
 
 def flush_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
+    if sys.platform == "win32":  # folders are no files there, and names are durable
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -157,7 +167,10 @@ def remove_stale_temporaries(folder: Path, older_than_s: float = 0.0) -> None:
             if older_than_s and path.stat().st_mtime > oldest:
                 continue
             with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_left = try_lock(file)
+                if is_left and _MOVES_OPEN:
+                    path.unlink(missing_ok=True)
+            if is_left and not _MOVES_OPEN:
                 path.unlink(missing_ok=True)
         except OSError:  # in use, gone already, or nobody can tell
             continue
@@ -183,15 +196,44 @@ def _create_locked(path: Path) -> BinaryIO:
     while True:
         file = path.open("wb")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                file.close()
-                raise
-            return file
-        if path.exists():  # else it was taken for stale before it was locked
+            has_locks = _lock(file, wait=True) is not None
+        except BaseException:
+            file.close()
+            raise
+        if not has_locks or path.exists():  # else it was taken for stale before it was locked
             return file
         file.close()
+
+
+def try_lock(file: BinaryIO) -> bool | None:
+    """Lock an open file against others that ask for the same, unless one of them has it.
+
+    The lock ends when the file is closed, and with the process, however that ends.
+
+    Returns:
+        Whether it is locked now; None on a file system without locks.
+    """
+    return _lock(file, wait=False)
+
+
+def _lock(file: BinaryIO, *, wait: bool) -> bool | None:
+    try:
+        return lock_descriptor(file.fileno(), blocking=wait)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+
+
+@contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Hold the lock on a file, which is made if need be and stays, while the block runs.
+
+    As `lock_folder`, but others wait for their turn.
+    """
+    with path.open("ab") as file:
+        _lock(file, wait=True)
+        yield
 
 
 @contextmanager
@@ -206,22 +248,23 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read(200).decode(errors="replace") or "unknown"
+        if try_lock(file) is False:
             raise ConfigError(
-                f"{folder}: another process is at work there ({owner}); wait for its end, or name "
-                "another folder with --out"
-            ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+                f"{folder}: another process is at work there ({_read_owner(file)}); wait for its "
+                "end, or name another folder with --out"
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         file.flush()
         yield
+
+
+def _read_owner(file: BinaryIO) -> str:
+    """Who holds a lock, as it wrote into the file; Windows lets nobody read what is locked."""
+    with contextlib.suppress(OSError):
+        file.seek(0)
+        return file.read(200).decode(errors="replace") or "unknown"
+    return "unknown"
 
 
 def file_sha256(path: Path) -> str:

@@ -30,6 +30,7 @@ def tell_cost(cost: RunCost, state: TrainState, dataset: FeatureDataset, *, as_j
         click.echo(json.dumps(facts))
         return
     shapes = ", ".join(f"{name} {shape}" for name, shape in dataset.shapes.items())
+    memory = "?" if cost.memory_bytes is None else f"{cost.memory_bytes / 2**20:.0f}"
     readers = f"{cost.workers} processes" if cost.workers else "the training process"
     click.echo(
         f"{len(dataset)} clips: {shapes}\n"
@@ -37,5 +38,5 @@ def tell_cost(cost: RunCost, state: TrainState, dataset: FeatureDataset, *, as_j
         f"{cost.step_s:.3f} s per step, {cost.read_s:.3f} s to read a batch by {readers}: most of "
         f"the time goes to {cost.limit}\n"
         f"{cost.epoch_s / 60:.1f} min per epoch, {cost.run_s / 60:.1f} min for the run\n"
-        f"{cost.memory_bytes / 2**20:.0f} MiB at most"
+        f"{memory} MiB at most"
     )

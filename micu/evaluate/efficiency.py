@@ -3,6 +3,7 @@
 Measured here and now: another machine, thread count or batch size gives other seconds.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -49,13 +50,13 @@ def evaluate_efficiency(evaluation: Evaluation) -> list[Row]:
             loaded.model.encode(batch.features, batch.mask)
 
     inference_s = _measure(infer, evaluation.steps, device)
-    inference_memory = peak_memory(device) / MIB
+    inference_memory = _memory_mib(device)
     state = build_state(loaded.config, loaded.model.shapes, str(device))
     training_s = _measure(lambda: train_step(state, batch), evaluation.steps, device)
     values = {
         "parameters": float(_trained(loaded.model, state.losses)),
         "parameters_downstream": float(_downstream(loaded.model)),
-        "training_memory_mib": peak_memory(device) / MIB,
+        "training_memory_mib": _memory_mib(device),
         "inference_memory_mib": inference_memory,
         "seconds_per_step": training_s,
         "seconds_per_clip": inference_s / count,
@@ -63,6 +64,8 @@ def evaluate_efficiency(evaluation: Evaluation) -> list[Row]:
     place = _name(device).replace(" ", "-")
     measured_with = f"batch:{count} device:{place} threads:{torch.get_num_threads()}"
     memory = "device" if device.type == "cuda" else "process, libraries included"
+    if math.isnan(inference_memory):
+        memory += " (this system does not say)"
     note = (
         f"{_name(device)}, {torch.get_num_threads()} threads, {dtype}, batches of {count} clips "
         f"({origin}); median of {evaluation.steps} steps after one to warm up; peak memory of the "
@@ -104,6 +107,11 @@ def _batch(evaluation: Evaluation) -> tuple[Batch, str]:
     names = tuple(str(number) for number in range(size))
     mask = torch.ones(size, steps, dtype=torch.bool)
     return Batch(features, mask, names, ("",) * size), "random features"
+
+
+def _memory_mib(device: torch.device) -> float:
+    memory = peak_memory(device)
+    return math.nan if memory is None else memory / MIB
 
 
 def _measure(work: Callable[[], object], repeats: int, device: torch.device) -> float:

@@ -1,9 +1,7 @@
 """Results: rows in a long CSV file, and as a Markdown table; pages are `micu.report`'s."""
 
-import fcntl
 import logging
 import math
-import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,9 +21,12 @@ from micu.evaluate.sheets import (
     render_sheet,
     show,
 )
-from micu.files import write_atomically
+from micu.files import wait_for_lock, write_atomically
 
 logger = logging.getLogger(__name__)
+
+LOCK = ".results.lock"
+"""In a folder of results files: what their writers lock."""
 
 CHANGES = " with "
 """Between a preset's name and what was changed in it."""
@@ -207,12 +208,8 @@ def _parse(values: Mapping[str, str], sheet: Sheet) -> Row:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which writers of its files share."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with wait_for_lock(folder / LOCK):
         yield
-    finally:
-        os.close(handle)
 
 
 # --- tables ----------------------------------------------------------------------------------

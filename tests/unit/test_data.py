@@ -1,10 +1,13 @@
 """From feature stores to batches: which clips, which seconds, which order."""
 
 import json
+import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import chain
 from types import SimpleNamespace
 
@@ -16,16 +19,20 @@ from micu.config import DataConfig
 from micu.data import (
     Batch,
     FeatureDataset,
+    Piped,
     _signals_held,
+    _tell_of_pipe,
     align_steps,
     batch_order,
     iterate,
     make_loader,
     select_clips,
+    share_batch,
 )
-from micu.errors import ConfigError, ManifestError, StoreError
+from micu.errors import ConfigError, ManifestError, ProcessError, StoreError
 from micu.manifest import Clip, write_manifest
 from micu.store import FeatureRow, FeatureStore, find_sets
+from tests.conftest import PROJECT
 from tests.feature_sets import make_clips, write_features
 
 NAN = float("nan")
@@ -398,3 +405,115 @@ def test_moving_a_batch_changes_its_features_type_and_nothing_else():
     assert batch.features["audio"].dtype == torch.float64
     assert batch.mask.dtype == torch.bool
     assert (batch.clip_ids, batch.labels) == (("c",), ("x",))
+
+
+def test_a_batch_without_room_in_shared_memory_goes_through_the_pipe_and_says_so(
+    stores, monkeypatch, caplog
+):
+    _tell_of_pipe.cache_clear()
+    batch = FeatureDataset(stores, make_clips(), DataConfig()).read_batch([3, 1])
+    shared = []
+
+    def refuse(values):
+        if shared:
+            raise RuntimeError("unable to allocate shared memory(shm) for file </t>: No space (28)")
+        shared.append(values)
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    for _ in range(2):
+        shared.clear()
+        piped = pickle.loads(pickle.dumps(share_batch(batch)))
+        assert isinstance(piped, Piped)
+        found = piped.open()
+        assert found.features.keys() == batch.features.keys()
+        assert all(
+            torch.equal(found.features[name], batch.features[name]) for name in batch.features
+        )
+        assert torch.equal(found.mask, batch.mask)
+        assert (found.clip_ids, found.labels) == (batch.clip_ids, batch.labels)
+
+    assert [record.message for record in caplog.records] == [
+        "shared memory: no room for a batch (No space (28)); going on without, which reads more "
+        "slowly. Give /dev/shm more room (docker run --shm-size=2g), or type fewer --workers"
+    ]
+
+
+def test_with_room_a_batch_is_shared_as_it_is(stores):
+    batch = FeatureDataset(stores, make_clips(), DataConfig()).read_batch([3, 1])
+    shared = share_batch(batch)
+
+    assert shared is batch
+    assert all(values.is_shared() for values in (*batch.features.values(), batch.mask))
+
+
+NO_ROOM = """
+import sys
+from pathlib import Path
+import torch
+from micu.config import DataConfig
+from micu.data import FeatureDataset, iterate, make_loader
+from micu.store import FeatureStore, find_sets
+from tests.feature_sets import make_clips
+
+if __name__ == "__main__":
+    sets = {path.name.split("-")[0]: FeatureStore(path) for path in find_sets(Path(sys.argv[1]))}
+    dataset = FeatureDataset(sets, make_clips(), DataConfig())
+    here, there = (
+        list(iterate(make_loader(dataset, 8, seed=0, epoch=0, workers=workers)))
+        for workers in (0, 2)
+    )
+    for one, other in zip(here, there, strict=True):
+        assert all(torch.equal(one.features[name], other.features[name]) for name in sets)
+    print(len(there))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a /dev/shm of its own")
+@pytest.mark.parametrize("size", ["64k", "64m"])
+def test_a_small_dev_shm_changes_no_batch_and_hangs_nothing(stores, tmp_path, size):
+    script = tmp_path / "run.py"
+    script.write_text(NO_ROOM)
+    inside = f"mount -t tmpfs -o size={size} tmpfs /dev/shm && exec {sys.executable} {script} $0"
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inside]
+    tried = [*command[:-1], "mount -t tmpfs tmpfs /dev/shm"]
+    if shutil.which("unshare") is None or subprocess.run(tried, capture_output=True).returncode:
+        pytest.skip("may not mount anything")
+    done = subprocess.run(
+        [*command, str(next(iter(stores.values())).folder.parent)],
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+    assert ("going on without" in done.stderr) == (size == "64k")
+
+
+def test_an_error_of_a_reading_process_is_the_error_itself(stores, monkeypatch):
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+    refuse = StoreError("shard-00000.h5: damaged")
+    monkeypatch.setattr("micu.data._signals_held", nullcontext)
+    batch = dataset.read_batch([0])
+
+    class Loader:
+        num_workers = 1
+
+        def __init__(self, *items):
+            self.items = items
+
+        def __iter__(self):
+            for item in self.items:
+                if isinstance(item, RuntimeError):
+                    raise item
+                yield item
+
+    batches = iterate(Loader(batch, refuse))
+    assert next(batches) is batch
+    with pytest.raises(StoreError, match=r"^shard-00000\.h5: damaged$"):
+        next(batches)
+    with pytest.raises(ProcessError, match="--workers 1: a process that reads features has ended"):
+        next(iterate(Loader(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed"))))
+    with pytest.raises(RuntimeError, match=r"^other$"):
+        next(iterate(Loader(RuntimeError("other"))))

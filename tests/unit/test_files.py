@@ -1,14 +1,25 @@
 """Files in writing, and folders in use."""
 
+import contextlib
 import fcntl
 import multiprocessing
 import os
+import pathlib
 import signal
+import threading
 
 import pytest
 
+from extract.blocks import block_folder
+from micu import files
 from micu.errors import ConfigError
-from micu.files import lock_folder, remove_stale_temporaries, write_atomically
+from micu.files import (
+    lock_folder,
+    remove_stale_temporaries,
+    try_lock,
+    wait_for_lock,
+    write_atomically,
+)
 
 
 def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(tmp_path):
@@ -65,6 +76,65 @@ def test_without_locks_files_are_written_and_folders_used_all_the_same(tmp_path,
 
     assert (tmp_path / "a.csv").read_bytes() == b"whole"
     assert (tmp_path / ".b.csv.1.partial").exists()
+
+
+def test_what_is_waited_for_comes_in_turn(tmp_path):
+    order = []
+
+    def second():
+        with wait_for_lock(tmp_path / "lock"):
+            order.append("second")
+
+    with wait_for_lock(tmp_path / "lock"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        with (tmp_path / "lock").open("rb") as file:
+            assert try_lock(file) is False
+        order.append("first")
+    thread.join()
+
+    assert order == ["first", "second"]
+
+
+def test_without_locks_nobody_waits_and_nobody_is_kept_out(tmp_path, monkeypatch):
+    def unsupported(file, how):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with wait_for_lock(tmp_path / "lock"), (tmp_path / "lock").open("rb") as file:
+        assert try_lock(file) is None
+    with block_folder() as folder:  # it would look for a folder of its own for ever
+        assert folder.is_dir()
+
+
+def test_a_disk_that_refuses_a_lock_for_another_reason_is_an_error(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="Input/output"), lock_folder(tmp_path):
+        pass
+
+
+def test_where_open_files_cannot_be_moved_they_are_closed_first(tmp_path, monkeypatch):
+    replace = pathlib.Path.replace
+
+    def closed_first(path, other):
+        handles = []
+        for link in pathlib.Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                handles.append(str(link.readlink()))
+        assert str(path) not in handles
+        return replace(path, other)
+
+    monkeypatch.setattr(files, "_MOVES_OPEN", False)
+    if pathlib.Path("/proc/self/fd").is_dir():
+        monkeypatch.setattr(pathlib.Path, "replace", closed_first)
+    (tmp_path / ".b.csv.1.partial").touch()
+    write_atomically(tmp_path / "a.csv", b"whole")
+    remove_stale_temporaries(tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_a_folder_is_free_again_after_an_error(tmp_path):

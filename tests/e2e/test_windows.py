@@ -1,0 +1,151 @@
+"""What Windows lacks is not needed to train, to evaluate and to read."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.feature_sets import SMALL, make_clips, write_features
+
+HIDDEN = """
+import enum, importlib.abc, os, signal, sys
+# Libraries look for their own Windows; here it is only ours.
+import click, filelock, h5py, joblib, numpy, torch, torch.utils.data
+
+LACKING = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty")
+SIGNALS = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGKILL", "SIGQUIT", "SIGCONT", "SIGSTOP")
+MASKS = ("pthread_sigmask", "pthread_kill", "setitimer", "alarm", "pause", "sigwait")
+OURS = ("nice", "geteuid", "getuid", "killpg", "setsid", "getsid", "getpgid", "uname", "statvfs",
+        "sched_getaffinity", "posix_fallocate", "mkfifo", "getloadavg", "sysconf", "O_DIRECTORY")
+
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in LACKING:
+            raise ImportError(f"{name}: not on Windows", name=name)
+
+sys.meta_path.insert(0, Hide())
+for name in LACKING:
+    sys.modules.pop(name, None)
+for module, names in ((signal, (*SIGNALS, *MASKS)), (os, OURS)):
+    for name in names:
+        if hasattr(module, name):
+            delattr(module, name)
+signal.Signals = enum.IntEnum("Signals", {"SIGINT": 2, "SIGTERM": 15})
+"""
+"""Begins a script that sees what it would see on Windows."""
+
+
+def run_there(folder: Path, code: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run code where what Windows lacks is hidden."""
+    return subprocess.run(
+        [sys.executable, "-c", HIDDEN + code, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "USERNAME": "someone"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+TOOLS = {
+    "train": "from micu.cli import train_main; train_main()",
+    "evaluate": "from micu.cli import eval_main; eval_main()",
+    "extract": "from extract.cli import main; main()",
+    "demo": "from extract.demo import main; main()",
+}
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("windows") / "features"
+    write_features(root, make_clips(24, ("train", "val", "test")))
+    return root
+
+
+@pytest.mark.slow
+def test_training_evaluating_and_reading_need_nothing_that_windows_lacks(
+    features: Path, tmp_path: Path
+) -> None:
+    settings = [word for assignment in SMALL for word in ("--set", assignment)]
+    where = ["--features", str(features), "--modalities", "v,a", "--device", "cpu"]
+    words = [*where, *settings, "--out", "run"]
+    begun = run_there(tmp_path, TOOLS["train"], *words, "--set", "optimizer.max_steps=2")
+    more = ("--set", "optimizer.max_steps=3", "--resume")
+    went_on = run_there(tmp_path, TOOLS["train"], *words, *more)
+    cost = run_there(tmp_path, TOOLS["train"], *words, "--dry-run")
+    assert [done.returncode for done in (begun, went_on, cost)] == [0, 0, 0], (
+        begun.stderr + went_on.stderr + cost.stderr
+    )
+    assert "3 steps; model in" in went_on.stderr
+    assert "? MiB at most" in cost.stdout + cost.stderr
+
+    (tmp_path / "known.csv").write_text("label\ndrum\nengine\n")
+    found = run_there(
+        tmp_path,
+        TOOLS["evaluate"],
+        *("run/last.pt", "--features", str(features), "--known", "known.csv"),
+        *("--pairs", "v:a", "--probe-epochs", "1"),
+        *("--device", "cpu", "--out", "results.csv", "--details", "details"),
+    )
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "results.csv").read_text().count("\n") > 1
+
+    read = run_there(
+        tmp_path,
+        "from pathlib import Path\n"
+        "from micu.store import FeatureStore, find_sets\n"
+        "store = FeatureStore(find_sets(Path(sys.argv[1]))[0])\n"
+        "print(store.read(store.clip_ids[0]).values.shape)\n",
+        str(features),
+    )
+    assert (read.returncode, read.stdout) == (0, "(10, 6)\n"), read.stderr
+
+
+def test_two_runs_in_one_folder_are_told_apart_where_there_are_locks_of_windows_kind(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from micu.files import lock_folder, write_atomically, remove_stale_temporaries\n"
+        "with lock_folder(Path('.')):\n"
+        "    write_atomically(Path('a'), b'whole')\n"
+        "    remove_stale_temporaries(Path('.'))\n"
+    )
+    done = run_there(tmp_path, "import micu.files\nmicu.files._MOVES_OPEN = False\n" + code)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ("extract", ("audio", "m.csv")),
+        ("extract", ("video", "m.csv")),
+        ("extract", ("flow", "m.csv", "--tvl1")),
+        ("extract", ("text", "m.csv")),
+        ("extract", ("all", "m.csv", "--backbones", "vggish")),
+        ("demo", ()),
+    ],
+)
+def test_extraction_says_where_it_runs(tmp_path: Path, tool: str, words: tuple[str, ...]) -> None:
+    (tmp_path / "m.csv").write_text("clip_id,path,text\na,a.wav,a\n")
+    done = run_there(tmp_path, TOOLS[tool], *words, *(("--device", "cpu") if words else ()))
+
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip().splitlines()[-1] == (
+        "error: extraction: expected Linux or macOS, got a system without the module fcntl; "
+        "extract on one of them (WSL counts as Linux): features are read, trained on and "
+        "evaluated everywhere"
+    )
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
+
+
+@pytest.mark.parametrize("words", [("--help",), ("list",), ("verify", "features")])
+def test_what_only_reads_works_everywhere(features: Path, words: tuple[str, ...]) -> None:
+    done = run_there(features.parent, TOOLS["extract"], *words)
+    assert done.returncode == 0, done.stderr
