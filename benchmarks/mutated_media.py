@@ -160,7 +160,7 @@ def flip_bits(data: bytearray, rng: random.Random, other: bytes) -> bytearray:
 
 def cut(data: bytearray, rng: random.Random, other: bytes) -> bytearray:
     """Leave out the end."""
-    return data[: rng.randrange(1, len(data))]
+    return data[: rng.randint(1, len(data))]
 
 
 def leave_out(data: bytearray, rng: random.Random, other: bytes) -> bytearray:

@@ -20,7 +20,7 @@ CODE = (".py", ".so", ".pyd")
 NONE = "none"
 PROGRAM = ("-P", "-c", "from extract.dask.making import main; main()")
 """Arguments of the Python that runs shares, with which it runs `main`."""
-TELLS_WITHIN_S = 60.0
+TELLS_WITHIN_S = 45.0
 _DIGITS = 12
 _SHOWN = 60
 """Characters that are told of what another machine says."""
