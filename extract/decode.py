@@ -29,6 +29,7 @@ from extract.frames import FrameCollector
 from extract.media import DECODE_ERRORS, IO_ERROR, Reading, Source, Window, may_pass
 from extract.pictures import PICTURE_READERS, Picture, open_pictures
 from extract.sound import cut_windows, read_mono
+from extract.stills import open_source
 from extract.streams import Damage, check_damage, check_unit_bytes, too_short
 from micu.errors import ConfigError, DecodeError
 from micu.manifest import Clip
@@ -214,7 +215,7 @@ def read_sound_once(clip: Clip, wants: Sequence[WaveformInput], reading: Reading
             f"decoder {reading.decoder!r} reads pictures only; sound is read with 'pyav'"
         )
     window, damage = Window.of(clip), Damage()
-    with Source(clip, reading.media_root, "audio") as source:
+    with open_source(clip, reading.media_root, "audio") as source:
         sound = read_mono(source, window, damage)
         for spec in wants:
             check_unit_bytes(source, 4 * int(sound.duration_s * spec.sample_rate))

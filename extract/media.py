@@ -17,6 +17,7 @@ import av
 
 from extract.encryption import holds_encrypted, is_encrypted
 from extract.flow.methods import FlowSettings
+from extract.formats import CONTAINERS, PILLOW, find_still, holds_one_photograph
 from extract.media_file import IO_ERROR as IO_ERROR
 from extract.media_file import MediaFile
 from extract.media_file import find_media as find_media
@@ -51,11 +52,8 @@ DECODE_ERRORS = {
 MAX_PIXELS = 8192 * 4352
 """Largest picture that is decoded, px: 8K in either orientation of the cinema format."""
 
-FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,gif,mxf,dv,"
-    "wav,w64,aiff,au,caf,mp3,flac,aac,ac3,eac3,amr,wv,tta,jpeg_pipe,png_pipe"
-)
-"""Container formats that are opened. Playlists, concatenation scripts and devices are not."""
+FORMATS = ",".join(CONTAINERS)
+"""Container formats that FFmpeg opens. Playlists, concatenation scripts and devices are not."""
 
 _OPTIONS = {
     "protocol_whitelist": "file",
@@ -120,18 +118,21 @@ class Source:
         clip: Whose media to open.
         media_root: Folder that `clip.path` is relative to.
         kind: Which stream.
+        file: The clip's media file, if it is open already; closed with this.
 
     Raises:
         DecodeError: The file cannot be opened, or has no such stream.
     """
 
-    def __init__(self, clip: Clip, media_root: Path, kind: Kind) -> None:  # noqa: D107
+    def __init__(  # noqa: D107
+        self, clip: Clip, media_root: Path, kind: Kind, file: MediaFile | None = None
+    ) -> None:
         self.name = repr(clip.path)
         self.origin = Fraction(0)
         self.kind = kind
         self.keeps: list[Any] | None = None
         """Where set: the packets that were read since the file was opened or restarted."""
-        self._file = MediaFile(clip.path, media_root)
+        self._file = file or MediaFile(clip.path, media_root)
         try:
             self._open()
         except BaseException:
@@ -139,9 +140,12 @@ class Source:
             raise
 
     def _open(self) -> None:
+        still = self._still = find_still(self._file.read_at)
+        self.is_photograph = still == "jpeg_pipe" and holds_one_photograph(self._file.read_at)
         try:
             self.container = av.open(
                 f"file:{self.path}",
+                format=still if still in CONTAINERS else None,
                 options=dict(_OPTIONS),
                 **_METADATA,
             )
@@ -167,6 +171,12 @@ class Source:
         if not moving:
             what = {"video": "moving pictures", "audio": "sound"}[self.kind]
             raise DecodeError(f"no_{self.kind}", f"{self.name}: the file has no {what}")
+        whole = av.stream.Disposition.default
+        if self._still in PILLOW and not any(stream.disposition & whole for stream in moving):
+            raise DecodeError(
+                "unreadable",
+                f"{self.name}: a photograph stored in tiles; to read it, pip install pi-heif",
+            )
         best = self.container.streams.best(self.kind)
         stream = best if best in moving else moving[0]
         told = {**self.container.metadata, **stream.metadata}
@@ -212,9 +222,25 @@ class Source:
         return self._file.path
 
     @property
+    def duration_s(self) -> float | None:
+        """Length, s, as the file says; None if it does not."""
+        duration = self.container.duration
+        return None if duration is None else duration / 1e6
+
+    @property
     def rate(self) -> Fraction:
         """Average frames per second, for frames that say nothing of their time."""
         return Fraction(self.stream.average_rate or self.stream.guessed_rate or 25)
+
+    @property
+    def last_shown_until(self) -> Fraction:
+        """Until when the last picture stays at least, s.
+
+        Theora stores nothing while a picture stays, so that it stays to the end of the file.
+        """
+        if self.stream.codec_context.name != "theora" or self.duration_s is None:
+            return Fraction(0)
+        return Fraction(self.container.duration, 10**6)
 
     @property
     def declared_end(self) -> Fraction | None:

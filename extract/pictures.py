@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from extract.media import MAX_PIXELS, Reading, Source, Window
+from extract.stills import Still, open_source
 from extract.streams import Damage, decode_from
 from micu.errors import DecodeError, ExtraError
 from micu.manifest import Clip
@@ -95,7 +97,7 @@ def on_screen(
         if window.end is not None and time >= window.end:
             return
     if shown is not None:
-        end = shown[0] + _duration(source, shown[1])
+        end = max(shown[0] + _duration(source, shown[1]), source.last_shown_until)
         if end > window.start:
             damage.bad += bool(shown[1].is_corrupt)
             damage.good += not shown[1].is_corrupt
@@ -234,6 +236,15 @@ def open_pictures(clip: Clip, reading: Reading, damage: Damage) -> tuple[Source,
         DecodeError: The file cannot be opened, or has no moving pictures.
         RegistryError: No such decoder.
     """
-    reader = PICTURE_READERS[reading.decoder]
-    source = Source(clip, reading.media_root, "video")
-    return source, reader(source, Window.of(clip), damage)
+    reader, window = PICTURE_READERS[reading.decoder], Window.of(clip)
+    source = open_source(clip, reading.media_root, "video")
+    if isinstance(source, Still):
+        return source, _read_still(source, window, damage)
+    pictures = reader(source, window, damage)
+    return source, islice(pictures, 1) if source.is_photograph else pictures
+
+
+def _read_still(source: Still, window: Window, damage: Damage) -> Iterator[Picture]:
+    """Pictures that Pillow decodes, whatever decodes the others."""
+    for start, end, picture in source.frames(window, damage):
+        yield Picture(start - window.start, end - window.start, partial(np.asarray, picture))

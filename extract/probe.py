@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from extract.backbones.base import MIN_STEP_S, Media
-from extract.media import Source
 from extract.pipeline import Work, decode_ahead
+from extract.stills import open_source
 from extract.workers import Outcome, decode_in_processes
 from micu.commands import StopFlag
 from micu.errors import DecodeError
@@ -100,10 +100,9 @@ def probe_file(path: str, media_root: Path) -> Probe:
     reason: DecodeError | None = None
     for kind in ("video", "audio"):
         try:
-            with Source(clip, media_root, kind) as source:
+            with open_source(clip, media_root, kind) as source:
                 has[kind] = True
-                if source.container.duration is not None:
-                    duration_s = source.container.duration / 1e6
+                duration_s = source.duration_s if duration_s is None else duration_s
         except DecodeError as error:
             if not error.code.startswith("no_"):
                 reason = error

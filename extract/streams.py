@@ -49,6 +49,8 @@ def decode(
 ) -> Generator[tuple[Fraction | None, Any], None, None]:
     """Decode a stream from where it stands.
 
+    A packet without bytes, as Theora has them, says that the picture before it stays.
+
     Args:
         source: What to decode.
         start: Packets that would not decode count as damage from here on, s.
@@ -57,13 +59,18 @@ def decode(
     Yields:
         Time from the start of the file, s, or None; and the frame.
     """
-    context = source.stream.codec_context
+    context, shown = source.stream.codec_context, None
     for packet in _read_packets(source, damage):
         if packet is not None and packet.size:
             damage.packets += 1
             damage.cut_off |= bool(packet.is_corrupt)
             if damage.first_packet is None:
                 damage.first_packet = source.time_of(packet.pts)
+        if packet is not None and not packet.size and packet.dts is not None:
+            # The decoder would take it for the end of the stream.
+            if shown is not None and source.kind == "video":
+                yield source.time_of(packet.dts if packet.pts is None else packet.pts), shown
+            continue
         try:
             frames = context.decode(packet)
         except MemoryError as error:
@@ -75,6 +82,7 @@ def decode(
                 damage.cut_off = True
             continue
         for frame in frames:
+            shown = frame
             yield source.time_of(frame.pts), frame
 
 

@@ -52,6 +52,7 @@ def write_media(
     sound_gap: int = 0,
     rotation: int = 0,
     title: str = "",
+    exif: bytes = b"",
     options: dict[str, str] | None = None,
 ) -> Path:
     """A file with `frames` pictures at `pts` / fps seconds, and sound (channels, S) float.
@@ -76,7 +77,7 @@ def write_media(
         for i in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
             frame.pts, frame.time_base = (pts[i] if pts else i), Fraction(1, fps)
-            container.mux(video.encode(frame))
+            container.mux(_with_exif(packet, exif) for packet in video.encode(frame))
         if frames:
             container.mux(video.encode(None))
         if sound is not None:
@@ -97,6 +98,19 @@ def write_media(
         turn = round(np.cos(np.radians(rotation))), round(np.sin(np.radians(rotation)))
         set_display_matrix(path, turn[0], -turn[1], turn[1], turn[0])
     return path
+
+
+def _with_exif(packet: av.Packet, exif: bytes) -> av.Packet:
+    """A JPEG picture with EXIF, as cameras write them; as it is without."""
+    if not exif:
+        return packet
+    data = bytes(packet)
+    segment = b"\xff\xe1" + (2 + len(exif)).to_bytes(2, "big") + exif
+    longer = av.Packet(data[:2] + segment + data[2:])
+    longer.stream, longer.time_base = packet.stream, packet.time_base
+    longer.pts, longer.dts, longer.duration = packet.pts, packet.dts, packet.duration
+    longer.is_keyframe = packet.is_keyframe
+    return longer
 
 
 def set_display_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:

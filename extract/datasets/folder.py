@@ -1,10 +1,11 @@
 """Own data: a folder per class, or a CSV file with paths and labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from extract.datasets.base import (
+    SHOWN,
     File,
     Files,
     Lines,
@@ -13,7 +14,7 @@ from extract.datasets.base import (
     read_table,
     with_unique_ids,
 )
-from extract.datasets.layout import MEDIA_SUFFIXES
+from extract.formats import MEDIA_SUFFIXES
 from micu.errors import ManifestError
 from micu.manifest import Clip, read_manifest
 
@@ -37,11 +38,12 @@ def read_folder(files: Files) -> list[Clip]:
 
 
 def _read_folder(root: Path) -> list[Clip]:
-    clips, others = [], 0
+    clips: list[Clip] = []
+    others: list[str] = []
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         parts = path.relative_to(root).parts
         if path.suffix.lower() not in MEDIA_SUFFIXES or any(p.startswith(".") for p in parts):
-            others += 1
+            others.append("/".join(parts))
             continue
         has_split = len(parts) > 2 and parts[0] in SPLITS
         classes = parts[1:-1] if has_split else parts[:-1]
@@ -56,14 +58,23 @@ def _read_folder(root: Path) -> list[Clip]:
         )
     if not clips:
         raise ManifestError(
-            f"{root}: expected media in a folder per class, CLASS/clip.mp4; got {others} other "
-            "files"
+            f"{root}: expected media in a folder per class, CLASS/clip.mp4; got {len(others)} "
+            f"other files{_name_some(others)}"
         )
     if others:
-        logger.warning("%s: %d files are no media and are left out", root, others)
+        told = _name_some(others)
+        logger.warning("%s: %d files are no media and are left out%s", root, len(others), told)
     if not any(clip.label for clip in clips):
         logger.warning("%s: no folder per class, so that no clip has a label", root)
     return with_unique_ids(clips)
+
+
+def _name_some(names: Sequence[str]) -> str:
+    """The first names, for messages, and how many there are more."""
+    shown = [ascii(name[:200]) for name in names[:SHOWN]]
+    more = len(names) - len(shown)
+    told = ", ".join(shown) + (f" and {more} more" if more else "")
+    return f": {told}" if told else ""
 
 
 def _escape(name: str, keep: Callable[[str], bool]) -> str:

@@ -5,16 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from extract.formats import MEDIA_SUFFIXES
 from micu.manifest import Clip, youtube_id
-
-MEDIA_SUFFIXES = frozenset(
-    {
-        *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".mpg", ".mpeg", ".ogv"),
-        *(".flv", ".gif", ".mxf", ".wav", ".w64", ".aif", ".aiff", ".au", ".mp3", ".flac", ".aac"),
-        *(".m4a", ".ac3", ".amr", ".ogg", ".opus", ".caf", ".tta", ".jpg", ".jpeg", ".png"),
-    }
-)
-"""Endings of media files."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,11 @@ import os
 import random
 import resource
 import time
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 
@@ -313,6 +316,58 @@ def test_pictures_without_colour_or_with_all_of_it_keep_their_columns(tmp_path, 
     whole = FrameInput(fps=4, resize=32, crop=32)
     media = read_media(Clip(clip_id="c", path=path.name), whole, tmp_path)
     np.testing.assert_allclose(media.units[0].astype(int), picture.astype(int), atol=12)
+
+
+def test_packets_without_bytes_say_that_the_picture_stays(tmp_path, monkeypatch):
+    """As Theora has them; a decoder takes such a packet for the end of the stream."""
+    path = write_media(tmp_path / "a.mkv", frames=40, gop=1)
+    real = extract.streams._read_packets
+
+    def empty_most(*arguments):
+        for number, packet in enumerate(real(*arguments)):
+            if packet is None or not packet.size or packet.pts * packet.time_base % 1 == 0:
+                yield packet
+                continue
+            empty = av.Packet()
+            empty.stream, empty.time_base = packet.stream, packet.time_base
+            empty.pts, empty.dts = packet.pts if number % 2 else None, packet.dts
+            yield empty
+
+    monkeypatch.setattr(extract.streams, "_read_packets", empty_most)
+    media = read_media(Clip(clip_id="c", path=path.name), FRAMES, tmp_path)
+    assert [frame_of(unit) for unit in media.units[::4]] == [0, 10, 20, 30]
+    assert (media.steps, media.duration_s, media.notes["corrupt_frames"]) == (4, 4.0, 0)
+    later = read_media(Clip(clip_id="c", path=path.name, start_s=2.5), FRAMES, tmp_path)
+    assert [frame_of(unit) for unit in later.units] == [20, 20, 30, 30, 30, 30]
+
+
+def test_sound_packets_without_bytes_are_passed_over(tmp_path, monkeypatch):
+    path = write_media(tmp_path / "a.mkv", sound=tone(2, 48000), rate=48000, sound_codec="flac")
+    real = extract.streams._read_packets
+
+    def add_empty(*arguments):
+        for packet in real(*arguments):
+            if packet is not None and packet.size:
+                empty = av.Packet()
+                empty.stream, empty.time_base = packet.stream, packet.time_base
+                empty.pts, empty.dts = packet.pts, packet.dts
+                yield empty
+            yield packet
+
+    monkeypatch.setattr(extract.streams, "_read_packets", add_empty)
+    assert read_media(Clip(clip_id="c", path=path.name), WAVES, tmp_path).duration_s == 2.0
+
+
+def test_theora_shows_its_last_picture_to_the_end_of_the_file(tmp_path):
+    path = write_media(tmp_path / "a.mkv", frames=10, sound=tone(3, 8000))
+    with extract.media.Source(Clip(clip_id="c", path=path.name), tmp_path, "video") as source:
+        assert source.last_shown_until == 0
+        length = Fraction(source.container.duration, 10**6)
+        source.stream = SimpleNamespace(codec_context=SimpleNamespace(name="theora"))
+        assert source.last_shown_until == length > 2.9
+        source.container.close()
+        source.container = SimpleNamespace(duration=None, close=lambda: None)
+        assert source.last_shown_until == 0
 
 
 # --- real files --------------------------------------------------------------------------------

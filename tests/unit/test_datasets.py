@@ -7,6 +7,7 @@ import pytest
 
 from extract.datasets import DATASETS
 from extract.datasets.layout import locate_media
+from extract.formats import MEDIA_SUFFIXES
 from micu.errors import ManifestError, MicuError, StoreError
 from micu.manifest import Clip, Event
 
@@ -319,7 +320,32 @@ def test_a_folder_per_class_is_a_manifest(tmp_path: Path, caplog: pytest.LogCapt
         ("cat/deep/b.WAV", "cat", ""),
         ("dog/a.mp4", "dog", ""),
     ]
-    assert "2 files are no media" in caplog.text
+    told = "2 files are no media and are left out: 'cat/notes.txt', 'dog/.x.mp4'"
+    assert caplog.messages == [f"{root}: {told}"]
+
+
+@pytest.mark.parametrize("ending", sorted(MEDIA_SUFFIXES))
+def test_every_ending_of_a_format_that_is_read_is_media(tmp_path: Path, ending: str) -> None:
+    root = touch(tmp_path, f"dog/a{ending}", f"dog/B{ending.upper()}")
+    listed = rows("folder", [str(root)])
+    assert [clip.path for clip in listed] == [f"dog/B{ending.upper()}", f"dog/a{ending}"]
+    located = locate_media([Clip(clip_id="a", path="a.xyz")], root)
+    assert [clip.path for clip in located.clips] == [f"dog/a{ending}"]
+
+
+@pytest.mark.parametrize(("count", "more"), [(20, ""), (21, " and 1 more"), (300, " and 280 more")])
+def test_of_many_files_that_are_left_out_the_first_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int, more: str
+) -> None:
+    names = [f"dog/{number:03d}.txt" for number in range(count)]
+    root = touch(tmp_path, *names, "dog/z.wmv")
+    assert len(rows("folder", [str(root)])) == 1
+    told = ", ".join(repr(name) for name in names[:20]) + more
+    assert caplog.messages == [f"{root}: {count} files are no media and are left out: {told}"]
+    (root / "dog/z.wmv").unlink()
+    with pytest.raises(ManifestError) as caught:
+        rows("folder", [str(root)])
+    assert str(caught.value).endswith(f"got {count} other files: {told}")
 
 
 def test_folders_named_as_splits_are_splits(tmp_path: Path) -> None:
