@@ -7,14 +7,18 @@ own (see `micu.records`); `merge_set` proves that the parts make a whole and fol
 one.
 """
 
+import contextlib
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from extract.verify import Contents, inspect_set
 from micu.errors import ConfigError
+from micu.files import LOCK, NO_LOCKS, hold_folder
 from micu.store import (
     index_name,
     ledger_name,
@@ -119,6 +123,58 @@ def refuse_other_partitions(folder: Path, part: Part) -> None:
             f"{folder}: expected files of {part.count} parts, got some of part {others[0]}; when "
             f"no part is at work, type: micu-extract merge --incomplete {folder}"
         )
+
+
+# --- who is at work --------------------------------------------------------------------------
+
+
+@contextmanager
+def join_folder(folder: Path, *, alone: bool) -> Iterator[Callable[[], None]]:
+    """Be at work in the folder of a set, which is made if need be, while the block runs.
+
+    Any number of processes may be, unless one is there alone. The locks end with the processes. On
+    a file system without locks nobody is kept out.
+
+    Args:
+        folder: Of the set.
+        alone: Keep out every other process, until the function that is given is called.
+
+    Raises:
+        ConfigError: Another process is at work there, and this one is to be alone.
+    """
+    import fcntl  # what only reads features runs where there is none
+
+    hold_folder(folder)
+    path = folder / LOCK
+    while True:
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        except BlockingIOError as error:
+            file.close()
+            raise ConfigError(
+                f"{folder}: expected nobody to be at work there, got another run, which would lose "
+                "what it makes; wait for its end, or name another folder with --out"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                file.close()
+                raise
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            break
+        file.close()  # the last one to leave took it along
+
+    def let_others_in() -> None:
+        with contextlib.suppress(OSError):  # there are no locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+    with file:
+        try:
+            yield let_others_in
+        finally:
+            with contextlib.suppress(OSError):  # others are there, or the folder is not
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 # --- joining ---------------------------------------------------------------------------------

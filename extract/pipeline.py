@@ -26,6 +26,7 @@ from extract.workers import (
 )
 from extract.writer import SetWriter, Summary
 from micu.commands import StopFlag, stop_signals
+from micu.files import hold_folders
 from micu.manifest import Clip
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,22 @@ def extract_several(
 
     Raises:
         OSError: The disk refused a shard, the ledger or the flow cache; earlier shards are whole.
+            Or the folder of a set went away.
     """
+    with hold_folders():
+        return _extract(targets, read, workers, on_clip, clip_timeout_s, worker_bytes, max_failures)
+
+
+def _extract(
+    targets: Mapping[str, Target],
+    read: Reader,
+    workers: int,
+    on_clip: Callable[[Summary], None],
+    clip_timeout_s: float | None,
+    worker_bytes: int | None,
+    max_failures: Limit | None,
+) -> list[Summary]:
+    """`extract_several`, while folders are held."""
     started = time.monotonic()
     doubts = max_failures is None or not max_failures.bears_all
     writers = {

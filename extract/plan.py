@@ -85,6 +85,8 @@ class Plan:
     run: RunRecord
     replaces: bool
     """Features of another making are in the folder, and go before the first shard is written."""
+    overwrite: bool
+    """What is there may be replaced, so that no other run may be at work when this one begins."""
     shards: tuple[ShardPlan, ...]
     """Only those with rows to extract."""
     unlisted: dict[str, ShardEntry]
@@ -212,6 +214,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         header=header,
         run=_record_run(job, wanted, before),
         replaces=replaces,
+        overwrite=job.overwrite,
         shards=tuple(shards),
         unlisted=dict(standing.unlisted),
         dropped=standing.mended | retried,

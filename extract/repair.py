@@ -4,6 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from extract.parts import join_folder
 from extract.verify import ShardCheck, check_shards
 from micu.store import (
     Header,
@@ -37,12 +38,19 @@ def repair_set(folder: Path) -> Repair:
     """Delete the broken shards of a set, and ledger rows of clips that are stored.
 
     Broken is a shard that cannot be opened, is of another making than `set.json`, holds values that
-    are not finite, or differs from what the index noted when it was written. Reads every shard. No
-    extraction may be at work in the folder.
+    are not finite, or differs from what the index noted when it was written. Reads every shard.
 
     Raises:
         StoreError: The folder is not a feature set.
+        ConfigError: A run is at work there.
     """
+    read_set(folder)  # nothing is made where no set is
+    with join_folder(folder, alone=True):
+        return _repair(folder)
+
+
+def _repair(folder: Path) -> Repair:
+    """`repair_set`, while nobody else is at work there."""
     header, run = read_set(folder)
     checks = list(check_shards(folder, header, data=True))
     # Where no shard is of the making that set.json states, it is set.json that is out of place.

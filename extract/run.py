@@ -25,7 +25,7 @@ from extract.workers import check_system
 from extract.writer import Summary
 from micu.commands import EXIT_FAILURES, Source, StopFlag, find_source, record_source
 from micu.errors import ConfigError, DecodeError
-from micu.files import check_room
+from micu.files import check_held, check_room, hold_folder
 from micu.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
 
 GPU_WORKERS = 2
@@ -146,6 +146,8 @@ def _extract_here(
 ) -> list[Summary]:
     progress = Progress(sum(target.plan.todo for target in targets.values()))
     workers = settings.workers
+    if settings.flow_cache is not None:
+        hold_folder(settings.flow_cache)
     has_flow = any(target.backbone.spec.modality == "flow" for target in targets.values())
     if has_flow and settings.flow.is_on_gpu:
         workers = min(workers, GPU_WORKERS)
@@ -159,6 +161,8 @@ def _extract_here(
         max_failures=settings.max_failures,
     )
     progress.close()
+    if settings.flow_cache is not None:
+        check_held(settings.flow_cache)
     return summaries
 
 

@@ -39,7 +39,8 @@ class SetStatus:
     shards_partial: int
     shards_missing: int
     shards_unlisted: int
-    """Shards that the index does not know, or knows with another size; `verify` looks into them."""
+    """Shards that the index does not know, or knows with another size or of another making;
+    `verify` looks into them."""
     size_bytes: int
     parts: tuple[str, ...]
     """Parts that have files of their own, as `2/4`; none where there are no parts, or merged."""
@@ -70,7 +71,12 @@ def _status(folder: Path, manifests: dict[tuple[Path, str], tuple[str, ...]]) ->
         facts = path.stat()
         sizes[path.name] = facts.st_size
         newest = max(newest, facts.st_mtime)
-    good = {n for n, size in sizes.items() if n in noted and noted[n].size == size}
+    fingerprint = header.fingerprint
+    good = {
+        name
+        for name, size in sizes.items()
+        if name in noted and noted[name].size == size and noted[name].making in ("", fingerprint)
+    }
     stored = {clip_id for name in good for clip_id in noted[name].clip_ids}
     codes = Counter(row.code for clip_id, row in ledger.items() if clip_id not in stored)
     failed = sum(codes.values())

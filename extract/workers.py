@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
@@ -33,6 +33,7 @@ from extract.media import IO_ERROR
 from extract.watch import Watch
 from micu.commands import known_signals
 from micu.errors import ClipError, ConfigError, DecodeError, DeviceError, MicuError, StoreError
+from micu.files import hold_folders
 from micu.manifest import Clip
 
 Reader = Callable[[Clip, Sequence[str]], Mapping[str, Media | DecodeError]]
@@ -342,6 +343,11 @@ def _start_worker(most_bytes: int | None, reports: Connection) -> None:
         flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
         fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
     os.nice(NICENESS)
+    _for_life.enter_context(hold_folders())  # the flow cache
+
+
+_for_life = ExitStack()
+"""What a worker keeps to its end."""
 
 
 def _begin(read: Reader, blocks: Path, number: int, clip: Clip, names: Sequence[str]) -> "Parcel":

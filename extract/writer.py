@@ -3,13 +3,14 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from extract.backbones.base import Backbone, Media
 from extract.batches import ClipEncoder, Decoded, Encoded
-from extract.parts import STALE_S
+from extract.parts import STALE_S, join_folder
 from extract.plan import (
     JUDGED_FIRST,
     Limit,
@@ -21,7 +22,7 @@ from extract.plan import (
 from extract.workers import Trouble
 from micu.commands import StopFlag
 from micu.errors import StoreError
-from micu.files import file_sha256, remove_stale_temporaries
+from micu.files import check_held, file_sha256, remove_stale_temporaries
 from micu.manifest import Clip
 from micu.shard import Shard
 from micu.store import (
@@ -32,6 +33,7 @@ from micu.store import (
     describe_difference,
     publish_shard,
     read_ledger,
+    read_set,
     remove_set,
     shard_name,
     write_ledger,
@@ -78,7 +80,7 @@ class SetWriter:
     Clips come in the order of the plan. What was published before a fault stays.
 
     Args:
-        plan: What is to be made; its folder is made ready.
+        plan: What is to be made; see `enter_folder`.
         backbone: The network.
         on_clip: Called after every clip, for progress.
         is_doubtful: File no failure until a clip is stored, or the run says `trust`.
@@ -114,7 +116,8 @@ class SetWriter:
         self._unpublished, self._flushed = 0, time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._writing: deque[Future[None]] = deque()
-        prepare_folder(plan)
+        self._stay = ExitStack()
+        self._stay.enter_context(enter_folder(plan))
 
     def add(self, clip: Clip, media: Media | Trouble, stop: StopFlag) -> None:
         """Take a decoded clip in, and run the batches that it fills, unless asked to stop."""
@@ -170,7 +173,7 @@ class SetWriter:
         """Publish what is whole: an error on the way must not cost it.
 
         Raises:
-            OSError: The disk refused something.
+            OSError: The disk refused something, or the folder has gone.
         """
         try:
             if self._fresh or self._unpublished:
@@ -178,8 +181,10 @@ class SetWriter:
             self._settle(wait=True)
             if self._changes_ledger:
                 _drop_stored(self._plan, self._found)
+            check_held(self._plan.folder)
         finally:
             self._thread.shutdown()
+            self._stay.close()
         summary = self.summary
         summary.infer_s = self._encoder.infer_s
         summary.left = self._left
@@ -293,19 +298,46 @@ class SetWriter:
             self._writing.popleft().result()
 
 
-def prepare_folder(plan: Plan) -> None:
-    """Make the folder of a set ready for a run, and remove what the run replaces."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    if plan.replaces:
-        remove_set(plan.folder)
-    remove_stale_temporaries(plan.folder, STALE_S if plan.part else 0.0)
-    write_set(plan.folder, plan.header, plan.run)
-    # As it is now, not as it was planned with: another run may be at work in the same folder.
-    ledger = read_ledger(plan.folder, [plan.label])
-    kept = [row for clip_id, row in ledger.items() if clip_id not in plan.dropped]
-    write_ledger(plan.folder, kept, plan.label)
-    if plan.unlisted:
-        append_index(plan.folder, plan.unlisted, plan.label)
+@contextmanager
+def enter_folder(plan: Plan) -> Iterator[None]:
+    """Make the folder of a set ready for a run, remove what the run replaces, and stay there.
+
+    Runs of one making may be at work in a folder together. One that may overwrite is let in only
+    where nobody is; once it has removed what it replaces, others may join it.
+
+    Raises:
+        ConfigError: Another run is at work there, and this one may overwrite.
+        StoreError: The set was replaced after the run was planned.
+        OSError: The folder has gone since then, or the disk refused.
+    """
+    if plan.done and not plan.folder.is_dir():
+        raise OSError(f"{plan.folder}: has gone since the run was planned; put it back")
+    with join_folder(plan.folder, alone=plan.overwrite) as let_others_in:
+        _check_making(plan)
+        if plan.replaces:
+            remove_set(plan.folder)
+        remove_stale_temporaries(plan.folder, STALE_S if plan.part else 0.0)
+        write_set(plan.folder, plan.header, plan.run)
+        let_others_in()
+        # As it is now, not as it was planned with: another run may be at work in the same folder.
+        ledger = read_ledger(plan.folder, [plan.label])
+        kept = [row for clip_id, row in ledger.items() if clip_id not in plan.dropped]
+        write_ledger(plan.folder, kept, plan.label)
+        if plan.unlisted:
+            append_index(plan.folder, plan.unlisted, plan.label)
+        yield
+
+
+def _check_making(plan: Plan) -> None:
+    """Refuse a set that another run has replaced since this one was planned."""
+    if plan.replaces or not (plan.folder / "set.json").is_file():
+        return
+    there, _ = read_set(plan.folder)
+    if there.fingerprint != plan.header.fingerprint:
+        raise StoreError(
+            f"{plan.folder}: another run has replaced it since this one began to plan: "
+            f"{describe_difference(plan.header, there)}\nextract to another --out"
+        )
 
 
 def _drop_stored(plan: Plan, found: Collection[str]) -> None:

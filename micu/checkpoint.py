@@ -30,7 +30,7 @@ import torch
 from micu import __version__
 from micu.config import TrainConfig
 from micu.errors import CheckpointError, MicuError, brief
-from micu.files import TEMPORARY_SUFFIX, write_atomically
+from micu.files import TEMPORARY_SUFFIX, check_held, write_atomically
 from micu.losses import LOSSES, Loss
 from micu.model.micu import MICU
 from micu.overrides import from_json, to_json
@@ -172,6 +172,7 @@ def _uses_cuda() -> bool:
 
 def mark_last(path: Path) -> None:
     """Make `last.pt`, beside it, the same file as the checkpoint `path`."""
+    check_held(path)
     last = path.with_name(LAST)
     temporary = last.with_name(f".{LAST}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import click
 
 from micu.errors import DeviceError, ManifestError, MicuError, shorten, show_unseen
-from micu.files import read_json, write_atomically
+from micu.files import hold_folders, read_json, write_atomically
 
 EXIT_USAGE, EXIT_FAILURES, EXIT_DEVICE = 2, 3, 71
 EXIT_IO, EXIT_STOPPED, EXIT_INTERRUPTED = 74, 75, 130
@@ -101,9 +101,9 @@ def guard_screen() -> None:
 def exit_codes(hint: str = "type the same command again") -> Iterator[None]:
     """Turn errors that a user can act on, and Ctrl-C, into a message and an exit code.
 
-    2 for a `MicuError`, of which 71 for a `DeviceError`, 74 for a disk or file system that refuses,
-    130 for Ctrl-C. Anything else is a bug and keeps its traceback. What is printed goes through
-    `guard_screen`.
+    2 for a `MicuError`, of which 71 for a `DeviceError`, 74 for a disk or file system that refuses
+    and for a folder that goes away while it is written to, 130 for Ctrl-C. Anything else is a bug
+    and keeps its traceback. What is printed goes through `guard_screen`.
 
     Args:
         hint: How to go on after Ctrl-C or a disk that refused, for the message.
@@ -111,7 +111,8 @@ def exit_codes(hint: str = "type the same command again") -> Iterator[None]:
     guard_screen()
     try:
         try:
-            yield
+            with hold_folders():
+                yield
         finally:
             sys.stdout.flush()
     except MicuError as error:

@@ -25,7 +25,7 @@ from micu.errors import ConfigError
 
 TEMPORARY_SUFFIX = ".partial"
 LOCK = ".lock"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems without locks answer."""
 _MOVES_OPEN = sys.platform != "win32"
 """Whether a file that is open can be renamed and removed. Where not, its being open protects it."""
@@ -35,6 +35,79 @@ WAITS_S = (0.5, 2.0)
 """Before the second and the third try, s."""
 
 logger = logging.getLogger(__name__)
+
+
+# --- folders that are written into ------------------------------------------------------------
+
+_held: list[dict[Path, tuple[int, int, int]]] = []
+"""Device and number of each folder that was written into, and a handle or -1; while it is held."""
+
+
+@contextmanager
+def hold_folders() -> Iterator[None]:
+    """While the block runs, make no folder again that was written into, and write to no other.
+
+    A run whose folder is deleted, renamed or replaced then ends with the error of `check_held`,
+    where it would make the folder anew with the half of its files that was still to come.
+    """
+    if _held:  # the outer block has more to lose
+        yield
+        return
+    _held.append({})
+    try:
+        yield
+    finally:
+        for *_, handle in _held.pop().values():
+            if handle >= 0:
+                os.close(handle)
+
+
+def hold_folder(folder: Path, *, make: bool = True) -> None:
+    """Hold a folder until the end of `hold_folders`; without such a block it is made at most.
+
+    Args:
+        folder: Whose place nothing else may take.
+        make: Make it if it is not there; else the nearest of its parents is held that is.
+
+    Raises:
+        OSError: It cannot be made, or is not what was held before.
+    """
+    check_held(folder)
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
+    place = folder.absolute()
+    place = next(parent for parent in (place, *place.parents) if parent.is_dir())
+    if _held and place not in _held[0]:
+        # Open: the number of a folder that is deleted is given to the next one that is made.
+        handle = -1
+        with contextlib.suppress(OSError):  # Windows opens no folder
+            handle = os.open(place, os.O_RDONLY)
+        status = place.stat() if handle < 0 else os.fstat(handle)
+        _held[0][place] = (status.st_dev, status.st_ino, handle)
+
+
+def check_held(path: Path) -> None:
+    """Refuse to go on where a folder that is held, and that `path` is or lies in, is not there.
+
+    Raises:
+        OSError: It was deleted, renamed or replaced.
+    """
+    place = path.absolute()
+    for held, (device, number, _) in list(_held[0].items()) if _held else ():
+        if held != place and held not in place.parents:
+            continue
+        try:
+            status = held.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            status = None
+        if status is None or (status.st_dev, status.st_ino) != (device, number):
+            raise OSError(
+                f"{held}: the folder was deleted, renamed or replaced while it was written to; "
+                "nothing was made in its place. Put it back, or begin anew in another folder"
+            )
+
+
+# --- writing -----------------------------------------------------------------------------------
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -57,6 +130,7 @@ def append_durably(path: Path, data: bytes) -> None:
     Raises:
         OSError: The disk refused, three times where it may pass.
     """
+    check_held(path)
     size = path.stat().st_size if path.is_file() else 0
     _try_again(lambda: _append_once(path, size, data), path)
 
@@ -75,7 +149,7 @@ def _try_again(write: Callable[[], None], path: Path) -> None:
 
 
 def _write_once(path: Path, data: bytes | memoryview) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    hold_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:
         # A flush that failed may have dropped what it was to write: every try writes all of it.
@@ -183,7 +257,7 @@ def hold_file(path: Path) -> Iterator[None]:
     Args:
         path: Named as a temporary file, `remove_stale_temporaries` takes what a kill leaves of it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    hold_folder(path.parent)
     with _create_locked(path):
         try:
             yield
@@ -220,7 +294,7 @@ def _lock(file: BinaryIO, *, wait: bool) -> bool | None:
     try:
         return lock_descriptor(file.fileno(), blocking=wait)
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         return None
 
@@ -246,7 +320,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: Another process is at work in the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    hold_folder(folder)
     with (folder / LOCK).open("a+b") as file:
         if try_lock(file) is False:
             raise ConfigError(

@@ -14,7 +14,7 @@ from typing import Any
 
 from micu.checkpoint import Position
 from micu.errors import ExtraError
-from micu.files import write_atomically
+from micu.files import check_held, write_atomically
 from micu.step import StepReport, TrainState
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,12 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         return self._since - before
 
     def write(self, row: Row) -> None:
-        """Add one step's row."""
+        """Add one step's row.
+
+        Raises:
+            OSError: The disk refused, or the run's folder has gone.
+        """
+        check_held(self._paths[0])
         if not self._columns:
             self._columns = list(row)
             self._csv.write(_csv_line(self._columns))

@@ -53,6 +53,8 @@ class ShardEntry:
     clip_ids: tuple[str, ...]
     damaged: Mapping[str, int] = field(default_factory=dict)
     """Corrupt frames of those clips that were stored in spite of some."""
+    making: str = ""
+    """Fingerprint of the header that the shard was written with; empty in lines of before."""
 
 
 def index_name(label: str = "") -> str:
@@ -227,6 +229,7 @@ def _read_one_index(path: Path) -> dict[str, ShardEntry]:
                     _text(clip_id): _count(count)
                     for clip_id, count in _of_kind(value.get("damaged", {}), dict).items()
                 },
+                _text(value["making"], _SHA256) if value.get("making") else "",
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, json.JSONDecodeError) and _is_cut_off(error):

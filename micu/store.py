@@ -21,7 +21,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +184,7 @@ def publish_shard(
         len(data),
         tuple(row.clip_id for row in rows),
         dict(damaged or {}),
+        header.fingerprint,
     )
     append_index(folder, {name: entry}, label)
 
@@ -265,17 +266,41 @@ def read_index(
         StoreError: A shard that the index does not know cannot be opened, or is of another set.
     """
     noted = indexed_shards(folder) if noted is None else noted
+    fingerprint = header.fingerprint if header else ""
     entries: dict[str, ShardEntry] = {}
     for shard in sorted(path for path in folder.glob("shard-*.h5") if wants(path.name)):
         size = file_size(shard)
         known = noted.get(shard.name)
         if known is None or known.size != size:
-            with Shard.open(shard) as opened:
-                if header is not None and opened.header.fingerprint != header.fingerprint:
-                    raise StoreError(f"{shard}: {describe_difference(header, opened.header)}")
-                known = ShardEntry(file_sha256(shard), size, opened.clip_ids)
+            known = _look_into(shard, header, None)
+        elif header is not None and known.making != fingerprint:
+            known = _look_into(shard, header, None if known.making else known)
         entries[shard.name] = known
     return entries
+
+
+def _look_into(path: Path, header: Header | None, noted: ShardEntry | None) -> ShardEntry:
+    """What a shard of a set holds, from itself.
+
+    Args:
+        path: The shard.
+        header: Of the set; None takes any shard.
+        noted: A line of before, which does not say what made the shard and is right otherwise.
+
+    Raises:
+        StoreError: It cannot be opened, or is of another set.
+    """
+    with Shard.open(path) as opened:
+        making, clip_ids = opened.header.fingerprint, opened.clip_ids
+        if header is not None and making != header.fingerprint:
+            raise StoreError(
+                f"{path}: {describe_difference(header, opened.header)}\nit is of another set; move "
+                "it elsewhere and type the extraction command again, which makes the one that "
+                "belongs there"
+            )
+    if noted is not None:
+        return replace(noted, making=making)
+    return ShardEntry(file_sha256(path), file_size(path), clip_ids, making=making)
 
 
 class FeatureStore:

@@ -20,7 +20,7 @@ from micu.commands import StopFlag, stop_signals
 from micu.config import TrainConfig
 from micu.data import Batch, iterate
 from micu.errors import ConfigError
-from micu.files import remove_stale_temporaries, write_atomically
+from micu.files import check_held, hold_folders, remove_stale_temporaries, write_atomically
 from micu.logs import METRICS, MetricsLog, Progress, Row, metrics_row
 from micu.overrides import config_differences, from_json, to_json
 from micu.step import TrainState, train_step
@@ -91,8 +91,22 @@ def fit(
 
     Raises:
         TrainError: A loss or a gradient is not finite.
-        OSError: The disk refused.
+        OSError: The disk refused, or the run's folder has gone.
     """
+    with hold_folders():
+        summary = _fit(state, load, out, plan, position)
+        check_held(out)
+    return summary
+
+
+def _fit(
+    state: TrainState,
+    load: LoaderFactory,
+    out: Path,
+    plan: Plan,
+    position: Position | None,
+) -> FitSummary:
+    """`fit`, while the run's folder is held."""
     began = time.perf_counter()
     # A finished run that is resumed keeps its checkpoint, and with it the hash that results name.
     is_kept = position is not None and (out / LAST).is_file()

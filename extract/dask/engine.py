@@ -9,7 +9,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from extract.parts import Part, merge_set, refuse_other_partitions
 from extract.pipeline import ALL_FAILED, RETRIES
 from extract.plan import JUDGED_FIRST, Job, Limit, Plan, describe_shared, plan_extraction
 from extract.typed import typed_words
-from extract.writer import Summary, prepare_folder
+from extract.writer import Summary, enter_folder
 from micu.commands import stop_signals
 from micu.errors import ConfigError, ExtraError, MicuError
-from micu.files import TEMPORARY_SUFFIX, hold_file, remove_stale_temporaries
+from micu.files import TEMPORARY_SUFFIX, check_held, hold_file, remove_stale_temporaries
 from micu.store import Failure, append_ledger, read_ledger
 
 logger = logging.getLogger(__name__)
@@ -86,15 +86,18 @@ def extract_on_cluster(
     doubts = doubts and not any(plan.done for plan in plans)
 
     def replan() -> list[Plan]:
+        for plan in plans:
+            check_held(plan.folder)
         return [plan_extraction(later, plan.header.spec) for plan in plans]
 
-    with stop_signals() as stop:
+    with ExitStack() as stay, stop_signals() as stop:
         with _connect(address) as client, _describe_run(job, plans) as errand:
             dispatcher = Dispatcher(client, errand, count, replan, max_failures, doubts=doubts)
             dispatcher.look_at_all()
             for plan in plans:
                 # Shares write ledgers of their own, into which this one is not to speak.
-                prepare_folder(replace(plan, dropped=plan.dropped | plan.again.keys()))
+                mine = replace(plan, dropped=plan.dropped | plan.again.keys())
+                stay.enter_context(enter_folder(mine))
             ledgers = [read_ledger(plan.folder).keys() for plan in plans]
             for _ in range(ROUNDS):
                 left = shards_left(replan()) - dispatcher.guilty.keys()

@@ -34,7 +34,7 @@ from extract.flow.methods import OPENCV, FlowSettings
 from extract.flow.sampling import Pair
 from extract.media import MAX_PIXELS, Reading, find_media
 from micu.errors import StoreError
-from micu.files import remove_stale_temporaries, write_atomically
+from micu.files import hold_folder, remove_stale_temporaries, write_atomically
 from micu.manifest import Clip
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class FlowCache:
         which = [clip.clip_id, clip.path, clip.start_s, clip.end_s]
         name = hashlib.sha256(json.dumps(which).encode()).hexdigest()
         fingerprint = hashlib.sha256(conventions.encode()).hexdigest()[:16]
+        self._folder = folder
         self.path = folder / fingerprint / name[:2] / f"{name}.h5"
         self._facts = {
             "format": FORMAT,
@@ -123,7 +124,8 @@ class FlowCache:
             StoreError: The disk refused.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            hold_folder(self._folder)
+            hold_folder(self.path.parent)
             remove_stale_temporaries(self.path.parent)
             write_atomically(self.path, _encode(self._facts, film, fields))
         except OSError as error:

@@ -43,7 +43,7 @@ from micu.evaluate.report import (
 from micu.evaluate.scores import SCORES
 from micu.evaluate.splits import CLEAN, PAPER
 from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
-from micu.files import file_sha256, write_atomically
+from micu.files import check_held, file_sha256, hold_folder, write_atomically
 from micu.manifest import MODALITIES, Manifest, read_class_list, read_manifest
 from micu.registry import closest, suggest
 from micu.report.build import render_rows
@@ -106,6 +106,9 @@ def run(typed: Arguments) -> list[Row]:
         check_setting(typed.setting, typed.task)
     refuse_no_checkpoints(typed.checkpoints, typed.select_on)
     try_outputs(typed)
+    for folder in (typed.out.parent, typed.details):
+        if folder is not None:
+            hold_folder(folder, make=False)
     judged = _selection_arguments(typed)
     chosen, told = select(typed.checkpoints, typed.select_on, lambda path: _evaluate(judged, path))
     rows: list[Row] = []
@@ -113,6 +116,7 @@ def run(typed: Arguments) -> list[Row]:
         noted = [replace(r, note=r.note + told) if r.checkpoint_sha256 else r for r in found]
         write_rows(noted, typed.out)
         rows += noted
+    check_held(typed.out)
     return rows
 
 

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from micu.cli.outputs import try_file
 from micu.commands import EXIT_FAILURES, exit_codes, stop_signals
 from micu.errors import ConfigError
+from micu.files import hold_folder
 from micu.slurm import ArrayJob, array_script
 from micu.sweep.conduct import CHECKPOINT, Job, conduct, launcher, share_cores, share_gpus
 from micu.sweep.plan import PRESET, Build, SweepRun, choose_part, parse_axes, plan_runs
@@ -109,6 +110,7 @@ def run_sweep(context: click.Context, build: Build) -> int:
     jobs = [_job(run, out / run.name, typed, evaluation) for run in chosen]
     cores = share_cores(given["jobs"], os.environ)
     gpus = _gpus(given["jobs"], [given["device"], *(evaluation or ())])
+    hold_folder(out)
     with exit_codes(), stop_signals() as stop, launcher(stop, cores, gpus) as launch:
         ended = conduct(jobs, given["jobs"], launch, stop, lambda line: click.echo(line, err=True))
     if given["part"] is None:

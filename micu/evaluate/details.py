@@ -166,7 +166,6 @@ def write_details(folder: Path, details: Details, keys: Mapping[str, object]) ->
         text=np.frombuffer(json.dumps(text).encode(), np.uint8),
     )
     path = folder / _file_name(named.keys)
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, packed.getvalue())
     return path
 

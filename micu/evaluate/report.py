@@ -21,7 +21,7 @@ from micu.evaluate.sheets import (
     render_sheet,
     show,
 )
-from micu.files import wait_for_lock, write_atomically
+from micu.files import hold_folder, wait_for_lock, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
         ConfigError: There is a file that is not one of results, or is damaged.
     """
     path = path.resolve()  # a link stays one
-    path.parent.mkdir(parents=True, exist_ok=True)
+    hold_folder(path.parent)
     with locked(path.parent):
         merged = {row.key(): row for row in (read_rows(path) if path.exists() else ())}
         merged |= {row.key(): row for row in rows}

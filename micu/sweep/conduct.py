@@ -19,7 +19,7 @@ from joblib import Parallel, delayed
 
 from micu.commands import EXIT_INTERRUPTED, EXIT_STOPPED, StopFlag
 from micu.devices import count_cores
-from micu.files import write_atomically
+from micu.files import check_held, hold_folder, write_atomically
 from micu.overrides import to_json
 from micu.sweep.plan import SweepRun
 
@@ -105,14 +105,30 @@ def _do(job: Job, launch: Launch, stop: StopFlag) -> Ended:
     for module, words, note in stages:
         if stop.name:
             return Ended(job, "stopped")
-        job.folder.mkdir(parents=True, exist_ok=True)
+        hold_folder(job.folder)
         code = launch(module, words, job.folder / LOG)
+        if gone := _why_gone(job.folder):
+            return Ended(job, "failed", gone)
         if code in (EXIT_STOPPED, EXIT_INTERRUPTED) or (code and stop.name):
             return Ended(job, "stopped")
         if code != 0:
             return Ended(job, "failed", f"exit code {code}, {_last_line(job.folder / LOG)}")
         write_atomically(job.folder / FINISHED, json.dumps(note, indent=1).encode())
     return Ended(job, "finished", "" if stages else "not repeated")
+
+
+def _why_gone(folder: Path) -> str:
+    """Why nothing more is written into a run's folder; empty if it is there.
+
+    Raises:
+        OSError: The sweep's own has gone.
+    """
+    check_held(folder.parent)
+    try:
+        check_held(folder)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
