@@ -463,5 +463,4 @@ def _pattern(clip: Clip, failure: Failure) -> str:
     text = failure.message
     for own in (repr(clip.path), clip.path, repr(clip.clip_id), clip.clip_id):
         text = text.replace(own, "…") if len(own) > 2 else text
-    text = re.sub(r"[0-9]+(?:[.][0-9]+)?", "N", text)[:SHOWN_CHARACTERS]
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return re.sub(r"[0-9]+(?:[.][0-9]+)?", "N", text)[:SHOWN_CHARACTERS]
