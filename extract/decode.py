@@ -134,6 +134,7 @@ def describe_reading(wants: InputSpec, reading: Reading) -> dict[str, Any]:
     described: dict[str, Any] = {"input": asdict(wants), "decoder": reading.decoder}
     if reading.decoder == "decord":  # PyAV is in the backbone's own list
         described["decoder_versions"] = versions_of("decord", "decord2", "eva-decord")
+        described["times"] = "pyav"  # sets without it may hold other pictures
     if isinstance(wants, FlowInput):
         described["flow"] = reading.flow.describe()
     return described

@@ -49,8 +49,11 @@ def read_pictures_with_decord(source: Source, window: Window, damage: Damage) ->
     shown = _decode_before(source, window, damage)
     if not shown:
         return
-    if damage.bad:
-        raise _differs(source, f"{damage.bad} of its pictures are damaged or run backwards")
+    if damage.bad or damage.refused:
+        bad = max(damage.bad, damage.refused)
+        raise _differs(source, f"{bad} of its pictures are damaged or run backwards")
+    if len({note.size for _, _, note in shown}) > 1:  # decord resizes the later ones
+        raise _differs(source, "its pictures change their size")
     places = _find_places(source, packets, shown)
     compared = {place: note.frame for place, (_, _, note) in places.items() if note.frame}
     is_turned = any(note.matrix is not None for _, _, note in shown)
@@ -106,6 +109,7 @@ class _Note:
     duration: int | None
     is_corrupt: bool
     matrix: NDArray[np.int32] | None
+    size: tuple[int, int]
     frame: Any
     """The frame, where it is to be compared; else None."""
 
@@ -134,7 +138,8 @@ def _decode_before(source: Source, window: Window, damage: Damage) -> list[_Show
 def _note(number: int, frame: Any) -> _Note:
     duration = getattr(frame, "duration", None)
     matrix = find_matrix(frame)
-    return _Note(number, frame.pts, duration, bool(frame.is_corrupt), matrix, frame)
+    size = frame.width, frame.height
+    return _Note(number, frame.pts, duration, bool(frame.is_corrupt), matrix, size, frame)
 
 
 def _find_places(

@@ -38,6 +38,8 @@ class Damage:
     """A packet was incomplete or reading stopped with an error, as at the end of a cut-off file."""
     packets: int = 0
     """Packets read, inside the window or not."""
+    refused: int = 0
+    """Packets that would not decode, inside the window or not."""
     first_packet: Fraction | None = None
     """Time of the first packet, s."""
     missing_s: Fraction = Fraction(0)
@@ -76,6 +78,7 @@ def decode(
         except MemoryError as error:
             raise out_of_memory(source.name) from error
         except av.error.FFmpegError:
+            damage.refused += 1
             time = None if packet is None else source.time_of(packet.pts)
             if time is None or time >= start:
                 damage.bad += 1
@@ -103,7 +106,7 @@ def decode_from(source: Source, start: Fraction, damage: Damage) -> Iterator[tup
     if start > _SEEK_FROM_S:
         source.restart()
         damage.first_packet, damage.good, damage.bad, damage.packets = None, 0, 0, 0
-        damage.cut_off = False
+        damage.cut_off, damage.refused = False, 0
     yield from in_order_of_showing(_fill_times(source, decode(source, start, damage)))
 
 

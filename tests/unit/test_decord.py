@@ -109,6 +109,7 @@ def test_a_cut_that_copies_packets_shows_what_pyav_shows(tmp_path, name):
         assert len(found) == 35
 
 
+@pytest.mark.slow
 def test_films_of_others_are_shown_as_pyav_shows_them_or_refused(shared):
     media = Path(shared) / "media"
     refused = set()
@@ -211,16 +212,39 @@ def test_the_first_and_the_last_picture_are_compared_and_some_between(
 
 def test_a_film_with_damaged_pictures_is_refused(tmp_path):
     path = write_media(tmp_path / "a.mp4", frames=50, gop=5, picture=lambda i: moving(i, (96, 128)))
-    with av.open(str(path)) as film:
-        packets = [p for p in film.demux(video=0) if p.size]
-        place, size = packets[21].pos, packets[21].size
-    data = bytearray(path.read_bytes())
-    data[place + 8 : place + size] = bytes(size - 8)
-    path.write_bytes(data)
+    zero_packet(path, 21, keep=8)
     assert isinstance(shown(path, "pyav"), list)
     assert shown(path, "decord") == "decoders_differ"
     before = Window(Fraction(0), Fraction(1))
     assert shown(path, "decord", before) == shown(path, "pyav", before)
+
+
+def zero_packet(path: Path, number: int, keep: int = 0) -> None:
+    """Put zeros in place of a packet, but for its first bytes."""
+    with av.open(str(path)) as film:
+        packet = [packet for packet in film.demux(video=0) if packet.size][number]
+        place, size = packet.pos + keep, packet.size - keep
+    data = bytearray(path.read_bytes())
+    data[place : place + size] = bytes(size)
+    path.write_bytes(data)
+
+
+def test_packets_that_pyav_refused_are_not_given_to_decord(tmp_path):
+    """Before the window they are no damage of the clip; what PyAV's cap refuses is among them."""
+    path = write_media(tmp_path / "a.mov", frames=50, codec="mjpeg", pix_fmt="yuvj420p")
+    zero_packet(path, 2)
+    window = Window(Fraction(1), Fraction(2))
+    assert len(shown(path, "pyav", window)) == 10
+    assert shown(path, "decord", window) == "decoders_differ"
+
+
+def test_a_film_whose_pictures_change_their_size_is_refused(tmp_path):
+    parts = [
+        write_media(tmp_path / f"{i}.ts", frames=5, picture=sized(*size)).read_bytes()
+        for i, size in enumerate([(48, 64), (32, 32), (48, 64)])
+    ]
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    assert shown(tmp_path / "joined.ts", "decord") == "decoders_differ"
 
 
 def test_a_clip_with_too_many_bytes_is_refused_with_what_to_type(tmp_path, monkeypatch):

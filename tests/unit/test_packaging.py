@@ -49,3 +49,33 @@ def test_micu_runs_without_torchaudio() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=PROJECT, text=True)
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14", "3.15"])
+@pytest.mark.parametrize(
+    ("system", "machine", "has_it"),
+    [
+        ("linux", "x86_64", True),
+        ("linux", "aarch64", True),
+        ("linux", "ppc64le", False),
+        ("darwin", "arm64", True),
+        ("darwin", "x86_64", False),
+        ("win32", "AMD64", True),
+        ("win32", "ARM64", False),
+    ],
+)
+def test_decord_is_installed_once_where_it_has_a_wheel(
+    python: str, system: str, machine: str, has_it: bool
+) -> None:
+    place = {"python_version": python, "sys_platform": system, "platform_machine": machine}
+    wanted = [
+        requirement.name
+        for requirement in REQUIREMENTS
+        if requirement.name.startswith("decord")
+        and requirement.marker is not None
+        and requirement.marker.evaluate(place)
+    ]
+    if python == "3.15":  # decord's own wheels are for any Python, on two systems
+        has_it = has_it and machine in ("x86_64", "AMD64")
+    assert len(wanted) == has_it
+    assert "decord" in DECLARED["optional-dependencies"]
