@@ -26,7 +26,7 @@ from extract.backbones.base import (
 from extract.decord_pictures import read_pictures_with_decord
 from extract.flow.reader import FlowCollector
 from extract.frames import FrameCollector
-from extract.media import DECODE_ERRORS, IO_ERROR, Reading, Source, Window, may_pass
+from extract.media import DECODE_ERRORS, IO_ERROR, Reading, Source, Window, is_denied, may_pass
 from extract.pictures import PICTURE_READERS, Picture, open_pictures
 from extract.sound import cut_windows, read_mono
 from extract.stills import open_source
@@ -108,13 +108,11 @@ def _read_safely(
         return reader(clip, wants, reading)
     except DecodeError as error:
         failed = error
-    except (av.error.PermissionError, PermissionError) as error:
-        failed = DecodeError("permission", f"{clip.path!r}: {error}")
     except MemoryError:  # FFmpeg's is an OSError too
         failed = DecodeError("too_large", f"{clip.path!r}: does not fit in memory")
     except (av.error.FFmpegError, OSError) as error:
-        code = IO_ERROR if may_pass(error) else "unreadable"
-        failed = DecodeError(code, f"{clip.path!r}: {error}")
+        code = "permission" if is_denied(error) else "unreadable"
+        failed = DecodeError(IO_ERROR if may_pass(error) else code, f"{clip.path!r}: {error}")
     return [failed for _ in wants]
 
 

@@ -34,7 +34,9 @@ LARGEST_DIFFERENCE = 2
 """Levels, of 255, that builds of FFmpeg may round apart; where it was tried, they did not."""
 FORMATS = ("matroska", "nut")
 """Containers to pack packets in: the first one tells the rate, which decord insists on for some
-codecs, the other one takes every codec and says nothing of turning pictures."""
+codecs; the other one takes every codec and, other than the first, never has decord turn pictures
+that we turn."""
+DIFFER = "decoders_differ"
 
 
 def read_pictures_with_decord(source: Source, window: Window, damage: Damage) -> Iterator[Picture]:
@@ -56,9 +58,8 @@ def read_pictures_with_decord(source: Source, window: Window, damage: Damage) ->
         raise _differs(source, "its pictures change their size")
     places = _find_places(source, packets, shown)
     compared = {place: note.frame for place, (_, _, note) in places.items() if note.frame}
-    is_turned = any(note.matrix is not None for _, _, note in shown)
-    formats = FORMATS[1:] if is_turned else FORMATS
-    film = _Film(source, _open(source, packets, formats), compared)
+    turned = any(note.matrix is not None for _, _, note in shown)
+    film = _Film(source, _open(source, packets, turned=turned), compared)
     for place, (start, end, note) in places.items():
         load = partial(film.load, place, note.matrix)
         yield Picture(start - window.start, end - window.start, load)
@@ -160,26 +161,27 @@ def _find_places(
 # --- what decord shows -------------------------------------------------------------------------
 
 
-def _open(source: Source, packets: Sequence[Any], formats: Sequence[str]) -> Any:
+def _open(source: Source, packets: Sequence[Any], *, turned: bool) -> Any:
     """A reader of packets that shall be decoded from the first to the last.
 
     Raises:
-        DecodeError: `decoders_differ`: no format takes them, or decord does not open it.
+        DecodeError: `decoders_differ`: no container takes them, or decord opens none.
     """
     reasons: list[str] = []
-    for name in formats:
+    for name in reversed(FORMATS) if turned else FORMATS:
         try:
             file = _pack(source, packets, name)
-            break
+            with _refused(source):
+                # With more threads, VP9 fails and a reader that outlives its thread can hang. By
+                # itself decord would repeat a picture in place of one that is lost.
+                return _import_decord().VideoReader(file, num_threads=1, fault_tol=1e-9)
+        except DecodeError as error:
+            if error.code != DIFFER:
+                raise
+            reasons.append(str(error.__cause__))
         except (av.error.FFmpegError, ValueError) as error:
             reasons.append(str(error))
-    else:
-        raise _differs(source, "; ".join(reasons))
-    decord = _import_decord()
-    with _refused(source):
-        # With more threads, VP9 fails and a reader that outlives its thread can hang. By itself
-        # decord would repeat a picture in place of one that is lost.
-        return decord.VideoReader(file, num_threads=1, fault_tol=1e-9)
+    raise _differs(source, "; ".join(reason.partition("\n")[0] for reason in reasons))
 
 
 def _pack(source: Source, packets: Sequence[Any], name: str) -> io.BytesIO:
@@ -265,7 +267,7 @@ def _refused(source: Source) -> Iterator[None]:
 
 def _differs(source: Source, why: str) -> DecodeError:
     return DecodeError(
-        "decoders_differ",
+        DIFFER,
         f"{source.name}: decord cannot show the pictures that PyAV shows ({why[:300]}); type "
         "--decoder pyav",
     )

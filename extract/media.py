@@ -6,6 +6,7 @@ allocated. Times are relative to the start of the file, which is the earliest st
 pictures, whatever the file itself counts from.
 """
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -149,12 +150,12 @@ class Source:
                 options=dict(_OPTIONS),
                 **_METADATA,
             )
-        except av.error.PermissionError as error:
-            raise DecodeError("permission", f"{self.name}: permission denied") from error
         except MemoryError as error:
             raise out_of_memory(self.name) from error
         except (av.error.FFmpegError, UnicodeError) as error:
             self.raise_if_passing(error)
+            if is_denied(error):
+                raise DecodeError("permission", f"{self.name}: permission denied") from error
             if holds_encrypted(self._file.read_at, self._file.size):
                 raise self._encrypted() from error
             raise DecodeError("unreadable", f"{self.name}: {_reason(error)}") from error
@@ -308,6 +309,11 @@ class Source:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def is_denied(error: Exception) -> bool:
+    """Whether the system refused to read a file; FFmpeg says -1, EPERM, of damaged ones."""
+    return isinstance(error, PermissionError) and error.errno == errno.EACCES
 
 
 def out_of_memory(name: str) -> DecodeError:

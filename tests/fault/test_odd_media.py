@@ -1,3 +1,4 @@
+import errno
 import os
 import random
 import resource
@@ -94,6 +95,30 @@ def test_a_pipe_named_like_a_video_is_refused_without_waiting(tmp_path):
     started = time.monotonic()
     assert outcome("a.mp4", FRAMES, tmp_path) == "not_a_file"
     assert time.monotonic() - started < 5
+
+
+def test_damage_that_ffmpeg_calls_no_permission_is_called_damage(tmp_path):
+    path = write_media(tmp_path / "a.wmv", frames=5, codec="wmv2", pix_fmt="yuv420p")
+    data = path.read_bytes()
+    place = data.index(bytes.fromhex("9107dcb7b7a9cf118ee600c00c205365")) + 24
+    path.write_bytes(data[:place] + bytes(16) + data[place + 16 :])  # the kind of the stream
+    with pytest.raises(av.error.PermissionError):
+        av.open(str(path))
+    assert outcome("a.wmv", FRAMES, tmp_path) == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.EACCES, "permission"), (errno.EPERM, "unreadable"), (errno.EIO, "io_error")],
+)
+def test_what_the_system_says_while_a_file_is_read_is_told(tmp_path, monkeypatch, number, code):
+    write_media(tmp_path / "a.mp4", frames=5)
+
+    def refuse(*words: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(extract.media.Source, "packets", refuse)
+    assert outcome("a.mp4", FRAMES, tmp_path) == code
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

@@ -219,6 +219,21 @@ def test_a_film_with_damaged_pictures_is_refused(tmp_path):
     assert shown(path, "decord", before) == shown(path, "pyav", before)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 20])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mjpeg"])
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_turned_films_are_upright_or_refused(tmp_path, frames, codec, rotation):
+    path = write_media(
+        tmp_path / "a.mov",
+        frames=frames,
+        picture=moving,
+        codec=codec,
+        pix_fmt="yuvj420p" if codec == "mjpeg" else "yuv420p",
+        rotation=rotation,
+    )
+    assert shown(path, "decord") in (shown(path, "pyav"), "decoders_differ")
+
+
 def zero_packet(path: Path, number: int, keep: int = 0) -> None:
     """Put zeros in place of a packet, but for its first bytes."""
     with av.open(str(path)) as film:
