@@ -11,7 +11,7 @@ import numpy as np
 from av.audio.plane import AudioPlane
 from numpy.typing import NDArray
 
-from extract.backbones.base import MIN_STEP_S
+from extract.backbones.base import find_real_steps
 from extract.media import Source, Window
 from extract.streams import Damage, check_unit_bytes, decode_sound, nothing_decoded
 from micu.errors import DecodeError
@@ -54,18 +54,8 @@ class Mono:
         return clipped
 
     def find_real(self, steps: int) -> NDArray[np.bool_]:
-        """Which seconds are real, (steps,): those of which the file holds 0.1 s of sound.
-
-        Where none has as much, it is the first one with most. None is if the sound comes later.
-        """
-        held = np.zeros(steps, np.int64)
-        for first, end in self.parts:
-            for step in range(first // self.rate, min(steps, -(-end // self.rate))):
-                start = step * self.rate
-                held[step] += min(end, start + self.rate) - max(first, start)
-        real = held >= float(Fraction(str(MIN_STEP_S)) * self.rate)
-        real[held.argmax()] |= held.any()
-        return real
+        """Which seconds are real, (steps,); see `find_real_steps`."""
+        return find_real_steps(self.parts, steps, self.rate)
 
 
 def read_mono(source: Source, window: Window, damage: Damage) -> Mono:

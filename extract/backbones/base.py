@@ -8,6 +8,7 @@ clips, `to_steps` turns the outputs of one clip's units into its T steps.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -232,6 +233,33 @@ def count_steps(duration_s: float) -> int:
     At least 1. A last part shorter than 0.1 s makes no step of its own.
     """
     return max(1, int(np.ceil(duration_s - MIN_STEP_S)))
+
+
+def find_real_steps(
+    parts: Sequence[tuple[int, int]] | Sequence[tuple[Fraction, Fraction]],
+    steps: int,
+    rate: int = 1,
+) -> NDArray[np.bool_]:
+    """Which seconds are real, (steps,): those of which media fill at least 0.1 s.
+
+    Where none is filled as much, it is the first one of those filled most. None is real if the
+    media come later.
+
+    Args:
+        parts: Begin and end of each part that the media fill, from 0 on, in 1 / rate seconds.
+        steps: T.
+        rate: Parts of a second that they are counted in.
+    """
+    filled: list[int | Fraction] = [0] * steps
+    for begin, end in parts:
+        for step in range(int(begin // rate), min(steps, int(-(-end // rate)))):
+            start = step * rate
+            filled[step] += min(end, start + rate) - max(begin, start)
+    least = Fraction(str(MIN_STEP_S)) * rate
+    real = np.array([share >= least for share in filled])
+    if not real.any():
+        real[filled.index(max(filled))] = max(filled) > 0
+    return real
 
 
 def step_centres(steps: int, hop_s: float = 1.0) -> NDArray[np.float64]:

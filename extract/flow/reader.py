@@ -16,7 +16,7 @@ from extract.flow.sampling import FlowPlan, Pair, plan_fields
 from extract.media import Reading, Source, Window
 from extract.pictures import Picture, center_crop, fit_short_side
 from extract.sampling import find_covered_s, note_decoding
-from extract.streams import Damage, check_unit_bytes
+from extract.streams import Damage, check_unit_bytes, too_short
 from micu.errors import DecodeError
 from micu.manifest import Clip
 
@@ -25,7 +25,7 @@ CALL_BYTES = 512 * 2**20
 
 
 class FlowCollector:
-    """Clips of quantised optical flow, one centred on each second that the media reach.
+    """Clips of quantised optical flow, one centred on each second from the first picture on.
 
     `plan_fields` says which pairs of pictures they hold; those alone are computed, each once, as
     neighbouring clips overlap. Pictures larger than wanted are resized (bilinear) before a field is
@@ -53,7 +53,7 @@ class FlowCollector:
         film, fields, wants = self._known.film, self._known.fields, self._wants
         plan = plan_fields(film.starts, film.covered_s, self._window, wants)
         # What is too large goes the long way, which ends in an error that names the file.
-        if fields.keys() >= set(plan.pairs) and _unit_bytes(plan, wants) <= _limit():
+        if plan.clips and fields.keys() >= set(plan.pairs) and _unit_bytes(plan, wants) <= _limit():
             return _to_media(plan, film, fields, wants)
         return None
 
@@ -80,6 +80,8 @@ class FlowCollector:
         if len(self._pictures) < 2:
             raise DecodeError("too_short", f"{source.name}: one picture; flow needs two")
         plan = plan_fields(starts, covered_s, self._window, wants)
+        if not plan.clips:
+            raise too_short(source)
         check_unit_bytes(source, _unit_bytes(plan, wants))
         film = Film(tuple(starts), covered_s, note_decoding(source, reading.decoder, damage))
         known = self._known
@@ -161,7 +163,8 @@ def _to_media(plan: FlowPlan, film: Film, fields: Fields, wants: FlowInput) -> M
 
 
 def _unit_bytes(plan: FlowPlan, wants: FlowInput) -> int:
-    return len(plan.centres) * wants.clip_len * wants.crop**2 * 2
+    # Seconds before the first picture are rows, too.
+    return (int(plan.centres[-1]) + 1) * wants.clip_len * wants.crop**2 * 2
 
 
 def _limit() -> int:

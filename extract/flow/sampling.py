@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from extract.backbones.base import FlowInput, count_steps
 from extract.media import Window
-from extract.sampling import iter_instants
+from extract.sampling import find_first_second, iter_instants
 
 Pair = tuple[int, int]
 """Indices of the two pictures of a field, counted within the manifest's window."""
@@ -34,7 +34,7 @@ class FlowPlan:
 def plan_fields(
     starts: Sequence[Fraction], covered_s: Fraction, window: Window, wants: FlowInput
 ) -> FlowPlan:
-    """Place a flow clip on each second that the pictures reach.
+    """Place a flow clip on each second from that of the first picture to what they reach.
 
     Without a time step, field k of a clip starts at picture c + (k - L // 2) * interval, where c is
     the picture whose time is nearest to the middle of the second, clamped to the pictures that have
@@ -51,12 +51,15 @@ def plan_fields(
         wants: Fields per clip, their distance and time step.
 
     Returns:
-        At least one flow clip.
+        At least one flow clip, unless no second is real.
     """
     steps = count_steps(float(window.length or covered_s))
+    first = find_first_second(starts[0], covered_s, steps)
+    if first is None:
+        return FlowPlan((), (), steps)
     reached_s = min(covered_s, Fraction(steps))
-    seconds = takewhile(lambda instant: instant < reached_s, iter_instants(window, 1))
-    centres = tuple(seconds) or (covered_s / 2,)
+    seconds = takewhile(lambda instant: instant < reached_s, iter_instants(window, 1, first))
+    centres = tuple(seconds) or (min((first + covered_s) / 2, first + Fraction(1, 2)),)
     place = _place_by_count if wants.dt_s is None else _place_by_time
     return FlowPlan(centres, tuple(place(starts, centre, wants) for centre in centres), steps)
 
