@@ -14,6 +14,7 @@ from extract.datasets.layout import locate_media
 from extract.imports import RELEASED, ImportOrder, import_features
 from extract.probe import describe_probes, probe_media, probe_path, write_probes
 from extract.typed import RememberingCommand
+from micu.commands import FiniteRange
 from micu.devices import count_cores
 from micu.errors import ManifestError
 from micu.files import write_atomically
@@ -200,7 +201,7 @@ def _shared_csv(shared: Sequence[Shared]) -> bytes:
 @click.option(
     "--clip-timeout",
     "clip_timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=60.0,
     show_default=True,
     help="Seconds after which the process that unpacks a clip is killed.",

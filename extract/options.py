@@ -15,6 +15,7 @@ from extract.decode import DECODERS
 from extract.flow.options import flow_options
 from extract.parts import Part
 from extract.run import Settings
+from micu.commands import FiniteRange
 from micu.devices import count_cores
 from micu.registry import suggest
 
@@ -153,7 +154,7 @@ def _media_options() -> list[Callable[[Command], Command]]:
         click.option(
             "--clip-timeout",
             "clip_timeout_s",
-            type=click.FloatRange(min=0, min_open=True),
+            type=FiniteRange(min=0, min_open=True),
             default=600.0,
             show_default=True,
             help="Seconds after which the worker that decodes a clip, and computes its flow, is "
@@ -163,7 +164,7 @@ def _media_options() -> list[Callable[[Command], Command]]:
             "--worker-memory",
             "worker_bytes",
             metavar="GIB",
-            type=click.FloatRange(min=0, min_open=True),
+            type=FiniteRange(min=0, min_open=True, max=2**30),
             callback=lambda context, option, value: value and int(value * 2**30),
             help="Memory that each worker may take; a clip that needs more fails alone "
             "[default: what there is].",

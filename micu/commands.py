@@ -1,11 +1,12 @@
 """What the command line tools share: exit codes, errors as messages, signals, the manifest in use.
 
 Exit codes: 0 all good, 2 usage or an error with a message, 3 finished with failures, 71 no memory
-left on the device, 74 input or output error, 75 stopped but resumable, 130 Ctrl-C.
+left, here or on the device, 74 input or output error, 75 stopped but resumable, 130 Ctrl-C.
 """
 
 import io
 import json
+import math
 import os
 import signal
 import stat
@@ -16,16 +17,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
-from micu.errors import DeviceError, ManifestError, MicuError, shorten, show_unseen
+from micu.errors import DeviceError, ManifestError, MicuError, no_memory, shorten, show_unseen
 from micu.files import hold_folders, read_json, write_atomically
 
 EXIT_USAGE, EXIT_FAILURES, EXIT_DEVICE = 2, 3, 71
 EXIT_IO, EXIT_STOPPED, EXIT_INTERRUPTED = 74, 75, 130
 MANIFEST_VARIABLE = "MICU_MANIFEST"
+LAST_SEED = 2**63 - 1
+"""Up to which all generators of random numbers take a seed."""
 
 
 class _Screen(io.TextIOBase):
@@ -101,9 +104,9 @@ def guard_screen() -> None:
 def exit_codes(hint: str = "type the same command again") -> Iterator[None]:
     """Turn errors that a user can act on, and Ctrl-C, into a message and an exit code.
 
-    2 for a `MicuError`, of which 71 for a `DeviceError`, 74 for a disk or file system that refuses
-    and for a folder that goes away while it is written to, 130 for Ctrl-C. Anything else is a bug
-    and keeps its traceback. What is printed goes through `guard_screen`.
+    2 for a `MicuError`, 71 for a `DeviceError` and wherever memory has run out, 74 for a disk or
+    file system that refuses and for a folder that goes away while it is written to, 130 for Ctrl-C.
+    Anything else is a bug and keeps its traceback. What is printed goes through `guard_screen`.
 
     Args:
         hint: How to go on after Ctrl-C or a disk that refused, for the message.
@@ -115,15 +118,31 @@ def exit_codes(hint: str = "type the same command again") -> Iterator[None]:
                 yield
         finally:
             sys.stdout.flush()
-    except MicuError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_DEVICE if isinstance(error, DeviceError) else EXIT_USAGE)
-    except OSError as error:
-        click.echo(f"error: {error}\n{hint}", err=True)
-        sys.exit(EXIT_IO)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"interrupted; {hint}", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except (MicuError, MemoryError, RuntimeError, OSError) as error:
+        _end_with(error, hint)
+
+
+def _end_with(error: Exception, hint: str) -> NoReturn:
+    """End the process as an error asks for; one that is a bug goes on."""
+    lack = no_memory(error)
+    if lack is not None and not isinstance(error, DeviceError):
+        why = shorten(str(lack) or type(lack).__name__, 200)
+        click.echo(
+            f"error: memory has run out: {why}; end what else is running here, or ask for less: "
+            f"another --device, a smaller model or batch, fewer --workers\n{hint}",
+            err=True,
+        )
+        sys.exit(EXIT_DEVICE)
+    if isinstance(error, MicuError):
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_DEVICE if isinstance(error, DeviceError) else EXIT_USAGE)
+    if isinstance(error, OSError):
+        click.echo(f"error: {error}\n{hint}", err=True)
+        sys.exit(EXIT_IO)
+    raise error
 
 
 def run_command(command: click.Command, hint: str) -> None:
@@ -140,6 +159,18 @@ def run_command(command: click.Command, hint: str) -> None:
             error.show()
             sys.exit(error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers; `nan` and `inf` are in none."""
+
+    def convert(  # noqa: D102
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"expected a finite number, got {value!r}.", param, ctx)
+        return found
 
 
 @dataclass(slots=True)

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from micu.baseline_config import BaselinesConfig
+from micu.commands import LAST_SEED
+from micu.errors import brief
 from micu.errors import check_settings as _check
 from micu.jigsaw_config import JigsawConfig, MmjpConfig, permutation_count
 from micu.manifest import MODALITIES
@@ -322,7 +324,9 @@ class TrainConfig:
                     len(set(self.modalities)) < 2
                     or len(set(self.modalities)) < len(self.modalities)
                 ),
-                f"seed: expected at least 0, got {self.seed}": self.seed < 0,
+                f"seed: expected 0 to {LAST_SEED}, got {brief(self.seed)}": (
+                    not 0 <= self.seed <= LAST_SEED
+                ),
                 f"jigsaw.splits: expected a divisor of encoder.embed_dim={width}, "
                 f"got {self.jigsaw.splits}": "jigsaw" in terms and width % self.jigsaw.splits != 0,
                 f"mmjp.splits: expected a divisor of encoder.embed_dim={width}, "

@@ -20,6 +20,7 @@ A message says which thing, what was expected, what was got and what to type. Th
 tools catch `MicuError` only: anything else is a bug and keeps its traceback.
 """
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 
@@ -183,3 +184,23 @@ def check_shape(
         tail = f"; {hint}" if hint else ""
         raise ShapeError(f"{what}: expected ({spelled}), got {tuple(shape)}{tail}")
     return dict(zip(names, shape, strict=True))
+
+
+_NO_MEMORY = (
+    *("out of memory", "not enough memory", "cannot allocate memory", "can't allocate memory"),
+    *("defaultcpuallocator", "alloc_failed", "bad_alloc", "storage size calculation overflowed"),
+)
+"""In messages of errors that libraries raise where memory has run out, lower case."""
+
+
+def no_memory(error: BaseException | None) -> BaseException | None:
+    """What says that memory has run out: an error, or one that led to it; None if nothing does."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return error
+        if isinstance(error, RuntimeError) and any(
+            words in str(error).lower() for words in _NO_MEMORY
+        ):
+            return error
+        error = error.__cause__
+    return None

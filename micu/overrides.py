@@ -261,6 +261,8 @@ def _checked(value: object, kind: Any) -> Any:
         with contextlib.suppress(OverflowError):  # of an integer that no float is as large as
             if math.isfinite(number := float(cast(float, value))):
                 return number
+    if kind is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"expected a number of 64 bits, got {brief(repr(value))}")
     if kind is not float and type(value) is kind:
         return value
     expected = {bool: "true or false", float: "a finite number"}.get(kind, kind.__name__)

@@ -50,7 +50,7 @@ def by_hand_folder(name: str | Path) -> str:
 
 
 def from_hub(what: str, url: str, fetch: Callable[[bool], T], remedy: str) -> T:
-    """Take something from a hub's cache, or from the hub.
+    """Take something from a hub's cache, or from the hub unless `HF_HUB_OFFLINE` is set.
 
     The hub is probed once before its client is let loose, which would retry for most of a minute
     on a machine without network.
@@ -78,6 +78,10 @@ def from_hub(what: str, url: str, fetch: Callable[[bool], T], remedy: str) -> T:
             f"{what}: the copy in the cache is broken ({type(error).__name__}: "
             f"{first_line(error)}); delete it from the cache and type the same command again"
         ) from error
+    if is_offline():
+        raise WeightsError(
+            f"{what}: {cache}, and {url} is not asked, since HF_HUB_OFFLINE is set. {remedy}"
+        )
     try:
         _probe(url)
         return fetch(False)
@@ -85,6 +89,13 @@ def from_hub(what: str, url: str, fetch: Callable[[bool], T], remedy: str) -> T:
         raise WeightsError(
             f"{what}: {cache}, and {url} did not give it ({first_line(error)}). {remedy}"
         ) from error
+
+
+def is_offline() -> bool:
+    """Whether the user wants no connection to any hub, by the variables of Hugging Face."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _probe(url: str) -> None:

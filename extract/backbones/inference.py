@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import Run
 from micu.devices import resolve_device
-from micu.errors import DeviceError
+from micu.errors import DeviceError, no_memory
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
-
-_NO_MEMORY = ("out of memory", "defaultcpuallocator", "not enough memory", "alloc_failed")
-"""In messages of errors that libraries do not raise as `torch.OutOfMemoryError`, lower case."""
 
 
 class Runner:
@@ -101,7 +98,7 @@ class Runner:
         try:
             outputs: NDArray[np.float32] = forward(units).float().cpu().numpy()
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if no_memory(error) is None:
                 raise
             if len(units) == 1:
                 raise DeviceError(
@@ -126,14 +123,6 @@ class Runner:
             import torch
 
             torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from micu.commands import LAST_SEED
 from micu.errors import CheckpointError, WeightsError, brief
 from micu.tensor_files import DamagedError, load_tensor_file
 
@@ -65,6 +66,11 @@ def parse_request(weights: str, backbone: str) -> Request:
     """
     word, _, seed = weights.partition(":")
     if word == "random" and (seed.isdecimal() or weights == word):
+        if len(seed) > len(str(LAST_SEED)) or int(seed or 0) > LAST_SEED:
+            raise WeightsError(
+                f"weights of {backbone}: expected random:SEED with a seed up to {LAST_SEED}, got "
+                f"{brief(weights)!r}"
+            )
         return Request("random", seed=int(seed or 0))
     if weights == "pretrained":
         return Request("pretrained")

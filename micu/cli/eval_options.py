@@ -1,7 +1,6 @@
 """The options of `micu-eval`, and which task reads which."""
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,13 @@ import click
 from click.core import ParameterSource
 
 from micu.cli.selection import select_on_option
+from micu.commands import LAST_SEED, FiniteRange
 from micu.errors import ConfigError
 from micu.evaluate import code_scores, feature_scores  # noqa: F401 - they register scores
 from micu.evaluate.scores import SCORES
 from micu.evaluate.splits import CLEAN, PAPER
 from micu.evaluate.thresholds import ORACLE_AT_SOURCE_EPOCH, THRESHOLDS
 from micu.manifest import MODALITIES
-
-LAST_SEED = 2**63 - 1
-"""Up to which all generators of random numbers take a seed."""
 
 MOST = 2**31 - 1
 """Largest count that an option takes."""
@@ -49,18 +46,6 @@ TASKS_OF = {
     "--steps": ("efficiency",),
 }
 """Options that some tasks alone read."""
-
-
-class FiniteRange(click.FloatRange):
-    """A range of numbers; `nan` and `inf` are in none."""
-
-    def convert(  # noqa: D102
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
-        found = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"expected a finite number, got {value!r}.", param, ctx)
-        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

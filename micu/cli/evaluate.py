@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from micu.cli.eval_options import (
-    LAST_SEED,
     PROBED,
     Arguments,
     evaluation_options,
@@ -26,7 +25,7 @@ from micu.cli.eval_options import (
 from micu.cli.features import FeatureSets, find_feature_sets, parse_pairs
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.cli.selection import select
-from micu.commands import exit_codes
+from micu.commands import LAST_SEED, exit_codes
 from micu.devices import resolve_device
 from micu.errors import ConfigError, StoreError
 from micu.evaluate.class_map import read_class_map

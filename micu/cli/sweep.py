@@ -28,6 +28,8 @@ OWN = ("sweep", "seeds", "jobs", "part", "then", "sweep_print")
 REPLACED = ("preset", "seed", "out")
 """Options that a sweep says to each of its runs itself."""
 REFUSED = ("resume", "overwrite", "dry_run", "print_config", "as_json")
+MOST_SEEDS = 10_000
+"""Runs of one setting that a sweep takes."""
 SHARED = ("features", "manifest", "device")
 """Options of the training that its evaluation takes over."""
 
@@ -44,7 +46,7 @@ def sweep_options() -> list[Callable[..., Any]]:
         ),
         click.option(
             "--seeds",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, MOST_SEEDS),
             help="Runs per setting of a sweep, from --seed on [default: 1]; alone, a sweep too.",
         ),
         click.option(

@@ -9,8 +9,8 @@ import pytest
 
 import extract.cli
 import extract.demo
-from micu.commands import exit_codes, run_command
-from micu.errors import ConfigError, DeviceError
+from micu.commands import FiniteRange, exit_codes, run_command
+from micu.errors import ConfigError, DeviceError, WeightsError, no_memory
 
 
 def tool(action):
@@ -33,6 +33,11 @@ def raises(error):
     return action
 
 
+def wrapped(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("action", "arguments", "code", "message"),
     [
@@ -42,6 +47,15 @@ def raises(error):
         (raises(ConfigError("no such thing")), ["act"], 2, "error: no such thing"),
         (raises(click.UsageError("type more")), ["act"], 2, "type more"),
         (raises(DeviceError("no memory")), ["act"], 71, "error: no memory"),
+        (raises(MemoryError()), ["act"], 71, "error: memory has run out: MemoryError; end what"),
+        (raises(RuntimeError("DefaultCPUAllocator: can't")), ["act"], 71, "type it again"),
+        (raises(OSError(12, "Cannot allocate memory")), ["act"], 71, "error: memory has run out"),
+        (
+            raises(wrapped(WeightsError("broken; delete it"), MemoryError("2 GiB"))),
+            ["act"],
+            71,
+            "error: memory has run out: 2 GiB; end what else",
+        ),
         (raises(OSError("disk full")), ["act"], 74, "error: disk full\ntype it again"),
         (raises(KeyboardInterrupt()), ["act"], 130, "interrupted; type it again"),
         (raises(click.Abort()), ["act"], 130, "interrupted; type it again"),
@@ -96,3 +110,28 @@ def test_a_job_with_some_of_the_cores_has_a_worker_for_each_of_those(
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7, 9}, raising=False)
     with extract.cli.cli.commands[words[0]].make_context(words[0], words[1:]) as context:
         assert context.params["workers"] == 3
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), RuntimeError("memory format"), ValueError("no")]
+)
+def test_an_error_that_memory_did_not_lead_to_stays_one(error):
+    with pytest.raises(type(error)) as caught, exit_codes():
+        raise error
+    assert caught.value is error
+
+
+def test_only_what_memory_led_to_is_called_so():
+    assert no_memory(None) is None
+    assert no_memory(OSError(28, "No space left on device")) is None
+    assert no_memory(ConfigError("out of memory")) is None  # a sentence of ours, with its advice
+    lack = RuntimeError("CUDA error: out of memory")
+    assert no_memory(wrapped(ConfigError("a"), wrapped(ValueError("b"), lack))) is lack
+
+
+@pytest.mark.parametrize("typed", ["nan", "inf", "-inf", "1e999"])
+def test_numbers_that_are_none_are_refused(typed):
+    kind = FiniteRange(min=0)
+    with pytest.raises(click.BadParameter, match=r"finite number|range"):
+        kind.convert(typed, None, None)
+    assert kind.convert("0.5", None, None) == 0.5

@@ -346,5 +346,5 @@ def test_a_jigsaw_that_is_left_out_does_not_mind_its_other_settings():
 
 
 def test_a_negative_seed_is_refused():
-    with pytest.raises(ConfigError, match="seed: expected at least 0, got -1"):
+    with pytest.raises(ConfigError, match="seed: expected 0 to 9223372036854775807, got -1"):
         TrainConfig(seed=-1)
