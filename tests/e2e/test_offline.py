@@ -1,0 +1,70 @@
+"""With HF_HUB_OFFLINE, nothing opens a connection, not even to look up a name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+ASK_FOR_ALL = """
+import json, socket, sys
+tried = []
+
+def refuse(*words, **named):
+    tried.append(repr(words)[:200])
+    raise OSError("no network here")
+
+socket.socket.connect = socket.socket.connect_ex = refuse
+socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
+
+from extract.backbones import BACKBONES, build_backbone
+from extract.backbones.base import Run
+from micu.errors import MicuError
+
+names = [name for name, _ in BACKBONES.items() if not name.endswith("-demo")]
+told = {}
+for name in (*names, "timm:resnet18.a1_in1k", "timm:vit_tiny_patch16_224.augreg_in21k"):
+    try:
+        build_backbone(name, "pretrained", Run(device="cpu"))
+        told[name] = "built"
+    except MicuError as error:
+        told[name] = str(error)
+try:
+    from extract.flow.raft import RAFT
+    RAFT("small", "pretrained", "cpu")
+except Exception as error:
+    told["raft"] = str(error)
+print(json.dumps({"told": told, "tried": tried}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", ""])
+def test_no_backbone_opens_a_connection(tmp_path: Path, variable: str) -> None:
+    homes = dict.fromkeys(("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "HOME"), str(tmp_path))
+    known = {name: text for name, text in os.environ.items() if not name.startswith("HF_")}
+    offline = {variable: "1"} if variable else {}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_FOR_ALL],
+        env={**known, **homes, **offline, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+
+    assert len(found["told"]) > 8
+    if not variable:  # what is counted is what would be opened
+        assert found["tried"]
+        return
+    assert found["tried"] == []
+    for name, told in found["told"].items():
+        assert "HF_HUB_OFFLINE is set" in told or "no program may fetch" in told, (name, told)
+        assert "weights PATH" in told or "weights DIR" in told or "cp" in told, (name, told)
+    assert sum("HF_HUB_OFFLINE is set" in told for told in found["told"].values()) > 8
