@@ -243,6 +243,11 @@ class FeatureDataset:
         """One clip's steps of a modality, aligned and padded; which of them are real, (T,)."""
         store, steps = self.stores[modality], self.config.steps
         mask, times_s = store.steps_of(clip_id)
+        if not mask.any():
+            raise StoreError(
+                f"{modality} features of clip {clip_id!r}: no step is real; extract the set again, "
+                "or leave the clip out of the manifest or with --set data.exclude_ids=FILE"
+            )
         if starts_on_grid(mask, times_s, steps):
             store.read_into(clip_id, out)
             real = mask[:steps]

@@ -5,6 +5,7 @@ up a tenth of the code's activations.
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,13 @@ class CodebookUse:
     """Of the clips that were counted; empty where the file does not say."""
 
     def perplexity(self, modality: str) -> float:
-        """Exponential of the entropy of the codes, [1, K]: how many codes a modality works with."""
+        """Exponential of the entropy of the codes, [1, K]: how many codes a modality works with.
+
+        NaN for a modality without a step.
+        """
         counts = self.counts[modality]
+        if not counts.sum():
+            return math.nan
         chances = counts[counts > 0] / counts.sum()
         return float(np.exp(-(chances * np.log(chances)).sum()))
 
@@ -86,6 +92,8 @@ def count_codes(encoded: "Mapping[str, ClipFeatures]", codebook_size: int) -> Co
 def agreement(encoded: "Mapping[str, ClipFeatures]") -> dict[tuple[str, str], float]:
     """Share of steps at which two modalities of one clip chose the same code, by pair.
 
+    NaN where no step is real in both.
+
     Args:
         encoded: modality → features with codes, of the same clips in the same order.
     """
@@ -94,8 +102,8 @@ def agreement(encoded: "Mapping[str, ClipFeatures]") -> dict[tuple[str, str], fl
         left, right = encoded[first], encoded[second]
         if left.codes is None or right.codes is None or left.clip_ids != right.clip_ids:
             raise ValueError(f"{first} and {second}: expected codes of the same clips")
-        real = left.mask & right.mask
-        result[first, second] = float((left.codes == right.codes)[real].double().mean())
+        same = (left.codes == right.codes)[left.mask & right.mask]
+        result[first, second] = float(same.double().mean()) if len(same) else math.nan
     return result
 
 

@@ -1,5 +1,6 @@
 """Task `codebook`: how the modalities use the codebook (figure 6 of the paper)."""
 
+import math
 from dataclasses import replace
 
 from micu.errors import ConfigError, ManifestError
@@ -79,6 +80,7 @@ def _rows(evaluation: Evaluation, protocol: str, name: str) -> list[Row]:
             test_sha256=clips_sha256(clips),
             features=tuple(side.stores),
             leaks=";".join(pretrained),
+            note="no step is real in both" if math.isnan(value) else "",
         )
         for (first, second, metric), value in values.items()
     ]

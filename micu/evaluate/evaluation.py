@@ -214,7 +214,19 @@ class Evaluation:
                 self._splits[key] = check_classes(split, rules)
             except ManifestError as error:
                 raise ManifestError(f"{job.told()}, {rules.protocol}: {error}") from error
+        self._tell_twins(known)
         return self._splits[key]
+
+    def _tell_twins(self, known: Sequence[str]) -> None:
+        """Tell of classes that count as unknown, but are known ones in another case."""
+        folded = {name.casefold(): name for name in known}
+        labels = {clip.label for side in (self.source, self.target) for clip in side.clips}
+        for label in sorted(labels - {*known}):
+            if label.casefold() in folded:
+                self.tell_once(
+                    f"{label!r} counts as unknown, {folded[label.casefold()]!r} is known: they "
+                    "differ in case alone; mend the manifest, or join them by --class-map"
+                )
 
     def each_protocol(self, make: Callable[[str], list[Row]]) -> list[Row]:
         """The rows of every protocol; where two are asked for, one that cannot be is told of.
@@ -311,6 +323,7 @@ class Evaluation:
                 f"seed {self.seed}: {job.told()}, {protocol}: "
                 f"{len(split.train)} training, {validation}{len(split.test)} test clips",
                 *lacking,
+                *filter(None, [split.note]),
             )
         )
 

@@ -321,10 +321,13 @@ def retrieval_recall(
 
     Raises:
         ShapeError: The shapes do not fit.
+        MicuError: An embedding is not finite.
     """
     size = check_shape(items.shape, "n D", "items")
     rows = check_shape(captions.shape, "m D", "captions", D=size["D"])["m"]
     check_shape(owner.shape, "m", "owner", m=rows)
+    if not (np.isfinite(items).all() and np.isfinite(captions).all()):
+        raise MicuError("items or captions: expected finite values, got NaN or infinity")
     every_item = np.arange(size["n"])
     recall: dict[str, float] = {}
     for direction, queries, query_ids, gallery, gallery_ids in (

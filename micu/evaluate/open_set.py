@@ -18,6 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from micu.errors import ConfigError, ManifestError
@@ -209,13 +210,18 @@ def _judge(
         errors=errors,
     )
     fitted = {name: SCORES[name](fitting) for name in scores}
-    return Candidate(
-        {part: clips.logits for part, clips in found.items()},
-        {
-            name: {part: score(clips) for part, clips in found.items()}
-            for name, score in fitted.items()
-        },
-    )
+    scored = {
+        name: {part: score(clips) for part, clips in found.items()}
+        for name, score in fitted.items()
+    }
+    for name, parts in scored.items():
+        for part, values in parts.items():
+            if not np.isfinite(values).all():
+                raise ConfigError(
+                    f"--score {name}: expected finite scores of the {part} clips, got NaN or "
+                    "infinity; use another score, or look at these features"
+                )
+    return Candidate({part: clips.logits for part, clips in found.items()}, scored)
 
 
 def _evidence(clips: ClipFeatures, predicted: Predicted) -> Evidence:

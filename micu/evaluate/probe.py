@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
 from micu.data import Batch
-from micu.errors import ConfigError, check_shape
+from micu.errors import ConfigError, StoreError, check_shape
 from micu.model.micu import MICU
 from micu.products import Linear
 
@@ -162,6 +162,8 @@ def _encode(model: MICU, batches: Iterable[Batch], modality: str) -> ClipFeature
             encoded = model.encode({modality: on_device.features[modality]}, on_device.mask)
             ids.extend(batch.clip_ids)
             found = encoded[modality]
+            real = on_device.mask[..., None]
+            _check_encoded(found.semantic.where(real, 0), modality, batch.clip_ids)
             values.append(found.quantized.cpu())
             codes.append(found.codes.cpu())
             errors.append((found.semantic - found.quantized).square().sum(-1).cpu())
@@ -174,6 +176,21 @@ def _encode(model: MICU, batches: Iterable[Batch], modality: str) -> ClipFeature
         torch.cat(codes),
         torch.cat(errors).clone(),
     )
+
+
+def _check_encoded(semantic: Tensor, modality: str, clip_ids: Sequence[str]) -> None:
+    """Refuse what has no nearest code; it would get the first one.
+
+    Raises:
+        StoreError: The encoder gives NaN or infinity; the message names the clip.
+    """
+    finite = semantic.flatten(1).isfinite().all(1).tolist()
+    if not all(finite):
+        raise StoreError(
+            f"{modality} features of clip {clip_ids[finite.index(False)]!r}: expected a finite "
+            "encoding, got NaN or infinity: they are too large for the model, or the checkpoint "
+            "is damaged; extract that set again, or name another checkpoint"
+        )
 
 
 class Probe(Protocol):

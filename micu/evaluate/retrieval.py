@@ -85,6 +85,15 @@ def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target:
             (target, source, f"r{rank}", back),
             (source, target, f"r{rank}_mean", (forth + back) / 2),
         ]
+    trivial = [
+        f"R@{rank} among {size} is 1 whatever is compared"
+        for size in sorted({len(items), len(captions)})
+        for rank in RANKS
+        if rank >= size
+    ]
+    if trivial:
+        evaluation.tell_once(f"{protocol}: {'; '.join(trivial)}")
+    note = f"{len(items)} items, {len(captions)} captions; a tie counts with its chance"
     tested = dict.fromkeys((*items, *captions))  # a row may be an item and its caption
     pretrained = evaluation.pretraining.leaks(tested) if name == "checkpoint" else ()
     return [
@@ -104,7 +113,7 @@ def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target:
             features=(source, target),
             measured_with=f"items:{evaluation.items}" if evaluation.items else "",
             leaks=";".join((*name_splits(tested), *pretrained)),
-            note=f"{len(items)} items, {len(captions)} captions; a tie counts with its chance",
+            note="; ".join((note, *trivial)),
         )
         for query, gallery, metric, value in values
     ]

@@ -394,6 +394,12 @@ def _refuse_empty(
 ) -> None:
     for name, chosen in needed.items():
         if not chosen:
+            if name == "validation":
+                raise ManifestError(
+                    "no validation clip: every known class has one training clip or media item, so "
+                    "that none can be held out; add training clips, or a split val, or type "
+                    "--protocol paper" + _tell_merged(clips)
+                )
             if lacking.get(name):
                 raise ManifestError(
                     f"no {name} clip: all {lacking[name]} of them in the manifest lack features "
