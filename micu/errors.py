@@ -133,8 +133,7 @@ def brief(what: object, most: int = 120) -> str:
         what: Text, or an error or anything else that has one.
         most: Characters that are kept.
     """
-    text = str(what)
-    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+    return shorten(str(what), most)
 
 
 def check_settings(section: str, problems: Mapping[str, bool]) -> None:

@@ -22,6 +22,8 @@ MAX_DIMS = 64
 """Of a tensor; torch computes with no more."""
 MAX_SHARING = 8
 """How many times its size the tensors of a file may claim, since several may share a storage."""
+MAX_REPEATED_BYTES = 2**30
+"""What they may claim at least, where tensors may repeat the numbers of a smaller storage."""
 
 _ITEM_BYTES = {
     "Double": 8,
@@ -128,7 +130,7 @@ class PickleWalk:
         repeats: bool = False,
     ) -> None:
         self._where = where
-        self._left = MAX_SHARING * size
+        self._left = max(MAX_SHARING * size, MAX_REPEATED_BYTES if repeats else 0)
         self._size = size
         self._arrays = arrays
         self._repeats = repeats

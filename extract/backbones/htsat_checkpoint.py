@@ -91,7 +91,7 @@ def load_original(
     for name, own in _tensors(network):
         if name.endswith("position_index") and not torch.equal(own, converted[name].to(own.dtype)):
             raise WeightsError(f"{where}: {original_name(name)} is not this network's own")
-    load_strictly(network, converted, where)
+    load_strictly(network, converted, where, original_name)
 
 
 def _tensors(network: "nn.Module") -> "list[tuple[str, Tensor]]":

@@ -13,7 +13,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from extract.backbones.weights import first_line, read_state, refuse_misfits
+from extract.backbones.weights import (
+    INDEX_SUFFIX,
+    USUAL_NAMES,
+    describe_shapes,
+    first_line,
+    read_index,
+    read_state,
+    refuse_misfits,
+    refuse_not_finite,
+    refuse_odd_numbers,
+)
 from micu.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -106,8 +116,13 @@ def _probe(url: str) -> None:
         return  # it answered, that is all that is asked
 
 
-def hub_state(repo: str, filenames: Sequence[str]) -> "dict[str, Tensor]":
-    """The tensors of the first of `filenames` that a Hugging Face repository has.
+def hub_file(repo: str, filenames: Sequence[str], remedy: str = "") -> Path:
+    """The first of `filenames` that a Hugging Face repository has.
+
+    Args:
+        repo: Its name.
+        filenames: The first one is fetched, if there is nothing.
+        remedy: What to type where there is no network; by default, to fetch that file.
 
     Raises:
         WeightsError: It cannot be had.
@@ -124,8 +139,17 @@ def hub_state(repo: str, filenames: Sequence[str]) -> "dict[str, Tensor]":
         raise FileNotFoundError(f"{repo} has none of {', '.join(filenames)}")
 
     file = filenames[0]
-    remedy = by_hand(f"hf download {repo} {file} --local-dir .")
-    return read_state(from_hub(f"{repo}: {file}", constants.ENDPOINT, fetch, remedy))
+    remedy = remedy or by_hand(f"hf download {repo} {file} --local-dir .")
+    return from_hub(f"{repo}: {file}", constants.ENDPOINT, fetch, remedy)
+
+
+def hub_state(repo: str, filenames: Sequence[str]) -> "dict[str, Tensor]":
+    """The tensors of the first of `filenames` that a Hugging Face repository has.
+
+    Raises:
+        WeightsError: It cannot be had.
+    """
+    return read_state(hub_file(repo, filenames))
 
 
 def url_file(url: str, *, md5: str = "", remedy: str = "") -> Path:
@@ -241,25 +265,64 @@ def load_transformer(
         WeightsError: It cannot be had, or does not fit.
     """
     import torch
+    from transformers import AutoConfig
     from transformers.utils import logging
 
+    config = from_transformers(getattr(loader, "config_class", None) or AutoConfig, name, remedy)
+    state = _transformer_state(name, remedy)
+    if not hasattr(loader, "config_class"):  # one that stands for any, by the configuration
+        with torch.device("meta"):
+            loader = type(loader.from_config(config))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report lists every tensor of the towers left out
     try:
-        network, report = from_transformers(
-            loader,
-            name,
-            remedy,
+        # What is read is what was checked: the library opens no file of weights by itself.
+        network, report = loader.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
             key_mapping={f"^{re.escape(prefix)}": ""} if prefix else None,
         )
+    except Exception as error:
+        raise WeightsError(
+            f"{name}: not weights that {loader.__name__} can load: {first_line(error)}"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
     refuse_misfits(
         str(name),
         [key for key in report["missing_keys"] if not key.startswith(unused)],
         [key for key in report["unexpected_keys"] if not key.startswith(unused)],
-        [str(entry[0]) for entry in report["mismatched_keys"]],
+        [describe_shapes(*entry) for entry in report["mismatched_keys"]],
     )
+    own, prefixes = network.state_dict(), (prefix, f"{network.base_model_prefix}.")
+    left_out = {*report["unexpected_keys"]}
+    used = {
+        key: tensor
+        for key, tensor in state.items()
+        if key not in left_out
+        and not any(key.removeprefix(start).startswith(unused) for start in ("", *prefixes))
+    }
+    refuse_odd_numbers(str(name), used, own, prefixes)
+    refuse_not_finite(str(name), own)
     return network
+
+
+def _transformer_state(name: str | Path, remedy: str) -> "dict[str, Tensor]":
+    """The tensors of a network of transformers, which may be spread over several files."""
+    names = [file + part for file in USUAL_NAMES for part in ("", INDEX_SUFFIX)]
+    folder = Path(name)
+    if not folder.is_dir():
+        path = hub_file(str(name), names, remedy or by_hand_folder(name))
+    else:
+        path = next((folder / file for file in names if (folder / file).is_file()), folder)
+    if path.suffix != ".json":
+        return read_state(path)
+    state: dict[str, Tensor] = {}
+    for file in read_index(path):
+        is_here = folder.is_dir()
+        state |= read_state(folder / file if is_here else hub_file(str(name), (file,), remedy))
+    return state

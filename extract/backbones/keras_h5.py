@@ -150,6 +150,8 @@ def _check(
             raise WeightsError(f"{path}: {name} is not plain data of its own file; refused")
         if data.dtype.kind != "f":
             raise WeightsError(f"{path}: {name}: expected floating point numbers, got {data.dtype}")
+        if data.id.get_storage_size() != data.nbytes:  # else what is not there is read as zeros
+            raise WeightsError(f"{path}: {name} has not the numbers that it declares; refused")
 
 
 def _to_torch(array: "np.ndarray[Any, Any]") -> "Tensor":

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from extract.backbones.weights import PICKLES, find_weights_file, first_line
-from micu.errors import WeightsError
+from micu.errors import CheckpointError, WeightsError
+from micu.tensor_files import check_tensor_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,11 +67,16 @@ def read_pca(path: Path) -> "dict[str, Tensor]":
     if path.stat().st_size > MAX_BYTES:
         raise WeightsError(f"{path}: expected at most {MAX_BYTES} bytes, got more; not {PCA_FILE}")
     try:
-        with torch.serialization.safe_globals(_array_constructors()):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file, torch.serialization.safe_globals(_array_constructors()):
+            check_tensor_file(file, str(path), arrays=True)
+            file.seek(0)
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or content.keys() != SHAPES.keys():
             raise ValueError(f"expected {' and '.join(SHAPES)} by name")
         arrays = {name: _numbers(content[name]) for name in SHAPES}
+    except CheckpointError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        raise WeightsError(f"{path}: cannot be read as VGGish's PCA: {why}") from error
     except Exception as error:  # a pickle that is not what it says can raise anything
         why = first_line(error) if isinstance(error, ValueError) else type(error).__name__
         raise WeightsError(f"{path}: cannot be read as VGGish's PCA: {why}") from error

@@ -11,6 +11,7 @@ precision (networks are float32) or on heads that are not used.
 """
 
 import hashlib
+import json
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 N = TypeVar("N", bound="nn.Module")
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+KNOWN = (".safetensors", *PICKLES)
+"""Suffixes of files of tensors."""
+INDEX_SUFFIX = ".index.json"
+"""After a usual name: which of several files has which tensor."""
+MAX_INDEX_BYTES = 16 * 2**20
+"""Of names and shapes in one file."""
 USUAL_NAMES = ("model.safetensors", "pytorch_model.bin")
 ZIP_START = b"PK\x03\x04"
 PICKLE_START = b"\x80"
@@ -130,7 +137,7 @@ def find_weights_file(path: Path) -> Path:
     if path.is_file():
         return path
     usual = [path / name for name in USUAL_NAMES if (path / name).is_file()]
-    found = usual or sorted(p for p in path.glob("*") if p.suffix in (".safetensors", *PICKLES))
+    found = usual or sorted(p for p in path.glob("*") if p.suffix in KNOWN)
     if not found or (len(found) > 1 and not usual):
         names = ", ".join(p.name for p in found) or "none"
         raise WeightsError(
@@ -151,7 +158,7 @@ def read_state(path: Path) -> "dict[str, Tensor]":
     import torch
 
     path = find_weights_file(path)
-    if path.suffix not in (".safetensors", *PICKLES):
+    if path.suffix not in KNOWN:
         raise WeightsError(
             f"{path}: expected .safetensors, {', '.join(PICKLES)}, got {path.suffix!r}"
         )
@@ -173,6 +180,7 @@ def _read_content(path: Path) -> Any:
     try:
         _check_start(path)
         if path.suffix == ".safetensors":
+            _check_header(path)
             return load_file(path)
         return load_tensor_file(path, repeats=True)[0]
     except WeightsError:
@@ -197,6 +205,37 @@ def _read_content(path: Path) -> Any:
             f"{path}: cannot be read as weights ({type(error).__name__}); if it is damaged or cut "
             "off, fetch it again"
         ) from error
+
+
+def read_index(path: Path) -> list[str]:
+    """The files that the index of a network in several files names; they lie beside it.
+
+    Raises:
+        WeightsError: It is no such index.
+    """
+    try:
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(f"more than {MAX_INDEX_BYTES} bytes")
+        places = json.loads(path.read_bytes())["weight_map"].values()
+        names = sorted({str(name) for name in places})
+        if not all(Path(name).name == name and Path(name).suffix in KNOWN for name in names):
+            raise ValueError("files that do not lie beside it")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(
+            f"{path}: expected the names of files of weights, got {brief(error)}; fetch it again"
+        ) from error
+    return names
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a safetensors header that is larger than any network's."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(MAX_INDEX_BYTES, path.stat().st_size - 8):
+        raise WeightsError(
+            f"{path}: expected a header of at most {MAX_INDEX_BYTES} bytes that the file holds, "
+            f"got {length}; if it is damaged or cut off, fetch it again"
+        )
 
 
 def _check_start(path: Path) -> None:
@@ -234,20 +273,113 @@ def without(state: "Mapping[str, Tensor]", prefixes: tuple[str, ...]) -> "dict[s
     return {name: value for name, value in state.items() if not name.startswith(prefixes)}
 
 
-def load_strictly(network: "nn.Module", state: "Mapping[str, Tensor]", where: str) -> None:
-    """Load every tensor of a network, no more and no less.
+def load_strictly(
+    network: "nn.Module",
+    state: "Mapping[str, Tensor]",
+    where: str,
+    told: Callable[[str], str] = str,
+) -> None:
+    """Load every tensor of a network, no more and no less, and all of them finite numbers.
+
+    Args:
+        network: Written to.
+        state: Tensors by the network's names.
+        where: Which file, for messages.
+        told: From the network's name of a tensor to that in the file.
 
     Raises:
-        WeightsError: A name is missing or left over, or a shape differs.
+        WeightsError: A name is missing or left over, a shape or a kind of number differs, or a
+            number is not finite.
     """
     own = network.state_dict()
     wrong = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        describe_shapes(name, state[name].shape, own[name].shape)
         for name in sorted(own.keys() & state.keys())
         if state[name].shape != own[name].shape
     ]
     refuse_misfits(where, own.keys() - state.keys(), state.keys() - own.keys(), wrong)
+    refuse_odd_numbers(where, state, own, told=told)
     network.load_state_dict(state, strict=True)
+    refuse_not_finite(where, network.state_dict(), told)
+
+
+def describe_shapes(name: str, got: Iterable[int], want: Iterable[int]) -> str:
+    """What to say of a tensor of another shape."""
+    return f"{name} {tuple(got)} instead of {tuple(want)}"
+
+
+def refuse_odd_numbers(
+    where: str,
+    state: "Mapping[str, Tensor]",
+    own: "Mapping[str, Tensor]",
+    prefixes: tuple[str, ...] = (),
+    told: Callable[[str], str] = str,
+) -> None:
+    """Refuse tensors that would be cast in silence, or cannot be cast at all.
+
+    Half precision is cast to the network's: it is what weights are published in.
+
+    Args:
+        where: Which file, for messages.
+        state: Tensors of the file.
+        own: Those of the network.
+        prefixes: What names may start with in the file, and not in the network.
+        told: From a name in `state` to that in the file.
+
+    Raises:
+        WeightsError: A tensor holds integers, booleans or complex numbers where the network has
+            floating point ones, or the other way round; or is no plain array.
+    """
+    import torch
+
+    odd = []
+    for name, got in state.items():
+        names = [name, *(name.removeprefix(prefix) for prefix in prefixes if prefix)]
+        want = next((own[other] for other in names if other in own), None)
+        plain = got.layout == torch.strided and got.device.type == "cpu" and not got.is_quantized
+        if not plain:
+            odd.append(f"{told(name)} is no plain array")
+        elif _kind(got) != ("floating point" if want is None else _kind(want)):
+            expected = "floating point numbers" if want is None else want.dtype
+            odd.append(f"{told(name)}: expected {expected}, got {got.dtype}")
+    if odd:
+        raise WeightsError(
+            f"{where}: {_some(odd)}; expected the network's own kind of numbers: take the "
+            "published file"
+        )
+
+
+def _kind(tensor: "Tensor") -> str:
+    import torch
+
+    if tensor.is_floating_point():
+        return "floating point"
+    if tensor.is_complex():
+        return "complex"
+    return "boolean" if tensor.dtype == torch.bool else "integer"
+
+
+def refuse_not_finite(
+    where: str, own: "Mapping[str, Tensor]", told: Callable[[str], str] = str
+) -> None:
+    """Refuse NaN and infinity in what a network has loaded.
+
+    Args:
+        where: Which file, for messages.
+        own: Tensors of the network.
+        told: From a name in the network to that in the file.
+
+    Raises:
+        WeightsError: There are such; some of their tensors are named.
+    """
+    from micu.tensors import is_finite
+
+    bad = [told(name) for name, tensor in own.items() if not is_finite(tensor)]
+    if bad:
+        raise WeightsError(
+            f"{where}: {_some(bad)}: expected finite numbers, got NaN or infinity; the file is "
+            "damaged or its training had failed: fetch it again, or take another"
+        )
 
 
 def refuse_misfits(
@@ -265,7 +397,7 @@ def refuse_misfits(
 
 
 def _some(names: Iterable[str], show: int = 3) -> str:
-    ordered = sorted(names)
+    ordered = sorted(map(brief, names))
     more = f" and {len(ordered) - show} more" if len(ordered) > show else ""
     return ", ".join(ordered[:show]) + more
 

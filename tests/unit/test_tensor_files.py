@@ -252,7 +252,7 @@ def test_a_name_of_a_megabyte_makes_no_message_of_a_megabyte(tmp_path: Path) -> 
             way(tmp_path / "x.pt")
         assert len(str(caught.value)) < 1000
     assert brief("x" * 120) == "x" * 120
-    assert brief("x" * 121).endswith("… (121 characters)")
+    assert len(brief("x" * 121)) == 120
 
 
 def test_a_place_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
