@@ -68,6 +68,8 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._paths = [out / name for name in METRICS]
         rows = [row for row in read_metrics(self._paths[0]) if row["step"] <= step]
         self._columns: Sequence[str] = list(rows[0]) if rows else []
+        self.skipped = sum(bool(row.get("skipped")) for row in rows)
+        """Steps of the run, from its first start on, that changed nothing."""
         lines = "".join(_json_line(row) for row in rows)
         write_atomically(self._paths[0], lines.encode())
         table = _csv_line(self._columns) if rows else ""
@@ -89,6 +91,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             OSError: The disk refused, or the run's folder has gone.
         """
         check_held(self._paths[0])
+        self.skipped += bool(row["skipped"])
         if not self._columns:
             self._columns = list(row)
             self._csv.write(_csv_line(self._columns))
@@ -157,14 +160,20 @@ class Progress:
         self._last_step = min(ends)
         self._shown = -math.inf
 
-    def show(self, row: Row, stopping: str) -> None:
-        """Tell about one step, unless the last line is too young."""
+    def show(self, row: Row, skipped: int, stopping: str) -> None:
+        """Tell about one step, unless the last line is too young.
+
+        Args:
+            row: Of the step.
+            skipped: Steps of the run so far that were skipped.
+            stopping: The signal that ends the run.
+        """
         now = time.monotonic()
         if now - self._shown < PROGRESS_S and row["step"] != self._last_step and not stopping:
             return
         self._shown = now
         logger.info(
-            "epoch %d/%d, step %d/%d: total %.5g, %d active codes, %.4g clips/s%s",
+            "epoch %d/%d, step %d/%d: total %.5g, %d active codes, %.4g clips/s%s%s",
             (row["epoch"] or 0) + 1,
             self._epochs,
             row["step"],
@@ -172,5 +181,6 @@ class Progress:
             math.nan if row["total"] is None else row["total"],
             row["active_codes"],
             row["clips_per_s"],
+            f"; {skipped} steps skipped" if skipped else "",
             f"; {stopping}: saving" if stopping else "",
         )

@@ -1,6 +1,7 @@
 """One optimisation step, and the state that it moves."""
 
 import copy
+import hashlib
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -152,6 +153,20 @@ def build_optimizer(model: MICU, losses: Losses, config: TrainConfig) -> torch.o
         parameters[f"loss_{name}"] = [p for p in loss.parameters() if p.requires_grad]
     groups = [{"name": name, "params": group} for name, group in parameters.items() if group]
     return torch.optim.Adam(groups, lr=config.optimizer.learning_rate, fused=True)
+
+
+def weights_digest(state: TrainState) -> str:
+    """SHA-256 of all that training moves: weights, codebook, and what the losses keep.
+
+    Two equal ones of the same run, before and after, say that no step moved anything.
+    """
+    digest = hashlib.sha256()
+    for part in (state.model, state.losses):
+        for name, value in part.state_dict().items():
+            if isinstance(value, Tensor):
+                flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(name.encode() + flat.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -64,6 +64,8 @@ class FitSummary:
     """Names the signal that ended it early, if one did."""
     metrics: Row
     """The last step's; empty if there was none."""
+    skipped: int = 0
+    """Steps among them that changed nothing; known to the first process."""
 
 
 def fit(
@@ -127,7 +129,7 @@ def _fit(
                 if log is not None:
                     row = metrics_row(state, report, before, log.seconds())
                     log.write(row)
-                    progress.show(row, stop.name)
+                    progress.show(row, log.skipped, stop.name)
                 if plan.save_every and state.step % plan.save_every == 0:
                     _save(state, out, plan, position)
                     saved_at = state.step
@@ -135,7 +137,9 @@ def _fit(
                     break
         if saved_at != state.step:
             _save(state, out, plan, position)
-    return FitSummary(state.step, position, out / LAST, time.perf_counter() - began, stop, row)
+        skipped = log.skipped if log is not None else 0
+    seconds = time.perf_counter() - began
+    return FitSummary(state.step, position, out / LAST, seconds, stop, row, skipped)
 
 
 def _open_log(

@@ -2,8 +2,8 @@
 
 Under torchrun or srun one model is trained by all their processes (`micu.launch`).
 
-Exit codes: 0 all good, 2 usage or an error with a message, 74 input/output error, 75 stopped but
-resumable, 130 Ctrl-C.
+Exit codes: 0 all good, 2 usage or an error with a message, 3 no step moved anything (of a sweep:
+some runs failed), 74 input/output error, 75 stopped but resumable, 130 Ctrl-C.
 """
 
 import json
@@ -22,7 +22,7 @@ from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
 from micu.cli.resume import RunFolder, resume_
 from micu.cli.sweep import OWN, is_sweep, run_sweep
 from micu.cli.train_options import train_options
-from micu.commands import exit_codes
+from micu.commands import EXIT_FAILURES, exit_codes
 from micu.config import TrainConfig
 from micu.devices import resolve_device
 from micu.errors import ConfigError
@@ -175,7 +175,7 @@ def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world
     from micu.cost import count_steps, measure_cost
     from micu.data import FeatureDataset, make_loader, select_clips
     from micu.logs import import_tensorboard
-    from micu.step import build_state
+    from micu.step import build_state, weights_digest
 
     folder = RunFolder(typed.out, typed.resume, typed.overwrite, place)
     if not typed.dry_run:
@@ -212,10 +212,14 @@ def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world
     excluded = len(select_clips(sets.manifest.clips, everything)) - len(clips)
     record = {**describe_run(typed.preset, sets, dataset), "excluded_clips": excluded}
     specs = {name: store.spec for name, store in sets.stores.items()}
+    drawn = weights_digest(state)
     summary = _fit(state, load, specs, record, typed, folder)
+    has_moved = weights_digest(state) != drawn
     if world.is_first:
-        _report(summary, typed, len(dataset))
-    return summary.stopped.exit_code if summary.stopped.name else 0
+        _report(summary, typed, len(dataset), has_moved=has_moved)
+    if summary.stopped.name:
+        return summary.stopped.exit_code
+    return 0 if has_moved else EXIT_FAILURES
 
 
 def _fit(
@@ -249,7 +253,7 @@ def describe_run(
     }
 
 
-def _report(summary: "FitSummary", typed: Arguments, clips: int) -> None:
+def _report(summary: "FitSummary", typed: Arguments, clips: int, *, has_moved: bool) -> None:
     stopped_by = summary.stopped.name
     if typed.as_json:
         facts = {
@@ -257,6 +261,8 @@ def _report(summary: "FitSummary", typed: Arguments, clips: int) -> None:
             "checkpoint": str(summary.checkpoint),
             "clips": clips,
             "steps": summary.steps,
+            "skipped": summary.skipped,
+            "has_moved": has_moved,
             "position": asdict(summary.position),
             "seconds": round(summary.seconds, 3),
             "stopped_by": stopped_by,
@@ -270,7 +276,16 @@ def _report(summary: "FitSummary", typed: Arguments, clips: int) -> None:
             err=True,
         )
     elif not typed.as_json:
-        click.echo(f"{summary.steps} steps; model in {summary.checkpoint}", err=True)
+        skipped = f", {summary.skipped} of them skipped" if summary.skipped else ""
+        click.echo(f"{summary.steps} steps{skipped}; model in {summary.checkpoint}", err=True)
+    if not has_moved and not stopped_by:
+        click.echo(
+            f"{typed.out}: expected a trained model, got one as it was drawn: no step of "
+            f"{summary.steps} moved anything, and {summary.skipped} were skipped for a loss or a "
+            f"gradient that is not finite; look at {typed.out / 'metrics.csv'}, and do not "
+            "evaluate it",
+            err=True,
+        )
 
 
 if __name__ == "__main__":
