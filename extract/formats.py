@@ -80,6 +80,9 @@ with a second one beside it (`vobsub`), no device, no network, and nothing that 
 alone, such as raw samples.
 """
 
+BARE = frozenset({"h261", "h263", "h264", "hevc", "vvc", "m4v", "vc1", "obu", "av1", "mjpeg"})
+"""Those of them that are pictures one after the other, without times of their own."""
+
 PILLOW: Mapping[str, str] = MappingProxyType(
     {
         "WEBP": ".webp",

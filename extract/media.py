@@ -18,7 +18,7 @@ import av
 
 from extract.encryption import holds_encrypted, is_encrypted
 from extract.flow.methods import FlowSettings
-from extract.formats import CONTAINERS, PILLOW, find_still, holds_one_photograph
+from extract.formats import BARE, CONTAINERS, PILLOW, find_still, holds_one_photograph
 from extract.media_file import IO_ERROR as IO_ERROR
 from extract.media_file import MediaFile
 from extract.media_file import find_media as find_media
@@ -56,15 +56,17 @@ MAX_PIXELS = 8192 * 4352
 FORMATS = ",".join(CONTAINERS)
 """Container formats that FFmpeg opens. Playlists, concatenation scripts and devices are not."""
 
-_OPTIONS = {
-    "protocol_whitelist": "file",
-    "format_whitelist": FORMATS,
-    "max_pixels": str(MAX_PIXELS),
+_PYAV = tuple(int(part) for part in av.__version__.split(".")[:2])
+# Before 17.1, options for streams end the process if probing finds a stream more, as in FLV files.
+_LOCKED: dict[str, Any] = {
+    "options" if _PYAV >= (17, 1) else "container_options": {
+        "protocol_whitelist": "file",
+        "format_whitelist": FORMATS,
+        "max_pixels": str(MAX_PIXELS),
+    }
 }
-
-_METADATA: dict[str, Any] = {}
-if int(av.__version__.partition(".")[0]) < 19:  # which ends in an error where titles are no UTF-8
-    _METADATA["metadata_errors"] = "replace"
+if _PYAV < (19, 0):  # which needs no telling how to take titles that are no UTF-8
+    _LOCKED["metadata_errors"] = "replace"
 
 Kind = Literal["video", "audio"]
 
@@ -147,8 +149,7 @@ class Source:
             self.container = av.open(
                 f"file:{self.path}",
                 format=still if still in CONTAINERS else None,
-                options=dict(_OPTIONS),
-                **_METADATA,
+                **_LOCKED,
             )
         except MemoryError as error:
             raise out_of_memory(self.name) from error
@@ -231,7 +232,14 @@ class Source:
     @property
     def rate(self) -> Fraction:
         """Average frames per second, for frames that say nothing of their time."""
-        return Fraction(self.stream.average_rate or self.stream.guessed_rate or 25)
+        average, guessed = self.stream.average_rate, self.stream.guessed_rate
+        # Of bare pictures FFmpeg takes 25 for the average, and guesses by what they say themselves.
+        return Fraction((guessed or average if self.is_bare else average or guessed) or 25)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the file holds pictures one after the other, without times of their own."""
+        return self.container.format.name in BARE
 
     @property
     def last_shown_until(self) -> Fraction:
@@ -277,6 +285,8 @@ class Source:
 
     def seek(self, time: Fraction) -> bool:
         """Go to the last key frame at or before `time`; whether the file lets us."""
+        if self.is_bare:
+            return False
         stamp = int((time + self.origin) / Fraction(self.stream.time_base))
         try:
             self.container.seek(stamp, stream=self.stream)

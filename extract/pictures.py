@@ -182,7 +182,7 @@ def center_crop(picture: NDArray[np.uint8], side: int, fill: int = 0) -> NDArray
 
 
 def _duration(source: Source, frame: Any) -> Fraction:
-    ticks = getattr(frame, "duration", 0) or 0
+    ticks = 0 if source.is_bare else getattr(frame, "duration", 0) or 0
     return ticks * Fraction(source.stream.time_base) if ticks > 0 else 1 / source.rate
 
 

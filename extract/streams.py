@@ -234,7 +234,7 @@ def _fill_times(
 ) -> Iterator[tuple[Fraction, Any]]:
     last: Fraction | None = None
     for stamped, frame in frames:
-        time = stamped
+        time = None if source.is_bare else stamped
         if time is None:
             start = source.time_of(source.stream.start_time) or Fraction(0)
             time = start if last is None else last + 1 / source.rate

@@ -53,6 +53,7 @@ def write_media(
     rotation: int = 0,
     title: str = "",
     exif: bytes = b"",
+    container_format: str | None = None,
     options: dict[str, str] | None = None,
 ) -> Path:
     """A file with `frames` pictures at `pts` / fps seconds, and sound (channels, S) float.
@@ -60,7 +61,7 @@ def write_media(
     The second half of the sound comes `sound_gap` samples late. An MP4 film is shown turned by
     `rotation` degrees, counterclockwise.
     """
-    with av.open(str(path), "w", options=options or {}) as container:
+    with av.open(str(path), "w", container_format, options=options or {}) as container:
         if frames:
             video = container.add_stream(codec, rate=fps)
             video.height, video.width = picture(0).shape[:2]
@@ -74,6 +75,8 @@ def write_media(
                 container.metadata["title"] = video.metadata["title"] = title
         if sound is not None:
             audio = container.add_stream(sound_codec, rate=rate, layout=layout)
+            if sound_codec.startswith("wma"):
+                audio.bit_rate = 128_000
         for i in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
             frame.pts, frame.time_base = (pts[i] if pts else i), Fraction(1, fps)

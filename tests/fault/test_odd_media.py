@@ -261,7 +261,7 @@ def test_probing_a_file_is_held_to_the_same_caps_as_decoding_it(tmp_path, monkey
     real_open = extract.media.av.open
 
     def note_options(*arguments, **options):
-        opened.append(options["options"])
+        opened.append(options.get("options") or options.get("container_options"))
         return real_open(*arguments, **options)
 
     monkeypatch.setattr(extract.media.av, "open", note_options)
