@@ -72,7 +72,10 @@ def make_manifest(
     """Make the manifest of a data set from its official annotation files."""
     if workers is not None and not probe:
         raise click.UsageError("--workers: expected --probe too; nothing else runs in parallel")
-    clips = DATASETS[dataset].rows(annotations)
+    try:
+        clips = DATASETS[dataset].rows(annotations)
+    except ManifestError as error:
+        raise ManifestError(f"{error}\n{out} is not written") from error
     if media_root is not None:
         located = locate_media(clips, media_root)
         clips = list(located.clips)

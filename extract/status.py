@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from micu.manifest import NEEDED_COLUMN
+from micu.errors import ManifestError
+from micu.manifest import NEEDED_COLUMN, read_table
 from micu.store import (
     MISSING,
     Header,
@@ -137,18 +138,15 @@ def _read_ids(path: Path, modality: str) -> tuple[str, ...]:
     `read_manifest` does, would take ten times as long.
     """
     try:
-        if not path.is_file():  # a device or a pipe might never end
-            return ()
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.reader(file)
-            header = [name.strip() for name in next(rows)]
-            column = header.index("clip_id")
-            found = (row for row in rows if row)
-            if NEEDED_COLUMN[modality] == "path" and "group" in header:
-                group, media = header.index("group"), header.index("path")
-                found = (row for row in found if row[media] or row[group] in ("", row[column]))
-            return tuple(dict.fromkeys(row[column] for row in found))
-    except (OSError, ValueError, IndexError, StopIteration, csv.Error):
+        table = read_table(path, ("clip_id",))
+        names = table.header
+        column = names.index("clip_id")
+        found = [row for _, row in table.rows() if not isinstance(row, csv.Error)]
+        if NEEDED_COLUMN[modality] == "path" and "group" in names:
+            group, media = names.index("group"), names.index("path")
+            found = [row for row in found if row[media] or row[group] in ("", row[column])]
+        return tuple(dict.fromkeys(row[column] for row in found))
+    except (OSError, ValueError, IndexError, ManifestError):
         return ()
 
 

@@ -3,7 +3,6 @@
 Row t of every modality is second t of the clip. Words are not seconds: row t is word t.
 """
 
-import csv
 import functools
 import hashlib
 import logging
@@ -27,7 +26,7 @@ from micu.commands import STOP_SIGNALS
 from micu.config import DataConfig
 from micu.distributed import ALONE, World, share_rows
 from micu.errors import ConfigError, ManifestError, MicuError, ProcessError, StoreError
-from micu.manifest import Clip, read_manifest
+from micu.manifest import Clip, read_id_list, read_manifest
 from micu.overlap import find_shared
 from micu.store import FeatureStore
 
@@ -142,11 +141,7 @@ def read_excluded_ids(path: Path) -> frozenset[str]:
     """
     if not path.is_file():
         raise ManifestError(f"{path}: no such file; data.exclude_ids names a CSV file")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if "clip_id" not in (reader.fieldnames or ()):
-            raise ManifestError(f"{path}: expected the column clip_id, got {reader.fieldnames}")
-        return frozenset(row["clip_id"] for row in reader)
+    return frozenset(read_id_list(path))
 
 
 class FeatureDataset:

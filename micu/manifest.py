@@ -13,14 +13,14 @@ import io
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
 
 from micu.errors import ManifestError
 from micu.files import write_atomically
 from micu.registry import suggest
+from micu.table import BLANKS, Table, parse_seconds, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ MODALITIES = ("audio", "video", "flow", "text")
 NEEDED_COLUMN = {"video": "path", "audio": "path", "flow": "path", "text": "text"}
 """The column that the extraction of a modality cannot do without."""
 
-Row = TypeVar("Row")
+MAX_NAME_BYTES = 255
 
 _YOUTUBE_ID = re.compile(
     r"([A-Za-z0-9_-]{10}[AEIMQUYcgkosw048])(?:_[0-9]{6}|_[0-9.]+_[0-9.]+)?(?:#[0-9]+)?"
@@ -136,6 +136,10 @@ class Clip:
         return tuple(event for event in self.events if event.modality in ("", modality))
 
 
+TIMES = ("start_s", "end_s")
+COLUMNS = tuple(field.name for field in fields(Clip))
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """A manifest file, read: its clips in file order and the hash of its bytes."""
@@ -147,13 +151,31 @@ class Manifest:
     @property
     def name(self) -> str:
         """Folder name of its feature sets."""
-        return self.path.stem
+        return safe_name(self.path.stem)
 
     def for_modality(self, modality: str) -> "Manifest":
         """The manifest without the rows that a modality is not extracted from: captions."""
         column = NEEDED_COLUMN[modality]
         kept = tuple(clip for clip in self.clips if clip.has_column(column))
         return replace(self, clips=kept)
+
+
+_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
+"""What Windows takes for a device, whatever follows the point."""
+
+
+def safe_name(name: str) -> str:
+    """A name as that of one folder, on every system: itself, unless it is none.
+
+    `_` stands for characters that no folder has on some system, and for points and blanks at the
+    end: `..` is a folder above.
+    """
+    safe = "".join("_" if char in '<>:"/\\|?*' or not char.isprintable() else char for char in name)
+    kept = safe.rstrip(". ")
+    safe = kept + "_" * (len(safe) - len(kept))
+    while len(safe.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+        safe = safe[:-1]
+    return f"_{safe}" if not safe or _DEVICES.fullmatch(safe) else safe
 
 
 def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
@@ -170,14 +192,14 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
         ManifestError: The file is missing or has bad rows; all of them are named in one message,
             with their line numbers.
     """
-    if not path.is_file():
+    if not path.is_file():  # a pipe or a device may never end
         raise ManifestError(
             f"{path}: no such manifest; expected a CSV file with the columns "
             f"{', '.join(field.name for field in fields(Clip))}. "
             "README.md, section Formats, describes it; "
             "`micu-extract manifest --help` makes one from a data set's official files"
         )
-    data = path.read_bytes()
+    data = read_bytes(path)
     seen: dict[str, tuple[int, Clip]] = {}
     repeats: list[int] = []
 
@@ -207,7 +229,8 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
             seen[clip.clip_id] = (line, clip)
         return clip
 
-    rows = _read_rows(path, data, ("clip_id", *need), [field.name for field in fields(Clip)], parse)
+    table = Table(path, data, ("clip_id", *need), COLUMNS)
+    rows = table.parse(parse, numbers=TIMES)
     if repeats:
         logger.warning("%s: lines %s repeat earlier rows; each is used once", path, repeats[:20])
     if not rows:
@@ -244,10 +267,22 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
     unused = {name for name in ("group", "events") if not any(row[name] for row in rows)}
     names = [field.name for field in fields(Clip) if field.name not in unused]
     table = io.StringIO()
-    writer = csv.DictWriter(table, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    plain, quoted = (
+        csv.DictWriter(table, names, extrasaction="ignore", lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    plain.writeheader()
+    for row in rows:
+        (quoted if _wants_quotes(row.values()) else plain).writerow(row)
     write_atomically(path, table.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _wants_quotes(values: Iterable[object]) -> bool:
+    """Whether a field has blanks around it, or a carriage return, which would be a line's end."""
+    return any(
+        isinstance(value, str) and (value != value.strip(BLANKS) or "\r" in value)
+        for value in values
+    )
 
 
 def youtube_id(clip_id: str) -> str | None:
@@ -282,89 +317,29 @@ def read_class_list(path: Path) -> tuple[str, ...]:
         seen[label] = line
         return label
 
-    classes = tuple(_read_rows(path, path.read_bytes(), ("label",), ("label",), parse))
+    classes = tuple(Table(path, read_bytes(path), ("label",), ("label",)).parse(parse))
     if not classes:
         raise ManifestError(f"{path}: expected at least one class, got none")
     return classes
 
 
-def _read_rows(
-    path: Path,
-    data: bytes,
-    required: Sequence[str],
-    known: Sequence[str],
-    parse: Callable[[dict[str, str], int], Row],
-) -> list[Row]:
-    """Parse every row of a CSV file, and raise once for all rows that `parse` refuses."""
-    text = data.decode("utf-8-sig", "surrogateescape")
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
-    header = _read_header(path, reader, required, known)
-    rows: list[Row] = []
-    bad: list[str] = []
-    clean = _is_utf8(text)
-    while True:
-        try:
-            values = next(reader, None)
-            if values is None:
-                break
-            if "" in values or None in values.values():
-                raise ValueError(f"expected {len(header)} fields")
-            if not clean:
-                _refuse_other_encodings(values)
-            rows.append(parse(values, reader.line_num))
-        except (ValueError, csv.Error, ManifestError) as error:
-            bad.append(f"  line {reader.line_num}: {error}")
-    if bad:
-        lines = "\n".join(bad)
-        raise ManifestError(f"{path}: {len(bad)} bad row{'s' * (len(bad) > 1)}\n{lines}")
-    return rows
+def read_id_list(path: Path) -> tuple[str, ...]:
+    """The ids in a CSV file with the column `clip_id`, as `micu-extract overlap` writes one.
+
+    Raises:
+        ManifestError: The column is missing, or the file cannot be read.
+    """
+    table = Table(path, read_bytes(path), ("clip_id",), ("clip_id", "by", "others"))
+    return tuple(table.parse(lambda row, line: row["clip_id"]))
 
 
-def _read_header(
-    path: Path, reader: "csv.DictReader[str]", required: Sequence[str], known: Sequence[str]
-) -> list[str]:
-    """Take the first line as the names of the columns."""
-    try:
-        header = [name.strip() for name in reader.fieldnames or ()]
-    except csv.Error as error:
-        raise ManifestError(f"{path}: line 1 cannot be read as column names: {error}") from error
-    if not _is_utf8("".join(header)):
-        raise ManifestError(f"{path}: line 1 is not UTF-8; save the file as UTF-8")
-    reader.fieldnames = header
-    missing = [name for name in required if name not in header]
-    if missing:
-        raise ManifestError(
-            f"{path}: expected the columns {', '.join(required)}, got "
-            f"{', '.join(header) or 'an empty file'}; add {', '.join(missing)}"
-        )
-    if "" in header:
-        raise ManifestError(
-            f"{path}: column {header.index('') + 1} has no name; write the CSV without the index"
-        )
-    twice = sorted({name for name in known if header.count(name) > 1})
-    if twice:
-        raise ManifestError(f"{path}: columns that are there more than once: {', '.join(twice)}")
-    unknown = [name for name in header if name not in known]
-    if unknown:
-        logger.warning("%s: columns that mean nothing here: %s", path, ", ".join(unknown))
-    return header
+def read_table(path: Path, required: Sequence[str]) -> "Table":
+    """A CSV file that may have the columns of a manifest, `required` among them.
 
-
-def _refuse_other_encodings(values: dict[str, str]) -> None:
-    """Only `path` may hold bytes that are not UTF-8: names of files are bytes."""
-    for column, value in values.items():
-        if column != "path" and not _is_utf8(value):
-            shown = value.encode("utf-8", "surrogateescape")
-            raise ValueError(f"{column} is not UTF-8: {shown!r}; save the file as UTF-8")
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether decoding met no byte that it had to escape."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    Raises:
+        ManifestError: It has not, or cannot be read.
+    """
+    return Table(path, read_bytes(path), required, COLUMNS)
 
 
 def _clip_id(row: dict[str, str]) -> str:
@@ -377,13 +352,7 @@ def _clip_id(row: dict[str, str]) -> str:
 
 
 def _seconds(row: dict[str, str], column: str) -> float | None:
-    text = row.get(column, "").strip()
-    if not text:
-        return None
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.0 <= value < math.inf:
-        raise ValueError(f"{column}: expected seconds, got {text!r}")
-    return value
+        return parse_seconds(row.get(column, ""))
+    except ValueError as error:
+        raise ValueError(f"{column}: {error}") from error

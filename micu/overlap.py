@@ -1,9 +1,12 @@
 """Clips that two manifests share: what is pretrained on must not be tested on."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from micu.manifest import Clip, youtube_id
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +24,32 @@ def find_shared(first: Sequence[Clip], second: Sequence[Clip]) -> list[Shared]:
     """Clips of the first manifest whose id, or whose YouTube video, the second has.
 
     Data sets are cut from the same videos, so that a video counts as shared whatever part of it a
-    clip is.
+    clip is. Clips of one id whose groups say that they are of two files are not shared.
     """
-    by_id = {clip.clip_id for clip in second}
+    by_id = {clip.clip_id: clip for clip in second}
     by_video: dict[str, list[str]] = {}
     for clip in second:
         if video := youtube_id(clip.clip_id):
             by_video.setdefault(video, []).append(clip.clip_id)
-    shared = []
+    shared, apart = [], 0
     for clip in first:
-        if clip.clip_id in by_id:
+        same = by_id.get(clip.clip_id)
+        if same and are_of_two_files(clip, same):
+            apart += 1
+        elif same:
             shared.append(Shared(clip, "id", (clip.clip_id,)))
         elif others := by_video.get(youtube_id(clip.clip_id) or ""):
             shared.append(Shared(clip, "youtube", tuple(others)))
+    if apart:
+        logger.warning(
+            "%d clips have an id of the other manifest and are of other files: they count as two. "
+            "If the files were moved or copied in between, list them again",
+            apart,
+        )
     return shared
+
+
+def are_of_two_files(first: Clip, second: Clip) -> bool:
+    """Whether clips of one id are told apart by groups that both of them were given."""
+    groups = {first.group, second.group}
+    return len(groups) == 2 and first.clip_id not in groups

@@ -1,22 +1,24 @@
 """Own data: a folder per class, or a CSV file with paths and labels."""
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePath
 from urllib.parse import quote
 
 from extract.datasets.base import (
     SHOWN,
     File,
     Files,
-    Lines,
     data_set,
     logger,
-    read_table,
     with_unique_ids,
 )
 from extract.formats import MEDIA_SUFFIXES
 from micu.errors import ManifestError
-from micu.manifest import Clip, read_manifest
+from micu.manifest import TIMES, Clip, read_manifest, read_table, youtube_id
+from micu.table import parse_seconds
 
 SPLITS = ("train", "val", "test")
 
@@ -29,6 +31,7 @@ def read_folder(files: Files) -> list[Clip]:
     folders belong to the class above them. A CSV file has the column `path` and, as far as they are
     known, `label`, `split`, `text`, `start_s` and `end_s`; the path is the id, and that of a
     further clip of the same file `PATH#2`. What is not printable stands percent-escaped in the id.
+    The group says which file it is; see `tell_apart`.
 
     Raises:
         ManifestError: There are no media, or the CSV file has bad rows.
@@ -66,7 +69,7 @@ def _read_folder(root: Path) -> list[Clip]:
         logger.warning("%s: %d files are no media and are left out%s", root, len(others), told)
     if not any(clip.label for clip in clips):
         logger.warning("%s: no folder per class, so that no clip has a label", root)
-    return with_unique_ids(clips)
+    return tell_apart(with_unique_ids(clips), root)
 
 
 def _name_some(names: Sequence[str]) -> str:
@@ -90,28 +93,42 @@ def _is_text(char: str) -> bool:
 
 
 def _read_csv(path: Path) -> list[Clip]:
-    rows = read_table(path, ("path",))
-    if rows and "clip_id" in rows[0][1]:  # a manifest already
+    table = read_table(path, ("path",))
+    if "clip_id" in table.header:  # a manifest already
         return list(read_manifest(path, need=("path",)).clips)
-    clips, lines = [], Lines(path)
-    for line, row in rows:
-        try:
-            clips.append(
-                Clip(
-                    clip_id=_escape(row["path"], str.isprintable),
-                    path=row["path"],
-                    start_s=_seconds(row.get("start_s", "")),
-                    end_s=_seconds(row.get("end_s", "")),
-                    label=row.get("label", ""),
-                    split=row.get("split", ""),
-                    text=row.get("text", ""),
-                )
-            )
-        except ValueError:
-            lines.bad(line, f"expected seconds in start_s and end_s, got {row}")
-    lines.check()
-    return with_unique_ids(clips)
+
+    def parse(row: dict[str, str], line: int) -> Clip:
+        name = _escape(row["path"], str.isprintable)
+        if not name:
+            raise ValueError("path is empty")
+        return Clip(
+            clip_id=name,
+            path=row["path"],
+            start_s=parse_seconds(row.get("start_s", "")),
+            end_s=parse_seconds(row.get("end_s", "")),
+            label=row.get("label", "").strip(),
+            split=row.get("split", "").strip(),
+            text=row.get("text", "").strip(),
+        )
+
+    return tell_apart(with_unique_ids(table.parse(parse, TIMES)), path.parent)
 
 
-def _seconds(text: str) -> float | None:
-    return float(text) if text else None
+def tell_apart(clips: Sequence[Clip], root: Path) -> list[Clip]:
+    """Clips whose group says of which file they are: paths below two roots may be the same.
+
+    A group is the file's name and a hash of where it lies, `a.mp4@0123456789ab`: the same for the
+    same file, whatever folder above it is listed, and another for another file. Clips that name a
+    YouTube video are told apart by that.
+    """
+    place = os.path.realpath(root)
+    return [
+        clip if youtube_id(clip.group) else replace(clip, group=_group(place, clip.path))
+        for clip in clips
+    ]
+
+
+def _group(place: str, path: str) -> str:
+    where = os.path.normpath(os.path.join(place, path))  # noqa: PTH118
+    digest = hashlib.sha256(os.fsencode(where)).hexdigest()
+    return f"{_escape(PurePath(path).name, str.isprintable)}@{digest[:12]}"

@@ -86,6 +86,8 @@ class FlowCache:
         status = find_media(clip.path, reading.media_root).stat()
         conventions = _describe_conventions(_conventions_of(wants), reading.decoder, reading.flow)
         which = [clip.clip_id, clip.path, clip.start_s, clip.end_s]
+        if clip.group != clip.clip_id.partition("#")[0]:  # it says more: whose file it is
+            which.append(clip.group)
         name = hashlib.sha256(json.dumps(which).encode()).hexdigest()
         fingerprint = hashlib.sha256(conventions.encode()).hexdigest()[:16]
         self._folder = folder
