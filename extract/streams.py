@@ -24,6 +24,10 @@ MAX_UNIT_BYTES = 2 * 2**30
 
 _SEEK_FROM_S = 2
 _PREROLL_S = 1
+_STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "asf"}
+"""Formats that store when each picture is shown, which is the same however it is reached."""
+_COUNTED = {"avi", "mxf"}
+"""Formats that number pictures as they are stored: near where they are entered, times are off."""
 _REORDER_FRAMES = 3
 
 
@@ -90,24 +94,41 @@ def decode(
 
 
 def decode_from(source: Source, start: Fraction, damage: Damage) -> Iterator[tuple[Fraction, Any]]:
-    """Decode pictures, seeking to the last key frame before `start` where the file allows it.
+    """Decode pictures, seeking to the last key frame before `start` where the format allows it.
 
-    A seek that lands late or on no key frame is not trusted: the file is decoded from its start.
-    Pictures without a time stamp follow the one before at the average rate.
+    What is shown never depends on it. Program and transport streams, raw ones and others give other
+    times after a seek than before, and are decoded from their start; so is a file where a seek
+    lands late or on no key frame. Pictures without a time stamp follow the one before at the
+    average rate.
     """
-    if start > _SEEK_FROM_S and source.seek(start):
+    entry = _find_entry(source, start)
+    if entry is not None and source.seek(entry):
         frames = decode(source, start, damage)
         for time, frame in frames:
-            if time is None or time > start or frame.is_corrupt or not frame.key_frame:
+            if time is None or time > entry or frame.is_corrupt or not frame.key_frame:
                 break
             yield from in_order_of_showing(_fill_times(source, chain([(time, frame)], frames)))
             return
         frames.close()
-    if start > _SEEK_FROM_S:
+    if entry is not None:
         source.restart()
         damage.first_packet, damage.good, damage.bad, damage.packets = None, 0, 0, 0
         damage.cut_off, damage.refused = False, 0
     yield from in_order_of_showing(_fill_times(source, decode(source, start, damage)))
+
+
+def _begin_again(source: Source, damage: Damage) -> None:
+    """Go back to the start of the file, with nothing counted."""
+    source.restart()
+    damage.first_packet, damage.good, damage.bad, damage.packets = None, 0, 0, 0
+    damage.cut_off = False
+
+
+def _find_entry(source: Source, start: Fraction) -> Fraction | None:
+    """Where to seek to, s, for what is shown from `start` on; None to decode from the beginning."""
+    form = source.container.format.name
+    entry = start - _PREROLL_S if form in _COUNTED else start
+    return entry if entry > _SEEK_FROM_S and form in _STAMPED | _COUNTED else None
 
 
 def decode_sound(
@@ -115,10 +136,17 @@ def decode_sound(
 ) -> Iterator[tuple[Fraction | None, Any]]:
     """Decode sound, seeking only where time stamps are exact to the sample after a seek."""
     exact = source.stream.time_base == Fraction(1, source.stream.codec_context.sample_rate or 1)
-    seekable = exact and "mp4" in source.container.format.name
-    # Transform codecs overlap neighbouring frames, so that the first ones after a seek are off.
-    if seekable and start > _SEEK_FROM_S and not source.seek(start - _PREROLL_S):
-        source.restart()
+    if exact and "mp4" in source.container.format.name and start > _SEEK_FROM_S:
+        # Transform codecs overlap neighbouring frames, so that the first ones after it are off.
+        entry = start - _PREROLL_S
+        frames = decode(source, start, damage)
+        if source.seek(entry):
+            time, frame = next(frames, (None, None))
+            if time is not None and time <= entry:
+                yield from chain([(time, frame)], frames)
+                return
+        frames.close()
+        _begin_again(source, damage)
     yield from decode(source, start, damage)
 
 
