@@ -79,13 +79,17 @@ FILMS = (
     Kind(".mpg", "mpeg2video", "mp2"),
     Kind(".flv", "flv", "libmp3lame"),
     Kind(".wmv", "wmv2", "wmav2"),
+    Kind(".ivf", "libvpx"),
+    Kind(".h264", "libx264"),
     Kind(".ogg", "", "libopus"),
     Kind(".wav", "", "pcm_s16le"),
     Kind(".flac", "", "flac"),
     Kind(".mp3", "", "libmp3lame"),
     Kind(".m4a", "", "aac"),
+    Kind(".aiff", "", "pcm_s16be"),
 )
 STILLS = (".jpg", ".png", ".webp", ".gif", ".bmp", ".tiff")
+ANIMATED = (".webp", ".gif", ".png")
 
 
 def write_film(path: Path, kind: Kind) -> None:
@@ -140,10 +144,13 @@ def write_seeds(folder: Path) -> list[Path]:
     for number, kind in enumerate(FILMS):
         paths.append(folder / f"{number}{kind.suffix}")
         write_film(paths[-1], kind)
-    picture = Image.fromarray(draw_pictures(FPS)[3].to_ndarray(format="rgb24"))
+    pictures = [Image.fromarray(p.to_ndarray(format="rgb24")) for p in draw_pictures(FPS)[:4]]
     for suffix in STILLS:
         paths.append(folder / f"still{suffix}")
-        picture.save(paths[-1])
+        pictures[0].save(paths[-1])
+    for suffix in ANIMATED:
+        paths.append(folder / f"moving{suffix}")
+        pictures[0].save(paths[-1], save_all=True, append_images=pictures[1:], duration=400)
     return paths
 
 

@@ -230,6 +230,11 @@ class Source:
         return None if duration is None else duration / 1e6
 
     @property
+    def is_still(self) -> bool:
+        """Whether it is a file of the formats of stills, animated or not."""
+        return bool(self._still) or self.container.format.name == "gif"
+
+    @property
     def rate(self) -> Fraction:
         """Average frames per second, for frames that say nothing of their time."""
         average, guessed = self.stream.average_rate, self.stream.guessed_rate

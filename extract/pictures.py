@@ -240,7 +240,8 @@ def open_pictures(clip: Clip, reading: Reading, damage: Damage) -> tuple[Source,
     source = open_source(clip, reading.media_root, "video")
     if isinstance(source, Still):
         return source, _read_still(source, window, damage)
-    pictures = reader(source, window, damage)
+    # decord is for films; some stills it does not open at all.
+    pictures = (read_pictures if source.is_still else reader)(source, window, damage)
     return source, islice(pictures, 1) if source.is_photograph else pictures
 
 

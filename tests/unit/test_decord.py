@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 import extract.decord_pictures
 from extract.backbones.base import FrameInput
@@ -123,6 +124,28 @@ def test_films_of_others_are_shown_as_pyav_shows_them_or_refused(shared):
                 assert ours == theirs, path.name
     assert not {path.name for path in (media / "real").glob("*.*")} & refused
     assert len(refused) < 12, refused
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".webp", ".bmp", ".tiff"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_stills_are_read_alike_whatever_decodes_films(tmp_path, suffix, count):
+    pictures = [Image.fromarray(moving(5 * i)) for i in range(count)]
+    more = {"save_all": True, "append_images": pictures[1:], "duration": 400}
+    is_animated = count > 1 and suffix in (".png", ".gif", ".webp")
+    exif = Image.Exif()
+    exif[274] = 6  # lies on its side
+    told = {"exif": exif} if suffix in (".jpg", ".webp", ".tiff") else {}
+    pictures[0].save(tmp_path / f"a{suffix}", **(more if is_animated else {}), **told)
+    found = {
+        decoder: read(
+            Clip(clip_id="c", path=f"a{suffix}"),
+            FrameInput(fps=5, resize=16, crop=16),
+            Reading(media_root=tmp_path, decoder=decoder),
+        )
+        for decoder in ("pyav", "decord")
+    }
+    assert len(found["pyav"].units) == (6 if is_animated else 1)
+    np.testing.assert_array_equal(found["decord"].units, found["pyav"].units)
 
 
 # --- what is refused ---------------------------------------------------------------------------
