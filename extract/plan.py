@@ -266,7 +266,7 @@ def _check_part(job: Job, folder: Path) -> None:
         if job.overwrite:
             raise ConfigError(
                 "--overwrite: expected a run without --part, because each part would remove what "
-                "the others have; overwrite once without --part, or extract to a new --out"
+                "the others have; extract to a new --out, or overwrite once without --part"
             )
         refuse_other_partitions(folder, job.part)
     elif job.retry_failed and part_labels(folder) and not job.overwrite:
@@ -286,10 +286,11 @@ def _compare_with_set(job: Job, folder: Path, header: Header) -> tuple[RunRecord
     if before.fingerprint == header.fingerprint:
         return run_before, False
     if not job.overwrite:
+        stored = sum(len(entry.clip_ids) for entry in indexed_shards(folder).values())
         raise StoreError(
             f"{folder}: {describe_difference(header, before)}\n"
-            "mixing them would blend two kinds of features; extract to another --out, or "
-            "replace these with --overwrite"
+            "mixing them would blend two kinds of features; type what these were made with, or "
+            f"extract to another --out. --overwrite would delete what is there, {stored} clips"
         )
     return None, True
 

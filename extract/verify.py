@@ -227,8 +227,8 @@ def _unlisted_shards(folder: Path) -> list[str]:
         return []
     return [
         f"{folder}: {len(unlisted)} shards are in no index, so that their bytes cannot be compared "
-        f"with what was written: {', '.join(unlisted[:10])}; delete them and type the extraction "
-        "command again, which otherwise notes them as they are"
+        f"with what was written: {', '.join(unlisted[:10])}; type the extraction command again, "
+        "which notes them as they are; to be sure of their bytes, extract to another --out"
     ]
 
 

@@ -31,6 +31,8 @@ _MOVES_OPEN = sys.platform != "win32"
 """Whether a file that is open can be renamed and removed. Where not, its being open protects it."""
 _MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 """What network file systems answer while a server is away."""
+SHOWN_NAME = 40
+"""Characters of a file's name in that of its temporary file."""
 WAITS_S = (0.5, 2.0)
 """Before the second and the third try, s."""
 
@@ -150,7 +152,10 @@ def _try_again(write: Callable[[], None], path: Path) -> None:
 
 def _write_once(path: Path, data: bytes | memoryview) -> None:
     hold_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+    # A name that the file system just bears must not become one that it does not.
+    temporary = path.with_name(
+        f".{path.name[:SHOWN_NAME]}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+    )
     try:
         # A flush that failed may have dropped what it was to write: every try writes all of it.
         with _create_locked(temporary) as file:

@@ -204,7 +204,7 @@ def find_resumable(out: Path, config: TrainConfig, *, resume: bool, overwrite: b
             return None
         raise ConfigError(
             f"{out}: holds {newest.name} but no {CONFIG}, so it cannot be told of which run it is; "
-            "name another --out, or replace it with --overwrite"
+            "name another --out. --overwrite would delete its checkpoints"
         )
     differences = {
         key: values
@@ -218,17 +218,22 @@ def find_resumable(out: Path, config: TrainConfig, *, resume: bool, overwrite: b
             f"  {k}: there {old}, here {new}" for k, (old, new) in differences.items()
         )
         raise ConfigError(
-            f"{out}: holds a run with another configuration; name another --out, or replace it "
-            f"with --overwrite\n{lines}"
+            f"{out}: holds a run with another configuration{_how_far(newest)}; type its settings, "
+            f"or name another --out. --overwrite would delete it\n{lines}"
         )
     if not resume:
         raise ConfigError(
-            f"{out}: holds a run already; go on with it by --resume, replace it by --overwrite, or "
-            "name another --out"
+            f"{out}: holds a run already; go on with it by --resume, or name another --out. "
+            f"--overwrite would delete it{_how_far(newest)}"
         )
     if newest is not None and newest.name != LAST:
         logger.warning("%s: no %s; going on from %s", out, LAST, newest.name)
     return newest
+
+
+def _how_far(newest: Path | None) -> str:
+    """What a run would lose, for a message."""
+    return "" if newest is None else f" (its newest checkpoint is {newest.name})"
 
 
 def _newest_checkpoint(out: Path) -> Path | None:

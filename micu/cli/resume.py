@@ -89,6 +89,7 @@ def resume_(state: "TrainState", path: Path, record: "Record") -> "Position":
         raise CheckpointError(
             f"{path}: trained on {before.get('clips')} clips of {before.get('manifest')}, here are "
             f"{record['clips']} of {record['manifest']}, or the features were made otherwise; "
-            "the run cannot go on with them: name another --out, or replace it with --overwrite"
+            "the run cannot go on with them: type the manifest and features of that run, or name "
+            "another --out. --overwrite would delete it"
         )
     return position
