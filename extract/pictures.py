@@ -19,7 +19,7 @@ from PIL import Image
 
 from extract.media import MAX_PIXELS, Reading, Source, Window
 from extract.stills import Still, open_source
-from extract.streams import Damage, decode_from
+from extract.streams import Damage, check_gap, decode_from
 from micu.errors import DecodeError, ExtraError
 from micu.manifest import Clip
 from micu.registry import Registry
@@ -92,6 +92,7 @@ def on_screen(
         elif time > max(shown[0], window.start):
             damage.bad += bool(shown[1].is_corrupt)
             damage.good += not shown[1].is_corrupt
+            check_gap(source, window, shown[0] - window.start, time - window.start)
             yield shown[0], time, shown[1]
         shown = time, frame
         if window.end is not None and time >= window.end:
@@ -101,6 +102,7 @@ def on_screen(
         if end > window.start:
             damage.bad += bool(shown[1].is_corrupt)
             damage.good += not shown[1].is_corrupt
+            check_gap(source, window, shown[0] - window.start, end - window.start)
             yield shown[0], end, shown[1]
 
 
@@ -248,4 +250,5 @@ def open_pictures(clip: Clip, reading: Reading, damage: Damage) -> tuple[Source,
 def _read_still(source: Still, window: Window, damage: Damage) -> Iterator[Picture]:
     """Pictures that Pillow decodes, whatever decodes the others."""
     for start, end, picture in source.frames(window, damage):
+        check_gap(source, window, start - window.start, end - window.start)
         yield Picture(start - window.start, end - window.start, partial(np.asarray, picture))

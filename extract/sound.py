@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import find_real_steps
 from extract.media import Source, Window
-from extract.streams import Damage, check_unit_bytes, decode_sound, nothing_decoded
+from extract.streams import Damage, check_gap, check_unit_bytes, decode_sound, nothing_decoded
 from micu.errors import DecodeError
 
 _JUMP_S = Fraction(1, 10)
@@ -97,7 +97,7 @@ class _Track:
         self.channels: int = first.layout.nb_channels
         self.chunks: list[Samples] = []
         self.parts: list[tuple[int, int]] = []
-        self._source, self._start_s = source, window.start
+        self._source, self._window, self._start_s = source, window, window.start
         self._length = None if window.length is None else round(window.length * self.rate)
         self._jump = _JUMP_S * self.rate
         self._converter = _Converter(self.rate)
@@ -168,6 +168,8 @@ class _Track:
         first = max(start, self._end)
         if first >= end:
             return False
+        rate = self.rate
+        check_gap(self._source, self._window, Fraction(self._end, rate), Fraction(first, rate))
         check_unit_bytes(self._source, 4 * end)
         if first > self._end or not self.parts:
             self.chunks.append(np.zeros(first - self._end, np.float32))

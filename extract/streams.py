@@ -22,6 +22,9 @@ MAX_DAMAGE = 0.2
 MAX_UNIT_BYTES = 2 * 2**30
 """Largest clip that is held in memory, bytes of decoded units."""
 
+MAX_GAP_S = 600
+"""What lacks for longer, and for longer than all before it, is the work of a damaged time stamp."""
+
 _SEEK_FROM_S = 2
 _PREROLL_S = 1
 _STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "asf"}
@@ -180,6 +183,29 @@ def check_damage(source: Source, window: Window, covered_end: Fraction, damage: 
             f"{source.name}: {share:.0%} of the clip is damaged or missing, expected at most "
             f"{MAX_DAMAGE:.0%}; {float(covered_end):.2f} s of the file can be decoded. Set start_s "
             "and end_s in the manifest to use a good part of it",
+        )
+
+
+def check_gap(source: Source, window: Window, start_s: Fraction, end_s: Fraction) -> None:
+    """Refuse a clip that a damaged time stamp makes hours long, before memory is taken for it.
+
+    Args:
+        source: What is decoded.
+        window: The clip.
+        start_s: Until when there is something, s from the start of the clip.
+        end_s: When the next thing comes.
+
+    Raises:
+        DecodeError: `corrupt`.
+    """
+    start_s = max(start_s, Fraction(0))
+    end_s = end_s if window.length is None else min(end_s, window.length)
+    if end_s - start_s > max(Fraction(MAX_GAP_S), start_s):
+        raise DecodeError(
+            "corrupt",
+            f"{source.name}: a time stamp says that nothing new comes from {float(start_s):.2f} s "
+            f"to {float(end_s):.2f} s of the clip; expected at most {MAX_GAP_S} s without. If that "
+            "is so, set start_s and end_s in the manifest to leave it out",
         )
 
 

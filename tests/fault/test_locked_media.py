@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 import extract.streams
 from extract.backbones.base import FrameInput, InputSpec, WaveformInput
@@ -299,6 +300,62 @@ def test_two_hours_as_one_clip_are_refused_as_soon_as_the_cap_is_reached(
     assert outcome(two_hours.name, two_hours.parent, end_s=100.0) == "units"
 
 
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_sound_that_one_flipped_bit_makes_hours_long_is_damaged_and_not_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: int
+) -> None:
+    write_media(tmp_path / "a.mkv", sound=tone(2, rate), rate=rate, sound_gap=rate * 2**14)
+    allocated: list[int] = []
+    zeros = np.zeros
+
+    def note(shape: Any, *arguments: Any) -> Any:
+        allocated.append(int(np.prod(shape)))
+        return zeros(shape, *arguments)
+
+    monkeypatch.setattr("extract.sound.np.zeros", note)
+    assert outcome("a.mkv", tmp_path, WAVES) == "corrupt"
+    assert outcome("a.mkv", tmp_path, WAVES, end_s=500.0) == "units"
+    assert max(allocated, default=0) < 600 * rate
+
+
+@pytest.mark.parametrize(
+    ("before_s", "gap_s", "expected"),
+    [
+        (2, 600, "units"),
+        (2, 601, "corrupt"),
+        (2, 2**14, "corrupt"),
+        (700, 699, "units"),
+        (700, 700, "corrupt"),
+    ],
+)
+def test_pictures_that_one_flipped_bit_makes_hours_long_are_damaged_and_not_large(
+    tmp_path: Path, before_s: int, gap_s: int, expected: str
+) -> None:
+    black = np.zeros((16, 16, 3), np.uint8)
+    times = [*range(before_s), before_s - 1 + gap_s]
+    write_media(
+        tmp_path / "a.mkv",
+        frames=len(times),
+        fps=1,
+        codec="mpeg4",
+        pts=times,
+        picture=lambda i: black,
+    )
+    assert outcome("a.mkv", tmp_path) == expected
+    assert outcome("a.mkv", tmp_path, end_s=before_s + 500.0) == "units"
+    assert outcome("a.mkv", tmp_path, start_s=float(before_s + gap_s - 1)) == "units"
+
+
+def test_a_moving_still_that_claims_hours_is_damaged(tmp_path: Path) -> None:
+    pictures = [Image.new("RGB", (16, 16), (i, i, i)) for i in (0, 99)]
+    for seconds, expected in ((600, "units"), (601, "corrupt"), (2**14, "corrupt")):
+        pictures[0].save(
+            tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=1000 * seconds
+        )
+        assert outcome("a.webp", tmp_path) == expected
+        assert outcome("a.webp", tmp_path, end_s=10.0) == "units"
+
+
 def test_sound_that_claims_hours_of_silence_before_it_is_not_filled_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,6 +368,6 @@ def test_sound_that_claims_hours_of_silence_before_it_is_not_filled_up(
         return zeros(shape, *arguments)
 
     monkeypatch.setattr("extract.sound.np.zeros", note)
-    assert outcome("a.mkv", tmp_path, WAVES) == "too_large"
+    assert outcome("a.mkv", tmp_path, WAVES) == "corrupt"
     assert max(allocated, default=0) < 10**6
     assert outcome("a.mkv", tmp_path, WAVES, end_s=1.0) == "units"
