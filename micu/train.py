@@ -209,7 +209,7 @@ def find_resumable(out: Path, config: TrainConfig, *, resume: bool, overwrite: b
     differences = {
         key: values
         for key, values in config_differences(
-            from_json(path.read_text(), str(path)), config
+            from_json(path.read_text("utf-8", "replace"), str(path)), config
         ).items()
         if key not in MAY_CHANGE
     }

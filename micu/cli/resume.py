@@ -36,7 +36,7 @@ class RunFolder:
         from micu.train import find_resumable
 
         mark = self.out / LAUNCHER
-        launcher = mark.read_text() if mark.is_file() else ""
+        launcher = mark.read_text("utf-8", "replace") if mark.is_file() else ""
         again = launcher != "" and launcher == self.place.launcher
         found = find_resumable(
             self.out,
