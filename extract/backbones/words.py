@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import ConfigError
+from micu.errors import ConfigError, brief
 
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 """Of the spelling tokenizer: [PAD], [CLS] and [SEP], by the names of transformers."""
@@ -81,8 +81,8 @@ def read_words(path: Path) -> frozenset[str]:
         words = json.loads(text) if path.suffix == ".json" else text.splitlines()
     except FileNotFoundError:
         raise ConfigError(f"--keep-words {path}: no such file") from None
-    except ValueError as error:  # neither UTF-8, nor JSON
-        raise ConfigError(f"{problem}, got {error}") from error
+    except (ValueError, RecursionError) as error:  # neither UTF-8, nor JSON
+        raise ConfigError(f"{problem}, got {brief(error)}") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ConfigError(f"{problem}, got something else")
     found = frozenset(word.strip().casefold() for word in words) - {""}

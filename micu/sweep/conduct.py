@@ -135,7 +135,7 @@ def _read_note(folder: Path) -> dict[str, Any]:
     """What the finished stages of a run were done with; empty if that cannot be told."""
     try:
         note = json.loads((folder / FINISHED).read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
 

@@ -296,7 +296,7 @@ def test_what_still_runs_when_the_sweep_is_left_is_asked_to_stop(tmp_path: Path)
 
 def test_a_damaged_note_counts_as_none(tmp_path: Path) -> None:
     do(jobs_in(tmp_path, size="4"), Processes())
-    for damage in ("{", "[]", ""):
+    for damage in ("{", "[]", "", "[" * 100_000):
         (tmp_path / FOUR / FINISHED).write_text(damage)
         launch = Processes()
         do(jobs_in(tmp_path, size="4"), launch)

@@ -130,6 +130,7 @@ def test_a_kept_word_of_a_byte_level_tokenizer_is_found_behind_its_blank() -> No
         ("w.json", b"{]", "expected words, one a line"),
         ("w.json", b'{"cat": 1}', "got something else"),
         ("w.json", b"[1, 2]", "got something else"),
+        ("w.json", b"[" * 100_000, "or a JSON list of them in a .json, got "),
         ("", b"", "no such file"),
     ],
 )
