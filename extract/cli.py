@@ -43,6 +43,7 @@ from extract.typed import RememberingCommand
 from extract.verify import SetReport, verify_set
 from micu.commands import EXIT_FAILURES, guard_screen, run_command
 from micu.devices import resolve_device
+from micu.errors import StoreError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -175,7 +176,7 @@ def verify(
     sets = sets_below(features)
     if repair:
         repair_sets(sets.whole)
-    reports = [verify_set(folder, manifest, data=data) for folder in sets.whole]
+    reports = [_verify(folder, manifest, data=data) for folder in sets.whole]
     reports += [SetReport(folder, 0, 0, 0, 0, (told,)) for folder, told in sets.lost.items()]
     if as_json:
         click.echo(json.dumps([asdict(report) for report in reports], indent=1))
@@ -189,6 +190,14 @@ def verify(
         )
         echo_problems(report.problems)
     sys.exit(EXIT_FAILURES if any(report.problems for report in reports) else 0)
+
+
+def _verify(folder: Path, manifest: Path | None, *, data: bool) -> SetReport:
+    """The report of a set; one that cannot be read is bad, and does not keep others from theirs."""
+    try:
+        return verify_set(folder, manifest, data=data)
+    except StoreError as error:
+        return SetReport(str(folder), 0, 0, 0, 0, (str(error),))
 
 
 for command in (make_manifest, overlap, import_released, status, merge, slurm):

@@ -14,7 +14,7 @@ from typing import Any
 
 from micu.checkpoint import Position
 from micu.errors import ExtraError
-from micu.files import check_held, write_atomically
+from micu.files import check_held, parse_json, write_atomically
 from micu.step import StepReport, TrainState
 
 logger = logging.getLogger(__name__)
@@ -117,11 +117,14 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a `metrics.jsonl`; a last line that a kill cut off is not one."""
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError):
+            row = parse_json(line)
+        except ValueError:
             break
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            break
+        rows.append(row)
     return rows
 
 

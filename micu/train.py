@@ -20,7 +20,14 @@ from micu.commands import StopFlag, stop_signals
 from micu.config import TrainConfig
 from micu.data import Batch, iterate
 from micu.errors import ConfigError
-from micu.files import check_held, hold_folders, remove_stale_temporaries, write_atomically
+from micu.files import (
+    MAX_JSON_BYTES,
+    check_held,
+    hold_folders,
+    read_bounded,
+    remove_stale_temporaries,
+    write_atomically,
+)
 from micu.logs import METRICS, MetricsLog, Progress, Row, metrics_row
 from micu.overrides import config_differences, from_json, to_json
 from micu.step import TrainState, train_step
@@ -206,11 +213,17 @@ def find_resumable(out: Path, config: TrainConfig, *, resume: bool, overwrite: b
             f"{out}: holds {newest.name} but no {CONFIG}, so it cannot be told of which run it is; "
             "name another --out. --overwrite would delete its checkpoints"
         )
+    try:
+        text = read_bounded(path, MAX_JSON_BYTES).decode("utf-8", "replace")
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: not the configuration of a run: {error}; name another --out. --overwrite "
+            "would delete its checkpoints"
+        ) from error
+    there = from_json(text, str(path))
     differences = {
         key: values
-        for key, values in config_differences(
-            from_json(path.read_text("utf-8", "replace"), str(path)), config
-        ).items()
+        for key, values in config_differences(there, config).items()
         if key not in MAY_CHANGE
     }
     if differences:

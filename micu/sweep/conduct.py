@@ -19,7 +19,7 @@ from joblib import Parallel, delayed
 
 from micu.commands import EXIT_INTERRUPTED, EXIT_STOPPED, StopFlag
 from micu.devices import count_cores
-from micu.files import check_held, hold_folder, write_atomically
+from micu.files import check_held, hold_folder, read_json, write_atomically
 from micu.overrides import to_json
 from micu.sweep.plan import SweepRun
 
@@ -134,8 +134,8 @@ def _why_gone(folder: Path) -> str:
 def _read_note(folder: Path) -> dict[str, Any]:
     """What the finished stages of a run were done with; empty if that cannot be told."""
     try:
-        note = json.loads((folder / FINISHED).read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
+        note = read_json(folder / FINISHED)
+    except ValueError:
         return {}
     return note if isinstance(note, dict) else {}
 

@@ -20,10 +20,19 @@ import micu.files
 import micu.records
 from extract.cli import cli
 from micu.commands import find_source
-from micu.config import DataConfig
+from micu.config import DataConfig, TrainConfig
 from micu.data import FeatureDataset
-from micu.errors import MAX_MESSAGE, DecodeError, ManifestError, MicuError, StoreError, shorten
+from micu.errors import (
+    MAX_MESSAGE,
+    ConfigError,
+    DecodeError,
+    ManifestError,
+    MicuError,
+    StoreError,
+    shorten,
+)
 from micu.files import parse_json
+from micu.logs import read_metrics
 from micu.records import (
     Failure,
     ShardEntry,
@@ -35,6 +44,8 @@ from micu.records import (
 )
 from micu.shard import FeatureRow, FeatureSpec, Header, Shard, encode_shard
 from micu.store import FeatureStore, RunRecord, publish_shard, read_set, write_set
+from micu.sweep.conduct import FINISHED, _read_note
+from micu.train import find_resumable
 
 SPEC = FeatureSpec(
     backbone="toy", modality="video", shape=(3,), hop_s=1.0, weights="w", weights_sha256="ab"
@@ -309,6 +320,21 @@ def test_a_ledger_that_nobody_wrote_is_an_error_with_the_remedy(folder: Path, te
         assert result.exception is None or isinstance(result.exception, MicuError | SystemExit)
 
 
+@pytest.mark.parametrize("name", ["set.json", "failures.csv", "index.jsonl"])
+def test_a_set_that_cannot_be_read_does_not_keep_others_from_their_report(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "bad")
+    (tmp_path / "bad" / name).write_bytes(b"garbage\n")
+    (tmp_path / "m.csv").write_text("clip_id,path\na,a\nb,b\nc,c\n")
+    words = ["verify", "--json", str(tmp_path), "--manifest", str(tmp_path / "m.csv")]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 3
+    bad, _ = json.loads(done.output)
+    assert "and type the extraction command again" in bad["problems"][0]
+    assert name in bad["problems"][0]
+
+
 @pytest.mark.parametrize("name", ["failures.csv", "index.jsonl", "index-1of2.jsonl"])
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "huge"])
 def test_a_record_that_is_no_file_is_not_read(folder: Path, name: str, kind: str) -> None:
@@ -439,6 +465,33 @@ def test_the_bounds_of_an_index_are_read(folder: Path) -> None:
     (folder / "index.jsonl").write_bytes(text + b"\r\n")
     found = indexed_shards(folder)
     assert [entry.size for entry in found.values()] == [2**50, 0]
+
+
+# --- files of a run ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [*TEXTS.values(), b'{"step": "1"}', b'{"total": 1}', b"[1]"])
+def test_metrics_that_nobody_wrote_end_where_they_begin(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + text + b'\n{"step": 3}\n')
+    assert [row["step"] for row in read_metrics(path)] == [1]
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+def test_a_note_of_a_finished_run_that_nobody_wrote_is_none(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / FINISHED).write_bytes(text)
+    assert not set(_read_note(tmp_path)) - {"header", "run"}
+    (tmp_path / FINISHED).unlink()
+    assert _read_note(tmp_path) == {}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+def test_a_configuration_that_nobody_wrote_is_refused(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(text)
+    (tmp_path / "last.pt").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"config\.json") as caught:
+        find_resumable(tmp_path, TrainConfig(), resume=True, overwrite=False)
+    assert len(str(caught.value)) < 2000
 
 
 # --- shards ----------------------------------------------------------------------------------
