@@ -32,10 +32,10 @@ MOST_COMPARED = 16
 """Pictures that are compared, beside the last one; evenly spread."""
 LARGEST_DIFFERENCE = 2
 """Levels, of 255, that builds of FFmpeg may round apart; where it was tried, they did not."""
-FORMATS = ("matroska", "nut")
-"""Containers to pack packets in: the first one tells the rate, which decord insists on for some
-codecs; the other one takes every codec and, other than the first, never has decord turn pictures
-that we turn."""
+FORMATS = ("matroska", "nut", "mov")
+"""Containers to pack packets in, those that decord gets on with best first."""
+TURNED_FORMATS = ("nut", "matroska", "mov")
+"""The same for pictures that we turn: in the others some versions of decord turn them, too."""
 DIFFER = "decoders_differ"
 
 
@@ -71,6 +71,7 @@ def _import_decord() -> Any:
         import decord
     except ImportError as error:
         raise ExtraError("decord", "decord") from error
+    decord.logging.set_level(decord.logging.QUIET)  # else FFmpeg's remarks reach the screen
     return decord
 
 
@@ -168,7 +169,7 @@ def _open(source: Source, packets: Sequence[Any], *, turned: bool) -> Any:
         DecodeError: `decoders_differ`: no container takes them, or decord opens none.
     """
     reasons: list[str] = []
-    for name in reversed(FORMATS) if turned else FORMATS:
+    for name in TURNED_FORMATS if turned else FORMATS:
         try:
             file = _pack(source, packets, name)
             with _refused(source):

@@ -84,7 +84,8 @@ def decode(
             frames = context.decode(packet)
         except MemoryError as error:
             raise out_of_memory(source.name) from error
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, ValueError):
+            # A decoder that did not open is no FFmpegError of PyAV 19 from the second packet on.
             damage.refused += 1
             time = None if packet is None else source.time_of(packet.pts)
             if time is None or time >= start:

@@ -15,6 +15,7 @@ import extract.media
 import extract.streams
 from extract.backbones.base import FlowInput, FrameInput, WaveformInput
 from extract.decode import DECODE_ERRORS
+from extract.streams import Damage
 from micu.errors import DecodeError
 from micu.manifest import Clip
 from tests.media_files import frame_of, read_media, tone, write_media, write_wav
@@ -105,6 +106,36 @@ def test_damage_that_ffmpeg_calls_no_permission_is_called_damage(tmp_path):
     with pytest.raises(av.error.PermissionError):
         av.open(str(path))
     assert outcome("a.wmv", FRAMES, tmp_path) == "unreadable"
+
+
+@pytest.mark.parametrize("kind", ["video", "audio"])
+def test_a_decoder_that_does_not_open_is_damage(tmp_path, kind):
+    path = write_media(
+        tmp_path / "a.mkv", frames=9, codec="libx265", pix_fmt="yuv420p", picture=noisy
+    )
+    if kind == "audio":
+        path = write_media(tmp_path / "a.mkv", sound=tone(2, 8000), sound_codec="flac")
+    data = path.read_bytes()
+    place = data.index(b"\x63\xa2") + 5  # what the decoder is told before the first packet
+    path.write_bytes(data[:place] + bytes([255] * 20) + data[place + 20 :])
+    wants = FRAMES if kind == "video" else WAVES
+    assert outcome("a.mkv", wants, tmp_path) in {"corrupt", "unreadable", "units"}
+
+
+def test_whatever_a_decoder_raises_at_a_packet_counts_as_damage():
+    class Broken:
+        def decode(self, packet: object) -> list[object]:
+            raise ValueError("cannot decode unknown codec")
+
+    packets = [SimpleNamespace(size=1, pts=i, is_corrupt=False) for i in range(5)]
+    source = SimpleNamespace(
+        stream=SimpleNamespace(codec_context=Broken()),
+        packets=lambda: iter(packets),
+        time_of=lambda stamp: Fraction(stamp),
+    )
+    damage = Damage()
+    assert list(extract.streams.decode(source, Fraction(0), damage)) == []
+    assert (damage.bad, damage.refused, damage.packets, damage.cut_off) == (5, 5, 5, True)
 
 
 @pytest.mark.parametrize(

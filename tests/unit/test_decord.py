@@ -1,5 +1,6 @@
 """decord shows PyAV's pictures at PyAV's times, or refuses the file; it is never given a file."""
 
+import contextlib
 import io
 import sys
 from collections.abc import Callable
@@ -274,6 +275,18 @@ def test_packets_that_pyav_refused_are_not_given_to_decord(tmp_path):
     window = Window(Fraction(1), Fraction(2))
     assert len(shown(path, "pyav", window)) == 10
     assert shown(path, "decord", window) == "decoders_differ"
+
+
+def test_what_ffmpeg_remarks_does_not_reach_the_screen(tmp_path, capfd):
+    path = write_media(tmp_path / "a.mp4", frames=50, gop=50, picture=moving)
+    zero_packet(path, 10, keep=12)
+    with Source(Clip(clip_id="c", path=path.name), tmp_path, "video") as source:
+        packets = [packet for packet in source.packets() if packet.size]
+        film = extract.decord_pictures._open(source, packets, turned=False)
+        with contextlib.suppress(decord.DECORDError):
+            for _ in packets:
+                film.next()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_film_whose_pictures_change_their_size_is_refused(tmp_path):
