@@ -18,6 +18,8 @@ from micu.errors import DecodeError
 
 _JUMP_S = Fraction(1, 10)
 """A time stamp that differs by no more from where the samples are is jitter; more is followed."""
+_NEAR_S = 0.09
+"""What differs by less is jitter without counting exactly."""
 _MIN_PACE = Fraction(1, 2)
 """Stamps that go on at less than this part of the samples' own pace are not followed back."""
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
@@ -99,6 +101,7 @@ class _Track:
         self.parts: list[tuple[int, int]] = []
         self._source, self._window, self._start_s = source, window, window.start
         self._length = None if window.length is None else round(window.length * self.rate)
+        self._offset_s = float(window.start)
         self._jump = _JUMP_S * self.rate
         self._converter = _Converter(self.rate)
         self._end = 0
@@ -124,19 +127,27 @@ class _Track:
             time: Its time, s from the start of the file, if it has one.
             next_time: That of the frame after it.
         """
-        place = None if time is None else (time - self._start_s) * self.rate
-        size = Fraction(frame.samples * self.rate, frame.sample_rate)
-        check_unit_bytes(self._source, 4 * int(size))
+        check_unit_bytes(self._source, 4 * frame.samples * self.rate // frame.sample_rate)
         if self._cursor is None:
-            self._go_to(place or Fraction(0))
-        elif place is not None:
-            after = None if next_time is None else (next_time - self._start_s) * self.rate
-            self._follow(place, after, size)
+            self._go_to(Fraction(0) if time is None else self._place(time))
+        elif time is not None and not self._is_near(time):
+            size = Fraction(frame.samples * self.rate, frame.sample_rate)
+            after = None if next_time is None else self._place(next_time)
+            self._follow(self._place(time), after, size)
         return self._lay(self._converter.convert(_mix_down(frame), frame.sample_rate))
 
     def finish(self) -> bool:
         """Lay what is held back; whether some of it lies in the window."""
         return self._lay(self._converter.flush())
+
+    def _place(self, time: Fraction) -> Fraction:
+        return (time - self._start_s) * self.rate
+
+    def _is_near(self, time: Fraction) -> bool:
+        """Whether a stamp is jitter, beyond doubt: fractions take too long for every frame."""
+        assert self._cursor is not None
+        at_s = (self._cursor + float(self._ahead)) / self.rate
+        return abs(float(time) - self._offset_s - at_s) < _NEAR_S
 
     def _go_to(self, place: Fraction) -> None:
         self._cursor = round(place - self._ahead)
