@@ -152,9 +152,21 @@ def flatten_codebook(checkpoint: Checkpoint) -> None:
     section(checkpoint)["Cross_quantizer.embedding"] = torch.zeros(7)
 
 
+def spoil(checkpoint: Checkpoint) -> None:
+    key = "Text_encoder.text_linear.bias"
+    section(checkpoint)[key] = section(checkpoint)[key].clone()
+    section(checkpoint)[key][-1] = torch.nan
+
+
+def add_long_keys(checkpoint: Checkpoint) -> None:
+    section(checkpoint).update({f"{number}" + "x" * 10**5: torch.zeros(1) for number in range(12)})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (spoil, "Encoder_parameters: 'Text_encoder.text_linear.bias': expected finite numbers"),
+        (add_long_keys, r"(?s)unknown '0xxx.{1,4000}and 2 more$"),
         (drop_key, "missing 'audio_self_att.affine_matrix.bias'"),
         (add_key, "unknown 'audio_self_att.affine_matrix.bais'; did you mean"),
         (drop_section, "no 'Text_ar_lstm_parameters'"),

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from extract.backbones.weights import read_state
+from micu import tensor_files
+from micu import tensor_pickle as tensor_pickle_module
 from micu.checkpoint import load_checkpoint, restore_
 from micu.errors import CheckpointError, MicuError, WeightsError, brief
 from micu.evaluate.models import load_model
@@ -20,7 +22,17 @@ from micu.step import build_state
 from micu.tensor_files import load_tensor_file
 from tests.checkpoints import CONFIG, SHAPES, equal
 from tests.conftest import PROJECT
-from tests.hostile_tensors import BOMBS, HUGE, RUNS, of_legacy, of_zip, tensor_pickle, wrapped
+from tests.hostile_tensors import (
+    BOMBS,
+    HUGE,
+    RUNS,
+    nested,
+    of_legacy,
+    of_zip,
+    tensor_pickle,
+    wrapped,
+    write_zip,
+)
 
 WAYS: dict[str, Callable[[Path], object]] = {
     "load_checkpoint": load_checkpoint,
@@ -260,3 +272,86 @@ def test_a_place_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
         load_tensor_file(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="not a file"):
         load_tensor_file(Path("/dev/zero"))
+
+
+# --- limits ------------------------------------------------------------------------------------
+
+
+def test_an_archive_with_long_numbers_is_read_and_what_it_counts_is_believed_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
+    path = write_zip(tmp_path / "x.pt", tensor_pickle())
+    data = path.read_bytes()
+    assert b"PK\x06\x06" in data
+
+    assert load_tensor_file(path)[0]["w"].tolist() == [0.0] * 4
+
+    end = data.index(b"PK\x06\x06")
+    for offset, value, message in (
+        (32, 10**6, "at most 100000 entries in the archive, got 1000000"),
+        (40, 10**9, "at most 100000 entries in the archive, got 4 in 1000000000 bytes"),
+        (48, 1, "no directory at its end"),
+        (0, 0, "no directory at its end"),
+    ):
+        changed = bytearray(data)
+        changed[end + offset : end + offset + 8] = value.to_bytes(8, "little")
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=message):
+            load_tensor_file(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "limit", "most"),
+    [
+        (tensor_files, "MAX_ENTRIES", 4),
+        (tensor_files, "MAX_PICKLE_BYTES", len(tensor_pickle())),
+        (tensor_pickle_module, "MAX_OPCODES", 26),
+    ],
+)
+def test_a_file_may_be_as_large_as_each_limit_and_no_larger(
+    module: Any, limit: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_zip(tmp_path / "x.pt", tensor_pickle())
+
+    monkeypatch.setattr(module, limit, most)
+    load_tensor_file(path)
+    monkeypatch.setattr(module, limit, most - 1)
+    with pytest.raises(CheckpointError, match=rf"expected at most {most - 1} "):
+        load_tensor_file(path)
+
+
+def test_the_pickles_of_an_old_file_are_read_no_further_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = of_legacy(tensor_pickle(legacy=True))(tmp_path / "x.pt")
+    pickles = path.stat().st_size - 24  # eight bytes of length, four numbers
+
+    monkeypatch.setattr(tensor_files, "MAX_PICKLE_BYTES", pickles)
+    load_tensor_file(path)
+    monkeypatch.setattr(tensor_files, "MAX_PICKLE_BYTES", pickles - 1)
+    with pytest.raises(CheckpointError, match=rf"at most {pickles - 1} bytes beside"):
+        load_tensor_file(path)
+
+
+def test_what_is_shared_counts_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = of_zip(wrapped(nested(3)))(tmp_path / "x.pt")
+    # Three pairs over the number, four settings with their names, and what holds them.
+    monkeypatch.setattr(tensor_pickle_module, "MAX_OPCODES", 44)
+    load_tensor_file(path)
+    with pytest.raises(CheckpointError, match="again and again"):
+        load_tensor_file(of_zip(wrapped(nested(5)))(path))
+
+
+def test_an_old_file_may_claim_what_it_has_and_no_more(tmp_path: Path) -> None:
+    path = of_legacy(tensor_pickle(legacy=True))(tmp_path / "x.pt")
+    data = path.read_bytes()
+
+    path.write_bytes(data[:-8])  # the length of the storage is not counted
+    with pytest.raises(MicuError, match="cannot be read"):
+        load_tensor_file(path)
+    path.write_bytes(data[:-9])
+    with pytest.raises(CheckpointError, match="declares more bytes than it has"):
+        load_tensor_file(path)
