@@ -45,14 +45,19 @@ class Pretraining:
         if self.seen is None:
             found.append("pretraining-overlap:unknown")
         else:
-            overlap = sum(media_item(clip) in self.seen for clip in test)
+            overlap = sum(_is_in(clip, self.seen) for clip in test)
             found += [f"pretraining-overlap:{overlap}"] if overlap else []
         return (*found, *(["pretraining-text:labels"] if self.text_is_label else []))
 
     def unseen(self, clips: Sequence[Clip]) -> tuple[Clip, ...]:
         """The clips that are not known to have been pretrained on."""
         seen = self.seen or frozenset()
-        return tuple(clip for clip in clips if media_item(clip) not in seen)
+        return tuple(clip for clip in clips if not _is_in(clip, seen))
+
+
+def _is_in(clip: Clip, seen: frozenset[str]) -> bool:
+    """Whether a clip's media item, or its id in a manifest that gave no groups, is there."""
+    return media_item(clip) in seen or clip.clip_id in seen
 
 
 def find_pretraining(

@@ -11,6 +11,7 @@ from extract.cli import cli
 from extract.datasets import DATASETS
 from micu.data import read_excluded_ids
 from micu.errors import ManifestError
+from micu.evaluate.leaks import Pretraining
 from micu.manifest import (
     Clip,
     Event,
@@ -388,6 +389,17 @@ def test_ids_of_which_one_manifest_says_no_more_are_shared(tmp_path: Path) -> No
     write_manifest(tmp_path / "old.csv", [Clip(clip_id="dog/1.mp4", path="dog/1.mp4")])
     assert overlap(own, tmp_path / "old.csv").startswith("1 of 1 clips")
     assert overlap(tmp_path / "old.csv", own).startswith("1 of 1 clips")
+
+
+def test_a_pretraining_on_a_manifest_without_groups_is_known_by_ids(tmp_path: Path) -> None:
+    own = listed(touch(tmp_path / "clips", "dog/1.mp4"), tmp_path / "own.csv")
+    clips = read_manifest(own).clips
+    old = Pretraining(frozenset({"dog/1.mp4"}))
+    assert old.leaks(clips) == ("pretraining-overlap:1",)
+    assert old.unseen(clips) == ()
+    other = Pretraining(frozenset({"1.mp4@000000000000"}))
+    assert other.leaks(clips) == ()
+    assert other.unseen(clips) == clips
 
 
 def test_a_youtube_video_is_that_wherever_it_lies(tmp_path: Path) -> None:
