@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from extract.backbones.base import Backbone, Media
 from extract.plan import JUDGED_FIRST, Limit, Plan
+from extract.script import leave_import
 from extract.workers import (
     Decoders,
     Outcome,
@@ -125,6 +126,7 @@ def extract_several(
         OSError: The disk refused a shard, the ledger or the flow cache; earlier shards are whole.
             Or the folder of a set went away.
     """
+    leave_import()
     with hold_folders():
         return _extract(targets, read, workers, on_clip, clip_timeout_s, worker_bytes, max_failures)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from extract.backbones.base import count_steps
 from extract.parts import Part, refuse_other_partitions
+from extract.script import leave_import
 from micu.errors import ConfigError, StoreError
 from micu.manifest import Clip, Manifest
 from micu.records import file_size
@@ -169,6 +170,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         StoreError: The folder holds features that were made otherwise, and `overwrite` is not set.
         ConfigError: The part does not go with the options, or with the parts in the folder.
     """
+    leave_import()
     folder = set_folder(job.out, job.manifest.name, spec.modality, spec.backbone)
     _check_part(job, folder)
     clips = job.manifest.clips

@@ -20,6 +20,7 @@ from extract.pictures import check_decoder
 from extract.pipeline import ALL_FAILED, TOO_MANY_FAILED, Target, extract_several
 from extract.plan import Job, Limit, Plan, plan_extraction, usual_rows
 from extract.progress import Progress
+from extract.script import leave_import
 from extract.typed import typed_command
 from extract.workers import check_system
 from extract.writer import Summary
@@ -91,6 +92,7 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
     Raises:
         MicuError: What was typed cannot be done.
     """
+    leave_import()
     check_system()
     source = find_source(settings.out, settings.manifest)
     media_root = settings.media_root or source.media_root

@@ -30,6 +30,7 @@ from pebble import ProcessExpired, ProcessPool
 from extract.backbones.base import Media
 from extract.blocks import block_folder, write_block
 from extract.media import IO_ERROR
+from extract.script import check_script
 from extract.watch import Watch
 from micu.commands import known_signals
 from micu.errors import ClipError, ConfigError, DecodeError, DeviceError, MicuError, StoreError
@@ -195,6 +196,7 @@ def decode_in_processes(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["extract.worker_server"])
     _start_servers()
+    check_script(context)
 
     reader, writer = context.Pipe(duplex=False)
 

@@ -26,9 +26,10 @@ from micu.commands import STOP_SIGNALS
 from micu.config import DataConfig
 from micu.distributed import ALONE, World, share_rows
 from micu.errors import ConfigError, ManifestError, MicuError, ProcessError, StoreError
+from micu.files import most_handles
 from micu.manifest import Clip, read_id_list, read_manifest
 from micu.overlap import find_shared
-from micu.store import FeatureStore
+from micu.store import OTHER_HANDLES, FeatureStore
 
 logger = logging.getLogger(__name__)
 
@@ -337,18 +338,46 @@ def share_batch(batch: Batch) -> Batch | Piped:
         for values in (*batch.features.values(), batch.mask):
             values.share_memory_()  # type: ignore[no-untyped-call]
     except (RuntimeError, OSError) as error:
-        why = " ".join(str(error).split()).rpartition(": ")[2][:200]
-        features = {name: values.numpy().copy() for name, values in batch.features.items()}
-        return Piped(features, batch.mask.numpy().copy(), batch.clip_ids, batch.labels, why)
+        return _pipe(batch, " ".join(str(error).split()).rpartition(": ")[2][:200])
     return batch
+
+
+def _pipe(batch: Batch, why: str) -> Piped:
+    features = {name: values.numpy().copy() for name, values in batch.features.items()}
+    return Piped(features, batch.mask.numpy().copy(), batch.clip_ids, batch.labels, why)
+
+
+HANDLES = 10
+"""Files that a process has open for each of its reading processes."""
+
+
+def affordable_workers(workers: int) -> int:
+    """As many reading processes as `ulimit -n` has handles for; fewer with a warning."""
+    most = max(0, (most_handles() - OTHER_HANDLES) // HANDLES)
+    if workers > most:
+        _tell_of_workers(workers, most)
+    return min(workers, most)
+
+
+@functools.cache
+def _tell_of_workers(workers: int, most: int) -> None:
+    logger.warning(
+        "--workers %d: ulimit -n %d has handles for %d; going on with so many. Type ulimit -n 1024",
+        workers,
+        most_handles(),
+        most,
+    )
 
 
 class _Batches(Dataset["Batch | Piped | MicuError"]):
     """Chosen clips of a data set, batch by batch; from another process, errors as values."""
 
-    def __init__(self, dataset: FeatureDataset, batches: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, dataset: FeatureDataset, batches: Sequence[Sequence[int]], why_piped: str = ""
+    ) -> None:
         self.dataset = dataset
         self.batches = batches
+        self.why_piped = why_piped
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -357,7 +386,8 @@ class _Batches(Dataset["Batch | Piped | MicuError"]):
         if get_worker_info() is None:
             return self.dataset.read_batch(self.batches[index])
         try:
-            return share_batch(self.dataset.read_batch(self.batches[index]))
+            batch = self.dataset.read_batch(self.batches[index])
+            return _pipe(batch, self.why_piped) if self.why_piped else share_batch(batch)
         except MicuError as error:  # raised there, it would come with two tracebacks in its message
             return error
 
@@ -405,10 +435,15 @@ def make_loader(
             f"got {batch_size}"
         )
     own = [batch[share_rows(len(batch), world.rank, world.size)] for batch in batches[start:]]
+    workers = affordable_workers(workers)
+    # Two batches of each process wait; every tensor of them is an open file while it lives.
+    shared = 2 * workers * (len(dataset.stores) + 1)
+    lacks = workers and OTHER_HANDLES + HANDLES * workers + shared > most_handles()
+    why_piped = f"ulimit -n {most_handles()}" if lacks else ""
     start_methods = multiprocessing.get_all_start_methods()
     method = "forkserver" if "forkserver" in start_methods else "spawn"
     return DataLoader(
-        cast("Dataset[Batch]", _Batches(dataset, own)),  # which `iterate` makes true
+        cast("Dataset[Batch]", _Batches(dataset, own, why_piped)),  # which `iterate` makes true
         batch_size=None,
         num_workers=workers,
         pin_memory=workers > 0 and torch.device(device).type == "cuda",

@@ -346,6 +346,16 @@ def _read_owner(file: BinaryIO) -> str:
     return "unknown"
 
 
+def most_handles() -> int:
+    """How many files this process may have open at once (`ulimit -n`)."""
+    try:
+        import resource
+    except ImportError:  # Windows, whose C library ends at 8192
+        return 8192
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2**20 if limit in (resource.RLIM_INFINITY, -1) else limit
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:

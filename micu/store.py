@@ -14,6 +14,7 @@ Shards are built in memory and published by renaming, so a name always holds a w
 equal content gives equal bytes.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.errors import StoreError, shorten
-from micu.files import file_sha256, flush_folder, read_json, write_atomically
+from micu.files import file_sha256, flush_folder, most_handles, read_json, write_atomically
 from micu.records import (
     LEDGER_COLUMNS,
     MISSING,
@@ -100,6 +101,11 @@ __all__ = [
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = (64, 1024)
 OPEN_SHARDS = 64
+"""Of one set at a time, where `ulimit -n` allows that."""
+OTHER_HANDLES = 48
+"""Files that a process has open beside shards."""
+SETS = 8
+"""That a process reads from at the same time, at most: four modalities of two data sets."""
 TICK_S = 0.02
 """By how much, s, the clock of a file system may be behind: two writes can have one time."""
 
@@ -303,10 +309,15 @@ def _look_into(path: Path, header: Header | None, noted: ShardEntry | None) -> S
     return ShardEntry(file_sha256(path), file_size(path), clip_ids, making=making)
 
 
+def most_open_shards() -> int:
+    """Shards of one set that may be open at a time: 64, and fewer with a small `ulimit -n`."""
+    return min(max((most_handles() - OTHER_HANDLES) // SETS, 1), OPEN_SHARDS)
+
+
 class FeatureStore:
     """Random access to the features of one set, by clip id.
 
-    Shards are opened on first use, at most 64 at a time, once per process: an instance may be
+    Shards are opened on first use, some at a time, once per process: an instance may be
     pickled or forked into loader workers.
 
     Raises:
@@ -391,15 +402,22 @@ class FeatureStore:
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
-        shard = Shard.open(self.folder / name)
+        most = most_open_shards()
+        while len(self._open) >= most:
+            self._open.popitem(last=False)[1].close()
+        try:
+            shard = Shard.open(self.folder / name)
+        except StoreError as error:
+            if getattr(error.__cause__, "errno", None) != errno.EMFILE or not self._open:
+                raise
+            self.close()  # something else took the handles that were counted on
+            shard = Shard.open(self.folder / name)
         try:
             self._refuse_other(shard)
             self._refuse_changed(shard)
         except StoreError:
             shard.close()
             raise
-        while len(self._open) >= OPEN_SHARDS:
-            self._open.popitem(last=False)[1].close()
         self._open[name] = shard
         return shard
 

@@ -9,6 +9,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# No test depends on how fast the machine is.
+settings.register_profile("any speed", deadline=None)
+settings.load_profile("any speed")
 
 PROJECT = Path(__file__).parent.parent
 

@@ -32,6 +32,7 @@ from tests.hostile import (
     read_threads,
 )
 from tests.media_files import tone, write_media
+from tests.runs import write_sounds
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 TIMEOUT_S = 60.0
@@ -456,3 +457,59 @@ def test_workers_of_a_run_that_stops_print_no_tracebacks(tmp_path: Path, script:
         timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+NO_GUARD = """
+import sys
+from pathlib import Path
+from tests.fault.test_workers import run_texts
+
+print("imported", flush=True)
+summary = run_texts(Path(sys.argv[1]), "a", "b")
+print(summary.extracted, flush=True)
+"""
+TYPED = """
+import sys
+import tests.runs
+from extract.cli import main
+
+sys.argv = ["micu-extract", "audio", "m.csv", "--backbone", "toy-sound", "--workers", "2"]
+main()
+"""
+ODD_GUARD = """
+import sys
+from pathlib import Path
+from tests.fault.test_workers import run_texts
+
+is_run = __name__ == "__main__"
+summary = is_run and run_texts(Path(sys.argv[1]), "a", "b")
+print(summary and summary.extracted, flush=True)
+"""
+IN_A_FUNCTION = NO_GUARD.replace("summary =", "def start():\n    return").replace(
+    "print(summary", "if '__main__' == __name__:\n    summary = start()\n    print(summary"
+)
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "said"),
+    [(NO_GUARD, 2, "imported\n"), (TYPED, 2, ""), (ODD_GUARD, 0, "2\n"), (IN_A_FUNCTION, 0, "2\n")],
+    ids=["none", "none, by the command", "an odd one", "a function"],
+)
+def test_a_script_without_a_guard_is_told_to_have_one(
+    tmp_path: Path, script: str, code: int, said: str
+) -> None:
+    write_sounds(tmp_path, 4)
+    path = tmp_path / "my script.py"
+    path.write_text(script)
+    done = subprocess.run(
+        [sys.executable, path, tmp_path],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert done.stdout.endswith(said)
+    assert ("under if __name__ == '__main__'" in done.stderr) == (code == 2)
+    assert done.stderr.count("error:") == (code == 2)

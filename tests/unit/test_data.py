@@ -22,6 +22,7 @@ from micu.data import (
     Piped,
     _signals_held,
     _tell_of_pipe,
+    _tell_of_workers,
     align_steps,
     batch_order,
     iterate,
@@ -517,3 +518,32 @@ def test_an_error_of_a_reading_process_is_the_error_itself(stores, monkeypatch):
         next(iterate(Loader(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed"))))
     with pytest.raises(RuntimeError, match=r"^other$"):
         next(iterate(Loader(RuntimeError("other"))))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(
+    ("handles", "typed", "workers", "piped"),
+    [
+        (40, 2, 0, False),
+        (64, 8, 1, True),
+        (64, 0, 0, False),
+        (128, 8, 8, True),
+        (256, 8, 8, False),
+        (1024, 8, 8, False),
+    ],
+)
+def test_reading_processes_are_bounded_by_the_handles_there_are(
+    stores, monkeypatch, caplog, handles, typed, workers, piped
+):
+    _tell_of_workers.cache_clear()
+    monkeypatch.setattr("micu.data.most_handles", lambda: handles)
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+    for _ in range(2):
+        loader = make_loader(dataset, 8, seed=0, epoch=0, workers=typed)
+    told = (
+        f"--workers {typed}: ulimit -n {handles} has handles for {workers}; going on with so many"
+    )
+
+    assert loader.num_workers == workers
+    assert loader.dataset.why_piped == (f"ulimit -n {handles}" if piped else "")
+    assert caplog.text.count(told) == (workers < typed)

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import pickle
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -18,12 +20,15 @@ from micu.shard import FeatureRow, FeatureSpec, Header, Shard, check_row, encode
 from micu.store import (
     FeatureStore,
     RunRecord,
+    find_sets,
     publish_shard,
     read_index,
     rows_per_shard,
     set_folder,
     write_set,
 )
+from tests.conftest import PROJECT
+from tests.feature_sets import make_clips, write_features
 
 SPEC = FeatureSpec(
     backbone="toy",
@@ -344,3 +349,44 @@ def test_a_shard_that_was_replaced_since_the_set_was_opened_is_refused(tmp_path:
         before.read("a/b")
     assert before.read("é").values[0, 0, 0] == 3.0
     assert FeatureStore(tmp_path).read("a/b").values[0, 0, 0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("handles", "shards"),
+    [(20, 1), (48, 1), (63, 1), (64, 2), (128, 10), (256, 26), (559, 63), (560, 64), (2**20, 64)],
+)
+def test_open_shards_are_bounded_by_the_handles_there_are(
+    monkeypatch: pytest.MonkeyPatch, handles: int, shards: int
+) -> None:
+    monkeypatch.setattr(store_module, "most_handles", lambda: handles)
+    assert store_module.most_open_shards() == shards
+
+
+def test_handles_that_something_else_took_cost_no_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_features(tmp_path / "features", make_clips(), {"audio": (6,)})
+    store = FeatureStore(next(iter(find_sets(tmp_path / "features"))))
+    store.read(store.clip_ids[0])
+    (opened,) = store._open
+    store._open["other"] = store._open.pop(opened)
+    open_shard, tries = Shard.open, []
+
+    def refuse_once(path: Path) -> Shard:
+        tries.append(path)
+        if len(tries) == 1:
+            raise StoreError("cannot be read") from OSError(24, "Too many open files")
+        return open_shard(path)
+
+    monkeypatch.setattr(store_module.Shard, "open", refuse_once)
+    assert store.read(store.clip_ids[0]).clip_id == store.clip_ids[0]
+    assert len(tries) == 2
+    assert list(store._open) == [opened]
+
+
+def test_the_limit_of_the_system_is_the_limit() -> None:
+    code = "from micu.files import most_handles; print(most_handles())"
+    command = f"ulimit -n 77; exec {sys.executable} -c '{code}'"
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment)
+    assert done.stdout == "77\n", done.stderr
