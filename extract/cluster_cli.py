@@ -4,13 +4,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from extract.parts import MergeReport, Part, choose_part, merge_set
+from extract.parts import MergeReport, Part, choose_part, join_folder, merge_set
 from extract.plan import Limit, parse_share
 from extract.repair import repair_set
 from extract.slurm import SlurmJob, job_script
@@ -168,11 +169,10 @@ def merge(
     """Check that the parts of every feature set make a whole, and fold their files into one."""
     roots = features or (Path("features"),)
     found = [sets_below(root) for root in roots]
-    reports = [
-        merge_set(folder, manifest, incomplete=incomplete)
-        for sets in found
-        for folder in sets.whole
-    ]
+    reports = []
+    for folder in (folder for sets in found for folder in sets.whole):
+        with join_folder(folder, alone=True) if incomplete else nullcontext():
+            reports.append(merge_set(folder, manifest, incomplete=incomplete))
     reports += [
         MergeReport(folder, 0, 0, 0, 0, (), (problem,), folded=False)
         for sets in found

@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import extract.writer as writer
+from extract.cli import cli
 from extract.parts import Part, join_folder
 from extract.pipeline import Summary, extract_manifest
 from extract.plan import Plan, plan_extraction
@@ -107,6 +109,20 @@ def test_a_set_is_not_repaired_while_a_run_is_at_work(tmp_path: Path) -> None:
     assert told
     assert repair_set(plan.folder).deleted == ()
     assert not (plan.folder / LOCK).exists()
+
+
+def test_parts_are_not_folded_unfinished_while_one_is_at_work(tmp_path: Path) -> None:
+    plan, told = toy_plan(tmp_path, part=Part(1, 2)), []
+
+    def fold(summary: Summary) -> None:
+        if not told:
+            told.append(CliRunner().invoke(cli, ["merge", "--incomplete", str(plan.folder)]))
+
+    run(plan, on_clip=fold)
+    assert isinstance(told[0].exception, ConfigError)
+    assert "wait for its end" in str(told[0].exception)
+    assert CliRunner().invoke(cli, ["merge", "--incomplete", str(plan.folder)]).exit_code == 3
+    assert not (plan.folder / "index-1of2.jsonl").exists()
 
 
 def test_a_lock_that_the_last_one_took_along_is_made_anew(tmp_path: Path) -> None:
