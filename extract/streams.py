@@ -32,6 +32,8 @@ _STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "asf"}
 _COUNTED = {"avi", "mxf"}
 """Formats that number pictures as they are stored: near where they are entered, times are off."""
 _REORDER_FRAMES = 3
+_MAX_UNSTAMPED = 64
+"""Frames that are held until one has a time stamp."""
 
 
 @dataclass(slots=True)
@@ -287,14 +289,32 @@ def _read_packets(source: Source, damage: Damage) -> Iterator[Any]:
 def _fill_times(
     source: Source, frames: Iterable[tuple[Fraction | None, Any]]
 ) -> Iterator[tuple[Fraction, Any]]:
+    """Give frames without a time stamp the time after the one before, at the average rate.
+
+    The first ones, whose stamps a muxer lost as they were negative, come before the first that has
+    one; if that is before the file begins, they are left to the window to drop.
+    """
+    first: list[Any] = []
     last: Fraction | None = None
     for stamped, frame in frames:
-        time = None if source.is_bare else stamped
-        if time is None:
+        time = stamped
+        if last is None and time is None and len(first) < _MAX_UNSTAMPED:
+            first.append(frame)
+            continue
+        if last is None:
             start = source.time_of(source.stream.start_time) or Fraction(0)
-            time = start if last is None else last + 1 / source.rate
+            begin = start if time is None else time - len(first) / source.rate
+            for held in first:
+                yield begin, held
+                begin += 1 / source.rate
+            time, first = begin if time is None else time, []
+        elif time is None:
+            time = last + 1 / source.rate
         last = time
         yield time, frame
+    start = source.time_of(source.stream.start_time) or Fraction(0)
+    for place, held in enumerate(first):
+        yield start + place / source.rate, held
 
 
 def in_order_of_showing(frames: Iterable[tuple[Fraction, Any]]) -> Iterator[tuple[Fraction, Any]]:

@@ -2,11 +2,14 @@
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
+from extract import streams
 from extract.media import Source, Window
 from extract.pictures import read_pictures
 from extract.sound import read_mono
@@ -151,3 +154,21 @@ def test_sound_is_entered_a_second_before_its_window(tmp_path, monkeypatch):
         with Source(Clip(clip_id="c", path=path.name), tmp_path, "audio") as source:
             read_mono(source, Window(start, start + 1), Damage())
     assert sought == [Fraction("1.001"), Fraction(4)]
+
+
+def test_frames_before_the_first_stamp_come_before_it():
+    def times(*stamps: Fraction | None) -> list[float]:
+        stream = SimpleNamespace(start_time=0)
+        source: Any = SimpleNamespace(stream=stream, rate=Fraction(10), time_of=Fraction)
+        return [float(time) for time, _ in streams._fill_times(source, [(s, 0) for s in stamps])]
+
+    second = Fraction(1)
+    assert times(None, None, second, None) == [0.8, 0.9, 1.0, 1.1]
+    assert times(second, None, 2 * second) == [1.0, 1.1, 2.0]
+    assert times(None, None, None) == [0.0, 0.1, 0.2]
+    assert times() == []
+    count = streams._MAX_UNSTAMPED
+    held = times(*[None] * count, 9 * second)
+    assert (held[0], held[-2:]) == (pytest.approx(2.6), [pytest.approx(8.9), 9.0])
+    held = times(*[None] * (count + 1), 9 * second)
+    assert (held[0], held[-2:]) == (0.0, [pytest.approx(6.4), 9.0])
