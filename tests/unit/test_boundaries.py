@@ -281,3 +281,54 @@ def test_every_metric_of_one_threshold_at_its_edge() -> None:
     assert (found.os_star, found.unk, found.hos) == (pytest.approx(1 / 3), 1.0, 0.5)
     assert (found.os_star_class_mean, found.acc) == (0.5, pytest.approx(2 / 3))
     assert found.undefined == {}
+
+
+def test_the_oracle_finds_a_small_hos_and_wants_scores_for_every_epoch() -> None:
+    count = 400
+    labels = np.array([0] * count + [UNKNOWN])
+    logits = np.eye(2)[[0] + [1] * count]  # one known clip is right
+    scores = np.array([1.0] * count + [0.0])
+    found = choose_on_test([logits], labels, [scores])
+    assert found.threshold == pytest.approx(1 / 9)  # not 0, which accepts the unknown clip
+    with pytest.raises(ValueError, match="zip"):
+        choose_on_test([logits, logits], labels, [scores])
+
+
+def test_of_epochs_as_accurate_the_surer_one_counts_however_unsure() -> None:
+    labels = np.array([0, 1])
+    unlikely, hopeless = (np.array([[9.0, 0.0], [x, 0.0]]) for x in (7.0, 12.0))
+    assert choose_epoch([hopeless, unlikely], labels) == 1
+    assert choose_epoch([unlikely, hopeless], labels) == 0
+
+
+@pytest.mark.parametrize("count", [8, 9])
+def test_a_message_lists_eight_names_and_counts_the_others(count: int) -> None:
+    clips = make_clips(6, "train") + make_clips(3, "test", "lmnopqrstu"[:count])
+    ids, rules = {clip.clip_id for clip in clips}, SplitRules(protocol="paper")
+    split = split_clips(clips, ("a", "b"), source_ids=ids, target_ids=ids, seed=0, rules=rules)
+    with pytest.raises(MicuError) as caught:
+        check_classes(split, rules)
+    assert ("l, m, n, o, p, q, r, s;" in str(caught.value)) == (count == 8)
+    assert ("l, m, n, o, p, q, r, s and 1 more;" in str(caught.value)) == (count == 9)
+
+
+@pytest.mark.parametrize(("train", "test"), [("train", "TEST"), ("TRAIN", "test")])
+def test_the_split_that_was_meant_is_named_by_its_option(train: str, test: str) -> None:
+    clips = make_clips(6, train) + make_clips(3, test)
+    ids = {clip.clip_id for clip in clips}
+    meant = "--test-splits TEST" if test == "TEST" else "--train-splits TRAIN"
+    with pytest.raises(MicuError, match=rf"\(did you mean {meant}\?\)$"):
+        split_clips(
+            *(clips, ("a", "b")),
+            source_ids=ids,
+            target_ids=ids,
+            seed=0,
+            rules=SplitRules(protocol="paper"),
+        )
+
+
+def test_a_clean_split_that_leaves_out_nothing_says_nothing() -> None:
+    clips = make_clips(6, "train") + make_clips(3, "test")
+    ids, rules = {clip.clip_id for clip in clips}, SplitRules(seen=frozenset({"another"}))
+    split = split_clips(clips, ("a", "b"), source_ids=ids, target_ids=ids, seed=0, rules=rules)
+    assert (split.note, split.leaks) == ("", ())

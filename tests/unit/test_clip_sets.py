@@ -1,6 +1,7 @@
 """Rows over different test clips are never averaged, nor laid side by side without a word."""
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,6 +237,28 @@ def test_a_score_over_fewer_pairs_has_no_rank() -> None:
         ("2", "energy"),
         ("–", "quantization_error (1 of 2 pairs and seeds)"),
     ]
+
+
+def test_scores_are_ranked_by_auroc_and_by_what_saw_the_test_only_if_nothing_else_is_there() -> (
+    None
+):
+    def rows_of(score: str, auroc: float, oscr: float, source: str = "source-val") -> list[Row]:
+        values = {"auroc": auroc, "oscr": oscr, "fpr_unk_at_95tpr_known": 0.5, "hos": 0.5}
+        shared = replace(ROW, score=score, threshold_source=source)
+        return [replace(shared, metric=name, value=value) for name, value in values.items()]
+
+    honest = [
+        *rows_of("msp", 0.5, 0.9),
+        *rows_of("energy", 0.7, 0.1),
+        *rows_of("vim", math.nan, 0.2),
+        *rows_of("knn", 0.6, math.nan),
+    ]
+    others = [*rows_of("msp", 0.99, 0.99, "oracle"), replace(ROW, score="", metric="auroc")]
+    closed = [replace(row, task="cmg", score="other") for row in rows_of("msp", 1.0, 1.0)]
+    found = [row[:2] for row in rank_scores([*others, *honest, *closed]).rows[1:]]
+    assert found == [("1", "energy"), ("2", "knn"), ("3", "msp"), ("–", "vim")]
+    alone = rank_scores([*others, *closed]).rows[1:]
+    assert [row[:4] for row in alone] == [("1", "msp", "checkpoint", "oracle")]
 
 
 def test_a_choice_among_checkpoints_that_were_judged_on_other_clips_says_so() -> None:
