@@ -332,3 +332,24 @@ def test_a_clean_split_that_leaves_out_nothing_says_nothing() -> None:
     ids, rules = {clip.clip_id for clip in clips}, SplitRules(seen=frozenset({"another"}))
     split = split_clips(clips, ("a", "b"), source_ids=ids, target_ids=ids, seed=0, rules=rules)
     assert (split.note, split.leaks) == ("", ())
+
+
+def test_rows_without_a_split_beside_rows_with_one_are_in_no_set() -> None:
+    clips = make_clips(6, "train") + make_clips(3, "test") + make_clips(2, "")
+    ids, rules = {clip.clip_id for clip in clips}, SplitRules(protocol="paper")
+    given = {"source_ids": ids, "target_ids": {c.clip_id for c in clips if c.label != "c"}}
+    split = split_clips(clips, ("a", "b"), seed=0, rules=rules, paired_ids=ids, **given)
+    assert {clip.split for clip in split.train} == {"train"}
+    assert {clip.split for clip in split.test} == {"test"}
+    assert not split.has_unknown
+    assert not {"test/c/0", "test/c/1"} & {*split.pairs}  # named for the test, without features
+    assert "/c/0" in split.pairs
+    other = split_clips(clips, ("a", "b"), seed=0, rules=rules, source_ids=ids, target_ids=ids)
+    assert other.has_unknown
+
+
+def test_one_known_class_with_a_test_clip_is_enough_for_a_test() -> None:
+    clips = make_clips(6, "train") + make_clips(3, "test", "ac")
+    ids, rules = {clip.clip_id for clip in clips}, SplitRules(protocol="paper")
+    split = split_clips(clips, ("a", "b"), source_ids=ids, target_ids=ids, seed=0, rules=rules)
+    assert check_classes(split, rules) is split
