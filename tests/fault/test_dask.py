@@ -140,7 +140,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         yield Cluster(process.stdout.readline().strip(), process.pid)
     finally:
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
         assert not left_over(process.pid)
 
 
@@ -168,7 +168,7 @@ def begin(folder: Path, cluster: Cluster, *words: str) -> Process:
 
 
 def no_share_is_out(cluster: Cluster) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while shares(cluster.session) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not shares(cluster.session)

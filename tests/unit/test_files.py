@@ -155,7 +155,7 @@ def test_a_lock_dies_with_its_process(tmp_path):
     ready = context.Event()
     process = context.Process(target=hold, args=(tmp_path, ready))
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(600)
     with pytest.raises(ConfigError, match=rf"process {process.pid} on"):
         lock_folder(tmp_path).__enter__()
 

@@ -87,7 +87,7 @@ def test_a_task_that_was_stopped_goes_back_into_the_queue(
     tmp_path: Path, slurm_environment: dict[str, str], code: int, requeued: bool
 ) -> None:
     with start(tmp_path, slurm_environment, f'echo "$*"; exit {code}') as job:
-        output, _ = job.communicate(timeout=30)
+        output, _ = job.communicate(timeout=600)
     assert job.returncode == code
     assert output == "text a b.csv --workers 1 --part 2/3\n"
     log = tmp_path / "scontrol.log"
@@ -105,7 +105,7 @@ def test_a_signal_is_passed_on_and_the_end_is_waited_for(
         job.send_signal(number)
         time.sleep(0.1)
         job.send_signal(number)  # Slurm may say it twice
-        output, _ = job.communicate(timeout=30)
+        output, _ = job.communicate(timeout=600)
     assert output == "drained\n"
     assert job.returncode == 75
     assert (tmp_path / "scontrol.log").read_text() == "requeue 77\n"

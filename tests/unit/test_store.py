@@ -148,7 +148,7 @@ def test_a_store_that_was_read_works_in_a_child(tmp_path: Path, method: str) -> 
     queue = context.Queue()
     child = context.Process(target=_read_in_child, args=(store, queue))
     child.start()
-    assert queue.get(timeout=60) == 2.0
+    assert queue.get(timeout=600) == 2.0
     child.join()
     assert pickle.loads(pickle.dumps(store)).read("../x").values[0, 0, 0] == 2.0
 
