@@ -323,9 +323,12 @@ class Piped:
 @functools.cache
 def _tell_of_pipe(why: str) -> None:
     logger.warning(
-        "shared memory: no room for a batch (%s); going on without, which reads more slowly. Give "
-        "/dev/shm more room (docker run --shm-size=2g), or type fewer --workers",
+        "shared memory: no room for a batch (%s); going on without, which reads more slowly. %s, "
+        "or type fewer --workers",
         why,
+        "Type ulimit -n 1024"
+        if why.startswith("ulimit")
+        else "Give /dev/shm more room (docker run --shm-size=2g)",
     )
 
 
