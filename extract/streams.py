@@ -253,6 +253,8 @@ def nothing_decoded(
         )
     if damage.packets == 0 and not damage.cut_off:
         return DecodeError(f"no_{source.kind}", f"{source.name}: its {source.kind} stream is empty")
+    if source.kind == "audio" and not damage.bad and not damage.cut_off:
+        return too_short(source)  # the decoder kept all of it: a lone frame is priming
     context = source.stream.codec_context
     if source.kind == "video" and not (context.width and context.height):
         # FFmpeg, which is told the cap, keeps the size of larger pictures to itself.

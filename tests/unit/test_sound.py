@@ -362,3 +362,18 @@ def test_a_file_of_less_than_its_own_priming_names_no_times(tmp_path):
         found = outcome_of(path)
         assert found == "1 step" or found.startswith(("too_short", "no_audio", "corrupt", "unrea"))
         assert "0.0 s" not in found
+
+
+def test_sound_of_which_the_decoder_keeps_all_is_too_short(monkeypatch):
+    def nothing(source: Any, start: Fraction, damage: Damage) -> Any:
+        damage.packets = 1
+        yield from ()
+
+    monkeypatch.setattr(sound, "decode_sound", nothing)
+    source: Any = SimpleNamespace(
+        name="'a'", kind="audio", stream=SimpleNamespace(codec_context=None)
+    )
+    for bad, code in ((0, "too_short"), (1, "corrupt")):
+        with pytest.raises(DecodeError) as caught:
+            read_mono(source, Window(Fraction(0), None), Damage(bad=bad))
+        assert caught.value.code == code
