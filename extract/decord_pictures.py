@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.media import Source, Window, out_of_memory
-from extract.pictures import Picture, find_matrix, on_screen, to_rgb, turn_upright
+from extract.pictures import Picture, check_decoder, find_matrix, on_screen, to_rgb, turn_upright
 from extract.streams import Damage, decode_from
-from micu.errors import DecodeError, ExtraError
+from micu.errors import DecodeError
 
 MOST_BYTES = 2**29
 """Packets of a clip that are held in memory; packing them and decord make three copies."""
@@ -44,9 +44,10 @@ def read_pictures_with_decord(source: Source, window: Window, damage: Damage) ->
 
     Raises:
         ExtraError: decord is not installed.
+        ConfigError: PyAV is too old.
         DecodeError: `decoders_differ`, or what PyAV raises.
     """
-    _import_decord()
+    check_decoder("decord")
     source.keeps = packets = _Packets(source.name)
     shown = _decode_before(source, window, damage)
     if not shown:
@@ -67,10 +68,8 @@ def read_pictures_with_decord(source: Source, window: Window, damage: Damage) ->
 
 
 def _import_decord() -> Any:
-    try:
-        import decord
-    except ImportError as error:
-        raise ExtraError("decord", "decord") from error
+    import decord
+
     decord.logging.set_level(decord.logging.QUIET)  # else FFmpeg's remarks reach the screen
     return decord
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from itertools import islice
 from typing import Any, Literal
 
+import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from PIL import Image
 from extract.media import MAX_PIXELS, Reading, Source, Window
 from extract.stills import Still, open_source
 from extract.streams import Damage, check_gap, decode_from
-from micu.errors import DecodeError, ExtraError
+from micu.errors import ConfigError, DecodeError, ExtraError
 from micu.manifest import Clip
 from micu.registry import Registry
 
@@ -35,6 +36,11 @@ def _name_side_data(kind: type[Any], value: object) -> Any:
 if "_missing_" not in vars(SideDataType):
     # PyAV 17 and 18 refuse all side data of a picture for one of a new kind; 19 names it, as here.
     SideDataType._missing_ = classmethod(_name_side_data)  # type: ignore[method-assign,assignment]
+
+
+HANDING_OVER = 15
+"""Of PyAV: before, packets that are packed anew lack what decord needs to open them."""
+HANDS_OVER = int(av.__version__.partition(".")[0]) >= HANDING_OVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +117,15 @@ def check_decoder(decoder: str) -> None:
 
     Raises:
         ExtraError: It is not.
+        ConfigError: PyAV is too old to hand it packets.
     """
     if decoder == "decord" and find_spec("decord") is None:
         raise ExtraError("decord", "decord")
+    if decoder == "decord" and not HANDS_OVER:
+        raise ConfigError(
+            f"--decoder decord: expected PyAV {HANDING_OVER} or newer, got {av.__version__}; type "
+            "pip install -U av, or leave --decoder out"
+        )
 
 
 def resize(

@@ -7,14 +7,25 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from extract.backbones.base import InputSpec, Media
 from extract.decode import read
 from extract.media import Reading
+from extract.pictures import check_decoder
+from micu.errors import MicuError
 from micu.manifest import Clip
 
 Array = NDArray[Any]
+
+
+def skip_without_decord() -> None:
+    """Skip where `--decoder decord` is refused."""
+    try:
+        check_decoder("decord")
+    except MicuError as error:
+        pytest.skip(str(error))
 
 
 def level_of(frame: int) -> int:

@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.media_files import skip_without_decord
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FILES = 80
 
@@ -23,7 +25,7 @@ def mutated_media(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def test_no_mutated_file_ends_a_worker_or_is_a_surprise(
     tmp_path: Path, mutated_media: ModuleType
 ) -> None:
-    pytest.importorskip("decord")
+    skip_without_decord()
     sources = mutated_media.write_seeds(tmp_path)
     assert len({source.suffix for source in sources}) >= 12
     paths = [source.name for source in sources]

@@ -15,7 +15,14 @@ from extract.sound import mix_weights
 from extract.streams import Damage, in_order_of_showing
 from micu.errors import ConfigError, DecodeError, ExtraError, RegistryError
 from micu.manifest import Clip
-from tests.media_files import frame_of, read_media, tone, write_media, write_wav
+from tests.media_files import (
+    frame_of,
+    read_media,
+    skip_without_decord,
+    tone,
+    write_media,
+    write_wav,
+)
 
 SMALL = FrameInput(fps=4, resize=16, crop=16)
 
@@ -207,7 +214,7 @@ def test_a_clip_that_would_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
 
 
 def test_decord_gives_the_same_frames(tmp_path):
-    pytest.importorskip("decord")
+    skip_without_decord()
     path = write_media(tmp_path / "a.mp4", frames=50, gop=7, sound=tone(5, 8000))
     for window in ({}, {"start_s": 3.3, "end_s": 4.3}):
         assert frames_of(path, decoder="decord", **window) == frames_of(path, **window)

@@ -13,15 +13,21 @@ import pytest
 from PIL import Image
 
 import extract.decord_pictures
+import extract.pictures
 from extract.backbones.base import FrameInput
 from extract.decode import PICTURE_READERS, read
 from extract.media import Reading, Source, Window
+from extract.pictures import check_decoder
 from extract.streams import Damage
-from micu.errors import DecodeError
+from micu.errors import ConfigError, DecodeError, MicuError
 from micu.manifest import Clip
 from tests.media_files import Array, flat_picture, write_media
 
-decord = pytest.importorskip("decord")
+try:
+    check_decoder("decord")
+except MicuError as error:
+    pytest.skip(str(error), allow_module_level=True)
+import decord
 
 WHOLE = Window(Fraction(0), None)
 LATE = Window(Fraction(5, 2), Fraction(4))
@@ -373,3 +379,12 @@ def test_decord_is_given_bytes_that_pyav_has_packed_and_no_name(tmp_path, monkey
     assert given[0].startswith(b"\x1a\x45\xdf\xa3")  # Matroska, whatever the file is
     assert b"hostname" not in given[0]
     assert flat_picture(0).shape == (32, 48, 3)
+
+
+def test_a_pyav_that_cannot_hand_packets_over_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_decoder("decord")
+    monkeypatch.setattr(extract.pictures, "HANDS_OVER", False)
+
+    with pytest.raises(ConfigError, match=r"expected PyAV 15 or newer, got .*pip install -U av"):
+        check_decoder("decord")
+    check_decoder("pyav")

@@ -24,7 +24,7 @@ from extract.media import Reading
 from extract.workers import decode_clip
 from micu.errors import DecodeError
 from micu.manifest import Clip
-from tests.media_files import write_media
+from tests.media_files import skip_without_decord, write_media
 
 WANTS = FlowInput(clip_len=2, interval=3, resize=32, crop=24)
 CLIP = Clip(clip_id="c", path="a.mp4")
@@ -159,7 +159,7 @@ def test_fields_of_other_conventions_are_kept_apart(reading, computed, changed):
 
 
 def test_fields_of_another_method_or_decoder_are_kept_apart(reading, computed):
-    pytest.importorskip("decord")
+    skip_without_decord()
     read(CLIP, WANTS, reading)
     for other in (
         replace(reading, flow=FlowSettings(method="dis")),

@@ -20,7 +20,7 @@ from extract.frames import pick_by_count
 from extract.media import Reading
 from micu.errors import ConfigError, DecodeError, WeightsError
 from micu.manifest import Clip
-from tests.media_files import frame_of, write_media
+from tests.media_files import frame_of, skip_without_decord, write_media
 
 CPU = Run(device="cpu")
 BY_COUNT = FrameInput(fps=4, resize=(16, 16), crop=16, sampling="count")
@@ -121,7 +121,7 @@ def test_fewer_frames_than_seconds_are_all_the_first(tmp_path: Path) -> None:
 
 
 def test_the_frames_are_counted_alike_by_both_decoders(tmp_path: Path) -> None:
-    pytest.importorskip("decord")
+    skip_without_decord()
     path = write_media(tmp_path / "a.mp4", frames=29)
     clip = Clip(clip_id="c", path=path.name)
     media = read(clip, BY_COUNT, Reading(media_root=tmp_path, decoder="decord"))
