@@ -1,5 +1,6 @@
 """Values at the edge of every comparison of the metrics, the thresholds and the splits."""
 
+import hashlib
 import math
 from collections import Counter
 
@@ -353,3 +354,35 @@ def test_one_known_class_with_a_test_clip_is_enough_for_a_test() -> None:
     ids, rules = {clip.clip_id for clip in clips}, SplitRules(protocol="paper")
     split = split_clips(clips, ("a", "b"), source_ids=ids, target_ids=ids, seed=0, rules=rules)
     assert check_classes(split, rules) is split
+
+
+def test_near_is_no_tie_and_ranks_are_one_five_and_ten() -> None:
+    items = np.array([[1.0, 0.0], [0.0, 1.0]])
+    captions = np.array(
+        [[1.0, 0.05], [1.0, 0.06]]
+    )  # of item 0; of item 1, and nearly as near to it
+    found = retrieval_recall(items, captions, np.arange(2))
+    assert found["r1_items_to_captions"] == 1.0
+    assert found["r1_captions_to_items"] == 0.5
+    assert {name.split("_")[0] for name in found} == {"r1", "r5", "r10"}
+
+
+def test_one_class_that_is_lost_takes_its_clips_along() -> None:
+    clips = make_clips(6, "train", "abc") + make_clips(3, "test", "abd")
+    ids = {clip.clip_id for clip in clips}
+    known = ("a", "b", "c")
+    split = split_clips(clips, known, source_ids=ids, target_ids=ids, seed=0)
+    assert split.known == ("a", "b")
+    assert {clip.label for clip in (*split.train, *split.validation)} == {"a", "b"}
+    clips = make_clips(6, "train", "ab") + make_clips(3, "test", "abcd")
+    ids = {clip.clip_id for clip in clips}
+    split = split_clips(clips, known, source_ids=ids, target_ids=ids, seed=0)
+    assert {clip.label for clip in split.test} == {"a", "b", "d"}
+
+
+def test_which_items_are_dealt_to_the_test_is_fixed_for_ever() -> None:
+    clips = make_clips(4, "", "ab")
+    ids = {clip.clip_id for clip in clips}
+    split = split_clips(clips, ("a", "b"), source_ids=ids, target_ids=ids, seed=0)
+    expected = {i for i in ids if hashlib.sha256(i.encode()).digest()[0] & 1}
+    assert {clip.clip_id for clip in split.test} == expected == {"/a/2", "/a/1", "/b/3", "/a/3"}
