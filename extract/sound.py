@@ -179,8 +179,9 @@ class _Track:
         first = max(start, self._end)
         if first >= end:
             return False
-        rate = self.rate
-        check_gap(self._source, self._window, Fraction(self._end, rate), Fraction(first, rate))
+        if first > self._end:
+            lacks = (Fraction(place, self.rate) for place in (self._end, first))
+            check_gap(self._source, self._window, *lacks)
         check_unit_bytes(self._source, 4 * end)
         if first > self._end or not self.parts:
             self.chunks.append(np.zeros(first - self._end, np.float32))

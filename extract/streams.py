@@ -117,9 +117,7 @@ def decode_from(source: Source, start: Fraction, damage: Damage) -> Iterator[tup
             return
         frames.close()
     if entry is not None:
-        source.restart()
-        damage.first_packet, damage.good, damage.bad, damage.packets = None, 0, 0, 0
-        damage.cut_off, damage.refused = False, 0
+        _begin_again(source, damage)
     yield from in_order_of_showing(_fill_times(source, decode(source, start, damage)))
 
 
@@ -127,7 +125,7 @@ def _begin_again(source: Source, damage: Damage) -> None:
     """Go back to the start of the file, with nothing counted."""
     source.restart()
     damage.first_packet, damage.good, damage.bad, damage.packets = None, 0, 0, 0
-    damage.cut_off = False
+    damage.cut_off, damage.refused = False, 0
 
 
 def _find_entry(source: Source, start: Fraction) -> Fraction | None:
