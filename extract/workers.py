@@ -344,6 +344,8 @@ def _start_worker(most_bytes: int | None, reports: Connection) -> None:
         fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
         fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
+        if not parent.is_alive():  # it ended before, of which the kernel tells no more
+            os._exit(1)
     os.nice(NICENESS)
     _for_life.enter_context(hold_folders())  # the flow cache
 

@@ -387,6 +387,46 @@ def test_workers_die_with_a_run_that_is_killed(tmp_path: Path) -> None:
     assert not left
 
 
+BORN_LATE = """
+import multiprocessing, os, time
+from multiprocessing.connection import wait
+
+import extract.workers as workers
+
+
+def late(reports):
+    print(os.getpid(), flush=True)
+    wait([multiprocessing.parent_process().sentinel])
+    workers._start_worker(None, reports)
+    time.sleep(3600)
+
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    reader, writer = context.Pipe(duplex=False)
+    context.Process(target=late, args=(writer,)).start()
+    time.sleep(3600)
+"""
+
+
+def test_a_worker_whose_run_was_killed_before_it_listens_for_that_ends_too(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(BORN_LATE)
+    with subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as run:
+        assert run.stdout is not None
+        worker = int(run.stdout.readline())
+        run.kill()
+        try:
+            run.communicate(timeout=120)  # to the end of the last that holds the output
+        except subprocess.TimeoutExpired:
+            os.kill(worker, signal.SIGKILL)
+            raise
+
+
 def _workers_of(run: int) -> list[int]:
     """Decoding processes of a run: the children of its fork server."""
     parents = {pid: _parent(pid) for pid in _processes()}
