@@ -167,7 +167,7 @@ class _Clip:
 
     future: "Future[Any]"
     process: int = 0
-    """That is at it; 0 before one is."""
+    """That is at it; 0 before one is, and after it was."""
     effort: Effort = field(default_factory=Effort)
 
 
@@ -176,7 +176,8 @@ class Watch:
     """Cancels what takes its worker longer than the limit; see `start`."""
 
     reports: Connection
-    """Where workers say (number of the clip, their process) when they begin with one."""
+    """Where workers say (number of the clip, their process) when they begin with one, and (number
+    of the clip, 0) when they have decoded it."""
     limit_s: float
     measure: Callable[[Iterable[int]], Mapping[int, Usage]] = usage_of
     _clips: dict[int, _Clip] = field(default_factory=dict)
@@ -231,9 +232,10 @@ class Watch:
         self._hear(clips)
 
     def _hear(self, clips: Mapping[int, _Clip]) -> None:
-        """Take note of who has begun with what; the time of these counts from the next look on."""
+        """Take note of who begins and ends with what; time counts from the next look on."""
         while self.reports.poll():
             number, process = self.reports.recv()
             if number in clips:
                 clips[number].process = process
-                clips[number].effort.usage = self.measure([process]).get(process)
+                if process:
+                    clips[number].effort.usage = self.measure([process]).get(process)

@@ -355,10 +355,13 @@ _for_life = ExitStack()
 
 
 def _begin(read: Reader, blocks: Path, number: int, clip: Clip, names: Sequence[str]) -> "Parcel":
-    """Say so, and read a clip in a worker."""
+    """Read a clip in a worker, and say when that begins and ends."""
     assert _reports is not None
     _reports.send((number, os.getpid()))
-    return _decode_to_block(read, blocks, clip, names)
+    try:
+        return _decode_to_block(read, blocks, clip, names)
+    finally:  # while a worker that hangs is killed, the others wait to hand over what they have
+        _reports.send((number, 0))
 
 
 @dataclass(frozen=True, slots=True)

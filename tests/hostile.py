@@ -24,6 +24,9 @@ def hostile_read(clip: Clip) -> Media:
     deed, _, rest = clip.text.partition(" ")
     if deed == "hang":
         ctypes.CDLL(None).sleep(600)  # in C, where no Python signal handler runs
+    if deed == "deaf":  # hangs, and does not end when it is asked to
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        time.sleep(600)
     if deed == "spin":
         while True:
             pass

@@ -78,6 +78,14 @@ def test_a_decoder_that_never_stops_computing_is_killed_too(tmp_path: Path) -> N
     assert FeatureStore(Path(summary.folder)).clip_ids == ("0", "2")
 
 
+def test_clips_that_wait_while_a_hanging_worker_is_killed_are_not_charged(tmp_path: Path) -> None:
+    # Killing takes seconds where nobody listens; nothing is handed over meanwhile.
+    summary = run_texts(tmp_path, "deaf", "last 1", "last 1", "last 1", "last 1", timeout_s=2.0)
+
+    assert list(read_ledger(Path(summary.folder))) == ["0"]
+    assert summary.extracted == 4
+
+
 def test_a_step_of_the_clock_files_no_good_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -292,6 +292,20 @@ def test_waits_of_the_process_are_not_charged(scene: Scene) -> None:
     assert scene.future.cancelled()
 
 
+def test_a_decoded_clip_that_waits_to_be_handed_over_is_not_charged(scene: Scene) -> None:
+    scene.begin()
+    for _ in range(50):
+        scene.watch.look(0.1)
+    scene.writer.send((4, 0))
+    for _ in range(1000):
+        scene.watch.look(0.1)
+    assert not scene.future.cancelled()
+    scene.begin()  # what it has had is not forgotten
+    for _ in range(52):
+        scene.watch.look(0.1)
+    assert scene.future.cancelled()
+
+
 def test_done_clips_and_strange_numbers_are_left_alone(scene: Scene) -> None:
     scene.future.set_result(None)
     scene.begin()
