@@ -8,6 +8,7 @@ import ast
 import multiprocessing
 import os
 import sys
+from multiprocessing import spawn
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import FrameType
@@ -29,7 +30,15 @@ def check_script(context: BaseContext) -> None:
     Args:
         context: What starts the workers.
     """
-    leave_import()
+    main = spawn.get_preparation_data("").get("init_main_from_path")
+    if main is not None and not Path(main).exists():
+        click.echo(
+            f"error: {main}: expected an extraction that is started from a file, which every "
+            "worker process imports, got a script that is none; save it as a file, and type: "
+            "python FILE",
+            err=True,
+        )
+        sys.exit(EXIT_USAGE)
     script = unguarded_script(sys._getframe())
     if script is None:
         return

@@ -30,7 +30,7 @@ from pebble import ProcessExpired, ProcessPool
 from extract.backbones.base import Media
 from extract.blocks import block_folder, write_block
 from extract.media import IO_ERROR
-from extract.script import check_script
+from extract.script import check_script, leave_import
 from extract.watch import Watch
 from micu.commands import known_signals
 from micu.errors import ClipError, ConfigError, DecodeError, DeviceError, MicuError, StoreError
@@ -192,6 +192,7 @@ def decode_in_processes(
             what there is.
     """
     check_system()
+    leave_import()
     # Children of a process with threads that is forked can hang; those of the server cannot.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["extract.worker_server"])

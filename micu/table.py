@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -158,7 +158,7 @@ class Table:
         """Take the first line as the names of the columns."""
         path = self.path
         try:
-            header = _column_names(next(self._reader, []), known)
+            header = _column_names(_first_row(self._reader), known)
         except csv.Error as error:
             raise ManifestError(
                 f"{path}: line 1 cannot be read as column names: {error}"
@@ -195,12 +195,17 @@ def _find_separator(text: str, required: Sequence[str], known: Sequence[str]) ->
     for separator in SEPARATORS:
         lines = io.StringIO(text, newline="")
         try:
-            names = next(csv.reader(lines, delimiter=separator, skipinitialspace=True), [])
+            names = _first_row(csv.reader(lines, delimiter=separator, skipinitialspace=True))
         except csv.Error:
             continue
         if all(name in _column_names(names, known) for name in required[:1]):
             return separator
     return ","
+
+
+def _first_row(rows: Iterable[list[str]]) -> list[str]:
+    """The first row that is not empty; none where there is no such row."""
+    return next((row for row in rows if any(field.strip() for field in row)), [])
 
 
 def _column_names(names: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -561,3 +561,49 @@ def test_a_script_without_a_guard_is_told_to_have_one(
     assert done.stdout.endswith(said)
     assert ("under if __name__ == '__main__'" in done.stderr) == (code == 2)
     assert done.stderr.count("error:") == (code == 2)
+
+
+@pytest.mark.parametrize("script", [NO_GUARD, TYPED], ids=["a call", "the command"])
+def test_a_script_that_is_no_file_is_told_to_be_one(tmp_path: Path, script: str) -> None:
+    write_sounds(tmp_path, 4)
+    done = subprocess.run(
+        [sys.executable, "-", tmp_path],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "<stdin>: expected an extraction that is started from a file" in done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+PROBES = """
+import sys
+from pathlib import Path
+from extract.probe import probe_media
+from micu.manifest import read_manifest
+
+clips = read_manifest(Path("m.csv"), ("path",)).clips
+print(len(probe_media(clips, Path("."), workers=2, timeout_s=60.0)))
+"""
+
+
+def test_looking_at_media_without_a_guard_is_told_in_one_sentence(tmp_path: Path) -> None:
+    write_sounds(tmp_path, 4)
+    path = tmp_path / "probes.py"
+    path.write_text(PROBES)
+    done = subprocess.run(
+        [sys.executable, path],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert "under if __name__ == '__main__'" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -66,6 +66,8 @@ WAYS = {
     "columns of another case": f"{HEAD.title()}\n{ROW}\n",
     "COLUMNS IN CAPITALS": f"{HEAD.upper()}\n{ROW}\n",
     "empty lines": f"{HEAD}\n\n{ROW}\n\n\n",
+    "empty lines first": f"\n \t\r\n{HEAD}\n{ROW}\n",
+    "empty lines first, and semicolons": f"\n;;\n{HEAD}\n{ROW}\n".replace(",", ";"),
     "lines of blanks": f"{HEAD}\n   \n{ROW}\n \t \n",
     "rows of nothing": f"{HEAD}\n,,,,\n{ROW}\n , , , , \n",
     "separators at the end": f"{HEAD},,\n{ROW},,\n",
