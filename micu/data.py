@@ -3,6 +3,7 @@
 Row t of every modality is second t of the clip. Words are not seconds: row t is word t.
 """
 
+import atexit
 import functools
 import hashlib
 import logging
@@ -12,8 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import cast
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -463,8 +466,10 @@ def iterate(loader: DataLoader[Batch]) -> Iterator[Batch]:
         StoreError: As from `FeatureDataset.read_batch`.
         ProcessError: A reading process has ended.
     """
+    before = {*multiprocessing.active_children()}
     with _signals_held() if loader.num_workers else nullcontext():
         batches: Iterator[Batch | Piped | MicuError] = iter(loader)
+    _readers.update(p for p in {*multiprocessing.active_children()} - before if p.daemon)
     while True:
         try:
             batch = next(batches)
@@ -480,6 +485,20 @@ def iterate(loader: DataLoader[Batch]) -> Iterator[Batch]:
         if isinstance(batch, MicuError):
             raise batch
         yield batch.open() if isinstance(batch, Piped) else batch
+
+
+_readers: WeakSet[BaseProcess] = WeakSet()
+"""Processes that read batches."""
+
+
+@atexit.register
+def _end_readers() -> None:
+    """End the reading processes of a run that failed.
+
+    Python would send them TERM, which `_signals_held` has blocked, and wait for their end for ever.
+    """
+    for process in _readers:
+        process.kill()
 
 
 @contextmanager
