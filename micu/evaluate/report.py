@@ -116,6 +116,9 @@ COLUMNS = tuple(column.name for column in fields(Row) if column.name != "more")
 ADDED = ("known_classes", "class_list", "n_lacking", "test_sha256")
 """Columns that files of before do not have."""
 
+MOST_RATE = 1 + 1e-6
+"""Of metrics that are rates, rounded."""
+
 NUMBERS = ("value", "n_clips", "seed", "known_classes", "n_lacking")
 """Columns of numbers."""
 
@@ -195,7 +198,7 @@ def _parse(values: Mapping[str, str], sheet: Sheet) -> Row:
     return Row(
         **{
             **{name: values[name] for name in COLUMNS if name in values and name not in NUMBERS},
-            "value": refuse_infinite(sheet.number(values["value"])),
+            "value": parse_value(sheet, values),
             "n_clips": count(values["n_clips"]),
             "seed": count(values["seed"]),
             "known_classes": count(values.get("known_classes") or "0"),
@@ -203,6 +206,24 @@ def _parse(values: Mapping[str, str], sheet: Sheet) -> Row:
             "more": tuple((k, v) for k, v in values.items() if k not in COLUMNS and v),
         }  # type: ignore[arg-type]
     )
+
+
+def parse_value(sheet: Sheet, values: Mapping[str, str]) -> float:
+    """The figure of one row of a results file.
+
+    Raises:
+        ValueError: It is none, or no rate where the metric is one; or the row does not say of what.
+    """
+    for name in ("task", "method", "metric"):
+        if not values[name].strip():
+            raise ValueError(f"{name}: expected one, got nothing; delete the row if it is not ours")
+    value = refuse_infinite(sheet.number(values["value"]))
+    if values["metric"] in COLUMN_TITLES and not (math.isnan(value) or 0 <= value <= MOST_RATE):
+        raise ValueError(
+            f"{values['metric']}: expected a rate from 0 to 1, got {show(values['value'])}; a "
+            "spreadsheet may have taken the point for one between thousands"
+        )
+    return value
 
 
 @contextmanager

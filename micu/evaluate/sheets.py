@@ -20,6 +20,8 @@ LARGEST = 1 << 28
 HEAD = 1 << 16
 """Bytes in which the names of the columns are looked for."""
 SEPARATORS = (",", ";", "\t", "|")
+FIRST_LINES = 10
+"""In which names of columns are looked for that are not where they should be."""
 SHOWN = 80
 """Characters of a value that a message shows."""
 
@@ -28,6 +30,7 @@ _ACTIVE = re.compile(r"'*[=+\-@\t\r＝＋－＠]")
 _GROUPED = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
 """A decimal comma, or one between thousands."""
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(nan|inf|infinity)")
+_EMPTY_ROWS = re.compile(r"([ ,;|\t\"\r\n]*[\r\n])?")
 _COUNT = re.compile(r"([+-]?[0-9]{1,20})([.,]0*)?")
 
 
@@ -123,7 +126,10 @@ def _read_sheet(path: Path, number_columns: Sequence[str], whole: bool) -> Sheet
     if not whole:
         text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1]
     elif text.strip() and text[-1] not in "\n\r":
-        raise ValueError("its last line has no end, as if it was cut off there")
+        raise ValueError(
+            "its last line has no end, as if it was cut off there; Google Sheets writes none: if "
+            "the file is whole, add an empty line"
+        )
     start, separator = _find_separator(text)
     if separator != ",":
         changed.append({"\t": "tabs"}.get(separator, separator) + " between values")
@@ -155,6 +161,18 @@ def read_columns(path: Path) -> tuple[str, ...]:
     except csv.Error:
         return ()
     return tuple(name.strip() for name in found)
+
+
+def first_words(path: Path) -> list[frozenset[str]]:
+    """The words in lower case of each of a table's first lines, whatever separates them.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    lines = head.decode(_encoding(head) or "latin-1", "replace").lower().splitlines()
+    return [frozenset(re.findall(r"\w+", line)) for line in lines[:FIRST_LINES]]
 
 
 def _encoding(data: bytes) -> str:
@@ -194,7 +212,7 @@ def _find_separator(text: str) -> tuple[int, str]:
     told = re.match(r"\s*\"?sep=(.)\"?(\r\n|\r|\n)", text, re.IGNORECASE)
     if told:
         return told.end(), told[1]
-    start = len(text) - len(text.lstrip("\r\n"))
+    start = _EMPTY_ROWS.match(text).end()  # type: ignore[union-attr]  # it matches nothing, too
     first = re.split(r"[\r\n]", text[start : start + HEAD], maxsplit=1)[0]
     return start, max(SEPARATORS, key=first.count)
 

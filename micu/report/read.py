@@ -14,8 +14,16 @@ from micu.errors import ConfigError, StoreError
 from micu.evaluate import codebook, details
 from micu.evaluate.codebook import CodebookUse, read_codebook
 from micu.evaluate.details import Details, read_details
-from micu.evaluate.report import Row, resembles_results
-from micu.evaluate.sheets import Sheet, count, read_columns, read_sheet, refuse_infinite, show
+from micu.evaluate.report import Row, parse_value, resembles_results
+from micu.evaluate.sheets import (
+    Sheet,
+    count,
+    first_words,
+    read_columns,
+    read_sheet,
+    refuse_infinite,
+    show,
+)
 from micu.report.commands import SUFFIX as COMMANDS_SUFFIX
 from micu.report.commands import Command, read_commands
 from micu.report.known import complete_lists
@@ -150,7 +158,7 @@ def read_results(path: Path) -> list[Result]:
     found: list[Result] = []
     for line, row in sheet.rows:
         try:
-            found.append(_make_result(row, sheet.number(row["value"])))
+            found.append(_make_result(row, parse_value(sheet, row)))
         except ValueError as error:
             raise ConfigError(f"{path}: line {line}: {error}") from error
     return found
@@ -236,8 +244,17 @@ def _identity(path: Path) -> tuple[int, int]:
 def _take_if_whole(path: Path, found: Material) -> None:
     """Read a file of a searched folder; one that is damaged is named in the report."""
     try:
-        if not _take(path, found) and path.suffix.lower() in WORKBOOKS:
+        if _take(path, found):
+            return
+        suffix = path.suffix.lower()
+        if suffix in WORKBOOKS:
             found.skip(f"{path}: a spreadsheet's own file; if it holds results, save it as CSV")
+        elif suffix in SHEETS and any(map(resembles_results, first_words(path))):
+            found.skip(
+                f"{path}: looks like results of micu-eval, but its first line does not name the "
+                f"columns {', '.join(sorted(NEEDED))}; remove what stands before them, and write "
+                "them as here"
+            )
     except (ConfigError, StoreError) as error:
         found.skip(f"{error}")
     except OSError as error:

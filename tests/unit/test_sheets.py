@@ -362,3 +362,73 @@ def test_numbers_and_plain_words_are_written_as_they_are() -> None:
         assert inert(value) == value
         assert restore(str(value)) == str(value)
     assert render_sheet(("a", "b"), [(-0.5, None)]) == "a,b\n-0.5,\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: f"My results of May,,,\r\n{text}",
+        lambda text: text.replace("value", "VALUE", 1).replace("task", "Task", 1),
+        lambda text: text.replace("value", "value (percent)", 1),
+    ],
+    ids=["a title above", "names in capitals", "a name that was changed"],
+)
+def test_results_whose_columns_bear_no_names_of_ours_are_named(
+    tmp_path: Path, change: Callable[[str], str]
+) -> None:
+    write_rows([ROW], tmp_path / "good.csv")
+    (tmp_path / "odd.csv").write_text(change((tmp_path / "good.csv").read_text()))
+
+    found = gather([tmp_path])
+
+    assert len(found.results) == 1
+    (told,) = found.skipped
+    assert "odd.csv: looks like results of micu-eval, but its first line does not name" in told
+
+
+def test_a_report_s_table_is_not_taken_for_results(tmp_path: Path) -> None:
+    write_rows([ROW], tmp_path / "good.csv")
+    (tmp_path / "report.csv").write_text(render_csv(compare([RESULT])))
+    assert gather([tmp_path]).skipped == []
+
+
+@pytest.mark.parametrize("before", [",,,,\r\n", ";;;\n\n", "\n"])
+def test_empty_rows_before_the_names_are_none(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "results.csv"
+    write_rows(ROWS, path)
+    path.write_text(before + path.read_text(), newline="")
+    assert same(read_rows(path), ROWS)
+
+
+@pytest.mark.parametrize("metric", ["hos", "r1"])
+@pytest.mark.parametrize(("value", "is_rate"), [(0.0, True), (1.0, True), (512.0, False)])
+def test_a_rate_whose_point_was_taken_for_one_of_thousands_is_refused(
+    tmp_path: Path, metric: str, value: float, is_rate: bool
+) -> None:
+    path = tmp_path / "results.csv"
+    write_rows([replace(ROW, metric=metric, value=value)], path)
+    if is_rate:
+        assert read_rows(path)[0].value == read_results(path)[0].value == value
+        return
+    for read in (read_rows, read_results):
+        with pytest.raises(
+            ConfigError, match=f"line 2: {metric}: expected a rate from 0 to 1, got"
+        ):
+            read(path)
+
+
+@pytest.mark.parametrize("value", [-0.001, 1.001])
+def test_a_rate_ends_at_0_and_1(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "results.csv"
+    write_rows([replace(ROW, metric="acc", value=value)], path)
+    with pytest.raises(ConfigError, match="acc: expected a rate from 0 to 1"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("name", ["task", "method", "metric"])
+def test_a_row_of_sums_below_the_results_is_refused_by_its_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "results.csv"
+    write_rows([ROW, replace(ROW, seed=ROW.seed + 1, **{name: ""})], path)
+    for read in (read_rows, read_results):
+        with pytest.raises(ConfigError, match=f"line 3: {name}: expected one, got nothing"):
+            read(path)

@@ -113,12 +113,12 @@ def test_the_markdown_shows_settings_by_name_and_a_dash_for_what_is_not_finite(
 
 def test_what_was_logged_is_the_mean_over_the_clips_of_the_last_epoch(tmp_path: Path) -> None:
     (run,) = plan()
-    nothing_moved = {"epoch": 1, "clips": 80, "fine": None, "skipped": 1}
+    nothing_moved = {"step": 3, "epoch": 1, "clips": 80, "fine": None, "skipped": 1}
     rows = [
-        {"epoch": 0, "clips": 80, "fine": 50.0, "skipped": 0},
-        {"epoch": 1, "clips": 80, "fine": 4.0, "skipped": 0},
+        {"step": 1, "epoch": 0, "clips": 80, "fine": 50.0, "skipped": 0},
+        {"step": 2, "epoch": 1, "clips": 80, "fine": 4.0, "skipped": 0},
         nothing_moved,
-        {"epoch": 1, "clips": 20, "fine": 9.0, "skipped": 0},
+        {"step": 4, "epoch": 1, "clips": 20, "fine": 9.0, "skipped": 0},
     ]
     path = tmp_path / run.name / "metrics.jsonl"
     path.parent.mkdir()
