@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from pathlib import Path
 
 # Tests run in two processes: threads of one would wait for those of the other. Read at import.
@@ -16,6 +17,10 @@ settings.register_profile("any speed", deadline=None)
 settings.load_profile("any speed")
 
 PROJECT = Path(__file__).parent.parent
+
+not_on_windows = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no such signals, pipes and limits"
+)
 
 
 @pytest.fixture(scope="session")

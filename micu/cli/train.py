@@ -3,7 +3,7 @@
 Under torchrun or srun one model is trained by all their processes (`micu.launch`).
 
 Exit codes: 0 all good, 2 usage or an error with a message, 3 no step moved anything (of a sweep:
-some runs failed), 74 input/output error, 75 stopped but resumable, 130 Ctrl-C.
+some runs failed), 71 no memory left, 74 input/output error, 75 stopped but resumable, 130 Ctrl-C.
 """
 
 import json

@@ -25,6 +25,7 @@ from micu.files import file_sha256
 from micu.manifest import MODALITIES, write_manifest
 from micu.overrides import with_overrides
 from micu.step import build_state, train_step
+from tests.conftest import not_on_windows
 from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
 from tests.training import arguments, assert_same_run, metrics, train
 
@@ -127,7 +128,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_across_processes(features, tm
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGHUP", 75), ("SIGINT", 130)]
+    ("name", "code"),
+    [
+        ("SIGTERM", 75),
+        pytest.param("SIGUSR1", 75, marks=not_on_windows),
+        pytest.param("SIGHUP", 75, marks=not_on_windows),
+        ("SIGINT", 130),
+    ],
 )
 def test_a_signal_ends_the_step_saves_and_can_be_gone_on_from(
     features, tmp_path, monkeypatch, name, code

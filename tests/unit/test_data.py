@@ -33,7 +33,7 @@ from micu.data import (
 from micu.errors import ConfigError, ManifestError, ProcessError, StoreError
 from micu.manifest import Clip, write_manifest
 from micu.store import FeatureRow, FeatureStore, find_sets
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, not_on_windows
 from tests.feature_sets import make_clips, write_features
 
 NAN = float("nan")
@@ -358,6 +358,7 @@ def test_reading_in_other_processes_gives_the_same_batches(stores):
     )
 
 
+@not_on_windows
 def test_readers_are_started_deaf_to_the_signals_that_stop_a_run():
     ask = "import signal; print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))))"
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -27,7 +27,7 @@ from micu.store import (
     set_folder,
     write_set,
 )
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, not_on_windows
 from tests.feature_sets import make_clips, write_features
 
 SPEC = FeatureSpec(
@@ -289,7 +289,9 @@ def test_a_shard_that_was_cut_off_is_refused(tmp_path: Path, size: int) -> None:
         Shard.open(path)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("pipe", marks=not_on_windows), "folder", "dangling link"]
+)
 def test_what_is_not_a_file_is_refused_without_opening_it(tmp_path: Path, kind: str) -> None:
     write_two_shards(tmp_path)
     path = tmp_path / "shard-00009.h5"
@@ -384,6 +386,7 @@ def test_handles_that_something_else_took_cost_no_read(
     assert list(store._open) == [opened]
 
 
+@not_on_windows
 def test_the_limit_of_the_system_is_the_limit() -> None:
     code = "from micu.files import most_handles; print(most_handles())"
     command = f"ulimit -n 77; exec {sys.executable} -c '{code}'"
