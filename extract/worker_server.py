@@ -5,6 +5,12 @@ from types import TracebackType
 
 import extract.decode  # noqa: F401  # workers then have it without importing it
 
+_TOLD_BY_THE_RUN = {
+    (FileNotFoundError, "multiprocessing.synchronize"),  # semaphores go with the pool alone
+    (EOFError, "multiprocessing.reduction"),  # the server has no handles left
+}
+"""What ends a worker or the server, and where, that the run speaks of itself."""
+
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Tell of a worker that did not start, unless its pool stopped meanwhile."""
@@ -12,8 +18,7 @@ def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType 
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     where = last.tb_frame.f_globals.get("__name__") if last else ""
-    # The semaphores go with the pool, and only with it.
-    if kind is not FileNotFoundError or where != "multiprocessing.synchronize":
+    if (kind, where) not in _TOLD_BY_THE_RUN:
         sys.__excepthook__(kind, error, trace)
 
 

@@ -259,11 +259,17 @@ class _Processes:
         watch.start()
 
     def submit(self, clip: Clip, names: Sequence[str]) -> "Future[Outcome]":
-        if not self._pool.active:
-            self._renew(self._pool)
         number = next(self._numbers)
-        # Without pebble's own limit, which is one of the wall clock.
-        future: Future[Any] = self._pool.schedule(self._decode, args=(number, clip, names))
+        try:
+            if not self._pool.active:
+                self._renew(self._pool)
+            # Without pebble's own limit, which is one of the wall clock.
+            future: Future[Any] = self._pool.schedule(self._decode, args=(number, clip, names))
+        except BrokenProcessPool as error:
+            raise MicuError(
+                "decoding: expected worker processes, got a system that starts no more of them "
+                f"({error.__cause__!r}); type fewer --workers, or first: ulimit -n 1024"
+            ) from error
         self._watch.add(number, future)
         self._pools[future] = self._pool
         return future

@@ -43,8 +43,13 @@ def read_folder(files: Files) -> list[Clip]:
 def _read_folder(root: Path) -> list[Clip]:
     clips: list[Clip] = []
     others: list[str] = []
-    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+    links: list[str] = []
+    for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
+        if not path.is_file():
+            if path.is_symlink():
+                links.append("/".join(parts))
+            continue
         if path.suffix.lower() not in MEDIA_SUFFIXES or any(p.startswith(".") for p in parts):
             others.append("/".join(parts))
             continue
@@ -59,6 +64,11 @@ def _read_folder(root: Path) -> list[Clip]:
                 split=parts[0] if has_split else "",
             )
         )
+    if links:
+        told = (
+            "links that lead to no file are left out, and folders behind them are not looked into"
+        )
+        logger.warning("%s: %d %s%s", root, len(links), told, _name_some(links))
     if not clips:
         raise ManifestError(
             f"{root}: expected media in a folder per class, CLASS/clip.mp4; got {len(others)} "

@@ -32,7 +32,7 @@ from tests.hostile import (
     read_threads,
 )
 from tests.media_files import tone, write_media
-from tests.runs import write_sounds
+from tests.runs import run, write_sounds
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 TIMEOUT_S = 60.0
@@ -607,3 +607,15 @@ def test_looking_at_media_without_a_guard_is_told_in_one_sentence(tmp_path: Path
     assert done.stderr.startswith("error: ")
     assert "under if __name__ == '__main__'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_more_workers_than_there_are_handles_for_are_told_with_the_remedy(tmp_path: Path) -> None:
+    write_sounds(tmp_path, 4)
+    before = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
+    words = ["audio", "m.csv", "--backbone", "toy-sound", "--workers", "40"]
+    code, output = run(tmp_path, *words, before=before)
+
+    assert code == 2, output
+    assert "Traceback" not in output
+    assert "error: decoding: expected worker processes, got a system that starts no more" in output
+    assert "type fewer --workers, or first: ulimit -n 1024" in output

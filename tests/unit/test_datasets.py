@@ -324,6 +324,20 @@ def test_a_folder_per_class_is_a_manifest(tmp_path: Path, caplog: pytest.LogCapt
     assert caplog.messages == [f"{root}: {told}"]
 
 
+def test_links_that_are_not_followed_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = touch(tmp_path / "disk", "bird/c.mp4")
+    root = touch(tmp_path / "root", "dog/a.mp4")
+    (root / "dog" / "b.mp4").symlink_to(root / "dog" / "a.mp4")
+    (root / "bird").symlink_to(elsewhere / "bird")
+    (root / "dog" / "gone.mp4").symlink_to("nowhere.mp4")
+    told = "links that lead to no file are left out, and folders behind them are not looked into"
+
+    assert [clip.path for clip in rows("folder", [str(root)])] == ["dog/a.mp4", "dog/b.mp4"]
+    assert caplog.messages == [f"{root}: 2 {told}: 'bird', 'dog/gone.mp4'"]
+
+
 @pytest.mark.parametrize("ending", sorted(MEDIA_SUFFIXES))
 def test_every_ending_of_a_format_that_is_read_is_media(tmp_path: Path, ending: str) -> None:
     root = touch(tmp_path, f"dog/a{ending}", f"dog/B{ending.upper()}")
