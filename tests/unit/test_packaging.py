@@ -1,5 +1,6 @@
 """What pyproject.toml says of dependencies holds, and can be tried at its lower end."""
 
+import ast
 import subprocess
 import sys
 import tomllib
@@ -79,3 +80,30 @@ def test_decord_is_installed_once_where_it_has_a_wheel(
         has_it = has_it and machine in ("x86_64", "AMD64")
     assert len(wanted) == has_it
     assert "decord" in DECLARED["optional-dependencies"]
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Else it is there only as long as another package happens to bring it."""
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8"))
+        for package in ("extract", "micu")
+        for path in (PROJECT / package).rglob("*.py")
+    ]
+    names: set[str] = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(str(node.module))
+    imported = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+    called = {"cv2": "opencv-contrib-python-headless", "PIL": "pillow", "decord": "decord2"}
+    called |= {
+        "pi_heif": "pi-heif",
+        "huggingface_hub": "transformers",
+        "tokenizers": "transformers",
+    }
+    extras = {"distributed", "sklearn", "tensorboard"}
+    declared = {requirement.name for requirement in REQUIREMENTS}
+
+    ours = {"extract", "micu"}
+    assert {called.get(name, name) for name in imported - extras - ours} <= declared
