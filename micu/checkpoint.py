@@ -136,7 +136,8 @@ def save_checkpoint(
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_atomically(path, buffer.getbuffer())
+    # No view of the buffer: on Python 3.12, one that an error keeps crashes when it is collected.
+    write_atomically(path, buffer.getvalue())
 
 
 def _rng_state() -> str:

@@ -159,7 +159,7 @@ def _describe_conventions(
     return json.dumps(content, sort_keys=True)
 
 
-def _encode(facts: Mapping[str, Any], film: Film, fields: Fields) -> memoryview:
+def _encode(facts: Mapping[str, Any], film: Film, fields: Fields) -> bytes:
     """The bytes of a file."""
     pairs = np.array(sorted(fields), np.int32).reshape(-1, 2)
     content = {
@@ -187,7 +187,7 @@ def _encode(facts: Mapping[str, Any], film: Film, fields: Fields) -> memoryview:
             # Deflated here: other threads go on meanwhile, which HDF5's own lock would prevent.
             planes = fields[pair].transpose(2, 0, 1).tobytes()
             stored.id.write_direct_chunk((i, 0, 0, 0), zlib.compress(planes, _DEFLATE_LEVEL))
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
 def _digest(header: bytes, pairs: NDArray[np.int32]) -> str:
