@@ -18,11 +18,15 @@ PROJECT = Path(__file__).parent
 MINORS = range(11, 15)
 """Of Python 3 that are supported."""
 TESTS = (
-    *("tests/fault", "tests/e2e/test_extract_cli.py", "tests/e2e/test_evaluate.py"),
-    *("tests/e2e/test_train.py", "tests/e2e/test_import.py", "tests/e2e/test_readme.py"),
-    *("tests/unit/test_decode.py", "tests/unit/test_flow_reader.py", "tests/unit/test_manifest.py"),
-    *("tests/unit/test_store.py", "tests/unit/test_writer.py", "tests/unit/test_pipeline.py"),
-    *("tests/unit/test_datasets.py", "tests/unit/test_public_names.py"),
+    *(f"tests/e2e/test_{name}.py" for name in ("extract_cli", "evaluate", "import", "readme")),
+    *(
+        f"tests/fault/test_{name}.py"
+        for name in ("odd_media", "runs", "vanished_folders", "workers")
+    ),
+    *(f"tests/unit/test_{name}.py" for name in ("decode", "decord", "flow_reader", "formats")),
+    *(f"tests/unit/test_{name}.py" for name in ("late_media", "seeks", "sound", "stills")),
+    *(f"tests/unit/test_{name}.py" for name in ("datasets", "manifest", "packaging", "pipeline")),
+    *(f"tests/unit/test_{name}.py" for name in ("public_names", "store", "table", "writer")),
 )
 """Decoding, the store, and the commands: what another Python or library version breaks first."""
 
