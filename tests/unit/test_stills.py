@@ -191,7 +191,7 @@ def test_what_is_in_a_still_decides_and_not_its_name(tmp_path, kind, name):
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "avi", "ts", "ogg", "flac", "mp3"])
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.wav", "a.webp", "a", "a.concat", "a.h264"])
 def test_what_is_in_a_film_or_sound_decides_and_not_its_name(tmp_path, kind, name):
-    sound = {"ogg": "opus", "flac": "flac", "mp3": "mp3"}.get(kind, "")
+    sound = {"ogg": "libopus", "flac": "flac", "mp3": "mp3"}.get(kind, "")
     wave = 0.5 * np.sin(np.arange(96000) / 20)[None]
     if sound:
         write_media(tmp_path / f"b.{kind}", sound=wave, rate=48000, sound_codec=sound)
