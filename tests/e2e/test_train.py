@@ -329,7 +329,7 @@ def test_print_config_needs_no_features_and_shows_every_override():
         (["--set", "sed=1"], "did you mean 'seed'?"),
         (["--preset", "mico"], "'micu'"),
         (["--device", "tpu"], "expected auto, cpu, cuda"),
-        (["--features", "nowhere"], "records no extraction"),
+        (["--features", "nowhere"], "no such folder; type the --out of micu-extract"),
         (["--tf32"], "optimizer.tf32: expected a CUDA device, got cpu"),
     ],
 )
