@@ -409,6 +409,8 @@ def _others(path: Path) -> str:
 
 
 def _is_whole(path: Path) -> bool:
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
     try:
         with path.open("rb") as file:
             check_tensor_file(file, str(path))

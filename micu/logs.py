@@ -20,6 +20,8 @@ from micu.step import StepReport, TrainState
 logger = logging.getLogger(__name__)
 
 METRICS = ("metrics.jsonl", "metrics.csv")
+MAX_ROW_BYTES = 1 << 20
+"""Longest line of `metrics.jsonl` that is read."""
 PROGRESS_S = 5.0
 """Least time between two lines of progress, s."""
 
@@ -117,14 +119,17 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a `metrics.jsonl`; a last line that a kill cut off is not one."""
     rows: list[dict[str, Any]] = []
-    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
-        try:
-            row = parse_json(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
-            break
-        rows.append(row)
+    if not path.is_file():
+        return rows
+    with path.open("rb") as file:
+        for line in iter(lambda: file.readline(MAX_ROW_BYTES), b""):
+            try:
+                row = parse_json(line)
+            except ValueError:
+                break
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                break
+            rows.append(row)
     return rows
 
 

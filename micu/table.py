@@ -29,8 +29,12 @@ SEPARATORS = ",;\t"
 """Between fields; the first that makes a header of the first line is taken."""
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a CSV file.
+def read_bytes(path: Path, kind: str = "CSV") -> bytes:
+    """The bytes of a file of others that is read whole.
+
+    Args:
+        path: The file.
+        kind: What it is to be, for the message.
 
     Raises:
         ManifestError: It is no regular file, or far too large.
@@ -38,7 +42,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return read_bounded(path, MAX_BYTES)
     except ValueError as error:
-        raise ManifestError(f"{path}: cannot be read: {error}; expected a CSV file") from error
+        raise ManifestError(f"{path}: cannot be read: {error}; expected a {kind} file") from error
 
 
 class Table:

@@ -11,7 +11,6 @@ precision (networks are float32) or on heads that are not used.
 """
 
 import hashlib
-import json
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from micu.commands import LAST_SEED
 from micu.errors import CheckpointError, WeightsError, brief
+from micu.files import read_json
 from micu.tensor_files import DamagedError, load_tensor_file
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def find_weights_file(path: Path) -> Path:
     if path.is_file():
         return path
     usual = [path / name for name in USUAL_NAMES if (path / name).is_file()]
-    found = usual or sorted(p for p in path.glob("*") if p.suffix in KNOWN)
+    found = usual or sorted(p for p in path.glob("*") if p.suffix in KNOWN and p.is_file())
     if not found or (len(found) > 1 and not usual):
         names = ", ".join(p.name for p in found) or "none"
         raise WeightsError(
@@ -214,13 +214,11 @@ def read_index(path: Path) -> list[str]:
         WeightsError: It is no such index.
     """
     try:
-        if path.stat().st_size > MAX_INDEX_BYTES:
-            raise ValueError(f"more than {MAX_INDEX_BYTES} bytes")
-        places = json.loads(path.read_bytes())["weight_map"].values()
+        places = read_json(path, MAX_INDEX_BYTES)["weight_map"].values()
         names = sorted({str(name) for name in places})
         if not all(Path(name).name == name and Path(name).suffix in KNOWN for name in names):
             raise ValueError("files that do not lie beside it")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"{path}: expected the names of files of weights, got {brief(error)}; fetch it again"
         ) from error

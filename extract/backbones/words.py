@@ -1,7 +1,6 @@
 """From the tokens of a sentence to its words."""
 
 import hashlib
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.errors import ConfigError, brief
+from micu.files import parse_json, read_bounded
 
+MAX_WORDS_BYTES = 16 * 2**20
+"""Largest list of words that is read: more than a million of them."""
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 """Of the spelling tokenizer: [PAD], [CLS] and [SEP], by the names of transformers."""
 
@@ -75,13 +77,13 @@ def read_words(path: Path) -> frozenset[str]:
     Raises:
         ConfigError: There is no such file, it is neither, or it has no word.
     """
+    if not path.exists():
+        raise ConfigError(f"--keep-words {path}: no such file")
     problem = f"--keep-words {path}: expected words, one a line, or a JSON list of them in a .json"
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        words = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except FileNotFoundError:
-        raise ConfigError(f"--keep-words {path}: no such file") from None
-    except (ValueError, RecursionError) as error:  # neither UTF-8, nor JSON
+        text = read_bounded(path, MAX_WORDS_BYTES).decode("utf-8-sig")
+        words = parse_json(text.encode()) if path.suffix == ".json" else text.splitlines()
+    except ValueError as error:  # no file, too large, neither UTF-8, nor JSON
         raise ConfigError(f"{problem}, got {brief(error)}") from error
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ConfigError(f"{problem}, got something else")

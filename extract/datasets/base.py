@@ -1,7 +1,9 @@
 """What a data set is to us: which official files it takes, and a function from them to rows."""
 
 import csv
+import io
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -10,6 +12,7 @@ from pathlib import Path
 from micu.errors import ManifestError
 from micu.manifest import Clip, Event
 from micu.registry import Registry
+from micu.table import read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -130,17 +133,15 @@ def read_rows(path: Path) -> list[tuple[int, list[str]]]:
     Fields are separated by tabs if there are any in the first line.
 
     Raises:
-        ManifestError: It is no CSV file.
+        ManifestError: It is no CSV file, or far too large.
     """
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        delimiter = "\t" if "\t" in file.readline() else ","
-        file.seek(0)
-        reader = csv.reader(file, delimiter=delimiter)
-        try:
-            found = [(reader.line_num, [field.strip() for field in row]) for row in reader if row]
-        except csv.Error as error:
-            raise ManifestError(f"{path}: line {reader.line_num}: no CSV: {error}") from error
-    return found
+    text = _read_text(path, "CSV")
+    delimiter = "\t" if "\t" in re.split("[\r\n]", text, maxsplit=1)[0] else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        return [(reader.line_num, [field.strip() for field in row]) for row in reader if row]
+    except csv.Error as error:
+        raise ManifestError(f"{path}: line {reader.line_num}: no CSV: {error}") from error
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
@@ -210,9 +211,17 @@ def read_event(
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1."""
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    """Lines that are not blank, with their numbers from 1.
+
+    Raises:
+        ManifestError: It is no file, or far too large.
+    """
+    text = _read_text(path, "text").replace("\r\n", "\n").replace("\r", "\n")
+    return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def _read_text(path: Path, kind: str) -> str:
+    return read_bytes(path, kind).decode("utf-8-sig", "surrogateescape")
 
 
 def with_unique_ids(clips: Sequence[Clip]) -> list[Clip]:

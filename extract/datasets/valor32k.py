@@ -11,6 +11,7 @@ from typing import Any
 from extract.datasets.base import File, Files, data_set
 from micu.errors import ManifestError
 from micu.manifest import Clip
+from micu.table import read_bytes
 
 CLIP_S = 10.0
 SPLITS = ("train", "val", "test")
@@ -60,9 +61,9 @@ def read_json(path: Path) -> Any:
     """What an official JSON file holds.
 
     Raises:
-        ManifestError: It is not JSON.
+        ManifestError: It is no file, far too large, or not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_bytes(path, "JSON"))
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path}: expected JSON: {error}") from error

@@ -46,7 +46,7 @@ from micu.files import check_held, file_sha256, hold_folder, write_atomically
 from micu.manifest import MODALITIES, Manifest, read_class_list, read_manifest
 from micu.registry import closest, suggest
 from micu.report.build import render_rows
-from micu.report.commands import commands_path, record_command, typed_line
+from micu.report.commands import commands_path, read_commands, record_command, typed_line
 from micu.report.paper import check_setting
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
@@ -163,6 +163,7 @@ def try_outputs(typed: Arguments) -> None:
         if path is not None:
             try_file(option, path)
     try_file("--out, its commands", commands_path(typed.out))
+    read_commands(commands_path(typed.out))
     if typed.details is not None:
         try_folder("--details", typed.details)
     if typed.out.exists():

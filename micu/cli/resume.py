@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from micu.config import TrainConfig
-from micu.files import lock_folder, write_atomically
+from micu.files import lock_folder, read_bounded, write_atomically
 from micu.launch import LAUNCHER, Place
 
 if TYPE_CHECKING:
     from micu.checkpoint import Position, Record
     from micu.step import TrainState
+
+MAX_MARK_BYTES = 4096
+"""Largest note of who began a run: it is a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class RunFolder:
         from micu.train import find_resumable
 
         mark = self.out / LAUNCHER
-        launcher = mark.read_text("utf-8", "replace") if mark.is_file() else ""
+        launcher = _read_mark(mark)
         again = launcher != "" and launcher == self.place.launcher
         found = find_resumable(
             self.out,
@@ -65,6 +68,14 @@ class RunFolder:
         if self.place.launcher:
             write_atomically(self.out / LAUNCHER, self.place.launcher.encode())
         return begun
+
+
+def _read_mark(mark: Path) -> str:
+    """Who began a run, as it noted; empty where no launcher has."""
+    try:
+        return read_bounded(mark, MAX_MARK_BYTES).decode(errors="replace")
+    except ValueError:  # there is none, or it is none of ours
+        return ""
 
 
 def resume_(state: "TrainState", path: Path, record: "Record") -> "Position":

@@ -1,9 +1,11 @@
 """Names that one class has in two data sets."""
 
 import csv
+import io
 from pathlib import Path
 
 from micu.errors import ManifestError
+from micu.table import read_bytes
 
 
 def read_class_map(path: Path) -> dict[str, str]:
@@ -21,8 +23,8 @@ def read_class_map(path: Path) -> dict[str, str]:
             "the other name"
         )
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *lines = [*csv.reader(file, strict=True)] or [[]]
+        text = read_bytes(path).decode("utf-8-sig")
+        header, *lines = [*csv.reader(io.StringIO(text, newline=""), strict=True)] or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"{path}: not a CSV file in UTF-8: {error}") from error
     if len(header) < 2 or header[0].strip() != "label" or not lines:

@@ -214,6 +214,8 @@ def read_details(path: Path) -> Details:
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Every array, once the headers say that all of them fit."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise ValueError("it is no file")
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.getinfo(f"{name}.npy") for name in _SHAPES}
         total = sum(member.file_size for member in members.values())

@@ -20,6 +20,7 @@ from micu.evaluate.sheets import (
     refuse_infinite,
     render_sheet,
     show,
+    unfinished_columns,
 )
 from micu.files import hold_folder, wait_for_lock, write_atomically
 
@@ -139,6 +140,21 @@ def resembles_results(columns: Iterable[str]) -> bool:
     """
     found = {*columns}
     return "value" in found and len(found & {*COLUMNS}) >= ALIKE
+
+
+def was_cut_in_header(path: Path) -> bool:
+    """Whether a file ends within a first line that may be that of a results file.
+
+    Raises:
+        ConfigError: It is no file.
+        OSError: It cannot be read.
+    """
+    *whole, last = (name.lower() for name in ("", *unfinished_columns(path)))
+    whole = [name.strip("\"'") for name in whole if name]
+    begun = last.strip("\"'")
+    if not whole:
+        return bool(begun) and any(name.startswith(begun) for name in COLUMNS)
+    return len({*whole} & {*COLUMNS}) > len(whole) / 2
 
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from micu.errors import ConfigError
+from micu.files import read_bounded
 
 LARGEST = 1 << 28
 """Bytes of a table that is read."""
@@ -116,10 +117,7 @@ def read_sheet(
 
 
 def _read_sheet(path: Path, number_columns: Sequence[str], whole: bool) -> Sheet:
-    size = path.stat().st_size
-    if size > LARGEST:
-        raise ValueError(f"expected less than {LARGEST >> 20} MiB, got {size >> 20}")
-    text, changed = _decode(path.read_bytes())
+    text, changed = _decode(read_bounded(path, LARGEST))
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise ValueError(f"line {line} holds bytes of 0")
@@ -150,10 +148,10 @@ def read_columns(path: Path) -> tuple[str, ...]:
     """Names of a table's columns, from its first line; none if that is not one.
 
     Raises:
+        ConfigError: It is no file.
         OSError: It cannot be read.
     """
-    with path.open("rb") as file:
-        head = file.read(HEAD)
+    head = _read_head(path)
     text = head.decode(_encoding(head) or "latin-1", "replace")
     start, separator = _find_separator(text)
     try:
@@ -163,16 +161,37 @@ def read_columns(path: Path) -> tuple[str, ...]:
     return tuple(name.strip() for name in found)
 
 
+def unfinished_columns(path: Path) -> tuple[str, ...]:
+    """Names of a table's columns if the file ends within its first line; none if it goes on.
+
+    Raises:
+        ConfigError: It is no file.
+        OSError: It cannot be read.
+    """
+    head = _read_head(path)
+    text = head.decode(_encoding(head) or "latin-1", "replace")
+    start, _ = _find_separator(text)
+    names = () if re.search(r"[\r\n]", text[start:]) or len(head) == HEAD else read_columns(path)
+    return names if any(names) else ()
+
+
 def first_words(path: Path) -> list[frozenset[str]]:
     """The words in lower case of each of a table's first lines, whatever separates them.
 
     Raises:
+        ConfigError: It is no file.
         OSError: It cannot be read.
     """
-    with path.open("rb") as file:
-        head = file.read(HEAD)
+    head = _read_head(path)
     lines = head.decode(_encoding(head) or "latin-1", "replace").lower().splitlines()
     return [frozenset(re.findall(r"\w+", line)) for line in lines[:FIRST_LINES]]
+
+
+def _read_head(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise ConfigError(f"{path}: expected a table, got a folder, a pipe or a device")
+    with path.open("rb") as file:
+        return file.read(HEAD)
 
 
 def _encoding(data: bytes) -> str:

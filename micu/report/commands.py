@@ -14,10 +14,13 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from micu.errors import ConfigError
 from micu.evaluate.report import locked
-from micu.files import append_durably
+from micu.files import append_durably, parse_json, read_bounded
 
 SUFFIX = ".commands.jsonl"
+MAX_BYTES = 64 * 2**20
+"""Largest file of commands that is read: about a hundred thousand of them."""
 PACKAGES = ("micu", "torch", "numpy")
 
 
@@ -43,14 +46,27 @@ def record_command(results: Path, line: str) -> None:
 
 
 def read_commands(path: Path) -> list[Command]:
-    """Commands in the order of their first time; a line that a kill cut off is not one."""
+    """Commands in the order of their first time; a line that a kill cut off is not one.
+
+    Raises:
+        ConfigError: There is something else under that name, or it is far too large.
+    """
+    if not path.exists():
+        return []
+    try:
+        lines = read_bounded(path, MAX_BYTES).splitlines()
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: expected the commands of a results file, got something else: {error}; remove "
+            "it, or give it another name"
+        ) from error
     found: list[Command] = []
-    for line in path.read_text("utf-8", "replace").splitlines() if path.is_file() else ():
+    for line in lines:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             versions = {str(key): str(value) for key, value in record["versions"].items()}
             found.append(Command(str(record["line"]), versions))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return found
 

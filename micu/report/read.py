@@ -14,7 +14,7 @@ from micu.errors import ConfigError, StoreError
 from micu.evaluate import codebook, details
 from micu.evaluate.codebook import CodebookUse, read_codebook
 from micu.evaluate.details import Details, read_details
-from micu.evaluate.report import Row, parse_value, resembles_results
+from micu.evaluate.report import Row, parse_value, resembles_results, was_cut_in_header
 from micu.evaluate.sheets import (
     Sheet,
     count,
@@ -102,7 +102,8 @@ KNOWN = tuple(column.name for column in fields(Result) if column.name != "more")
 NEEDED = frozenset({"task", "method", "metric", "value"})
 COUNTS = ("seed", "n_clips", "n_lacking", "known_classes")
 """Columns of whole numbers."""
-SHEETS = (".csv", ".tsv", ".txt")
+TABLES = (".csv", ".tsv")
+SHEETS = (*TABLES, ".txt")
 """Ends the names of files in which results are looked for."""
 WORKBOOKS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 """Ends the names of a spreadsheet's own files."""
@@ -255,6 +256,13 @@ def _take_if_whole(path: Path, found: Material) -> None:
                 f"columns {', '.join(sorted(NEEDED))}; remove what stands before them, and write "
                 "them as here"
             )
+        elif suffix in SHEETS and was_cut_in_header(path):
+            found.skip(
+                f"{path}: ends within its first line, as if results of micu-eval were cut off "
+                "there; make it anew, or remove it"
+            )
+        elif suffix in TABLES and path.name != METRICS and not path.stat().st_size:
+            found.skip(f"{path}: is empty; if it held results, make it anew, or remove it")
     except (ConfigError, StoreError) as error:
         found.skip(f"{error}")
     except OSError as error:
@@ -285,9 +293,12 @@ def _take_beside(path: Path, found: Material) -> None:
     if str(path) in found.sources:
         return
     found.sources.append(str(path))
-    for command in read_commands(path.with_suffix(COMMANDS_SUFFIX)):
-        if command not in found.commands:
-            found.commands.append(command)
+    try:
+        commands = read_commands(path.with_suffix(COMMANDS_SUFFIX))
+    except ConfigError as error:
+        commands = []
+        found.skip(f"{error}")
+    found.commands.extend(command for command in commands if command not in found.commands)
     folder = path.with_name(f"{path.stem}-details")
     for inner in sorted(folder.glob(f"*{details.SUFFIX}")):
         _add_details(inner, found)

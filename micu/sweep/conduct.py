@@ -29,6 +29,8 @@ LOG = "log.txt"
 """In a run's folder: what its processes printed."""
 CHECKPOINT = "last.pt"
 """In a run's folder: what it ended with. A finished run without one is done again."""
+TAIL = 1 << 16
+"""Bytes of a log in which its last line is looked for."""
 POLL_S = 0.2
 """How long a signal may wait before it is passed on, s."""
 
@@ -141,7 +143,11 @@ def _read_note(folder: Path) -> dict[str, Any]:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    lines: list[str] = []
+    if log.is_file():
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read(TAIL).decode(errors="replace").splitlines()
     return f"{lines[-1] if lines else 'no word said'} ({log})"
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from micu.evaluate.markdown import neutral
-from micu.evaluate.report import Row, read_rows, render_table, resembles_results
+from micu.evaluate.report import Row, read_rows, render_table, resembles_results, was_cut_in_header
 from micu.evaluate.sheets import read_columns, render_sheet
 from micu.files import file_sha256, write_atomically
 from micu.logs import METRICS, read_metrics
@@ -84,7 +84,9 @@ def _evaluated(folder: Path) -> list[Row]:
 
     Rows of a checkpoint that is no longer the run's last one are left out.
     """
-    paths = [p for p in sorted(folder.glob("*.csv")) if resembles_results(read_columns(p))]
+    names = (path for path in sorted(folder.glob("*.csv")) if path.name not in METRICS)
+    tables = [path for path in names if path.is_file()]
+    paths = [p for p in tables if resembles_results(read_columns(p)) or was_cut_in_header(p)]
     sha256 = file_sha256(folder / CHECKPOINT) if paths else ""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for path in paths:

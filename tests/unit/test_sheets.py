@@ -306,7 +306,7 @@ def test_a_table_that_is_too_large_is_not_read(
     path.write_bytes(b"a,b\n" + b"\n" * ((1 << 20) - 4))
     assert read_sheet(path).columns == ("a", "b")
     path.write_bytes(b"a,b\n" + b"\n" * ((1 << 20) - 3))
-    with pytest.raises(ConfigError, match="less than 1 MiB, got 1"):
+    with pytest.raises(ConfigError, match="it has more than 1048576 bytes"):
         read_sheet(path)
 
 
@@ -384,6 +384,52 @@ def test_results_whose_columns_bear_no_names_of_ours_are_named(
     assert len(found.results) == 1
     (told,) = found.skipped
     assert "odd.csv: looks like results of micu-eval, but its first line does not name" in told
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", "sep=,\r\n", "\n\n"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_results_that_are_cut_within_their_header_are_named(
+    tmp_path: Path, before: str, quote: str
+) -> None:
+    write_rows([ROW], tmp_path / "good.csv")
+    header = (tmp_path / "good.csv").read_text().partition("\n")[0]
+    header = quote + header.replace(",", f"{quote},{quote}") + quote
+    for length in range(1 + len(quote), len(header) + 1):
+        (tmp_path / "cut.csv").write_text(before + header[:length], encoding="utf-8", newline="")
+        found = gather([tmp_path])
+        assert len(found.results) == 1
+        (told,) = found.skipped
+        assert told.startswith(f"{tmp_path / 'cut.csv'}: "), header[:length]
+        with pytest.raises(ConfigError, match=r"cut\.csv"):
+            gather([tmp_path / "cut.csv"])
+        with pytest.raises(ConfigError, match=r"cut\.csv: not a results file"):
+            read_rows(tmp_path / "cut.csv")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_results_of_a_spreadsheet_that_are_cut_within_their_header_are_named(
+    tmp_path: Path, separator: str
+) -> None:
+    write_rows([ROW], tmp_path / "good.csv")
+    saved(tmp_path / "good.csv", separator=separator, order=sorted)
+    header = (tmp_path / "good.csv").read_text().partition("\n")[0]
+    for length in range(1, len(header) + 1):
+        (tmp_path / "cut.csv").write_text(header[:length])
+        assert "cut.csv: " in "".join(gather([tmp_path]).skipped), header[:length]
+
+
+def test_an_empty_table_is_named_and_other_short_files_are_not(tmp_path: Path) -> None:
+    write_rows([ROW], tmp_path / "good.csv")
+    (tmp_path / "empty.csv").write_bytes(b"")
+    for name, text in (
+        *(("other.csv", "x,task,y"), ("half.csv", "x,task,y,metr"), ("short.csv", "zz")),
+        *(("whole.csv", "task\n"), ("metrics.csv", ""), ("empty.txt", ""), ("n.md", "task,me")),
+    ):
+        (tmp_path / name).write_text(text)
+    (told,) = gather([tmp_path]).skipped
+    assert told == f"{tmp_path / 'empty.csv'}: is empty; if it held results, make it anew, " + (
+        "or remove it"
+    )
 
 
 def test_a_report_s_table_is_not_taken_for_results(tmp_path: Path) -> None:
