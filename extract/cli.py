@@ -18,6 +18,7 @@ import click
 
 from extract.backbones import find_backbone
 from extract.cluster_cli import (
+    describe_unread,
     echo_problems,
     merge,
     repair_option,
@@ -196,8 +197,8 @@ def _verify(folder: Path, manifest: Path | None, *, data: bool) -> SetReport:
     """The report of a set; one that cannot be read is bad, and does not keep others from theirs."""
     try:
         return verify_set(folder, manifest, data=data)
-    except StoreError as error:
-        return SetReport(str(folder), 0, 0, 0, 0, (str(error),))
+    except (StoreError, OSError) as error:
+        return SetReport(str(folder), 0, 0, 0, 0, (describe_unread(folder, error),))
 
 
 for command in (make_manifest, overlap, import_released, status, merge, slurm):

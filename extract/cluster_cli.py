@@ -17,7 +17,7 @@ from extract.repair import repair_set
 from extract.slurm import SlurmJob, job_script
 from extract.status import describe_status, read_status
 from micu.commands import EXIT_FAILURES
-from micu.errors import ConfigError
+from micu.errors import ConfigError, StoreError, shorten
 from micu.store import find_lost_sets, find_sets
 
 Command = Callable[..., Any]
@@ -82,10 +82,24 @@ def repair_option(command: Command) -> Command:
     )(command)
 
 
+def describe_unread(folder: Path, error: StoreError | OSError) -> str:
+    """Why a set cannot be read, in a line that names it."""
+    if isinstance(error, OSError):
+        return f"{folder}: cannot be read: {shorten(str(error), 400)}; mend that and type it again"
+    return str(error)
+
+
 def repair_sets(folders: Sequence[Path]) -> None:
-    """Repair feature sets, and print what was done and what to type next."""
+    """Repair feature sets, and print what was done and what to type next.
+
+    One that cannot be read is named, and left as it is.
+    """
     for folder in folders:
-        repair = repair_set(folder)
+        try:
+            repair = repair_set(folder)
+        except StoreError as error:
+            click.echo(f"not repaired: {error}", err=True)
+            continue
         for line in repair.deleted:
             click.echo(f"deleted {line}", err=True)
         for line in repair.kept:
@@ -143,13 +157,17 @@ def sets_below(features: Path) -> SetsBelow:
 def status(*, features: Path, as_json: bool) -> None:
     """Show how far every feature set is; opens no shard and no media, and disturbs no run."""
     sets = sets_below(features)
-    found = read_status(sets.whole)
-    for problem in sets.lost.values():
+    unread: list[str] = []
+    found = read_status(
+        sets.whole, lambda folder, error: unread.append(describe_unread(folder, error))
+    )
+    for problem in (*sets.lost.values(), *unread):
         click.echo(f"bad  {problem}", err=True)
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in found], indent=1))
     for entry in found if not as_json else ():
         click.echo(describe_status(entry))
+    sys.exit(EXIT_FAILURES if unread else 0)
 
 
 @click.command()
@@ -172,7 +190,7 @@ def merge(
     reports = []
     for folder in (folder for sets in found for folder in sets.whole):
         with join_folder(folder, alone=True) if incomplete else nullcontext():
-            reports.append(merge_set(folder, manifest, incomplete=incomplete))
+            reports.append(_merge(folder, manifest, incomplete=incomplete))
     reports += [
         MergeReport(folder, 0, 0, 0, 0, (), (problem,), folded=False)
         for sets in found
@@ -189,6 +207,14 @@ def merge(
         )
         echo_problems(report.problems)
     sys.exit(EXIT_FAILURES if any(report.problems for report in reports) else 0)
+
+
+def _merge(folder: Path, manifest: Path | None, *, incomplete: bool) -> MergeReport:
+    """The report of a set; one that cannot be read is bad, and does not keep others from theirs."""
+    try:
+        return merge_set(folder, manifest, incomplete=incomplete)
+    except StoreError as error:
+        return MergeReport(str(folder), 0, 0, 0, 0, (), (str(error),), folded=False)
 
 
 def echo_problems(problems: tuple[str, ...]) -> None:

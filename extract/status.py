@@ -2,11 +2,12 @@
 
 import csv
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from micu.errors import ManifestError
+from micu.errors import ManifestError, StoreError
 from micu.manifest import NEEDED_COLUMN, read_table
 from micu.store import (
     MISSING,
@@ -49,17 +50,29 @@ class SetStatus:
     """When the last shard was written, local time; empty where there is none."""
 
 
-def read_status(folders: list[Path]) -> list[SetStatus]:
+def read_status(
+    folders: list[Path], tell: Callable[[Path, StoreError | OSError], None] | None = None
+) -> list[SetStatus]:
     """The status of feature sets; each manifest is read once.
 
     Args:
         folders: Feature sets, from `micu.store.find_sets`.
+        tell: Takes a set that cannot be read, and why; None lets that end all.
 
     Raises:
         StoreError: A `set.json` or a ledger cannot be read.
+        OSError: The disk, or the rights to it, refused.
     """
     manifests: dict[tuple[Path, str], tuple[str, ...]] = {}
-    return [_status(folder, manifests) for folder in folders]
+    found: list[SetStatus] = []
+    for folder in folders:
+        try:
+            found.append(_status(folder, manifests))
+        except (StoreError, OSError) as error:
+            if tell is None:
+                raise
+            tell(folder, error)
+    return found
 
 
 def _status(folder: Path, manifests: dict[tuple[Path, str], tuple[str, ...]]) -> SetStatus:

@@ -72,11 +72,16 @@ def hold_folder(folder: Path, *, make: bool = True) -> None:
         make: Make it if it is not there; else the nearest of its parents is held that is.
 
     Raises:
+        ConfigError: A link on the way to it leads nowhere.
         OSError: It cannot be made, or is not what was held before.
     """
     check_held(folder)
     if make:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:  # it says that a link to nothing exists
+            refuse_lost_link(folder)
+            raise
     place = folder.absolute()
     place = next(parent for parent in (place, *place.parents) if parent.is_dir())
     if _held and place not in _held[0]:
@@ -86,6 +91,31 @@ def hold_folder(folder: Path, *, make: bool = True) -> None:
             handle = os.open(place, os.O_RDONLY)
         status = place.stat() if handle < 0 else os.fstat(handle)
         _held[0][place] = (status.st_dev, status.st_ino, handle)
+
+
+def refuse_lost_link(path: Path, *, may_be_made: bool = False) -> None:
+    """Refuse a place that is a link that leads nowhere, or lies behind one.
+
+    Args:
+        path: Need not be there.
+        may_be_made: Take a link to a file that is not there yet, if its folder is.
+
+    Raises:
+        ConfigError: There is such a link.
+    """
+    place = path.absolute()
+    for link in (*reversed(place.parents), place):
+        if not link.is_symlink() or link.exists():
+            continue
+        target = Path(os.path.realpath(link))
+        leads_on = not os.path.lexists(target)  # else round to itself
+        if may_be_made and link == place and leads_on and target.parent.is_dir():
+            return
+        told = f"to {target}, which is not there" if leads_on else "that leads to itself"
+        raise ConfigError(
+            f"{link}: expected a file or a folder, got a link {told}; make what it leads to, mend "
+            "or remove the link, or name another place"
+        )
 
 
 def check_held(path: Path) -> None:

@@ -44,11 +44,14 @@ def _read_folder(root: Path) -> list[Clip]:
     clips: list[Clip] = []
     others: list[str] = []
     links: list[str] = []
+    specials: list[str] = []
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
+        if path.is_dir() and not path.is_symlink():
+            continue
         if not path.is_file():
-            if path.is_symlink():
-                links.append("/".join(parts))
+            is_special = path.exists() and not path.is_dir()
+            (specials if is_special else links).append("/".join(parts))
             continue
         if path.suffix.lower() not in MEDIA_SUFFIXES or any(p.startswith(".") for p in parts):
             others.append("/".join(parts))
@@ -69,6 +72,9 @@ def _read_folder(root: Path) -> list[Clip]:
             "links that lead to no file are left out, and folders behind them are not looked into"
         )
         logger.warning("%s: %d %s%s", root, len(links), told, _name_some(links))
+    if specials:
+        told = "pipes, sockets and devices are left out, and not opened"
+        logger.warning("%s: %d %s%s", root, len(specials), told, _name_some(specials))
     if not clips:
         raise ManifestError(
             f"{root}: expected media in a folder per class, CLASS/clip.mp4; got {len(others)} "

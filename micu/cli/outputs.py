@@ -8,7 +8,7 @@ from pathlib import Path
 from micu.errors import ConfigError
 from micu.evaluate.report import resembles_results
 from micu.evaluate.sheets import read_columns
-from micu.files import TEMPORARY_SUFFIX
+from micu.files import TEMPORARY_SUFFIX, refuse_lost_link
 
 TRIED = 1 << 16
 """Bytes that are written to try a folder."""
@@ -22,9 +22,11 @@ def try_file(option: str, path: Path) -> None:
         path: Need not be there, nor its folder.
 
     Raises:
-        ConfigError: There is something else under its name, or where its folder is to be.
+        ConfigError: There is something else under its name, or where its folder is to be, or a
+            link that leads nowhere.
         OSError: The disk is full, or the folder may not be written to.
     """
+    _refuse_lost_link(option, path, may_be_made=True)
     if path.is_dir():
         raise ConfigError(
             f"{option} {path}: expected a file, got a folder; type a name in it, such as "
@@ -39,9 +41,17 @@ def try_file(option: str, path: Path) -> None:
 
 def try_folder(option: str, path: Path) -> None:
     """Refuse a folder that could not be made, or written to; as `try_file`."""
+    _refuse_lost_link(option, path)
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{option} {path}: expected a folder, got a file; name another one")
     _try_in(option, path, path.resolve())
+
+
+def _refuse_lost_link(option: str, path: Path, *, may_be_made: bool = False) -> None:
+    try:
+        refuse_lost_link(path, may_be_made=may_be_made)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {path}: {error}") from error
 
 
 def _try_in(option: str, path: Path, folder: Path) -> None:

@@ -374,3 +374,12 @@ def test_what_is_said_of_a_backbone_that_is_not_asked_for_is_refused(project: Pa
         done = invoke("all", "--backbones", "bert-demo", *wrong, "manifests/vggsound.csv")
         assert done.exit_code == 2
         assert told in done.output
+
+
+def test_a_link_to_a_folder_that_is_not_there_is_named(project: Path) -> None:
+    write_sentences(3)
+    Path("features").symlink_to("disk/features")
+    done = invoke("text", "sentences.csv", "--backbone", "bert-demo", "--weights", "random")
+    assert isinstance(done.exception, ConfigError)
+    assert f"got a link to {project}/disk/features, which is not there" in str(done.exception)
+    assert not Path("disk").exists()

@@ -61,6 +61,23 @@ def test_a_place_that_is_taken_is_told_before_the_first_probe(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("option", ["--out", "--html", "--details"])
+def test_a_link_that_leads_nowhere_is_told_before_the_first_probe(
+    run: Path,  # noqa: F811
+    tmp_path: Path,
+    option: str,
+) -> None:
+    (tmp_path / "link").symlink_to("gone/there")
+    given = tmp_path / "link" / "r.csv" if option == "--out" else tmp_path / "link"
+    other = () if option == "--out" else (option, given)
+    result = evaluate(run, *PAIR, *other, out=given if not other else tmp_path / "r.csv")
+    assert result.exit_code == 2, result.output
+    told = f"{tmp_path}/link: expected a file or a folder, got a link to {tmp_path}/gone/there"
+    assert f"{option} {given}: {told}, which is not there" in result.stderr
+    assert "seed 43" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_full_disk_or_one_that_may_not_be_written_ends_the_run_before_the_first_probe(
     run: Path,  # noqa: F811

@@ -208,3 +208,14 @@ def test_a_run_does_not_go_on_with_other_features(tmp_path, out):
     assert result.exit_code == 2
     assert "trained on 24 clips" in result.stderr
     assert "here are 18" in result.stderr
+
+
+def test_a_link_to_a_folder_that_is_not_there_is_named(features, out):
+    out.symlink_to("gone")
+
+    result = train(features, out, "--set", "optimizer.max_steps=1")
+
+    assert result.exit_code == 2
+    told = f"{out}: expected a file or a folder, got a link to {out.with_name('gone')}, which is"
+    assert told in result.stderr
+    assert not out.exists()

@@ -1,4 +1,6 @@
 import json
+import os
+import socket
 from pathlib import Path
 
 import h5py
@@ -336,6 +338,37 @@ def test_links_that_are_not_followed_are_named(
 
     assert [clip.path for clip in rows("folder", [str(root)])] == ["dog/a.mp4", "dog/b.mp4"]
     assert caplog.messages == [f"{root}: 2 {told}: 'bird', 'dog/gone.mp4'"]
+
+
+def test_pipes_sockets_and_devices_are_named_and_not_opened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = touch(tmp_path / "root", "dog/a.mp4", "deep/er/b.mp4")
+    os.mkfifo(root / "dog" / "pipe.mp4")
+    os.mkfifo(root / "notes")
+    (root / "dog" / "zero.mp4").symlink_to("/dev/zero")
+    (root / "dog" / "to-pipe.mp4").symlink_to("pipe.mp4")
+    with socket.socket(socket.AF_UNIX) as bound:
+        here = Path.cwd()
+        os.chdir(root)  # a socket's name may have a hundred bytes
+        try:
+            bound.bind("s.mp4")
+        finally:
+            os.chdir(here)
+        listed = rows("folder", [str(root)])
+    assert [clip.path for clip in listed] == ["deep/er/b.mp4", "dog/a.mp4"]
+    told = "5 pipes, sockets and devices are left out, and not opened"
+    names = "'dog/pipe.mp4', 'dog/to-pipe.mp4', 'dog/zero.mp4', 'notes', 's.mp4'"
+    assert caplog.messages == [f"{root}: {told}: {names}"]
+
+
+def test_a_folder_of_pipes_alone_has_no_media(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(ManifestError, match="got 0 other files"):
+        rows("folder", [str(tmp_path)])
+    assert "1 pipes, sockets and devices are left out" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("ending", sorted(MEDIA_SUFFIXES))

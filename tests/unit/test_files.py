@@ -12,9 +12,12 @@ import pytest
 
 from extract.blocks import block_folder
 from micu import files
+from micu.cli.outputs import try_file, try_folder
 from micu.errors import ConfigError
 from micu.files import (
+    hold_folder,
     lock_folder,
+    refuse_lost_link,
     remove_stale_temporaries,
     try_lock,
     wait_for_lock,
@@ -164,3 +167,64 @@ def test_a_lock_dies_with_its_process(tmp_path):
 
     with lock_folder(tmp_path):
         pass
+
+
+# --- links that lead nowhere -----------------------------------------------------------------
+
+
+LINKS = {
+    "a folder that is not there": ("gone/there", r"a link to .*/gone/there, which is not there"),
+    "itself": ("link", "a link that leads to itself"),
+    "another link to nothing": ("other", r"a link to .*/gone/there, which is not there"),
+}
+
+
+@pytest.mark.parametrize("below", ["", "sub", "sub/deeper"])
+@pytest.mark.parametrize("kind", LINKS)
+def test_a_link_that_leads_nowhere_is_named_with_where_it_leads(tmp_path, kind, below):
+    target, told = LINKS[kind]
+    (tmp_path / "other").symlink_to("gone/there")
+    (tmp_path / "link").symlink_to(target)
+    before = sorted(tmp_path.rglob("*"))
+    place = tmp_path / "link" / below
+    message = rf"{tmp_path}/link: expected a file or a folder, got {told}; make what it leads to"
+    for write in (
+        lambda: hold_folder(place),
+        lambda: write_atomically(place / "x", b"1"),
+        lambda: lock_folder(place).__enter__(),
+        lambda: refuse_lost_link(place),
+        lambda: refuse_lost_link(place / "x", may_be_made=True),
+        lambda: try_folder("--details", place),
+        lambda: try_file("--out", place / "x"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            write()
+    with pytest.raises(ConfigError, match=f"^--details {place}: {message}"):
+        try_folder("--details", place)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("target", ["r.csv", "new/r.csv", "link.csv"])
+def test_a_link_to_a_file_that_is_not_there_yet_is_taken_if_its_folder_is(tmp_path, target):
+    (tmp_path / "link.csv").symlink_to(target)
+    if target == "r.csv":
+        try_file("--out", tmp_path / "link.csv")
+        with pytest.raises(ConfigError, match="which is not there"):
+            refuse_lost_link(tmp_path / "link.csv")
+        return
+    with pytest.raises(ConfigError, match=r"--out .*/link\.csv: .*/link\.csv: .*got a link t"):
+        try_file("--out", tmp_path / "link.csv")
+
+
+def test_links_that_lead_somewhere_are_followed(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    refuse_lost_link(tmp_path / "link" / "new" / "x")
+    write_atomically(tmp_path / "link" / "new" / "x", b"1")
+    assert (tmp_path / "there" / "new" / "x").read_bytes() == b"1"
+
+
+def test_a_folder_that_is_a_file_is_told_as_before(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        hold_folder(tmp_path / "file")

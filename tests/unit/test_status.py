@@ -101,3 +101,79 @@ def test_a_set_without_its_description_is_named_and_hides_no_other(
     extract(tmp_path)
     again = CliRunner().invoke(cli, [command, str(tmp_path)])
     assert (again.exit_code, "no set.json" in again.output) == (0, False)
+
+
+COMMANDS = (
+    ["status"],
+    ["merge"],
+    ["verify"],
+    ["verify", "--data"],
+    ["verify", "--data", "--repair"],
+)
+
+
+def three_sets(root: Path) -> list[Path]:
+    """The middle one is to be spoiled: what is before and after it must have its turn."""
+    folders = []
+    for name in "abc":
+        (root / name).mkdir()
+        folders.append(extract(root / name))
+    return folders
+
+
+@pytest.mark.parametrize("name", ["set.json", "failures.csv", "index.jsonl"])
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_set_that_cannot_be_read_is_named_and_hides_no_other(
+    tmp_path: Path, words: list[str], name: str
+) -> None:
+    first, bad, last = three_sets(tmp_path)
+    (bad / name).write_bytes(b"garbage\n")
+    for folder in (first, last):
+        (folder / "shard-00001.h5").write_bytes(b"")
+    before = {path: path.read_bytes() for path in bad.iterdir()}
+
+    result = CliRunner().invoke(cli, [*words, str(tmp_path)])
+
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 3
+    told = result.stdout + result.stderr
+    assert any(name in line and str(bad) in line for line in told.splitlines())
+    for folder in (first, last):
+        assert f"{folder}: 25 rows = " in result.stdout
+        assert (folder / "shard-00001.h5").exists() == ("--repair" not in words)
+    if "--repair" in words:
+        assert f"not repaired: {bad / name}: " in result.stderr
+    assert {path: path.read_bytes() for path in bad.iterdir() if path.name != ".lock"} == {
+        path: data for path, data in before.items() if path.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize("words", COMMANDS[:1] + COMMANDS[2:3], ids=" ".join)
+def test_a_set_that_may_not_be_read_is_named_and_hides_no_other(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, bad, last = three_sets(tmp_path)
+    opened = Path.open
+
+    def refuse(path: Path, *given: object, **named: object) -> object:
+        if path == bad / "set.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    result = CliRunner().invoke(cli, [*words, str(tmp_path)])
+    assert result.exit_code == 3
+    assert f"{bad}: cannot be read: [Errno 13] Permission denied" in result.output
+    for folder in (first, last):
+        assert f"{folder}: 25 rows = 23 stored" in result.stdout
+    with pytest.raises(PermissionError):
+        read_status([first, bad])
+
+
+def test_json_has_the_sets_that_can_be_read(tmp_path: Path) -> None:
+    first, bad, last = three_sets(tmp_path)
+    (bad / "set.json").write_bytes(b"[]")
+    result = CliRunner().invoke(cli, ["status", "--json", str(tmp_path)])
+    assert result.exit_code == 3
+    assert [entry["folder"] for entry in json.loads(result.stdout)] == [str(first), str(last)]
+    assert result.stderr.startswith(f"bad  {bad / 'set.json'}: not the description of a feature")
