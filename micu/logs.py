@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -67,18 +68,15 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self._board = None
         if tensorboard:
             self._board = import_tensorboard()(out / "tensorboard", purge_step=step + 1)
-        self._paths = [out / name for name in METRICS]
-        rows = [row for row in read_metrics(self._paths[0]) if row["step"] <= step]
+        rows = [row for row in read_metrics(out / METRICS[0]) if row["step"] <= step]
         self._columns: Sequence[str] = list(rows[0]) if rows else []
         self.skipped = sum(bool(row.get("skipped")) for row in rows)
         """Steps of the run, from its first start on, that changed nothing."""
         lines = "".join(_json_line(row) for row in rows)
-        write_atomically(self._paths[0], lines.encode())
-        table = _csv_line(self._columns) if rows else ""
-        table += "".join(_csv_line([row.get(key) for key in self._columns]) for row in rows)
-        write_atomically(self._paths[1], table.encode())
-        self._json = self._paths[0].open("a", encoding="utf-8")
-        self._csv = self._paths[1].open("a", encoding="utf-8", newline="")
+        table = "".join(_csv_line([row.get(key) for key in self._columns]) for row in rows)
+        names = _csv_line(self._columns) if rows else ""
+        self._json = _LogFile(out / METRICS[0], "", lines)
+        self._csv = _LogFile(out / METRICS[1], names, table)
         self._since = time.perf_counter()
 
     def seconds(self) -> float:
@@ -92,15 +90,12 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         Raises:
             OSError: The disk refused, or the run's folder has gone.
         """
-        check_held(self._paths[0])
         self.skipped += bool(row["skipped"])
         if not self._columns:
             self._columns = list(row)
-            self._csv.write(_csv_line(self._columns))
-        self._json.write(_json_line(row))
-        self._csv.write(_csv_line([row.get(key) for key in self._columns]))
-        for file in (self._json, self._csv):
-            file.flush()
+            self._csv.head = _csv_line(self._columns)
+        self._json.add(_json_line(row))
+        self._csv.add(_csv_line([row.get(key) for key in self._columns]))
         if self._board is not None:
             for key, value in row.items():
                 self._board.add_scalar(key, math.nan if value is None else value, row["step"])
@@ -111,9 +106,76 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for file in (self._json, self._csv, self._board):
-            if file is not None:
-                file.close()
+        try:
+            if error is None:
+                for log in (self._json, self._csv):
+                    log.check()
+        finally:
+            for file in (self._json, self._csv, self._board):
+                if file is not None:
+                    file.close()
+
+
+class _LogFile:
+    """A file that grows line by line, and is written again if it is taken away meanwhile.
+
+    Args:
+        path: The file; what is there is replaced.
+        head: Its first line; "" for none, or none yet.
+        lines: The lines that it has already.
+    """
+
+    def __init__(self, path: Path, head: str, lines: str) -> None:
+        self.path, self.head = path, head
+        self._write((head + lines).encode())
+
+    def _write(self, content: bytes) -> None:
+        write_atomically(self.path, content)
+        self._file = self.path.open("a+b")
+        self._size = len(content)
+
+    def add(self, line: str) -> None:
+        """Add a line.
+
+        Raises:
+            OSError: The disk refused, or the folder has gone.
+        """
+        self.check()
+        data = (line if self._size else self.head + line).encode()
+        self._file.write(data)
+        self._file.flush()
+        self._size += len(data)
+
+    def check(self) -> None:
+        """Write the file again, with a warning, if it was deleted, replaced or cut.
+
+        All of it is there to be read as long as it is open, except what was cut.
+
+        Raises:
+            OSError: The disk refused, or the folder has gone.
+        """
+        check_held(self.path)
+        ours = os.fstat(self._file.fileno())
+        try:
+            is_there = os.path.samestat(self.path.stat(), ours)
+        except FileNotFoundError:
+            is_there = False
+        if is_there and ours.st_size >= self._size:
+            return
+        logger.warning(
+            "%s: was deleted, replaced or cut while the run writes it; it is written again%s",
+            self.path,
+            "" if ours.st_size >= self._size else ", but what was cut is lost",
+        )
+        self._file.seek(0)
+        content, head = self._file.read(), self.head.encode()
+        content = content[: content.rfind(b"\n") + 1]
+        self._file.close()
+        self._write(content if content.startswith(head) else head + content)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
