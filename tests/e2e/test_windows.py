@@ -1,5 +1,6 @@
 """What Windows lacks is not needed to train, to evaluate and to read."""
 
+import json
 import os
 import subprocess
 import sys
@@ -59,6 +60,29 @@ TOOLS = {
 }
 
 
+IN_TURN = """
+import json
+from pathlib import Path
+from micu.cli import eval_main, train_main
+from micu.store import FeatureStore, find_sets
+
+def typed(tool, words):
+    sys.argv = [tool, *words]
+    try:
+        {"train": train_main, "evaluate": eval_main}[tool]()
+    except SystemExit as ended:
+        return ended.code or 0
+    return 0
+
+commands, features = json.loads(sys.argv[1]), Path(sys.argv[2])
+codes = [typed(*command) for command in commands]
+store = FeatureStore(find_sets(features)[0])
+print(codes)
+print(store.read(store.clip_ids[0]).values.shape)
+"""
+"""Types commands, and then reads features, in one process: libraries are loaded only once."""
+
+
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("windows") / "features"
@@ -73,36 +97,27 @@ def test_training_evaluating_and_reading_need_nothing_that_windows_lacks(
     settings = [word for assignment in SMALL for word in ("--set", assignment)]
     where = ["--features", str(features), "--modalities", "v,a", "--device", "cpu"]
     words = [*where, *settings, "--out", "run"]
-    begun = run_there(tmp_path, TOOLS["train"], *words, "--set", "optimizer.max_steps=2")
-    more = ("--set", "optimizer.max_steps=3", "--resume")
-    went_on = run_there(tmp_path, TOOLS["train"], *words, *more)
-    cost = run_there(tmp_path, TOOLS["train"], *words, "--dry-run")
-    assert [done.returncode for done in (begun, went_on, cost)] == [0, 0, 0], (
-        begun.stderr + went_on.stderr + cost.stderr
-    )
-    assert "3 steps; model in" in went_on.stderr
-    assert "? MiB at most" in cost.stdout + cost.stderr
-
     (tmp_path / "known.csv").write_text("label\ndrum\nengine\n")
-    found = run_there(
-        tmp_path,
-        TOOLS["evaluate"],
+    found = [
         *("run/last.pt", "--features", str(features), "--known", "known.csv"),
         *("--pairs", "v:a", "--probe-epochs", "1"),
         *("--device", "cpu", "--out", "results.csv", "--details", "details"),
-    )
-    assert found.returncode == 0, found.stderr
-    assert (tmp_path / "results.csv").read_text().count("\n") > 1
+    ]
+    typed = [
+        ("train", [*words, "--set", "optimizer.max_steps=2"]),
+        ("train", [*words, "--set", "optimizer.max_steps=3", "--resume"]),
+        ("train", [*words, "--dry-run"]),
+        ("evaluate", found),
+    ]
+    done = run_there(tmp_path, IN_TURN, json.dumps(typed), str(features))
 
-    read = run_there(
-        tmp_path,
-        "from pathlib import Path\n"
-        "from micu.store import FeatureStore, find_sets\n"
-        "store = FeatureStore(find_sets(Path(sys.argv[1]))[0])\n"
-        "print(store.read(store.clip_ids[0]).values.shape)\n",
-        str(features),
-    )
-    assert (read.returncode, read.stdout) == (0, "(10, 6)\n"), read.stderr
+    assert done.returncode == 0, done.stderr
+    *printed, codes, shape = done.stdout.splitlines()
+    assert codes == "[0, 0, 0, 0]", done.stderr
+    assert "3 steps; model in" in done.stderr
+    assert "? MiB at most" in done.stderr + "\n".join(printed)
+    assert (tmp_path / "results.csv").read_text().count("\n") > 1
+    assert shape == "(10, 6)"
 
 
 def test_two_runs_in_one_folder_are_told_apart_where_there_are_locks_of_windows_kind(
