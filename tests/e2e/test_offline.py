@@ -26,8 +26,9 @@ from extract.backbones.base import Run
 from micu.errors import MicuError
 
 names = [name for name, _ in BACKBONES.items() if not name.endswith("-demo")]
+names += ["timm:resnet18.a1_in1k", "timm:vit_tiny_patch16_224.augreg_in21k"]
 told = {}
-for name in (*names, "timm:resnet18.a1_in1k", "timm:vit_tiny_patch16_224.augreg_in21k"):
+for name in sys.argv[1:] or names:
     try:
         build_backbone(name, "pretrained", Run(device="cpu"))
         told[name] = "built"
@@ -48,8 +49,9 @@ def test_no_backbone_opens_a_connection(tmp_path: Path, variable: str) -> None:
     homes = dict.fromkeys(("HF_HOME", "TORCH_HOME", "XDG_CACHE_HOME", "HOME"), str(tmp_path))
     known = {name: text for name, text in os.environ.items() if not name.startswith("HF_")}
     offline = {variable: "1"} if variable else {}
+    one = () if variable else ("timm:resnet18.a1_in1k",)
     done = subprocess.run(
-        [sys.executable, "-c", ASK_FOR_ALL],
+        [sys.executable, "-c", ASK_FOR_ALL, *one],
         env={**known, **homes, **offline, "PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
@@ -59,10 +61,10 @@ def test_no_backbone_opens_a_connection(tmp_path: Path, variable: str) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
 
-    assert len(found["told"]) > 8
     if not variable:  # what is counted is what would be opened
         assert found["tried"]
         return
+    assert len(found["told"]) > 8
     assert found["tried"] == []
     for name, told in found["told"].items():
         assert "HF_HUB_OFFLINE is set" in told or "no program may fetch" in told, (name, told)
