@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import av
@@ -35,14 +36,21 @@ BOUND_PX = {"numba": 0.02, "torch": 0.05}
 
 def read_pair(file: Path, size: tuple[int, int], first: int = 20) -> np.ndarray:
     """Two neighbouring pictures, gray, resized to (width, height): (2, H, W)."""
+    return np.stack(
+        [cv2.resize(gray, size, interpolation=cv2.INTER_AREA) for gray in read_grays(file, first)]
+    )
+
+
+@cache
+def read_grays(file: Path, first: int) -> list[np.ndarray]:
+    """Two neighbouring pictures, gray; a file is decoded once."""
     grays = []
     with av.open(str(file)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number >= first:
-                gray = cv2.cvtColor(frame.to_ndarray(format="rgb24"), cv2.COLOR_RGB2GRAY)
-                grays.append(cv2.resize(gray, size, interpolation=cv2.INTER_AREA))
+                grays.append(cv2.cvtColor(frame.to_ndarray(format="rgb24"), cv2.COLOR_RGB2GRAY))
             if len(grays) == 2:
-                return np.stack(grays)
+                return grays
     raise AssertionError(f"{file} has less than {first + 2} pictures")
 
 

@@ -43,7 +43,7 @@ class Counting:
 def test_decoded_clips_in_memory_do_not_grow_with_the_manifest(
     shared: Path, tmp_path: Path
 ) -> None:
-    """8,000 of 40,801 rows: at most 2 * workers + 1 clips ahead, and those that a batch is made of."""
+    """8,000 rows of 40,801: at most 2 * workers + 1 clips ahead, and what a batch is made of."""
     listed = shared / "annotations" / "vggsound-avel40k.csv"
     with listed.open(newline="", encoding="utf-8") as file:
         clips = [

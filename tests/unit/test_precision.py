@@ -183,13 +183,13 @@ def test_a_checkpoint_without_a_scale_does_not_resume_a_run_in_fp16(tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def loss_curve() -> Callable[[str, int], torch.Tensor]:
-    """Mean losses of 200 steps, by 20, of a precision and a seed; each is trained once."""
+    """Mean losses of 60 steps, by 10, of a precision and a seed; each is trained once."""
 
     @cache
     def curve(name: str, seed: int) -> torch.Tensor:
         state = fresh(name, replace(CONFIG, seed=seed))
-        totals = [train_step(state, batch(number % 20)).total for number in range(200)]
-        return torch.tensor(totals).view(-1, 20).mean(1)
+        totals = [train_step(state, batch(number % 10)).total for number in range(60)]
+        return torch.tensor(totals).view(-1, 10).mean(1)
 
     return curve
 
