@@ -2,11 +2,15 @@
 
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
 # Tests run in two processes: threads of one would wait for those of the other. Read at import.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Under `nohup` every command would be started deaf to SIGHUP, and stay so, as it should.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import numpy as np
 import pytest

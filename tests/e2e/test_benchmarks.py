@@ -132,3 +132,21 @@ def test_the_direct_form_is_a_convolution_too(benchmark, layer, monkeypatch) -> 
     monkeypatch.setattr("micu.model.grids.grid_algorithm", direct)
 
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_records_differ_where_a_cell_a_step_or_a_key_does(benchmark, tmp_path) -> None:
+    recording = benchmark("recording")
+    log = tmp_path / "metrics.csv"
+    log.write_text("step,total,clips_per_s\n1,0.5,10\n2,0.25,11\n")
+    rows = recording.read_rows(log)
+    assert rows == [{"step": "1", "total": "0.5"}, {"step": "2", "total": "0.25"}]
+
+    before = {"losses": {"micu": rows}, "shards": {"a": "1", "b": "2"}}
+    after = {"losses": {"micu": [rows[0], {**rows[1], "total": "0.5"}]}, "shards": {"a": "1"}}
+    assert list(recording.differences(before, before)) == []
+    assert list(recording.differences(before, after)) == [
+        'losses/micu/2/total: before "0.25", after "0.5"',
+        'shards/b: before "2", after null',
+    ]
+    shorter = {**before, "losses": {"micu": rows[:1]}}
+    assert len(list(recording.differences(before, shorter))) == 1
