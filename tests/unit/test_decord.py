@@ -5,6 +5,7 @@ import io
 import sys
 from collections.abc import Callable
 from fractions import Fraction
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import av
@@ -388,3 +389,22 @@ def test_a_pyav_that_cannot_hand_packets_over_is_refused(monkeypatch: pytest.Mon
     with pytest.raises(ConfigError, match=r"expected PyAV 15 or newer, got .*pip install -U av"):
         check_decoder("decord")
     check_decoder("pyav")
+
+
+@pytest.mark.parametrize(
+    ("version", "hands_over"),
+    [("14.4.0", False), ("15.0.0", True), ("15.1.0rc1", True), ("9.2.0", False), ("100.0", True)],
+)
+def test_pyav_hands_packets_over_from_version_15(
+    monkeypatch: pytest.MonkeyPatch, version: str, hands_over: bool
+) -> None:
+    assert extract.pictures.__file__
+    spec = spec_from_file_location("pictures_of_another_pyav", extract.pictures.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look it up
+    monkeypatch.setattr(av, "__version__", version)
+    spec.loader.exec_module(module)
+    assert module.HANDING_OVER == 15
+    assert module.HANDS_OVER is hands_over

@@ -7,14 +7,31 @@ import numpy as np
 import pytest
 import torch
 
-from micu.errors import ManifestError
+from micu.errors import ConfigError, ManifestError
+from micu.evaluate.code_scores import CODE_SCORES, QUANTIZATION
 from micu.evaluate.details import ClipMap
 from micu.evaluate.metrics import UNKNOWN
-from micu.evaluate.open_set import Candidate, Outcome, _conclude, chance, run_oscmg
+from micu.evaluate.open_set import (
+    Candidate,
+    Outcome,
+    _conclude,
+    _lacks_pairs,
+    _tell_choice,
+    chance,
+    run_oscmg,
+    scores_for,
+    thresholds_for,
+)
 from micu.evaluate.probe import ClipFeatures, ProbeConfig, fit_probe
 from micu.evaluate.scores import SCORES, Fitting, Scorer, max_softmax
 from micu.evaluate.splits import OpenSetSplit, SplitRules, hold_out, split_clips
 from micu.evaluate.thresholds import (
+    FEWEST_PAIRS,
+    ORACLE,
+    ORACLE_AT_SOURCE_EPOCH,
+    PAIRED_QUANTILE,
+    SOURCE_VAL,
+    Choice,
     choose_on_test,
     choose_on_validation,
     pick_threshold,
@@ -378,3 +395,93 @@ def test_chance_is_the_best_any_rate_of_rejection_gives(classes: int) -> None:
     found = chance(classes)
     assert found["hos"] == pytest.approx(best, abs=1e-5)
     assert found["hos"] == pytest.approx(2 / (1 + math.sqrt(classes)) ** 2)
+    assert found["acc"] == pytest.approx(1 / classes)
+    assert found["oscr"] == pytest.approx(0.5 / classes)
+    assert found["auroc"] == 0.5
+    assert found["unk"] + classes * found["os_star"] == pytest.approx(1)
+    assert found["os_star_class_mean"] == found["os_star"]
+    assert found["hos_class_mean"] == found["hos"]
+
+
+@pytest.mark.parametrize("source", [SOURCE_VAL, PAIRED_QUANTILE, ORACLE, ORACLE_AT_SOURCE_EPOCH])
+def test_the_note_counts_the_chosen_probe_from_one(split: OpenSetSplit, source: str) -> None:
+    told = _tell_choice(split, source, Choice(epoch=2, threshold=0.5), probes=8)
+    assert ("; probe 3" if source == ORACLE else "; probe 3 of 8 by their accuracy") in told
+    assert ("best HOS on the test set over 10 thresholds and 8 probes" in told) == (
+        source == ORACLE
+    )
+    assert ("best HOS on the test set over 10 thresholds, its epoch by" in told) == (
+        source == ORACLE_AT_SOURCE_EPOCH
+    )
+    assert ("accepts 95% or more of" in told) == (source in (SOURCE_VAL, PAIRED_QUANTILE))
+    assert ("carried to the target modality by 0 unlabelled pairs" in told) == (
+        source == PAIRED_QUANTILE
+    )
+
+
+@pytest.mark.parametrize("source", [SOURCE_VAL, ORACLE, ORACLE_AT_SOURCE_EPOCH])
+@pytest.mark.parametrize("known", [False, True])
+def test_without_one_kind_of_test_clips_the_note_says_what_was_chosen_by(
+    split: OpenSetSplit, source: str, known: bool
+) -> None:
+    kind = tuple(clip for clip in split.test if (clip.label in split.known) == known)
+    told = _tell_choice(replace(split, test=kind), source, Choice(0, 0.5), probes=8)
+    lowest = "the lowest score of the {} of 8 probes"
+    assert (lowest.format("first") in told) == (source == ORACLE)
+    assert (lowest.format("most accurate") in told) == (source == ORACLE_AT_SOURCE_EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("target", "paired", "lacks"),
+    [("audio", (), True), ("audio", ("a",), False), ("video", (), False), ("video", ("a",), False)],
+)
+def test_errors_of_another_modality_need_clips_that_have_both(
+    split: OpenSetSplit, target: str, paired: tuple[str, ...], lacks: bool
+) -> None:
+    assert _lacks_pairs(replace(split, paired=paired), "video", target) is lacks
+
+
+@pytest.mark.parametrize("paired", [(), ("a",)])
+@pytest.mark.parametrize("codes", [0, 8])
+@pytest.mark.parametrize("target", ["audio", "video"])
+def test_all_scores_are_those_that_clips_and_features_allow(
+    split: OpenSetSplit, target: str, codes: int, paired: tuple[str, ...]
+) -> None:
+    encoder = PatternEncoder()
+    encoder.codebook_size = codes
+    given = replace(split, paired=paired)
+    names, left_out = scores_for(encoder, given, "video", target, "all")
+    lacks = target == "audio" and not paired
+    assert (QUANTIZATION in names) == (codes > 0 and not lacks)
+    assert set(names) == {
+        name
+        for name in SCORES
+        if (codes or name not in CODE_SCORES) and not (name == QUANTIZATION and lacks)
+    }
+    assert len(left_out) == (codes > 0 and lacks)
+    if left_out:
+        assert left_out[0].startswith(f"--score {QUANTIZATION}: no training clip has audio feat")
+        with pytest.raises(ConfigError, match="no training clip has audio features"):
+            scores_for(encoder, given, "video", target, QUANTIZATION)
+    elif codes:
+        assert scores_for(encoder, given, "video", target, QUANTIZATION) == ((QUANTIZATION,), ())
+
+
+@pytest.mark.parametrize("pairs", [0, FEWEST_PAIRS - 1, FEWEST_PAIRS])
+def test_thresholds_that_cannot_be_are_left_out_unless_none_is_left(
+    split: OpenSetSplit, pairs: int
+) -> None:
+    assert FEWEST_PAIRS == 20
+    given = replace(split, pairs=tuple(map(str, range(pairs))))
+    both, alone = (SOURCE_VAL, PAIRED_QUANTILE), (PAIRED_QUANTILE,)
+    assert thresholds_for(given, "video", "audio", (SOURCE_VAL,)) == ((SOURCE_VAL,), ())
+    if pairs == FEWEST_PAIRS:
+        for asked in (both, alone):
+            assert thresholds_for(given, "video", "audio", asked) == (asked, ())
+        return
+    left, why = thresholds_for(given, "video", "audio", both)
+    assert left == (SOURCE_VAL,)
+    assert len(why) == 1
+    with pytest.raises(ManifestError) as caught:
+        thresholds_for(given, "video", "audio", alone)
+    assert str(caught.value) == why[0]

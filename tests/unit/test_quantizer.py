@@ -322,3 +322,24 @@ def test_codes_of_another_shape_are_refused() -> None:
     codes = {name: torch.zeros(B, T + 1, dtype=torch.int64) for name in MODALITIES[:2]}
     with pytest.raises(ShapeError, match="codes: expected"):
         build().update_(features(2), codes=codes)
+
+
+@pytest.mark.parametrize("reset", ["revive", "reference"])
+def test_a_dead_code_restarts_at_the_drawn_distance(reset: Literal["revive", "reference"]) -> None:
+    quantizer = with_dead_codes(reset)
+    quantizer.update_(features(3), generator=torch.Generator().manual_seed(5))
+    active = (quantizer.unused[:5] < 100).nonzero()[:, 0]
+    drawn = torch.Generator().manual_seed(5)
+    picks = torch.randint(len(active), (2,), generator=drawn)
+    source = quantizer.codebook[active[picks]]
+    noise = torch.rand(source.shape, generator=drawn, dtype=source.dtype)
+    moved = (2 * noise - 1) / 1024 if reset == "revive" else torch.full_like(source, -1 / 1024)
+    assert torch.equal(quantizer.codebook[5:], source + moved)
+
+
+def test_codes_start_uniform_up_to_a_four_hundredth() -> None:
+    torch.manual_seed(0)
+    quantizer = UnifiedQuantizer(64, QuantizerConfig(codebook_size=4000))
+    assert 1 / 400.1 < quantizer.codebook.max() <= 1 / 400
+    assert -1 / 400 <= quantizer.codebook.min() < -1 / 400.1
+    assert abs(quantizer.codebook.mean()) < 1e-5

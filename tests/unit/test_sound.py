@@ -15,7 +15,7 @@ from extract import sound
 from extract.backbones.base import Media, WaveformInput
 from extract.batches import mask_out
 from extract.media import Window
-from extract.sound import Mono, mix_weights, read_mono
+from extract.sound import Mono, cut_windows, mix_weights, read_mono
 from extract.streams import Damage
 from micu.errors import DecodeError
 from micu.manifest import Clip
@@ -377,3 +377,39 @@ def test_sound_of_which_the_decoder_keeps_all_is_too_short(monkeypatch):
         with pytest.raises(DecodeError) as caught:
             read_mono(source, Window(Fraction(0), None), Damage(bad=bad))
         assert caught.value.code == code
+
+
+@pytest.mark.parametrize("window", [{}, {"start_s": 0.5, "end_s": 1.0}])
+def test_sound_is_counted_at_four_bytes_a_sample_before_it_is_kept(tmp_path, monkeypatch, window):
+    counted: list[int] = []
+    monkeypatch.setattr(sound, "check_unit_bytes", lambda source, count: counted.append(count))
+    path = write_wav(tmp_path / "a.wav", tone(1.0, 8000), 8000)
+    with av.open(str(path)) as container:
+        sizes = [frame.samples for frame in container.decode(audio=0)]
+    read_sound(path, **window)
+    if not window:
+        ends = np.cumsum(sizes).tolist()
+        assert counted == [4 * n for pair in zip(sizes, ends, strict=True) for n in pair]
+    assert max(counted) == 4 * (4000 if window else 8000)
+
+
+def test_windows_are_cut_with_their_middles_the_last_one_short():
+    windows, middles = cut_windows(np.arange(25, dtype=np.float32), 10, 1.0)
+    assert [len(window) for window in windows] == [10, 10, 5]
+    assert np.concatenate(windows).tolist() == list(range(25))
+    assert middles.tolist() == [0.5, 1.5, 2.25]
+
+
+@pytest.mark.parametrize("ahead", [Fraction(0), Fraction(-400)])
+def test_a_stamp_is_near_within_less_than_the_jump_and_nowhere_else(ahead):
+    source: Any = SimpleNamespace(name="'a'")
+    frame = SimpleNamespace(sample_rate=8000, layout=SimpleNamespace(nb_channels=1))
+    track = sound._Track(source, Window(Fraction(1), None), frame)
+    track._cursor, track._ahead = 8000, ahead
+    due = 2 + ahead / 8000
+    near = Fraction(sound._NEAR_S)
+    assert 0 < sound._NEAR_S < sound._JUMP_S
+    for away, is_near in ((0, True), (near * 99 / 100, True), (near * 101 / 100, False)):
+        assert track._is_near(due + away) is is_near
+        assert track._is_near(due - away) is is_near
+    assert not track._is_near(Fraction(0))
