@@ -145,3 +145,20 @@ def test_steps_that_are_not_real_neither_train_nor_count(split: OpenSetSplit) ->
     assert detection(outcomes[0], counted, background=True) == cut
     sizes = [len(labels)]
     assert batch_averaged_detection(outcomes[0], counted, sizes).f1 == pytest.approx(cut.f1)
+
+
+def test_a_second_is_background_where_no_class_at_all_is_there() -> None:
+    """Also where the only class is not the first."""
+    clip = Clip(
+        clip_id="x",
+        events=(
+            Event(KNOWN[1], 1.0, 2.0),
+            Event(KNOWN[0], 2.0, 3.0),
+            Event("elsewhere", 3.0, 4.0),
+        ),
+    )
+    labels = segment_labels([clip], KNOWN, "video", 5)[0]
+    assert labels[:, -1].tolist() == [True, False, False, True, True]
+    assert labels[:, 1].tolist() == [False, True, False, False, False]
+    assert labels[:, 0].tolist() == [False, False, True, False, False]
+    assert not labels[:, 2:-1].any()

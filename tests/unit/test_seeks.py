@@ -1,5 +1,6 @@
 """Where a file is entered never changes which pictures are shown, or what is heard."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from extract import streams
 from extract.media import Source, Window
 from extract.pictures import read_pictures
 from extract.sound import read_mono
-from extract.streams import Damage
+from extract.streams import Damage, _begin_again
 from micu.manifest import Clip
 from tests.media_files import Array, write_media
 
@@ -172,3 +173,17 @@ def test_frames_before_the_first_stamp_come_before_it():
     assert (held[0], held[-2:]) == (pytest.approx(2.6), [pytest.approx(8.9), 9.0])
     held = times(*[None] * (count + 1), 9 * second)
     assert (held[0], held[-2:]) == (0.0, [pytest.approx(6.4), 9.0])
+
+
+def test_a_file_that_is_begun_again_has_nothing_counted() -> None:
+    restarted: list[bool] = []
+    source: Any = SimpleNamespace(restart=lambda: restarted.append(True))
+    damage = Damage()
+    fresh = replace(damage)
+    for number, name in enumerate(
+        ("first_packet", "good", "bad", "packets", "refused", "cut_off"), 1
+    ):
+        setattr(damage, name, number)
+    _begin_again(source, damage)
+    assert damage == fresh
+    assert restarted == [True]
