@@ -73,3 +73,8 @@ def test_the_head_of_a_grid_halves_its_width_twice(width: int, middle: int, out:
     assert [tuple(part.weight.shape) for part in head] == [(middle, width), (out, middle)]
     widths = {name: estimator.mean[-1].out_features for name, estimator in loss.estimators.items()}  # type: ignore[index, union-attr]
     assert widths == {"video": out, "audio": 5}
+    grid, vector = torch.rand(2, 3, 4, 5, width), torch.rand(2, 3, 5)
+    targets = loss._targets({"video": grid, "audio": vector})
+    cells = grid.reshape(2, 3, 20, width).mean(2)
+    assert torch.allclose(targets["video"], loss.heads["video"](cells), atol=1e-6)
+    assert targets["audio"] is vector

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import micu.data
 from micu.config import DataConfig
 from micu.data import (
     Batch,
@@ -108,6 +109,18 @@ def test_batches_that_others_read_for_a_gpu_are_page_locked(stores, device, work
     dataset = FeatureDataset(stores, make_clips(), DataConfig())
     loader = make_loader(dataset, 2, seed=0, epoch=0, workers=workers, device=device)
     assert loader.pin_memory == pins
+
+
+@pytest.mark.parametrize("there", [["fork", "spawn", "forkserver"], ["spawn"]])
+def test_reading_processes_come_from_a_server_where_there_is_one(stores, monkeypatch, there):
+    asked = []
+    monkeypatch.setattr(micu.data.multiprocessing, "get_all_start_methods", lambda: there)
+    monkeypatch.setattr(micu.data, "DataLoader", lambda *_, **named: asked.append(named))
+    dataset = FeatureDataset(stores, make_clips(), DataConfig())
+    for workers in (0, 1):
+        make_loader(dataset, 2, seed=0, epoch=0, workers=workers)
+    methods = [named["multiprocessing_context"] for named in asked]
+    assert methods == [None, "forkserver" if "forkserver" in there else "spawn"]
 
 
 # --- alignment ---------------------------------------------------------------------------------

@@ -187,3 +187,26 @@ def test_a_file_that_is_begun_again_has_nothing_counted() -> None:
     _begin_again(source, damage)
     assert damage == fresh
     assert restarted == [True]
+
+
+@pytest.mark.parametrize(
+    ("time_s", "is_damage"), [(None, True), (3, True), (Fraction(299, 100), False), (4, True)]
+)
+def test_packets_that_would_not_decode_are_damage_from_the_start_of_the_window_on(
+    monkeypatch: pytest.MonkeyPatch, time_s: Fraction | int | None, is_damage: bool
+) -> None:
+    def refuse(packet: object) -> list[object]:
+        raise ValueError
+
+    packet = SimpleNamespace(size=1, is_corrupt=False, pts=0, dts=0)
+    monkeypatch.setattr(streams, "_read_packets", lambda source, damage: iter([packet]))
+    source: Any = SimpleNamespace(
+        name="'a'",
+        kind="video",
+        time_of=lambda pts: time_s,
+        stream=SimpleNamespace(codec_context=SimpleNamespace(decode=refuse)),
+    )
+    damage = Damage()
+    assert list(streams.decode(source, Fraction(3), damage)) == []
+    assert (damage.refused, damage.packets) == (1, 1)
+    assert (damage.bad, damage.cut_off) == (int(is_damage), is_damage)
