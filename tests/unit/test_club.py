@@ -1,6 +1,8 @@
 """The CLUB bound and what estimates it, on numbers that can be followed by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -78,3 +80,26 @@ def test_the_head_of_a_grid_halves_its_width_twice(width: int, middle: int, out:
     cells = grid.reshape(2, 3, 20, width).mean(2)
     assert torch.allclose(targets["video"], loss.heads["video"](cells), atol=1e-6)
     assert targets["audio"] is vector
+
+
+def test_estimators_are_trained_in_their_own_steps_alone() -> None:
+    config = replace(
+        TrainConfig(modalities=("video", "audio")),
+        encoder=EncoderConfig(embed_dim=8, heads=2, feedforward_dim=8),
+        weights=LossWeights(club=1.0),
+    )
+    loss = ClubLoss(config)
+    loss.start_(MICU(config, {"video": (4,), "audio": (4,)}), steps=10)
+    before = [parameter.clone() for parameter in loss.estimators.parameters()]
+    width = config.reconstruction.vector_width
+    specific = {name: torch.rand(2, 3, width) for name in config.modalities}
+    codes = {name: SimpleNamespace(quantized=torch.rand(2, 3, 8)) for name in config.modalities}
+    output: Any = SimpleNamespace(specific=specific, quantized=codes)
+    batch: Any = SimpleNamespace(mask=torch.ones(2, 3, dtype=torch.bool))
+    draws: Any = None
+    loss.fit_estimators_(output, batch, draws)
+    after = list(loss.estimators.parameters())
+    assert not any(parameter.requires_grad for parameter in after)
+    assert all(parameter.grad is None for parameter in after)
+    moved = [not torch.equal(old, new) for old, new in zip(before, after, strict=True)]
+    assert sum(moved) > len(moved) / 2

@@ -15,6 +15,7 @@ from extract.media import Source, Window
 from extract.pictures import read_pictures
 from extract.sound import read_mono
 from extract.streams import Damage, _begin_again
+from micu.errors import DecodeError
 from micu.manifest import Clip
 from tests.media_files import Array, write_media
 
@@ -210,3 +211,46 @@ def test_packets_that_would_not_decode_are_damage_from_the_start_of_the_window_o
     assert list(streams.decode(source, Fraction(3), damage)) == []
     assert (damage.refused, damage.packets) == (1, 1)
     assert (damage.bad, damage.cut_off) == (int(is_damage), is_damage)
+
+
+@pytest.mark.parametrize(
+    ("time_s", "corrupt", "key", "begins_again"),
+    [
+        (Fraction(5), False, True, False),
+        (Fraction(4), False, True, False),
+        (Fraction(501, 100), False, True, True),
+        (None, False, True, True),
+        (Fraction(5), True, True, True),
+        (Fraction(5), False, False, True),
+    ],
+)
+def test_a_seek_that_lands_late_or_on_no_whole_key_frame_is_not_trusted(
+    monkeypatch: pytest.MonkeyPatch,
+    time_s: Fraction | None,
+    corrupt: bool,
+    key: bool,
+    begins_again: bool,
+) -> None:
+    first = SimpleNamespace(is_corrupt=corrupt, key_frame=key)
+    begun: list[bool] = []
+
+    def decode(source: object, start: Fraction, damage: Damage) -> Any:
+        yield (Fraction(0), "from the start") if begun else (time_s, first)
+
+    monkeypatch.setattr(streams, "decode", decode)
+    monkeypatch.setattr(streams, "_find_entry", lambda source, start: Fraction(5))
+    monkeypatch.setattr(streams, "_begin_again", lambda source, damage: begun.append(True))
+    monkeypatch.setattr(streams, "_fill_times", lambda source, frames: frames)
+    monkeypatch.setattr(streams, "in_order_of_showing", lambda frames: frames)
+    source: Any = SimpleNamespace(seek=lambda entry: True)
+    shown = list(streams.decode_from(source, Fraction(6), Damage()))
+    assert begun == [True] * begins_again
+    assert shown == [(Fraction(0), "from the start") if begins_again else (time_s, first)]
+
+
+def test_a_clip_may_have_as_many_bytes_as_the_bound_and_no_more() -> None:
+    source: Any = SimpleNamespace(name="'a'")
+    streams.check_unit_bytes(source, streams.MAX_UNIT_BYTES)
+    with pytest.raises(DecodeError) as caught:
+        streams.check_unit_bytes(source, streams.MAX_UNIT_BYTES + 1)
+    assert caught.value.code == "too_large"
