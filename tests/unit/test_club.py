@@ -103,3 +103,11 @@ def test_estimators_are_trained_in_their_own_steps_alone() -> None:
     assert all(parameter.grad is None for parameter in after)
     moved = [not torch.equal(old, new) for old, new in zip(before, after, strict=True)]
     assert sum(moved) > len(moved) / 2
+
+
+def test_the_bound_measures_how_far_a_clip_and_its_partner_are_from_what_is_expected() -> None:
+    mean, y = torch.tensor([[[1.0]], [[3.0]]]), torch.tensor([[[2.0]], [[7.0]]])
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    found = club_bound(mean, torch.zeros(2, 1, 1), y, torch.tensor([1, 0]), mask)
+    apart, together = (1 - 7) ** 2 + (3 - 2) ** 2, (1 - 2) ** 2 + (3 - 7) ** 2
+    assert found.item() == pytest.approx((apart - together) / 2 / 2)
