@@ -1,5 +1,6 @@
 """The CLUB bound and what estimates it, on numbers that can be followed by hand."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -111,3 +112,17 @@ def test_the_bound_measures_how_far_a_clip_and_its_partner_are_from_what_is_expe
     found = club_bound(mean, torch.zeros(2, 1, 1), y, torch.tensor([1, 0]), mask)
     apart, together = (1 - 7) ** 2 + (3 - 2) ** 2, (1 - 2) ** 2 + (3 - 7) ** 2
     assert found.item() == pytest.approx((apart - together) / 2 / 2)
+
+
+def test_errors_and_log_variance_are_averaged_over_steps_before_they_are_divided() -> None:
+    mean, log_variance, y = torch.randn(3, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    found = club_bound(mean, log_variance, y, torch.tensor([1, 0]), mask)
+    total = 0.0
+    for clip, other in ((0, 1), (1, 0)):
+        for i in range(4):
+            apart = sum(float(mean[clip, t, i] - y[other, t, i]) ** 2 for t in (0, 1)) / 2
+            together = sum(float(mean[clip, t, i] - y[clip, t, i]) ** 2 for t in (0, 1)) / 2
+            variance = math.exp(float(log_variance[clip, :2, i].mean()))
+            total += (apart - together) / variance / 2
+    assert found.item() == pytest.approx(total / 2, rel=1e-5)
