@@ -35,11 +35,11 @@ sys.path[0] = str(Path(__file__).parents[1])
 
 from extract.backbones import Backbone, Run, build_backbone
 from extract.backbones.inference import repeatable
-from extract.decode import read
-from extract.media import Reading
-from extract.pipeline import extract_manifest
-from extract.plan import Job, plan_extraction
-from micu.manifest import Clip, Manifest, read_manifest, write_manifest
+from extract.media.readers import read
+from extract.media.source import Reading
+from extract.pipeline.decode_ahead import extract_manifest
+from extract.pipeline.plan import Job, plan_extraction
+from micu.store.manifest import Clip, Manifest, read_manifest, write_manifest
 
 TEXT = "a small brown dog barks at a passing car while it rains"
 

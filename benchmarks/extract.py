@@ -27,12 +27,12 @@ sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.backbones import CASES, make_manifest, measure, write_media
 from extract.backbones.base import FrameInput, Gives, Media, mean_by_step
-from extract.decode import read
-from extract.media import Reading
-from extract.pipeline import extract_manifest
-from extract.plan import Job, plan_extraction
-from micu.manifest import Clip, Manifest
-from micu.store import FeatureSpec, Steps
+from extract.media.readers import read
+from extract.media.source import Reading
+from extract.pipeline.decode_ahead import extract_manifest
+from extract.pipeline.plan import Job, plan_extraction
+from micu.store.manifest import Clip, Manifest
+from micu.store.sets import FeatureSpec, Steps
 
 WANTS = FrameInput(fps=8, resize=256, crop=224)
 SECONDS = 10.0

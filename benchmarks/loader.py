@@ -26,14 +26,13 @@ import click
 import numpy as np
 import torch
 
-from micu.cache import CachedDataset
-from micu.config import DataConfig
-from micu.data import Batch, FeatureDataset, batch_order, iterate, make_loader
-from micu.devices import resolve_device
-from micu.manifest import Clip
-from micu.presets import PRESETS
-from micu.step import StepReport, build_state, train_step
-from micu.store import (
+from micu.base.devices import resolve_device
+from micu.config.presets import PRESETS
+from micu.config.sections import DataConfig
+from micu.data.cache import CachedDataset
+from micu.data.dataset import Batch, FeatureDataset, batch_order, iterate, make_loader
+from micu.store.manifest import Clip
+from micu.store.sets import (
     FeatureRow,
     FeatureSpec,
     FeatureStore,
@@ -43,6 +42,7 @@ from micu.store import (
     rows_per_shard,
     write_set,
 )
+from micu.train.step import StepReport, build_state, train_step
 
 SHAPES = {"audio": (128,), "video": (7, 7, 512), "text": (768,)}
 STEPS = 10

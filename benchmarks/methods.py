@@ -19,14 +19,14 @@ from collections.abc import Mapping, Sequence
 import click
 import torch
 
-from micu.baselines import BASELINES
+from micu.base.devices import resolve_device
 from micu.cli.features import parse_modalities
-from micu.config import TrainConfig
-from micu.data import Batch
-from micu.devices import resolve_device
-from micu.overrides import with_overrides
-from micu.presets import PRESETS
-from micu.step import TrainState, build_state, train_step
+from micu.config.baselines import BASELINES
+from micu.config.overrides import with_overrides
+from micu.config.presets import PRESETS
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
+from micu.train.step import TrainState, build_state, train_step
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "video": (1536,),  # Swin-V2-L

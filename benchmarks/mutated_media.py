@@ -34,14 +34,14 @@ if __name__ == "__main__":  # `extract` is the package, not the script beside th
     sys.path[0] = str(Path(__file__).parents[1])
 
 from extract.backbones.base import FlowInput, FrameInput, Media, WaveformInput
-from extract.decode import read_several
 from extract.flow.methods import FlowSettings
-from extract.media import Reading
-from extract.pipeline import Work, decode_ahead
-from extract.workers import Trouble, decode_in_processes
-from micu.commands import StopFlag
-from micu.errors import DecodeError
-from micu.manifest import Clip
+from extract.media.readers import read_several
+from extract.media.source import Reading
+from extract.media.workers import Trouble, decode_in_processes
+from extract.pipeline.decode_ahead import Work, decode_ahead
+from micu.base.errors import DecodeError
+from micu.base.process import StopFlag
+from micu.store.manifest import Clip
 
 OTHER = "other_pictures"
 """decord gave media that are not PyAV's."""

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from micu.config import TrainConfig
-from micu.data import Batch
-from micu.step import TrainState
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
+from micu.train.step import TrainState
 
 
 @dataclass(frozen=True, slots=True)

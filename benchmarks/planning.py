@@ -29,13 +29,12 @@ import click
 # `extract` is the package, not the script beside this one.
 sys.path[0] = str(Path(__file__).parents[1])
 
-from extract.decode import read
-from extract.plan import Job, plan_extraction
-from extract.status import read_status
-from micu.files import file_sha256
-from micu.manifest import read_manifest
-from micu.shard import FeatureSpec, Header, Shard
-from micu.store import (
+from extract.media.readers import read
+from extract.pipeline.plan import Job, plan_extraction
+from extract.sets.status import read_status
+from micu.base.files import file_sha256
+from micu.store.manifest import read_manifest
+from micu.store.sets import (
     Failure,
     RunRecord,
     rows_per_shard,
@@ -44,6 +43,7 @@ from micu.store import (
     write_ledger,
     write_set,
 )
+from micu.store.shard import FeatureSpec, Header, Shard
 
 ROWS = 200_000
 LIMIT_S = 5.0

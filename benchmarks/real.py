@@ -60,8 +60,8 @@ from benchmarks.real_tables import (
     pairs_table,
     split_name,
 )
+from micu.base.files import write_atomically
 from micu.evaluate.report import Table, render_markdown
-from micu.files import write_atomically
 
 STAGES = ("tune", "train", "evaluate", "cost", "table")
 

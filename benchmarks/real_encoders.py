@@ -33,7 +33,7 @@ from extract.backbones.spec import build_spec
 from extract.backbones.timm_image import TimmImage
 from extract.backbones.vggish import FRAMES, LOG_MEL, SAMPLES, fill_with_zeros
 from extract.backbones.weights import Weights, load_strictly, read_state, tensors_sha256, without
-from micu.store import Steps
+from micu.store.sets import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

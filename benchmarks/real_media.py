@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 
 from benchmarks.real_pairs import Item, Pool, drop_duplicates, pair_items
 from extract.backbones.base import WaveformInput
-from extract.decode import read
-from extract.media import Reading
-from micu.errors import ManifestError
-from micu.manifest import Clip, write_manifest
+from extract.media.readers import read
+from extract.media.source import Reading
+from micu.base.errors import ManifestError
+from micu.store.manifest import Clip, write_manifest
 
 SECONDS = {"av-objects": 5, "av-digits": 4}
 """Length of the clips, s."""

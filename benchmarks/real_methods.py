@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from micu.manifest import read_manifest
-from micu.presets import PRESETS
+from micu.config.presets import PRESETS
+from micu.store.manifest import read_manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,15 +28,15 @@ from benchmarks.real_methods import (
     Trial,
     assignments,
 )
+from micu.base.files import write_atomically
 from micu.cli.evaluate import main as evaluate_command
 from micu.cli.features import find_feature_sets
 from micu.cli.train import main as train_command
+from micu.config.overrides import with_overrides
+from micu.config.presets import PRESETS
 from micu.evaluate.report import Row, read_rows
 from micu.evaluate.thresholds import ORACLE_AT_SOURCE_EPOCH, THRESHOLDS
-from micu.files import write_atomically
-from micu.overrides import with_overrides
-from micu.presets import PRESETS
-from micu.step import build_state
+from micu.train.step import build_state
 
 PROBE = ("--probe-learning-rate", "2e-3")
 """The published probe has hundreds of steps in an epoch; here they are about seven."""

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.real_methods import DataSet
-from micu.manifest import Clip, read_manifest, write_manifest
-from micu.store import (
+from micu.store.manifest import Clip, read_manifest, write_manifest
+from micu.store.sets import (
     FeatureRow,
     FeatureSpec,
     Header,

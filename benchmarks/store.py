@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from micu.store import (
+from micu.store.sets import (
     FeatureRow,
     FeatureSpec,
     FeatureStore,

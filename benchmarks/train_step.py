@@ -54,12 +54,12 @@ import numpy as np
 import torch
 from operations import Row, carried_out, needed_operations, share_of
 
-from micu import products
-from micu.data import Batch
-from micu.devices import peak_memory, resolve_device, wait_for
+from micu.base.devices import peak_memory, resolve_device, wait_for
+from micu.config.presets import PRESETS
+from micu.data.dataset import Batch
+from micu.model import cpu_products as products
 from micu.model import grids, networks
-from micu.presets import PRESETS
-from micu.step import TrainState, build_state, train_step
+from micu.train.step import TrainState, build_state, train_step
 
 SHAPES = {"audio": (128,), "video": (7, 7, 512), "text": (768,)}
 STEPS = 10

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from extract.backbones import find_backbone
-from extract.cluster_cli import (
+from extract.cluster.commands import (
     describe_unread,
     echo_problems,
     merge,
@@ -40,11 +40,11 @@ from extract.options import (
     split_weights,
 )
 from extract.run import Order, run_extraction
+from extract.sets.verify import SetReport, verify_set
 from extract.typed import RememberingCommand
-from extract.verify import SetReport, verify_set
-from micu.commands import EXIT_FAILURES, guard_screen, run_command
-from micu.devices import resolve_device
-from micu.errors import StoreError
+from micu.base.devices import resolve_device
+from micu.base.errors import StoreError
+from micu.base.process import EXIT_FAILURES, guard_screen, run_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import h5py
 
-from micu.errors import StoreError, shorten
+from micu.base.errors import StoreError, shorten
 
 FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
 """Filters that are read; others are plugins, which are code."""

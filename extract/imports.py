@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import Gives, InputSpec, Media, Option, TextInput, step_centres
 from extract.hdf5 import open_plain
-from extract.pipeline import Target, extract_several
-from extract.plan import Job, plan_extraction
+from extract.pipeline.decode_ahead import Target, extract_several
+from extract.pipeline.plan import Job, plan_extraction
 from extract.progress import Progress
 from extract.released import DATA, ReadReleased
 from extract.run import announce, end_run
 from extract.typed import typed_command
-from micu.commands import Source, record_source
-from micu.errors import ConfigError, ManifestError
-from micu.files import check_room
-from micu.manifest import Clip, read_manifest
-from micu.store import FeatureSpec, Steps
+from micu.base.errors import ConfigError, ManifestError
+from micu.base.files import check_room
+from micu.base.process import Source, record_source
+from micu.store.manifest import Clip, read_manifest
+from micu.store.sets import FeatureSpec, Steps
 
 STEPS = 10
 """T of the published code: longer clips are cut, shorter ones repeat their last step."""

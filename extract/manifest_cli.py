@@ -14,12 +14,12 @@ from extract.datasets.layout import locate_media
 from extract.imports import RELEASED, ImportOrder, import_features
 from extract.probe import describe_probes, probe_media, probe_path, write_probes
 from extract.typed import RememberingCommand
-from micu.commands import FiniteRange
-from micu.devices import count_cores
-from micu.errors import ManifestError
-from micu.files import write_atomically
-from micu.manifest import Clip, Manifest, read_manifest, write_manifest
-from micu.overlap import Shared, find_shared
+from micu.base.devices import count_cores
+from micu.base.errors import ManifestError
+from micu.base.files import write_atomically
+from micu.base.process import FiniteRange
+from micu.store.manifest import Clip, Manifest, read_manifest, write_manifest
+from micu.store.overlap import Shared, find_shared
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 

@@ -10,14 +10,14 @@ import click
 
 from extract.backbones import BACKBONES, TIMM_PREFIX, find_backbone
 from extract.backbones.base import Option, Precision, Run
-from extract.cluster_cli import dask_option, max_failures_option, part_option
-from extract.decode import DECODERS
+from extract.cluster.commands import dask_option, max_failures_option, part_option
+from extract.cluster.shares import Part
 from extract.flow.options import flow_options
-from extract.parts import Part
+from extract.media.readers import DECODERS
 from extract.run import Settings
-from micu.commands import FiniteRange
-from micu.devices import count_cores
-from micu.registry import suggest
+from micu.base.devices import count_cores
+from micu.base.process import FiniteRange
+from micu.base.registry import suggest
 
 DEFAULT_BACKBONE = {"video": "swinv2", "audio": "htsat", "flow": "slowonly", "text": "bert"}
 

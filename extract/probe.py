@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from extract.backbones.base import MIN_STEP_S, Media
-from extract.pipeline import Work, decode_ahead
-from extract.stills import open_source
-from extract.workers import Outcome, decode_in_processes
-from micu.commands import StopFlag
-from micu.errors import DecodeError
-from micu.files import write_atomically
-from micu.manifest import Clip
+from extract.media.stills import open_source
+from extract.media.workers import Outcome, decode_in_processes
+from extract.pipeline.decode_ahead import Work, decode_ahead
+from micu.base.errors import DecodeError
+from micu.base.files import write_atomically
+from micu.base.process import StopFlag
+from micu.store.manifest import Clip
 
 SHORT, GOOD = "short", "ok"
 PROBE_S = 60.0

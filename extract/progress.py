@@ -5,7 +5,7 @@ import time
 
 import click
 
-from extract.writer import Summary
+from extract.pipeline.writer import Summary
 
 LOG_EVERY_S = 30.0
 REDRAW_EVERY_S = 0.2

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from extract.backbones.base import Media
 from extract.hdf5 import open_plain
-from extract.media_file import MediaFile
-from micu.errors import DecodeError, StoreError, shorten
-from micu.manifest import Clip, youtube_id
+from extract.media.media_file import MediaFile
+from micu.base.errors import DecodeError, StoreError, shorten
+from micu.store.manifest import Clip, youtube_id
 
 MAX_BYTES = 128 * 2**20
 """Largest file, and largest content of one, that is read: 400 s of float64 grids."""

@@ -12,22 +12,22 @@ import click
 
 from extract.backbones import build_backbone, find_backbone
 from extract.backbones.base import Backbone, InputSpec, Run
-from extract.dask.engine import check_cluster_job, extract_on_cluster
-from extract.decode import describe_reading, read_several
+from extract.cluster.dask.engine import check_cluster_job, extract_on_cluster
 from extract.flow.methods import FlowSettings
-from extract.media import Reading, find_media
-from extract.pictures import check_decoder
-from extract.pipeline import ALL_FAILED, TOO_MANY_FAILED, Target, extract_several
-from extract.plan import Job, Limit, Plan, plan_extraction, usual_rows
+from extract.media.pictures import check_decoder
+from extract.media.readers import describe_reading, read_several
+from extract.media.script import leave_import
+from extract.media.source import Reading, find_media
+from extract.media.workers import check_system
+from extract.pipeline.decode_ahead import ALL_FAILED, TOO_MANY_FAILED, Target, extract_several
+from extract.pipeline.plan import Job, Limit, Plan, plan_extraction, usual_rows
+from extract.pipeline.writer import Summary
 from extract.progress import Progress
-from extract.script import leave_import
 from extract.typed import typed_command
-from extract.workers import check_system
-from extract.writer import Summary
-from micu.commands import EXIT_FAILURES, Source, StopFlag, find_source, record_source
-from micu.errors import ConfigError, DecodeError
-from micu.files import check_held, check_room, hold_folder
-from micu.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
+from micu.base.errors import ConfigError, DecodeError
+from micu.base.files import check_held, check_room, hold_folder
+from micu.base.process import EXIT_FAILURES, Source, StopFlag, find_source, record_source
+from micu.store.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
 
 GPU_WORKERS = 2
 """Workers at most where flow is computed on a GPU: each holds a context and a network there."""

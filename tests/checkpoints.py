@@ -2,12 +2,12 @@
 
 import torch
 
-from micu.checkpoint import Position, save_checkpoint
-from micu.config import TrainConfig
-from micu.data import Batch
-from micu.overrides import with_overrides
-from micu.step import build_state, train_step
-from micu.store import FeatureSpec
+from micu.config.overrides import with_overrides
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
+from micu.store.sets import FeatureSpec
+from micu.train.checkpoint import Position, save_checkpoint
+from micu.train.step import build_state, train_step
 from tests.feature_sets import SMALL
 
 SHAPES = {"audio": (6,), "video": (5,)}

@@ -14,8 +14,8 @@ import numpy as np
 
 from extract.backbones.base import Media
 from extract.probe import ReadProbe
-from micu.errors import ExtraError, StoreError
-from micu.manifest import Clip
+from micu.base.errors import ExtraError, StoreError
+from micu.store.manifest import Clip
 from tests.toy import toy_read
 
 

@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from extract.backbones.base import InputSpec, Media
-from extract.decode import read
-from extract.media import Reading
-from extract.pictures import check_decoder
-from micu.errors import MicuError
-from micu.manifest import Clip
+from extract.media.pictures import check_decoder
+from extract.media.readers import read
+from extract.media.source import Reading
+from micu.base.errors import MicuError
+from micu.store.manifest import Clip
 
 Array = NDArray[Any]
 

@@ -9,10 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
-import micu.train
+import micu.train.fit
 from micu.cli.train import main
-from micu.data import Batch
-from micu.step import StepReport, TrainState, train_step
+from micu.data.dataset import Batch
+from micu.train.step import StepReport, TrainState, train_step
 
 NAME, RANK, STEP, FILE = os.environ["MISFORTUNE"].split()
 
@@ -27,5 +27,5 @@ def struck(state: TrainState, batch: Batch) -> StepReport:
 
 
 if __name__ == "__main__":
-    micu.train.train_step = struck
+    micu.train.fit.train_step = struck
     sys.exit(main())

@@ -1,9 +1,9 @@
 """A model that knows what it was trained on, as far as a test says."""
 
-from micu.checkpoint import LoadedModel
+from micu.config.overrides import with_overrides
+from micu.config.presets import PRESETS
 from micu.model.micu import MICU
-from micu.overrides import with_overrides
-from micu.presets import PRESETS
+from micu.train.checkpoint import LoadedModel
 from tests.feature_sets import SHAPES, SMALL
 
 

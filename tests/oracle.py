@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.checkpoint import Position, save_checkpoint
-from micu.data import WORDS
-from micu.manifest import Clip, Event
+from micu.config.overrides import with_overrides
+from micu.config.presets import PRESETS
+from micu.data.dataset import WORDS
 from micu.model.micu import MICU
 from micu.model.quantizer import Quantized
-from micu.overrides import with_overrides
-from micu.presets import PRESETS
-from micu.step import build_state
-from micu.store import FeatureRow, find_sets, read_set
+from micu.store.manifest import Clip, Event
+from micu.store.sets import FeatureRow, find_sets, read_set
+from micu.train.checkpoint import Position, save_checkpoint
+from micu.train.step import build_state
 from tests.feature_sets import SMALL, STEPS, write_features
 
 OFFICIAL = {"audio": (128,), "video": (7, 7, 512), "text": (768,)}

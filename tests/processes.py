@@ -13,16 +13,16 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
+from micu.base.distributed import ALONE, World, join, share_rows
+from micu.base.errors import ConfigError, MicuError, TrainError
+from micu.base.launch import Place
 from micu.cli.train import main
-from micu.config import TrainConfig
-from micu.data import Batch
-from micu.distributed import ALONE, World, join, share_rows
-from micu.errors import ConfigError, MicuError, TrainError
-from micu.launch import Place
+from micu.config.overrides import with_overrides
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.model.quantizer import UnifiedQuantizer
-from micu.overrides import with_overrides
-from micu.parts import PartedBatch, Share, measure_share
-from micu.step import StepReport, TrainState, build_state, train_step
+from micu.train.processes.micro_batches import PartedBatch, Share, measure_share
+from micu.train.step import StepReport, TrainState, build_state, train_step
 from tests.feature_sets import SHAPES, SMALL
 
 T = 5
@@ -166,7 +166,7 @@ def _mean_of_means(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         own = {"steps": int(mask.sum()), "clips": int(mask.any(-1).sum())}
         return replace(share, totals={name: count * world.size for name, count in own.items()})
 
-    monkeypatch.setattr("micu.step.measure_share", measured)
+    monkeypatch.setattr("micu.train.step.measure_share", measured)
 
 
 TRAPS = {
@@ -253,7 +253,7 @@ def run_commands(rank: int, commands: Sequence[Sequence[str]], folder: Path) -> 
             return train_step(state, batch)
 
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr("micu.train.train_step", struck)
+            monkeypatch.setattr("micu.train.fit.train_step", struck)
             for key, value in {**variables, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
                 monkeypatch.setenv(key, value)
             result = CliRunner().invoke(main, arguments)

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.manifest import Clip, Event, write_manifest
+from micu.store.manifest import Clip, Event, write_manifest
 
 GRID, VECTOR = (7, 7, 512), (128,)
 

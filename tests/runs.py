@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones.base import BACKBONES, Gives, Media, Run, WaveformInput
-from micu.manifest import Clip, write_manifest
-from micu.store import FeatureSpec, Steps
+from micu.store.manifest import Clip, write_manifest
+from micu.store.sets import FeatureSpec, Steps
 from tests.conftest import PROJECT
 from tests.media_files import tone, write_media
 

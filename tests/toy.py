@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones.base import BACKBONES, Gives, Media, Run, TextInput
-from extract.plan import Job, Plan, plan_extraction
-from micu.errors import DecodeError
-from micu.manifest import Clip, read_manifest, write_manifest
-from micu.store import FeatureSpec, Steps
+from extract.pipeline.plan import Job, Plan, plan_extraction
+from micu.base.errors import DecodeError
+from micu.store.manifest import Clip, read_manifest, write_manifest
+from micu.store.sets import FeatureSpec, Steps
 
 
 @BACKBONES.register("toy")

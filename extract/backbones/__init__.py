@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from extract.backbones import htsat, htsat_clap, slowonly, swin_v2, text, vgg19, vggish  # noqa: F401
 from extract.backbones.base import BACKBONES, Backbone, Option, Run
 from extract.backbones.timm_image import TIMM_PREFIX, TimmImage
-from micu.errors import ConfigError
-from micu.registry import suggest
+from micu.base.errors import ConfigError
+from micu.base.registry import suggest
 
 __all__ = ["BACKBONES", "TIMM_PREFIX", "Run", "build_backbone", "find_backbone"]
 

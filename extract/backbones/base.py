@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import ConfigError
-from micu.registry import Registry
-from micu.store import FeatureSpec, Steps
+from micu.base.errors import ConfigError
+from micu.base.registry import Registry
+from micu.store.sets import FeatureSpec, Steps
 
 MIN_STEP_S = 0.1
 """A last step that would hold less than this is not made: a 10.02 s clip has ten steps."""
@@ -175,7 +175,7 @@ class Run:
     """Where a network runs, and how."""
 
     device: str = "auto"
-    """As `micu.devices.resolve_device` takes it."""
+    """As `micu.base.devices.resolve_device` takes it."""
     batch_size: int | None = None
     """Units in one forward pass; None is the backbone's own. Changes speed and memory alone."""
     precision: Precision = "float32"

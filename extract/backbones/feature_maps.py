@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 
 
 class FeatureMaps(nn.Module):

@@ -39,8 +39,8 @@ from extract.backbones.weights import (
     seeded,
     tensors_sha256,
 )
-from micu.errors import WeightsError
-from micu.store import Steps
+from micu.base.errors import WeightsError
+from micu.store.sets import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor

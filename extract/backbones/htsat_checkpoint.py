@@ -12,7 +12,7 @@ import numpy as np
 
 from extract.backbones.log_mel import LogMel, mel_filters
 from extract.backbones.weights import load_strictly, refuse_misfits, without
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

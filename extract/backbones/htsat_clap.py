@@ -26,7 +26,7 @@ from extract.backbones.weights import (
     seeded,
     without,
 )
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 
 HUB = "laion/clap-htsat-unfused"
 TOWER = "audio_model."

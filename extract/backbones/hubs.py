@@ -24,7 +24,7 @@ from extract.backbones.weights import (
     refuse_not_finite,
     refuse_odd_numbers,
 )
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones.base import Run
-from micu.devices import resolve_device
-from micu.errors import DeviceError, no_memory
+from micu.base.devices import resolve_device
+from micu.base.errors import DeviceError, no_memory
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from extract.backbones.weights import refuse_misfits
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -36,7 +36,7 @@ from extract.backbones.weights import (
     without,
 )
 from extract.flow.methods import OPENCV
-from micu.store import Steps
+from micu.store.sets import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor

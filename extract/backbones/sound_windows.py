@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones.base import MIN_STEP_S, Media, step_centres
-from micu.store import Steps
+from micu.store.sets import Steps
 
 
 def repeat_to_length(window: NDArray[np.float32], length: int) -> NDArray[np.float32]:

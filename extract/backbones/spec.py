@@ -5,7 +5,7 @@ from typing import Any
 
 from extract.backbones.base import Backbone, Run, versions_of
 from extract.backbones.weights import Weights
-from micu.store import FeatureSpec
+from micu.store.sets import FeatureSpec
 
 
 def build_spec(

@@ -39,8 +39,8 @@ from extract.backbones.words import (
     spelling_tokenizer,
     words_sha256,
 )
-from micu.errors import ConfigError, DecodeError
-from micu.store import Steps
+from micu.base.errors import ConfigError, DecodeError
+from micu.store.sets import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -37,8 +37,8 @@ from extract.backbones.weights import (
     tensors_sha256,
     without,
 )
-from micu.errors import ConfigError, RegistryError, WeightsError
-from micu.store import Steps
+from micu.base.errors import ConfigError, RegistryError, WeightsError
+from micu.store.sets import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor

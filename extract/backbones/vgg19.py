@@ -43,8 +43,8 @@ from extract.backbones.weights import (
     without,
 )
 from extract.flow.methods import OPENCV
-from micu.errors import WeightsError
-from micu.store import Steps
+from micu.base.errors import WeightsError
+from micu.store.sets import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

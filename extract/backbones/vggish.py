@@ -40,7 +40,7 @@ from extract.backbones.weights import (
     seeded,
     tensors_sha256,
 )
-from micu.store import Steps
+from micu.store.sets import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor

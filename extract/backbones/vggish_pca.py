@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from extract.backbones.weights import PICKLES, find_weights_file, first_line
-from micu.errors import CheckpointError, WeightsError
-from micu.tensor_files import check_tensor_file
+from micu.base.errors import CheckpointError, WeightsError
+from micu.base.tensor_files import check_tensor_file
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from micu.commands import LAST_SEED
-from micu.errors import CheckpointError, WeightsError, brief
-from micu.files import read_json
-from micu.tensor_files import DamagedError, load_tensor_file
+from micu.base.errors import CheckpointError, WeightsError, brief
+from micu.base.files import read_json
+from micu.base.process import LAST_SEED
+from micu.base.tensor_files import DamagedError, load_tensor_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -370,7 +370,7 @@ def refuse_not_finite(
     Raises:
         WeightsError: There are such; some of their tensors are named.
     """
-    from micu.tensors import is_finite
+    from micu.base.tensors import is_finite
 
     bad = [told(name) for name, tensor in own.items() if not is_finite(tensor)]
     if bad:

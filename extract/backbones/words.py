@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import ConfigError, brief
-from micu.files import parse_json, read_bounded
+from micu.base.errors import ConfigError, brief
+from micu.base.files import parse_json, read_bounded
 
 MAX_WORDS_BYTES = 16 * 2**20
 """Largest list of words that is read: more than a million of them."""

@@ -23,8 +23,8 @@ from extract.datasets.base import (
     with_unique_ids,
 )
 from extract.hdf5 import open_plain
-from micu.errors import ManifestError
-from micu.manifest import Clip
+from micu.base.errors import ManifestError
+from micu.store.manifest import Clip
 
 CLIP_S = 10.0
 SPLITS = ("train", "val", "test")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from extract.datasets.ave import ANNOTATIONS, read_annotations
 from extract.datasets.base import File, Files, Lines, data_set, numbered, read_event, read_table
-from micu.errors import ManifestError
-from micu.manifest import Clip, Event
+from micu.base.errors import ManifestError
+from micu.store.manifest import Clip, Event
 
 CLIP_S = 10.0
 LISTS = {"video": "visual", "audio": "audio"}

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
-from micu.errors import ManifestError
-from micu.manifest import Clip, Event
-from micu.registry import Registry
-from micu.table import read_bytes
+from micu.base.errors import ManifestError
+from micu.base.registry import Registry
+from micu.base.table import read_bytes
+from micu.store.manifest import Clip, Event
 
 logger = logging.getLogger(__name__)
 

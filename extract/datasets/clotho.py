@@ -5,8 +5,8 @@ evaluation}.csv`: `file_name, caption_1, …, caption_5`.
 """
 
 from extract.datasets.base import File, Files, captions, data_set, read_table
-from micu.errors import ManifestError
-from micu.manifest import Clip
+from micu.base.errors import ManifestError
+from micu.store.manifest import Clip
 
 SPLITS = {"development": "train", "validation": "val", "evaluation": "test"}
 CAPTIONS = tuple(f"caption_{i}" for i in range(1, 6))

@@ -15,10 +15,10 @@ from extract.datasets.base import (
     logger,
     with_unique_ids,
 )
-from extract.formats import MEDIA_SUFFIXES
-from micu.errors import ManifestError
-from micu.manifest import TIMES, Clip, read_manifest, read_table, youtube_id
-from micu.table import parse_seconds
+from extract.media.formats import MEDIA_SUFFIXES
+from micu.base.errors import ManifestError
+from micu.base.table import parse_seconds
+from micu.store.manifest import TIMES, Clip, read_manifest, read_table, youtube_id
 
 SPLITS = ("train", "val", "test")
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from extract.formats import MEDIA_SUFFIXES
-from micu.manifest import Clip, youtube_id
+from extract.media.formats import MEDIA_SUFFIXES
+from micu.store.manifest import Clip, youtube_id
 
 
 @dataclass(frozen=True, slots=True)

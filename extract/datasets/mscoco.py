@@ -11,8 +11,8 @@ from pathlib import Path
 
 from extract.datasets.base import File, Files, Lines, captions, data_set, logger, read_lines
 from extract.datasets.valor32k import read_json
-from micu.errors import ManifestError
-from micu.manifest import Clip
+from micu.base.errors import ManifestError
+from micu.store.manifest import Clip
 
 KARPATHY = {"restval": "train"}
 """Splits of `dataset_coco.json` that are used as others."""

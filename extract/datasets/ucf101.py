@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from extract.datasets.base import File, Files, Lines, data_set, read_lines, read_table
-from micu.errors import ManifestError
-from micu.manifest import Clip
+from micu.base.errors import ManifestError
+from micu.store.manifest import Clip
 
 _FOLDERS = {"HandStandPushups": "HandstandPushups"}
 """Folders of the archive that are not spelled as the videos in them."""

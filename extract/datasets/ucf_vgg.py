@@ -10,8 +10,8 @@ from pathlib import Path
 from extract.datasets.base import File, Files, Lines, data_set, read_lines, read_table
 from extract.datasets.ucf101 import media_path
 from extract.datasets.vggsound import CLIP_S
-from micu.errors import ManifestError
-from micu.manifest import Clip
+from micu.base.errors import ManifestError
+from micu.store.manifest import Clip
 
 FILES = (
     File(role="ucf", pattern="ucf2vggsound.csv"),

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from extract.datasets.base import File, Files, data_set
-from micu.errors import ManifestError
-from micu.manifest import Clip
-from micu.table import read_bytes
+from micu.base.errors import ManifestError
+from micu.base.table import read_bytes
+from micu.store.manifest import Clip
 
 CLIP_S = 10.0
 SPLITS = ("train", "val", "test")

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from extract.datasets.base import File, Files, Lines, data_set, read_rows, read_table
-from micu.manifest import Clip
+from micu.store.manifest import Clip
 
 CLIP_S = 10.0
 

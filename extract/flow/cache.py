@@ -28,14 +28,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from extract import streams
 from extract.backbones.base import FlowInput
 from extract.flow.methods import OPENCV, FlowSettings
 from extract.flow.sampling import Pair
-from extract.media import MAX_PIXELS, Reading, find_media
-from micu.errors import StoreError
-from micu.files import hold_folder, remove_stale_temporaries, write_atomically
-from micu.manifest import Clip
+from extract.media import damage as streams
+from extract.media.source import MAX_PIXELS, Reading, find_media
+from micu.base.errors import StoreError
+from micu.base.files import hold_folder, remove_stale_temporaries, write_atomically
+from micu.store.manifest import Clip
 
 logger = logging.getLogger(__name__)
 

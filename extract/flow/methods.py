@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.flow.tvl1 import ENGINES, TVL1, tvl1_pairs
-from micu.errors import ConfigError, MicuError, check_shape
-from micu.registry import Registry
+from micu.base.errors import ConfigError, MicuError, check_shape
+from micu.base.registry import Registry
 
 OPENCV = ("opencv-contrib-python-headless", "opencv-contrib-python")
 RAFT_SIZES = ("large", "small")
@@ -173,7 +173,7 @@ def _estimate_tvl1(
     _check_engine(settings)
     device = settings.device
     if settings.engine == "torch":
-        from micu.devices import resolve_device
+        from micu.base.devices import resolve_device
 
         device = resolve_device(device)
     return tvl1_pairs(previous, following, settings.tvl1, engine=settings.engine, device=device)

@@ -39,7 +39,7 @@ class RAFT:
         size: `large` or `small`.
         weights: `pretrained`, a path to a checkpoint in torchvision's layout, `random` or
             `random:SEED`.
-        device: As `micu.devices.resolve_device` takes it.
+        device: As `micu.base.devices.resolve_device` takes it.
 
     Raises:
         WeightsError: The weights cannot be had or do not fit.

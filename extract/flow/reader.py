@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from extract import streams
 from extract.backbones.base import FlowInput, Media
 from extract.flow.cache import Fields, Film, FlowCache
 from extract.flow.methods import FlowSettings, estimate_flow
 from extract.flow.quantize import quantize_flow, still_level
 from extract.flow.sampling import FlowPlan, Pair, plan_fields
-from extract.media import Reading, Source, Window
-from extract.pictures import Picture, center_crop, fit_short_side
-from extract.sampling import find_covered_s, note_decoding
-from extract.streams import Damage, check_unit_bytes, too_short
-from micu.errors import DecodeError
-from micu.manifest import Clip
+from extract.media import damage as streams
+from extract.media.damage import Damage, check_unit_bytes, too_short
+from extract.media.pictures import Picture, center_crop, fit_short_side
+from extract.media.sampling import find_covered_s, note_decoding
+from extract.media.source import Reading, Source, Window
+from micu.base.errors import DecodeError
+from micu.store.manifest import Clip
 
 CALL_BYTES = 512 * 2**20
 """What the pairs of one call to the estimator may take, pictures and fields together."""

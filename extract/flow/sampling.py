@@ -7,8 +7,8 @@ from fractions import Fraction
 from itertools import takewhile
 
 from extract.backbones.base import FlowInput, count_steps
-from extract.media import Window
-from extract.sampling import find_first_second, iter_instants
+from extract.media.sampling import find_first_second, iter_instants
+from extract.media.source import Window
 
 Pair = tuple[int, int]
 """Indices of the two pictures of a field, counted within the manifest's window."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import ConfigError, MicuError, ShapeError, check_shape
+from micu.base.errors import ConfigError, MicuError, ShapeError, check_shape
 
 ENGINES = ("numba", "opencv", "torch")
 """`numba` is the fast one on a CPU, `torch` the one for a GPU, `opencv` the reference."""

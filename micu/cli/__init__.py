@@ -3,8 +3,8 @@
 
 def train_main() -> None:
     """Entry point of `micu-train`."""
+    from micu.base.process import guard_screen
     from micu.cli.train import main
-    from micu.commands import guard_screen
 
     guard_screen()
     main()
@@ -12,8 +12,8 @@ def train_main() -> None:
 
 def eval_main() -> None:
     """Entry point of `micu-eval`."""
+    from micu.base.process import guard_screen
     from micu.cli.report import main
-    from micu.commands import guard_screen
 
     guard_screen()
     main()

@@ -4,9 +4,9 @@ import json
 
 import click
 
-from micu.cost import RunCost
-from micu.data import FeatureDataset
-from micu.step import TrainState
+from micu.data.dataset import FeatureDataset
+from micu.train.cost import RunCost
+from micu.train.step import TrainState
 
 
 def tell_cost(cost: RunCost, state: TrainState, dataset: FeatureDataset, *, as_json: bool) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from micu.base.errors import ConfigError
+from micu.base.process import LAST_SEED, FiniteRange
 from micu.cli.selection import select_on_option
-from micu.commands import LAST_SEED, FiniteRange
-from micu.errors import ConfigError
 from micu.evaluate import code_scores, feature_scores  # noqa: F401 - they register scores
 from micu.evaluate.scores import SCORES
 from micu.evaluate.splits import CLEAN, PAPER
 from micu.evaluate.thresholds import ORACLE_AT_SOURCE_EPOCH, THRESHOLDS
-from micu.manifest import MODALITIES
+from micu.store.manifest import MODALITIES
 
 MOST = 2**31 - 1
 """Largest count that an option takes."""

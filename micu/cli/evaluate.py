@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from micu.base.devices import resolve_device
+from micu.base.errors import ConfigError, StoreError
+from micu.base.files import check_held, file_sha256, hold_folder, write_atomically
+from micu.base.process import LAST_SEED, exit_codes
+from micu.base.registry import closest, suggest
 from micu.cli.eval_options import (
     PROBED,
     Arguments,
@@ -25,9 +30,6 @@ from micu.cli.eval_options import (
 from micu.cli.features import FeatureSets, find_feature_sets, parse_pairs
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.cli.selection import select
-from micu.commands import LAST_SEED, exit_codes
-from micu.devices import resolve_device
-from micu.errors import ConfigError, StoreError
 from micu.evaluate.class_map import read_class_map
 from micu.evaluate.columns import shown_metrics
 from micu.evaluate.ranking import rank_scores
@@ -42,17 +44,15 @@ from micu.evaluate.report import (
 from micu.evaluate.scores import SCORES
 from micu.evaluate.splits import CLEAN, PAPER
 from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
-from micu.files import check_held, file_sha256, hold_folder, write_atomically
-from micu.manifest import MODALITIES, Manifest, read_class_list, read_manifest
-from micu.registry import closest, suggest
 from micu.report.build import render_rows
 from micu.report.commands import commands_path, read_commands, record_command, typed_line
 from micu.report.paper import check_setting
+from micu.store.manifest import MODALITIES, Manifest, read_class_list, read_manifest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
-    from micu.checkpoint import LoadedModel
     from micu.evaluate.encoders import ClipEncoder
     from micu.evaluate.evaluation import Evaluation, Side
+    from micu.train.checkpoint import LoadedModel
 
 PROBE_EPOCHS = {"cmg": 30}
 """Of most published scripts; 25 for the other tasks. `--setting` has those of its own script."""

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from micu.commands import find_source
-from micu.errors import ConfigError, StoreError
-from micu.manifest import MODALITIES, Manifest, read_manifest
-from micu.registry import suggest
-from micu.store import FeatureStore, find_sets, read_set
+from micu.base.errors import ConfigError, StoreError
+from micu.base.process import find_source
+from micu.base.registry import suggest
+from micu.store.manifest import MODALITIES, Manifest, read_manifest
+from micu.store.sets import FeatureStore, find_sets, read_set
 
 SET = "set.json"
 """Marks the folder of a feature set."""

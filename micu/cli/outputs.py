@@ -5,10 +5,10 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
+from micu.base.files import TEMPORARY_SUFFIX, refuse_lost_link
 from micu.evaluate.report import resembles_results
 from micu.evaluate.sheets import read_columns
-from micu.files import TEMPORARY_SUFFIX, refuse_lost_link
 
 TRIED = 1 << 16
 """Bytes that are written to try a folder."""

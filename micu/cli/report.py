@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
+from micu.base.errors import ConfigError
+from micu.base.files import write_atomically
+from micu.base.process import exit_codes
 from micu.cli.evaluate import main as evaluate
 from micu.cli.outputs import refuse_shared, try_file
-from micu.commands import exit_codes
-from micu.errors import ConfigError
 from micu.evaluate.report import Table, render_markdown
-from micu.files import write_atomically
 from micu.report.clip_map import METHODS
 from micu.report.paper import COLUMNS, SETTINGS, TABLES, Printed, select_table, tabulate_printed
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from micu.config import TrainConfig
-from micu.files import lock_folder, read_bounded, write_atomically
-from micu.launch import LAUNCHER, Place
+from micu.base.files import lock_folder, read_bounded, write_atomically
+from micu.base.launch import LAUNCHER, Place
+from micu.config.sections import TrainConfig
 
 if TYPE_CHECKING:
-    from micu.checkpoint import Position, Record
-    from micu.step import TrainState
+    from micu.train.checkpoint import Position, Record
+    from micu.train.step import TrainState
 
 MAX_MARK_BYTES = 4096
 """Largest note of who began a run: it is a name."""
@@ -36,7 +36,7 @@ class RunFolder:
         Raises:
             ConfigError: The folder holds a run that is not to be touched.
         """
-        from micu.train import find_resumable
+        from micu.train.fit import find_resumable
 
         mark = self.out / LAUNCHER
         launcher = _read_mark(mark)
@@ -58,7 +58,7 @@ class RunFolder:
         Raises:
             ConfigError: Another run is at work there, or one is not to be touched.
         """
-        from micu.train import clear_run
+        from micu.train.fit import clear_run
 
         stack.enter_context(lock_folder(self.out))
         # Looked at before the features were read too: another run may have ended here meanwhile.
@@ -92,8 +92,8 @@ def resume_(state: "TrainState", path: Path, record: "Record") -> "Position":
     Raises:
         CheckpointError: The checkpoint cannot be read, or was trained on other features.
     """
-    from micu.checkpoint import restore_
-    from micu.errors import CheckpointError
+    from micu.base.errors import CheckpointError
+    from micu.train.checkpoint import restore_
 
     position, before = restore_(state, path)
     if before.get("data_sha256") != record["data_sha256"]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 from micu.evaluate.report import Row
 from micu.evaluate.selection import CRITERIA, choose_checkpoint, merit
 

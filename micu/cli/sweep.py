@@ -13,11 +13,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from micu.base.errors import ConfigError
+from micu.base.files import hold_folder
+from micu.base.process import EXIT_FAILURES, exit_codes, stop_signals
+from micu.base.slurm import ArrayJob, array_script
 from micu.cli.outputs import try_file
-from micu.commands import EXIT_FAILURES, exit_codes, stop_signals
-from micu.errors import ConfigError
-from micu.files import hold_folder
-from micu.slurm import ArrayJob, array_script
 from micu.sweep.conduct import CHECKPOINT, Job, conduct, launcher, share_cores, share_gpus
 from micu.sweep.plan import PRESET, Build, SweepRun, choose_part, parse_axes, plan_runs
 

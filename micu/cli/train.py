@@ -1,6 +1,6 @@
 """`micu-train`: features in, checkpoints out. Safe to interrupt and to type again with `--resume`.
 
-Under torchrun or srun one model is trained by all their processes (`micu.launch`).
+Under torchrun or srun one model is trained by all their processes (`micu.base.launch`).
 
 Exit codes: 0 all good, 2 usage or an error with a message, 3 no step moved anything (of a sweep:
 some runs failed), 71 no memory left, 74 input/output error, 75 stopped but resumable, 130 Ctrl-C.
@@ -18,28 +18,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from micu.base.devices import resolve_device
+from micu.base.errors import ConfigError
+from micu.base.launch import Place, find_place
+from micu.base.process import EXIT_FAILURES, exit_codes
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
 from micu.cli.resume import RunFolder, resume_
 from micu.cli.sweep import OWN, is_sweep, run_sweep
 from micu.cli.train_options import train_options
-from micu.commands import EXIT_FAILURES, exit_codes
-from micu.config import TrainConfig
-from micu.devices import resolve_device
-from micu.errors import ConfigError
-from micu.launch import Place, find_place
-from micu.manifest import MODALITIES
-from micu.overrides import idle_settings, to_json, with_overrides
-from micu.presets import PRESETS
+from micu.config.overrides import idle_settings, to_json, with_overrides
+from micu.config.presets import PRESETS
+from micu.config.sections import TrainConfig
+from micu.store.manifest import MODALITIES
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
 
-    from micu.checkpoint import Record
-    from micu.data import Batch, FeatureDataset
-    from micu.distributed import World
-    from micu.step import TrainState
-    from micu.store import FeatureSpec
-    from micu.train import FitSummary, LoaderFactory
+    from micu.base.distributed import World
+    from micu.data.dataset import Batch, FeatureDataset
+    from micu.store.sets import FeatureSpec
+    from micu.train.checkpoint import Record
+    from micu.train.fit import FitSummary, LoaderFactory
+    from micu.train.step import TrainState
 
 SHORTCUTS = {"seed": "seed", "precision": "optimizer.precision", "tf32": "optimizer.tf32"}
 """Options that set a setting, by their names, and the setting."""
@@ -161,7 +161,7 @@ def run(config: TrainConfig, typed: Arguments, place: Place) -> int:
     """Train as asked, tell about it, and return the exit code."""
     import torch
 
-    from micu.distributed import join
+    from micu.base.distributed import join
 
     device = resolve_device(place.device_name(typed.device, torch.cuda.device_count()))
     with join(place, device) as world:
@@ -170,12 +170,12 @@ def run(config: TrainConfig, typed: Arguments, place: Place) -> int:
 
 def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world: "World") -> int:
     """`run`, for one process among those that have met."""
-    from micu.cache import CachedDataset
     from micu.cli.cost import tell_cost
-    from micu.cost import count_steps, measure_cost
-    from micu.data import FeatureDataset, make_loader, select_clips
-    from micu.logs import import_tensorboard
-    from micu.step import build_state, weights_digest
+    from micu.data.cache import CachedDataset
+    from micu.data.dataset import FeatureDataset, make_loader, select_clips
+    from micu.train.cost import count_steps, measure_cost
+    from micu.train.logs import import_tensorboard
+    from micu.train.step import build_state, weights_digest
 
     folder = RunFolder(typed.out, typed.resume, typed.overwrite, place)
     if not typed.dry_run:
@@ -231,7 +231,7 @@ def _fit(
     folder: RunFolder,
 ) -> "FitSummary":
     """Train in a folder that no other run is at work in."""
-    from micu.train import Plan, fit
+    from micu.train.fit import Plan, fit
 
     plan = Plan(specs, record, typed.save_every, typed.keep, typed.tensorboard)
     with ExitStack() as stack:

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from micu.cli.sweep import sweep_options
-from micu.manifest import MODALITIES
-from micu.presets import PRESETS, list_presets
+from micu.config.presets import PRESETS, list_presets
+from micu.store.manifest import MODALITIES
 
 Command = Callable[..., None]
 Options = list[Callable[[Command], Command]]

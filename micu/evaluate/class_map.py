@@ -4,8 +4,8 @@ import csv
 import io
 from pathlib import Path
 
-from micu.errors import ManifestError
-from micu.table import read_bytes
+from micu.base.errors import ManifestError
+from micu.base.table import read_bytes
 
 
 def read_class_map(path: Path) -> dict[str, str]:

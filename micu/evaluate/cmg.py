@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 from micu.evaluate.encoders import check_same_space
 from micu.evaluate.evaluation import TASKS, Evaluation, Job, chance_rows, make_row
 from micu.evaluate.leaks import EPOCH_ON_TEST
@@ -21,7 +21,7 @@ from micu.evaluate.probe import predict_logits
 from micu.evaluate.report import Row
 from micu.evaluate.splits import PAPER, OpenSetSplit
 from micu.evaluate.thresholds import choose_epoch
-from micu.manifest import Clip
+from micu.store.manifest import Clip
 
 
 @TASKS.register("cmg")

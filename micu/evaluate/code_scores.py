@@ -5,7 +5,7 @@ They are means over the real steps of a clip, so that long clips do not count as
 
 import numpy as np
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 from micu.evaluate.metrics import Floats, Ints
 from micu.evaluate.scores import SCORES, Evidence, Fitting, Scorer
 

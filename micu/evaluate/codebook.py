@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
+from micu.base.files import write_atomically
 from micu.evaluate.sheets import count, read_sheet, render_sheet, show
-from micu.files import write_atomically
 
 if TYPE_CHECKING:  # torch takes seconds to import, and reading needs none
     from micu.evaluate.probe import ClipFeatures

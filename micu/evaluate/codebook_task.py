@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from micu.errors import ConfigError, ManifestError
+from micu.base.errors import ConfigError, ManifestError
 from micu.evaluate.codebook import agreement, count_codes, write_codebook
 from micu.evaluate.encoders import CodeEncoder, encode_real
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row

@@ -30,11 +30,11 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from micu.errors import ConfigError, MicuError, check_shape
+from micu.base.errors import ConfigError, MicuError, check_shape
+from micu.base.files import write_atomically
 from micu.evaluate.metrics import check_open_set
 from micu.evaluate.report import ADDED
-from micu.files import write_atomically
-from micu.manifest import Clip
+from micu.store.manifest import Clip
 
 if TYPE_CHECKING:  # torch takes seconds to import, and reading needs none
     from micu.evaluate.probe import ClipFeatures

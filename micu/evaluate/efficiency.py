@@ -12,13 +12,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from micu.data import Batch, FeatureDataset, iterate, make_loader
-from micu.devices import peak_memory, wait_for
-from micu.errors import ConfigError
+from micu.base.devices import peak_memory, wait_for
+from micu.base.errors import ConfigError
+from micu.data.dataset import Batch, FeatureDataset, iterate, make_loader
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.report import Row
 from micu.model.micu import MICU
-from micu.step import build_state, train_step
+from micu.train.step import build_state, train_step
 
 MIB = 2**20
 UNUSED_DOWNSTREAM = ("specific_encoders", "reconstructors")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from micu.align import align_steps
-from micu.config import DataConfig
-from micu.data import Batch, FeatureDataset, iterate, make_loader
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
+from micu.config.sections import DataConfig
+from micu.data.align import align_steps
+from micu.data.dataset import Batch, FeatureDataset, iterate, make_loader
 from micu.evaluate.probe import (
     RIDGE,
     ClipFeatures,
@@ -25,9 +25,9 @@ from micu.evaluate.probe import (
     join_clips,
 )
 from micu.losses import derive_seed
-from micu.manifest import Clip
 from micu.model.micu import MICU
-from micu.store import FeatureRow, FeatureStore
+from micu.store.manifest import Clip
+from micu.store.sets import FeatureRow, FeatureStore
 
 BATCH_SIZE = 80
 """Clips that are encoded at once."""

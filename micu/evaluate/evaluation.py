@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from micu.checkpoint import LoadedModel
-from micu.errors import ManifestError
+from micu.base.errors import ManifestError
+from micu.base.registry import Registry
 from micu.evaluate.encoders import ClipEncoder, check_same_space
 from micu.evaluate.leaks import CHECKPOINT_ON_TEST, Pretraining
 from micu.evaluate.probe import ProbeConfig
@@ -27,9 +27,9 @@ from micu.evaluate.splits import (
     split_clips,
 )
 from micu.evaluate.thresholds import ORACLE
-from micu.manifest import Clip, Manifest
-from micu.registry import Registry
-from micu.store import FeatureStore
+from micu.store.manifest import Clip, Manifest
+from micu.store.sets import FeatureStore
+from micu.train.checkpoint import LoadedModel
 
 CEILING = "ceiling"
 """The method whose probe is trained on the target modality."""

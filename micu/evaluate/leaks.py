@@ -17,12 +17,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from micu.checkpoint import LoadedModel
-from micu.data import WORDS, select_clips
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
+from micu.base.files import file_sha256
+from micu.data.dataset import WORDS, select_clips
 from micu.evaluate.splits import media_item
-from micu.files import file_sha256
-from micu.manifest import Clip, Manifest, read_manifest
+from micu.store.manifest import Clip, Manifest, read_manifest
+from micu.train.checkpoint import LoadedModel
 
 THRESHOLD_ON_TEST, EPOCH_ON_TEST = "threshold:test", "epoch:test"
 CHECKPOINT_ON_TEST = "checkpoint:test"

@@ -31,7 +31,7 @@ from micu.evaluate.probe import (
     localization_losses,
 )
 from micu.evaluate.splits import OpenSetSplit
-from micu.manifest import Clip
+from micu.store.manifest import Clip
 
 Segments = NDArray[np.bool_]
 

@@ -7,7 +7,7 @@ formulas.
 
 import re
 
-from micu.errors import show_unseen
+from micu.base.errors import show_unseen
 
 _SIGNS = re.compile(r"[\\`\[\]|~$]")
 """Get a backslash: they may begin or end a link, a picture, code, a cell, a formula."""

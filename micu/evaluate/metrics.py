@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import MicuError, check_shape
+from micu.base.errors import MicuError, check_shape
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from micu.checkpoint import LoadedModel, load_checkpoint
-from micu.config import TrainConfig
-from micu.errors import CheckpointError, StoreError
+from micu.base.errors import CheckpointError, StoreError
+from micu.base.files import file_sha256
+from micu.base.tensor_files import load_tensor_file
+from micu.config.overrides import config_differences
+from micu.config.presets import ALIASES, PRESETS
+from micu.config.sections import TrainConfig
 from micu.evaluate.report import CHANGES, RELEASED
-from micu.files import file_sha256
 from micu.model.micu import MICU
-from micu.overrides import config_differences
-from micu.presets import ALIASES, PRESETS
-from micu.released import ENCODER_SECTION, load_released
-from micu.store import FeatureSpec, FeatureStore
-from micu.tensor_files import load_tensor_file
+from micu.store.sets import FeatureSpec, FeatureStore
+from micu.train.checkpoint import LoadedModel, load_checkpoint
+from micu.train.released import ENCODER_SECTION, load_released
 
 
 def load_model(path: Path, device: str) -> LoadedModel:

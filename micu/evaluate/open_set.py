@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from micu.errors import ConfigError, ManifestError
+from micu.base.errors import ConfigError, ManifestError
 from micu.evaluate import feature_scores  # noqa: F401 - registers its scores
 from micu.evaluate.code_scores import CODE_SCORES, QUANTIZATION, no_codes
 from micu.evaluate.details import ClipMap, Details, map_clips

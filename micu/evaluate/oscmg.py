@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 from micu.evaluate.details import write_details
 from micu.evaluate.evaluation import TASKS, Evaluation, Job, chance_rows, make_row
 from micu.evaluate.leaks import EPOCH_ON_TEST, THRESHOLD_ON_TEST

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
-from micu.data import Batch
-from micu.errors import ConfigError, StoreError, check_shape
+from micu.base.errors import ConfigError, StoreError, check_shape
+from micu.data.dataset import Batch
+from micu.model.cpu_products import Linear
 from micu.model.micu import MICU
-from micu.products import Linear
 
 PREDICTED_AT_ONCE = 1024
 """Clips whose logits are computed at once."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
+from micu.base.files import hold_folder, wait_for_lock, write_atomically
 from micu.evaluate.columns import COLUMN_TITLES, NOT_RATES, SHOWN
 from micu.evaluate.markdown import neutral
 from micu.evaluate.sheets import (
@@ -22,7 +23,6 @@ from micu.evaluate.sheets import (
     show,
     unfinished_columns,
 )
-from micu.files import hold_folder, wait_for_lock, write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from micu.data import WORDS
-from micu.errors import ConfigError, ManifestError
+from micu.base.errors import ConfigError, ManifestError
+from micu.data.dataset import WORDS
 from micu.evaluate.encoders import ClipEncoder, check_same_space, encode_real
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.metrics import Floats, retrieval_recall
 from micu.evaluate.report import Row
 from micu.evaluate.splits import CLEAN, PAPER, TEST, clips_sha256, name_splits
-from micu.manifest import MODALITIES, Clip
+from micu.store.manifest import MODALITIES, Clip
 
 RANKS = (1, 5, 10)
 ONE_CAPTION = ("mscoco",)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from micu.base.registry import Registry
 from micu.evaluate.metrics import Floats, Ints, softmax
-from micu.registry import Registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 from micu.evaluate.report import Row
 
 CRITERIA = {"source-val": "val_acc", "oracle": "hos"}

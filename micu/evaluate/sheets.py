@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from micu.errors import ConfigError
-from micu.files import read_bounded
+from micu.base.errors import ConfigError
+from micu.base.files import read_bounded
 
 LARGEST = 1 << 28
 """Bytes of a table that is read."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import ManifestError
+from micu.base.errors import ManifestError
+from micu.base.registry import closest, suggest
 from micu.evaluate.metrics import UNKNOWN
-from micu.manifest import Clip, youtube_id
-from micu.registry import closest, suggest
+from micu.store.manifest import Clip, youtube_id
 
 logger = logging.getLogger(__name__)
 

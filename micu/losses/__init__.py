@@ -6,8 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from micu.config import TrainConfig
-from micu.data import Batch
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.losses import (  # noqa: F401
     autoencoder,
     club,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from micu.data import Batch
+from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, Draws, Loss
 from micu.model.micu import MICUOutput
 

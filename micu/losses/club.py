@@ -11,13 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from micu.config import TrainConfig
-from micu.data import Batch
+from micu.base.tensors import load_adam_
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, Draws, Loss
+from micu.model.cpu_products import Linear
 from micu.model.micu import MICU, MICUOutput
 from micu.model.networks import SpecificEncoder
-from micu.products import Linear
-from micu.tensors import load_adam_
 
 ESTIMATOR_LAYERS = 3
 HEAD_REDUCTION = 2

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from micu.config import TrainConfig
-from micu.data import Batch
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.losses.contrastive import mean_over_steps
 from micu.losses.terms import LOSSES, Draws, Loss, needed_steps
 from micu.model.kmeans import kmeans

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from micu.data import Batch
+from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, ClipsLoss, Draws, Loss
 from micu.model.micu import MICUOutput
 

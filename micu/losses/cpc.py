@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from micu.config import TrainConfig
-from micu.data import Batch
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.losses.contrastive import info_nce_pairs
 from micu.losses.terms import LOSSES, Draws, Loss
+from micu.model.cpu_products import Linear
 from micu.model.micu import MICUOutput
-from micu.products import Linear
 
 
 def predictive_pairs(

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from micu.config import TrainConfig
-from micu.data import Batch
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, Draws, Loss
+from micu.model.cpu_products import linear
 from micu.model.micu import MICUOutput
-from micu.precision import autocast
-from micu.products import linear
+from micu.model.precision import autocast
 
 CHUNK_ELEMENTS = 2**21
 """Largest activation that exists at once. Small enough for the processor's cache, where a step is

@@ -16,8 +16,8 @@ all (M * S)! permutations in every step.
 import torch
 from torch import Tensor
 
-from micu.config import TrainConfig
-from micu.data import Batch
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.losses.jigsaw import JigsawClassifier, draw_permutations, jigsaw_loss
 from micu.losses.terms import LOSSES, Draws, Loss
 from micu.model.micu import MICUOutput

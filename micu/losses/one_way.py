@@ -13,7 +13,7 @@ localization* (TURN), NeurIPS 2022, and its published code (AwalkZY/TURN, 3640ef
 import torch
 from torch import Tensor
 
-from micu.data import Batch
+from micu.data.dataset import Batch
 from micu.losses.contrastive import clip_pairs, mean_over_steps
 from micu.losses.terms import LOSSES, ClipsLoss, Draws
 from micu.model.micu import MICUOutput

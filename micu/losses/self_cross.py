@@ -15,12 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from micu.baseline_config import SelfCrossConfig
-from micu.config import TrainConfig
-from micu.data import Batch
+from micu.config.methods import SelfCrossConfig
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, Draws, Loss, needed_steps
+from micu.model.cpu_products import Linear
 from micu.model.micu import MICU, MICUOutput
-from micu.products import Linear
 
 POSITION_SCALE = 0.02
 

@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from micu.config import LossWeights, TrainConfig
-from micu.data import Batch
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
+from micu.base.registry import Registry
+from micu.config.sections import LossWeights, TrainConfig
+from micu.data.dataset import Batch
 from micu.model.micu import MICU, MICUOutput
-from micu.registry import Registry
 
 SHOWN_CLIPS = 256
 
@@ -265,7 +265,7 @@ def loss_weight(weights: LossWeights, name: str) -> float | None:
     if name not in {field.name for field in fields(weights)}:
         raise ConfigError(
             f"weights.{name}: expected a weight for the registered loss {name!r}, got none; "
-            "add the field to LossWeights in micu/config.py"
+            "add the field to LossWeights in micu/config/sections.py"
         )
     weight: float | None = getattr(weights, name)
     return weight

@@ -23,8 +23,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from micu.config import TrainConfig
-from micu.data import Batch
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.losses.contrastive import info_nce_pairs, unit_rows
 from micu.losses.terms import LOSSES, Draws, Loss
 from micu.model.micu import MICU, MICUOutput, embed, mean_step, read_words

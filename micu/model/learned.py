@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from micu.config import QuantizerConfig
+from micu.config.sections import QuantizerConfig
 from micu.model.quantizer import Quantized, UnifiedQuantizer
 
 

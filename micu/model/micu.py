@@ -7,9 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from micu.config import TrainConfig
-from micu.data import Batch
-from micu.errors import ConfigError, check_shape
+from micu.base.errors import ConfigError, check_shape
+from micu.base.registry import suggest
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.model.learned import build_quantizer
 from micu.model.networks import (
     FRONTS,
@@ -19,9 +20,8 @@ from micu.model.networks import (
     WordReader,
     check_step_shape,
 )
+from micu.model.precision import autocast
 from micu.model.quantizer import Quantized
-from micu.precision import autocast
-from micu.registry import suggest
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from micu.config import EncoderConfig, ReconstructionConfig
-from micu.errors import ShapeError
+from micu.base.errors import ShapeError
+from micu.config.sections import EncoderConfig, ReconstructionConfig
+from micu.model.cpu_products import Linear
 from micu.model.grids import GridConv, GridConvTranspose, by_products
-from micu.products import Linear
 
 FRONTS: dict[str, Literal["none", "gate", "words"]] = {
     "audio": "none",

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from micu.config import QuantizerConfig
-from micu.distributed import ALONE, World
-from micu.errors import ShapeError, check_shape
+from micu.base.distributed import ALONE, World
+from micu.base.errors import ShapeError, check_shape
+from micu.config.sections import QuantizerConfig
 
 INIT_BOUND = 1 / 400
 """Codes start uniform in ±1/400, whatever the size of the codebook."""

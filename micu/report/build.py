@@ -13,7 +13,7 @@ from micu.report.read import Material, Result, result_of
 from micu.report.remarks import tell_presets, tell_remarks
 from micu.report.summary import summary_blocks
 from micu.report.svg import draw_bars, figure, legend
-from micu.store import Header
+from micu.store.sets import Header
 
 EXTRA_METRICS = {
     "oscmg": ("acc", "auroc", "oscr"),

@@ -9,7 +9,7 @@ import importlib.util
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.errors import ExtraError
+from micu.base.errors import ExtraError
 
 METHODS = ("auto", "tsne", "pca")
 FEW = 8

@@ -14,9 +14,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
+from micu.base.files import append_durably, parse_json, read_bounded
 from micu.evaluate.report import locked
-from micu.files import append_durably, parse_json, read_bounded
 
 SUFFIX = ".commands.jsonl"
 MAX_BYTES = 64 * 2**20

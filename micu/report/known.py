@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from micu.errors import ManifestError
-from micu.files import file_sha256
-from micu.manifest import read_class_list
+from micu.base.errors import ManifestError
+from micu.base.files import file_sha256
 from micu.report.commands import Command
+from micu.store.manifest import read_class_list
 
 if TYPE_CHECKING:
     from micu.report.read import Result

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from micu.errors import show_unseen
+from micu.base.errors import show_unseen
 from micu.evaluate.markdown import paragraph
 from micu.evaluate.report import Table, render_markdown
 from micu.report.svg import escape

@@ -22,7 +22,7 @@ from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 from micu.evaluate.columns import COLUMN_TITLES
 from micu.evaluate.report import CHANGES, RELEASED, Table
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from micu.errors import ConfigError, StoreError
+from micu.base.errors import ConfigError, StoreError
 from micu.evaluate import codebook, details
 from micu.evaluate.codebook import CodebookUse, read_codebook
 from micu.evaluate.details import Details, read_details
@@ -28,7 +28,7 @@ from micu.report.commands import SUFFIX as COMMANDS_SUFFIX
 from micu.report.commands import Command, read_commands
 from micu.report.known import complete_lists
 from micu.report.paper import COLUMNS as FIGURES
-from micu.store import Failure, Header, read_ledger, read_set
+from micu.store.sets import Failure, Header, read_ledger, read_set
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from joblib import Parallel, delayed
 
-from micu.commands import EXIT_INTERRUPTED, EXIT_STOPPED, StopFlag
-from micu.devices import count_cores
-from micu.files import check_held, hold_folder, read_json, write_atomically
-from micu.overrides import to_json
+from micu.base.devices import count_cores
+from micu.base.files import check_held, hold_folder, read_json, write_atomically
+from micu.base.process import EXIT_INTERRUPTED, EXIT_STOPPED, StopFlag
+from micu.config.overrides import to_json
 from micu.sweep.plan import SweepRun
 
 FINISHED = "finished.json"

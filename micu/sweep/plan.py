@@ -5,9 +5,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from micu.config import TrainConfig
-from micu.errors import ConfigError, MicuError
-from micu.overrides import idle_settings
+from micu.base.errors import ConfigError, MicuError
+from micu.config.overrides import idle_settings
+from micu.config.sections import TrainConfig
 
 PRESET = "preset"
 """Key of an axis whose values are presets; every other key is a setting's."""

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from micu.baselines import BASELINES
 from micu.cli.evaluate import main as evaluate
+from micu.config.baselines import BASELINES
 from micu.evaluate.report import read_rows
 from tests.feature_sets import make_clips, write_features
 from tests.training import assert_same_run, train

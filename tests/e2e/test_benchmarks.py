@@ -10,9 +10,9 @@ import torch
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
-from micu.baselines import BASELINES
+from micu.config.baselines import BASELINES
+from micu.config.presets import PRESETS
 from micu.model.grids import GridConv, GridConvTranspose
-from micu.presets import PRESETS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

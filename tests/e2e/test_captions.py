@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from extract.cli import cli
-from micu.errors import ConfigError
-from micu.manifest import Clip, write_manifest
-from micu.store import FeatureStore
+from micu.base.errors import ConfigError
+from micu.store.manifest import Clip, write_manifest
+from micu.store.sets import FeatureStore
 from tests.media_files import tone, write_media
 from tests.runs import ToySound  # noqa: F401 - registers a backbone
 from tests.toy import Toy  # noqa: F401 - registers a backbone

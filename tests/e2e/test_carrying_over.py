@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.baselines import BASELINES
-from micu.data import Batch
-from micu.overrides import with_overrides
-from micu.presets import PRESETS
-from micu.step import build_state, train_step
+from micu.config.baselines import BASELINES
+from micu.config.overrides import with_overrides
+from micu.config.presets import PRESETS
+from micu.data.dataset import Batch
+from micu.train.step import build_state, train_step
 from tests.feature_sets import SMALL
 
 CLASSES, STEPS, T = 4, 60, 3

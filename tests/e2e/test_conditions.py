@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from micu.checkpoint import load_checkpoint
 from micu.cli.eval_options import PROBED
 from micu.cli.evaluate import main
 from micu.evaluate.codebook import read_codebook
 from micu.evaluate.published import Published, find_published
 from micu.evaluate.report import Row, read_rows
-from micu.manifest import Clip, read_manifest, write_manifest
 from micu.report.paper import SETTINGS
-from micu.step import build_state
-from micu.store import FeatureRow
+from micu.store.manifest import Clip, read_manifest, write_manifest
+from micu.store.sets import FeatureRow
+from micu.train.checkpoint import load_checkpoint
+from micu.train.step import build_state
 from tests.feature_sets import CLASSES, make_clips, write_features
 from tests.oracle import (
     BACKBONES,

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import micu.cost
-from micu.config import TrainConfig
-from micu.cost import RunCost, measure_cost
+import micu.train.cost
+from micu.config.sections import TrainConfig
+from micu.train.cost import RunCost, measure_cost
 from tests.feature_sets import make_clips, write_features
 from tests.training import train
 
@@ -70,7 +70,7 @@ def test_a_dry_run_tells_people_what_takes_the_time(features, out):
 
 def test_steps_with_their_copies_are_measured_after_a_warm_up_and_the_median_counts(monkeypatch):
     now, seconds = [0.0], iter([100.0, 2.0, 9.0, 3.0])
-    monkeypatch.setattr(micu.cost.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(micu.train.cost.time, "perf_counter", lambda: now[0])
 
     def step(state, batch):
         now[0] += next(seconds)
@@ -87,8 +87,8 @@ def test_steps_with_their_copies_are_measured_after_a_warm_up_and_the_median_cou
         def __len__(self):
             return 9
 
-    monkeypatch.setattr(micu.cost, "train_step", step)
-    monkeypatch.setattr(micu.cost, "iterate", lambda loader: read())
+    monkeypatch.setattr(micu.train.cost, "train_step", step)
+    monkeypatch.setattr(micu.train.cost, "iterate", lambda loader: read())
     state = SimpleNamespace(model=torch.nn.Linear(1, 1), config=TrainConfig())
 
     cost = measure_cost(state, lambda epoch, start: Loader(), workers=0)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from micu.checkpoint import Position, restore_, save_checkpoint
-from micu.config import TrainConfig
-from micu.distributed import World
-from micu.step import TrainState, build_state, train_step
+from micu.base.distributed import World
+from micu.config.sections import TrainConfig
+from micu.train.checkpoint import Position, restore_, save_checkpoint
+from micu.train.step import TrainState, build_state, train_step
 from tests.processes import CASES, run_case, run_case_in_two
 from tests.unit.test_precision import SPECS
 from tests.unit.test_step import CONFIG, SHAPES, batch, snapshot

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from extract import demo
-from extract.demo_report import read_scores
+from extract.demo import tour as demo
+from extract.demo.report import read_scores
 from tests.feature_sets import SMALL
 
 SIZE = replace(

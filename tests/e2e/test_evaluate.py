@@ -12,18 +12,18 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from micu.checkpoint import Position, load_checkpoint, save_checkpoint
+from micu.base.errors import ConfigError
+from micu.base.files import file_sha256
 from micu.cli.evaluate import main, parse_pairs
-from micu.errors import ConfigError
+from micu.config.overrides import with_overrides
+from micu.config.presets import PRESETS
 from micu.evaluate.models import untrained_model
 from micu.evaluate.report import read_rows
 from micu.evaluate.splits import split_clips
-from micu.files import file_sha256
-from micu.overrides import with_overrides
-from micu.presets import PRESETS
-from micu.released import ENCODER_SECTION, TEXT_LSTM_SECTION, encoder_keys, text_lstm_keys
-from micu.step import build_state
-from micu.store import FeatureSpec, FeatureStore, find_sets, read_set
+from micu.store.sets import FeatureSpec, FeatureStore, find_sets, read_set
+from micu.train.checkpoint import Position, load_checkpoint, save_checkpoint
+from micu.train.released import ENCODER_SECTION, TEXT_LSTM_SECTION, encoder_keys, text_lstm_keys
+from micu.train.step import build_state
 from tests.feature_sets import SHAPES, make_clips, write_features
 
 SMALL = [

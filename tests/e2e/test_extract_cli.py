@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-import extract.media
+import extract.media.source
 import extract.run
 from extract.backbones.base import FlowInput, FrameInput, WaveformInput
 from extract.cli import cli
-from extract.decode import read, read_several
-from extract.verify import verify_set
-from micu.errors import ConfigError, ManifestError
-from micu.manifest import Clip, read_manifest, write_manifest
-from micu.store import FeatureStore, find_sets, read_ledger, read_set
+from extract.media.readers import read, read_several
+from extract.sets.verify import verify_set
+from micu.base.errors import ConfigError, ManifestError
+from micu.store.manifest import Clip, read_manifest, write_manifest
+from micu.store.sets import FeatureStore, find_sets, read_ledger, read_set
 from tests.conftest import PROJECT
 from tests.media_files import tone, write_media
 from tests.toy import shard_bytes, toy_clips
@@ -147,7 +147,8 @@ def test_the_list_and_the_help_do_not_load_torch(tmp_path: Path) -> None:
 def test_a_command_that_is_terminated_ends_with_75_and_goes_on(tmp_path: Path) -> None:
     write_manifest(tmp_path / "toys.csv", toy_clips(40))
     script = (
-        "import os, signal, sys\nimport extract.pipeline as pipeline\nimport tests.toy\n"
+        "import os, signal, sys\nimport tests.toy\n"
+        "import extract.pipeline.decode_ahead as pipeline\n"
         "from tests.toy import Toy\nfrom extract.cli import main\n"
         "encode = Toy.encode\n"
         "def kill(self, units):\n"
@@ -342,20 +343,20 @@ def test_each_stream_is_decoded_once_for_all_backbones(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    open_source = extract.media.Source._open
+    open_source = extract.media.source.Source._open
 
-    def note(source: extract.media.Source) -> None:
+    def note(source: extract.media.source.Source) -> None:
         opened.append(source.kind)
         open_source(source)
 
-    monkeypatch.setattr(extract.media.Source, "_open", note)
+    monkeypatch.setattr(extract.media.source.Source, "_open", note)
     clip = read_manifest(Path("manifests/vggsound.csv")).clips[0]
     wants = {
         **{f"video{i}": FrameInput(fps=i + 1, resize=16, crop=16) for i in range(2)},
         **{f"flow{i}": FlowInput(clip_len=1, resize=16 + i, crop=16) for i in range(2)},
         **{f"audio{i}": WaveformInput(sample_rate=8000 + i, window_s=1) for i in range(2)},
     }
-    reading = extract.media.Reading(media_root=project / "manifests")
+    reading = extract.media.source.Reading(media_root=project / "manifests")
     found = read_several(clip, wants, reading)
     assert opened == ["video", "audio"]
     for name, spec in wants.items():

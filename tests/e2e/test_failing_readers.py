@@ -15,9 +15,9 @@ PATIENCE_S = 300.0
 
 FAILS_MIDWAY = """
 from pathlib import Path
-from micu.config import DataConfig
-from micu.data import FeatureDataset, iterate, make_loader
-from micu.store import FeatureStore, find_sets
+from micu.config.sections import DataConfig
+from micu.data.dataset import FeatureDataset, iterate, make_loader
+from micu.store.sets import FeatureStore, find_sets
 
 if __name__ == "__main__":
     stores = [FeatureStore(folder) for folder in find_sets(Path("features"))]
@@ -32,7 +32,7 @@ if __name__ == "__main__":
 def test_a_run_that_fails_does_not_wait_for_its_reading_processes(tmp_path: Path) -> None:
     clips = make_clips()
     write_features(tmp_path / "features", clips)
-    code = f"from micu.manifest import Clip\nCLIPS = {clips!r}\n{FAILS_MIDWAY}"
+    code = f"from micu.store.manifest import Clip\nCLIPS = {clips!r}\n{FAILS_MIDWAY}"
     (tmp_path / "script.py").write_text(code)
 
     done = subprocess.run(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import micu.logs
-import micu.step
+import micu.train.logs
+import micu.train.step
 from micu.sweep.conduct import conduct
 from tests.feature_sets import make_clips, write_features
 from tests.training import train
@@ -32,7 +32,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
             calls.append(norms)
             return ["gradient of 'video' is nan"] if len(calls) in steps else []
 
-        monkeypatch.setattr(micu.step, "nonfinite_gradients", judge)
+        monkeypatch.setattr(micu.train.step, "nonfinite_gradients", judge)
 
     return choose
 
@@ -44,7 +44,7 @@ def test_skipped_steps_are_told_on_the_way_and_at_the_end(
     features, tmp_path, spoil, monkeypatch, caplog
 ):
     caplog.set_level("INFO")
-    monkeypatch.setattr(micu.logs, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(micu.train.logs, "PROGRESS_S", 0.0)
     spoil(2, 3)
     result = train(features, tmp_path / "run", *FOUR)
     assert result.exit_code == 0, result.output
@@ -90,7 +90,7 @@ def test_a_run_in_which_no_step_moved_anything_does_not_end_with_0(features, tmp
 def test_weights_and_codes_that_stay_are_noticed_without_any_skipped_step(
     features, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(micu.step, "_update_codebook_", lambda *words: None)
+    monkeypatch.setattr(micu.train.step, "_update_codebook_", lambda *words: None)
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self, closure=None: None)
     result = train(features, tmp_path / "run", *FOUR)
     assert result.exit_code == 3, result.output
@@ -103,7 +103,7 @@ def test_codes_that_move_alone_are_a_training(features, tmp_path, monkeypatch):
 
 
 def test_a_sweep_counts_a_run_in_which_nothing_moved_as_failed(tmp_path):
-    from micu.commands import StopFlag
+    from micu.base.process import StopFlag
 
     launch = Processes(lambda module, name: 3)
     ended = conduct(jobs_in(tmp_path), 1, launch, StopFlag(), lambda line: None)

@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from extract.cli import cli
-from micu.config import DataConfig
-from micu.data import FeatureDataset
-from micu.errors import ConfigError, MicuError
-from micu.manifest import Clip, read_manifest, write_manifest
-from micu.store import FeatureStore, read_ledger, read_set
+from micu.base.errors import ConfigError, MicuError
+from micu.config.sections import DataConfig
+from micu.data.dataset import FeatureDataset
+from micu.store.manifest import Clip, read_manifest, write_manifest
+from micu.store.sets import FeatureStore, read_ledger, read_set
 from tests.released_files import (
     GRID,
     HUNGRY,

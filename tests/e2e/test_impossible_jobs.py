@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from micu.cli.evaluate import main
 from micu.evaluate.report import read_rows
 from micu.evaluate.scores import SCORES
-from micu.manifest import Clip
+from micu.store.manifest import Clip
 from tests.oracle import know_everything, know_nothing, write_checkpoint, write_sets
 
 CLASSES = ("bell", "bark", "flute")

@@ -11,10 +11,10 @@ import extract.cli
 import micu.cli.evaluate
 import micu.cli.train
 from extract.backbones.weights import parse_request
-from micu.commands import LAST_SEED
-from micu.config import TrainConfig
-from micu.errors import ConfigError, WeightsError
-from micu.overrides import with_overrides
+from micu.base.errors import ConfigError, WeightsError
+from micu.base.process import LAST_SEED
+from micu.config.overrides import with_overrides
+from micu.config.sections import TrainConfig
 from tests.feature_sets import make_clips, write_features
 from tests.training import train
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from micu.base.errors import ConfigError, ManifestError, MicuError
 from micu.cli.evaluate import main
-from micu.errors import ConfigError, ManifestError, MicuError
 from micu.evaluate.codebook import CodebookUse, agreement
 from micu.evaluate.metrics import retrieval_recall
 from micu.evaluate.probe import ClipFeatures
 from micu.evaluate.report import read_rows
 from micu.evaluate.scores import SCORES, Evidence, Fitting
-from micu.manifest import Clip, Event
+from micu.store.manifest import Clip, Event
 from tests.e2e.test_evaluate import specs_of, write_checkpoint
 from tests.feature_sets import make_clips, make_row, write_features
 from tests.unit.test_open_set import QUICK, PatternEncoder

@@ -23,7 +23,7 @@ socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 
 from extract.backbones import BACKBONES, build_backbone
 from extract.backbones.base import Run
-from micu.errors import MicuError
+from micu.base.errors import MicuError
 
 names = [name for name, _ in BACKBONES.items() if not name.endswith("-demo")]
 names += ["timm:resnet18.a1_in1k", "timm:vit_tiny_patch16_224.augreg_in21k"]

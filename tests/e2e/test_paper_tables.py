@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from micu.cli.evaluate import main
 from micu.evaluate.report import read_rows
-from micu.manifest import Clip, Event, read_class_list, write_manifest
 from micu.report.paper import SETTINGS
-from micu.store import FeatureRow
+from micu.store.manifest import Clip, Event, read_class_list, write_manifest
+from micu.store.sets import FeatureRow
 from tests.conftest import PROJECT
 from tests.feature_sets import write_features
 from tests.oracle import BACKBONES, OFFICIAL, know_everything, write_checkpoint

@@ -12,14 +12,14 @@ import pytest
 
 from extract.backbones import find_backbone
 from extract.cli import cli as extract_command
-from extract.demo import cli as demo_command
+from extract.demo.tour import cli as demo_command
 from micu.cli.features import parse_modalities
 from micu.cli.report import main as eval_command
 from micu.cli.train import main as train_command
 from micu.evaluate.tasks import TASKS
-from micu.manifest import MODALITIES
-from micu.shard import FeatureRow, FeatureSpec, Header
-from micu.store import RunRecord, publish_shard, write_set
+from micu.store.manifest import MODALITIES
+from micu.store.sets import RunRecord, publish_shard, write_set
+from micu.store.shard import FeatureRow, FeatureSpec, Header
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()

@@ -6,15 +6,15 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from micu.checkpoint import Position, save_checkpoint
+from micu.base.errors import ConfigError
 from micu.cli.evaluate import main
-from micu.errors import ConfigError
+from micu.config.overrides import with_overrides
+from micu.config.presets import PRESETS
 from micu.evaluate.report import Row, read_rows
 from micu.evaluate.selection import choose_checkpoint
-from micu.overrides import with_overrides
-from micu.presets import PRESETS
-from micu.step import build_state
-from micu.store import FeatureSpec, find_sets, read_set
+from micu.store.sets import FeatureSpec, find_sets, read_set
+from micu.train.checkpoint import Position, save_checkpoint
+from micu.train.step import build_state
 from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
 
 METRIC = {"source-val": "val_acc", "oracle": "hos"}

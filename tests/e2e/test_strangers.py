@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from micu.cli.report import main
 from micu.evaluate.report import read_rows
-from micu.manifest import Clip
+from micu.store.manifest import Clip
 from tests.e2e.test_evaluate import specs_of, write_checkpoint
 from tests.feature_sets import make_clips, make_row, write_features
 

@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from micu.cli.evaluate import main
+from micu.config.presets import PRESETS
 from micu.evaluate.report import Row, read_rows
 from micu.evaluate.scores import SCORES
 from micu.evaluate.splits import media_item
-from micu.manifest import Clip, read_manifest
-from micu.presets import PRESETS
+from micu.store.manifest import Clip, read_manifest
 from tests.oracle import (
     avvp_clips,
     captioned_clips,

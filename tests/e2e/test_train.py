@@ -12,19 +12,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import micu.cost
-import micu.train
-from micu.checkpoint import load_checkpoint
+import micu.train.cost
+import micu.train.fit
+from micu.base.errors import ConfigError, ManifestError, StoreError
+from micu.base.files import file_sha256
+from micu.base.process import stop_signals
 from micu.cli.features import find_feature_sets, parse_modalities
 from micu.cli.train import main
-from micu.commands import stop_signals
-from micu.config import TrainConfig
-from micu.data import FeatureDataset, iterate, make_loader
-from micu.errors import ConfigError, ManifestError, StoreError
-from micu.files import file_sha256
-from micu.manifest import MODALITIES, write_manifest
-from micu.overrides import with_overrides
-from micu.step import build_state, train_step
+from micu.config.overrides import with_overrides
+from micu.config.sections import TrainConfig
+from micu.data.dataset import FeatureDataset, iterate, make_loader
+from micu.store.manifest import MODALITIES, write_manifest
+from micu.train.checkpoint import load_checkpoint
+from micu.train.step import build_state, train_step
 from tests.conftest import not_on_windows
 from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
 from tests.training import arguments, assert_same_run, metrics, train
@@ -149,7 +149,7 @@ def test_a_signal_ends_the_step_saves_and_can_be_gone_on_from(
             signal.raise_signal(getattr(signal, name))
         return train_step(state, batch)
 
-    monkeypatch.setattr(micu.train, "train_step", interrupted)
+    monkeypatch.setattr(micu.train.fit, "train_step", interrupted)
     result = train(features, parts, *settings)
 
     assert result.exit_code == code, result.output
@@ -175,7 +175,7 @@ def test_ctrl_c_is_130_wherever_it_comes(features, out, monkeypatch, option):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("micu.logs.import_tensorboard", lambda: None)
+    monkeypatch.setattr("micu.train.logs.import_tensorboard", lambda: None)
     monkeypatch.setattr("micu.cli.train.find_feature_sets", interrupted)
 
     result = train(features, out, option)
@@ -190,7 +190,7 @@ def test_a_second_ctrl_c_is_130_too(features, out, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(micu.train, "train_step", interrupted)
+    monkeypatch.setattr(micu.train.fit, "train_step", interrupted)
 
     assert train(features, out).exit_code == 130
 
@@ -202,7 +202,7 @@ def test_features_are_read_by_as_many_processes_as_were_asked_for(features, out,
         asked.append(workers)
         return make_loader(*arguments, **settings)
 
-    monkeypatch.setattr("micu.data.make_loader", note)
+    monkeypatch.setattr("micu.data.dataset.make_loader", note)
     result = train(features, out, "--workers", "3", "--set", "optimizer.max_steps=1")
 
     assert result.exit_code == 0, result.output
@@ -221,7 +221,7 @@ def test_a_full_disk_is_an_input_output_error(features, out, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(micu.train, "mark_last", full)
+    monkeypatch.setattr(micu.train.fit, "mark_last", full)
 
     result = train(features, out, "--set", "optimizer.max_steps=1")
 

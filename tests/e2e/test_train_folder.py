@@ -6,14 +6,14 @@ from dataclasses import asdict
 
 import pytest
 
-import micu.train
-from micu.checkpoint import load_checkpoint
+import micu.train.fit
+from micu.base.errors import ConfigError
+from micu.base.files import lock_folder
 from micu.cli.features import find_feature_sets
-from micu.config import TrainConfig
-from micu.errors import ConfigError
-from micu.files import lock_folder
-from micu.overrides import to_json, with_overrides
-from micu.step import train_step
+from micu.config.overrides import to_json, with_overrides
+from micu.config.sections import TrainConfig
+from micu.train.checkpoint import load_checkpoint
+from micu.train.step import train_step
 from tests.feature_sets import SMALL, make_clips, write_features
 from tests.training import assert_same_run, metrics, train
 
@@ -115,7 +115,7 @@ def test_the_newest_checkpoint_is_that_of_the_latest_step_whatever_its_digits(ou
     for name in ("step-999999.pt", "step-1000000.pt", "step-best.pt"):
         (out / name).touch()
 
-    found = micu.train.find_resumable(out, config, resume=True, overwrite=False)
+    found = micu.train.fit.find_resumable(out, config, resume=True, overwrite=False)
 
     assert found == out / "step-1000000.pt"
 
@@ -128,11 +128,11 @@ def test_a_run_of_an_earlier_version_goes_on_if_what_it_lacks_is_as_by_default(o
     (out / "config.json").write_text(json.dumps(value))
     (out / "last.pt").touch()
 
-    found = micu.train.find_resumable(out, config, resume=True, overwrite=False)
+    found = micu.train.fit.find_resumable(out, config, resume=True, overwrite=False)
     assert found == out / "last.pt"
     other = with_overrides(config, ["optimizer.micro_batch=4"])
     with pytest.raises(ConfigError, match=r"optimizer.micro_batch: there .*, here 4"):
-        micu.train.find_resumable(out, other, resume=True, overwrite=False)
+        micu.train.fit.find_resumable(out, other, resume=True, overwrite=False)
 
 
 def test_checkpoints_of_nobody_knows_which_run_are_not_written_over(features, out):
@@ -162,7 +162,7 @@ def test_a_run_holds_its_folder_for_as_long_as_it_trains(features, out, monkeypa
             pass
         return train_step(state, batch)
 
-    monkeypatch.setattr(micu.train, "train_step", second)
+    monkeypatch.setattr(micu.train.fit, "train_step", second)
 
     assert train(features, out, "--set", "optimizer.max_steps=1").exit_code == 0
 

@@ -60,7 +60,7 @@ TOOLS = {{
     "train": ("micu.cli", "train_main"),
     "evaluate": ("micu.cli", "eval_main"),
     "extract": ("extract.cli", "main"),
-    "demo": ("extract.demo", "main"),
+    "demo": ("extract.demo.tour", "main"),
 }}
 
 def typed(tool, words):
@@ -82,7 +82,7 @@ print([typed(*command) for command in json.loads(commands)])
 
 READ = """
 from pathlib import Path
-from micu.store import FeatureStore, find_sets
+from micu.store.sets import FeatureStore, find_sets
 
 store = FeatureStore(find_sets(Path(*features))[0])
 print(store.read(store.clip_ids[0]).values.shape)
@@ -131,12 +131,12 @@ def test_two_runs_in_one_folder_are_told_apart_where_there_are_locks_of_windows_
 ) -> None:
     code = (
         "from pathlib import Path\n"
-        "from micu.files import lock_folder, write_atomically, remove_stale_temporaries\n"
+        "from micu.base.files import lock_folder, write_atomically, remove_stale_temporaries\n"
         "with lock_folder(Path('.')):\n"
         "    write_atomically(Path('a'), b'whole')\n"
         "    remove_stale_temporaries(Path('.'))\n"
     )
-    done = run_there(tmp_path, "import micu.files\nmicu.files._MOVES_OPEN = False\n" + code)
+    done = run_there(tmp_path, "import micu.base.files\nmicu.files._MOVES_OPEN = False\n" + code)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a").read_bytes() == b"whole"
 

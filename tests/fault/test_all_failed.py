@@ -9,16 +9,23 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-import extract.writer as writer
+import extract.pipeline.writer as writer
 from extract.cli import cli
-from extract.parts import Part, merge_set
-from extract.pipeline import ALL_FAILED, ReadOne, Summary, Target, extract_manifest, extract_several
-from extract.plan import JUDGED_FIRST, Limit, describe_shared, plan_extraction
-from extract.status import describe_status, read_status
-from extract.verify import verify_set
-from micu.errors import ConfigError, DecodeError
-from micu.manifest import Clip, write_manifest
-from micu.store import Failure, read_ledger
+from extract.cluster.shares import Part, merge_set
+from extract.pipeline.decode_ahead import (
+    ALL_FAILED,
+    ReadOne,
+    Summary,
+    Target,
+    extract_manifest,
+    extract_several,
+)
+from extract.pipeline.plan import JUDGED_FIRST, Limit, describe_shared, plan_extraction
+from extract.sets.status import describe_status, read_status
+from extract.sets.verify import verify_set
+from micu.base.errors import ConfigError, DecodeError
+from micu.store.manifest import Clip, write_manifest
+from micu.store.sets import Failure, read_ledger
 from tests.media_files import tone, write_media
 from tests.toy import Toy, shard_bytes, toy_clips, toy_job, toy_plan, toy_read
 

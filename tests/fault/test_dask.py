@@ -17,19 +17,19 @@ from typing import Any
 import pytest
 from distributed import Client
 
-import extract.dask.engine as engine
+import extract.cluster.dask.engine as engine
 from extract.backbones import Run
 from extract.cli import cli
-from extract.dask.engine import CALLERS_OWN
-from extract.dask.making import describe_making
-from extract.dask.worker import Errand, Report, look_around
+from extract.cluster.dask.engine import CALLERS_OWN
+from extract.cluster.dask.making import describe_making
+from extract.cluster.dask.worker import Errand, Report, look_around
+from extract.cluster.shares import parse_part
 from extract.options import gather_settings
-from extract.parts import parse_part
-from extract.plan import Job
+from extract.pipeline.plan import Job
 from extract.typed import typed_words
-from micu.files import file_sha256, hold_file
-from micu.manifest import Clip, read_manifest, write_manifest
-from micu.store import FeatureStore, read_ledger, shard_name
+from micu.base.files import file_sha256, hold_file
+from micu.store.manifest import Clip, read_manifest, write_manifest
+from micu.store.sets import FeatureStore, read_ledger, shard_name
 from tests.conftest import PROJECT
 from tests.runs import (
     DELAY,
@@ -58,7 +58,7 @@ with LocalCluster(
 """
 IN_SHARES = """
 import sys
-if any("extract.dask.worker" in word for word in sys.orig_argv):
+if any("extract.cluster.dask.worker" in word for word in sys.orig_argv):
     import tests.runs
     import tests.fault.test_dask as test_dask
     import tests.toy
@@ -92,7 +92,7 @@ def _is_share(process: int) -> bool:
         words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return b"-P" in words and any(b"extract.dask.worker" in word for word in words)
+    return b"-P" in words and any(b"extract.cluster.dask.worker" in word for word in words)
 
 
 def unfinished_share(session: int, folder: Path) -> int:
@@ -273,7 +273,7 @@ def worker_with_another_micu(address: str, folder: Path) -> Iterator[None]:
         shutil.copytree(
             PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
         )
-    code = folder / "extract" / "sampling.py"
+    code = folder / "extract" / "media" / "sampling.py"
     code.write_text(code.read_text() + "\nHALF = 0.5\n")
     process = subprocess.Popen(
         [sys.executable, *ANOTHER, address],
@@ -395,7 +395,11 @@ def test_a_machine_that_plans_for_a_cluster_needs_no_gpu_and_states_what_shares_
     [
         ([], "import sys; sys.modules['distributed'] = None", r"pip install 'micu\[dask\]'"),
         (["--part", "1/2"], "", "got part 1/2, .* leave --part out"),
-        ([], "import extract.dask.engine as e; e.CONNECT_S = 0.2", "address of a Dask scheduler"),
+        (
+            [],
+            "import extract.cluster.dask.engine as e; e.CONNECT_S = 0.2",
+            "address of a Dask scheduler",
+        ),
     ],
     ids=["no dask", "part", "no scheduler"],
 )

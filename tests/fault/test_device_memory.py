@@ -9,7 +9,7 @@ import torch
 
 from extract.backbones.base import Run
 from extract.backbones.inference import Runner
-from micu.errors import DeviceError
+from micu.base.errors import DeviceError
 
 NO_MEMORY: dict[str, Callable[[], None]] = {}
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from micu import files
-from micu.files import append_durably, check_room, remove_stale_temporaries, write_atomically
+from micu.base import files
+from micu.base.files import append_durably, check_room, remove_stale_temporaries, write_atomically
 
 PASSING = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT]
 

@@ -16,13 +16,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import micu.files
-import micu.records
+import micu.base.files
+import micu.store.ledger
 from extract.cli import cli
-from micu.commands import find_source
-from micu.config import DataConfig, TrainConfig
-from micu.data import FeatureDataset
-from micu.errors import (
+from micu.base.errors import (
     MAX_MESSAGE,
     ConfigError,
     DecodeError,
@@ -31,9 +28,11 @@ from micu.errors import (
     StoreError,
     shorten,
 )
-from micu.files import parse_json
-from micu.logs import read_metrics
-from micu.records import (
+from micu.base.files import parse_json
+from micu.base.process import find_source
+from micu.config.sections import DataConfig, TrainConfig
+from micu.data.dataset import FeatureDataset
+from micu.store.ledger import (
     Failure,
     ShardEntry,
     append_ledger,
@@ -42,10 +41,11 @@ from micu.records import (
     write_index,
     write_ledger,
 )
-from micu.shard import FeatureRow, FeatureSpec, Header, Shard, encode_shard
-from micu.store import FeatureStore, RunRecord, publish_shard, read_set, write_set
+from micu.store.sets import FeatureStore, RunRecord, publish_shard, read_set, write_set
+from micu.store.shard import FeatureRow, FeatureSpec, Header, Shard, encode_shard
 from micu.sweep.conduct import FINISHED, _read_note
-from micu.train import find_resumable
+from micu.train.fit import find_resumable
+from micu.train.logs import read_metrics
 
 SPEC = FeatureSpec(
     backbone="toy", modality="video", shape=(3,), hop_s=1.0, weights="w", weights_sha256="ab"
@@ -76,7 +76,7 @@ def folder(tmp_path: Path) -> Path:
 
 def signed(header: dict[str, Any]) -> dict[str, Any]:
     """A header with the fingerprint that goes with it, as a hostile writer would make it."""
-    from micu.shard import _sha256_of
+    from micu.store.shard import _sha256_of
 
     body = {key: value for key, value in header.items() if key != "fingerprint"}
     return {**body, "fingerprint": _sha256_of(body)}
@@ -231,7 +231,7 @@ def put(path: Path, kind: str) -> None:
 
 
 def test_nesting_is_bounded_exactly() -> None:
-    most = micu.files.MAX_DEPTH
+    most = micu.base.files.MAX_DEPTH
     assert parse_json(b"[" * most + b"]" * most)
     with pytest.raises(ValueError, match="nested deeper than 32"):
         parse_json(b"[" * (most + 1) + b"]" * (most + 1))
@@ -242,10 +242,10 @@ def test_nesting_is_bounded_exactly() -> None:
 def test_the_largest_description_is_read(folder: Path) -> None:
     record = described("run", "rows", 4)
     record["run"]["command"] = "x"
-    missing = micu.files.MAX_JSON_BYTES - len(json.dumps(record))
+    missing = micu.base.files.MAX_JSON_BYTES - len(json.dumps(record))
     record["run"]["command"] += "y" * missing
     (folder / "set.json").write_text(json.dumps(record))
-    assert (folder / "set.json").stat().st_size == micu.files.MAX_JSON_BYTES
+    assert (folder / "set.json").stat().st_size == micu.base.files.MAX_JSON_BYTES
     assert len(read_set(folder)[1].command) == missing + 1
     record["run"]["command"] += "y"
     (folder / "set.json").write_text(json.dumps(record))
@@ -591,7 +591,7 @@ def test_a_shard_that_changes_in_place_is_noticed_before_a_wrong_value_is_used(
 
 
 def test_a_batch_of_a_changed_shard_is_refused(folder: Path) -> None:
-    from micu.manifest import Clip
+    from micu.store.manifest import Clip
 
     store = FeatureStore(folder)
     clips = [Clip(clip_id=name, label="x") for name in "abc"]
@@ -648,7 +648,7 @@ def test_another_shard_of_the_same_clips_is_known_by_its_checksum(folder: Path) 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("steps", [2, 3], ids=["in place", "aligned"])
 def test_a_value_that_is_none_names_the_clip(tmp_path: Path, bad: float, steps: int) -> None:
-    from micu.manifest import Clip
+    from micu.store.manifest import Clip
 
     folder = tmp_path / "set"
     write_set(folder, HEADER, RUN)

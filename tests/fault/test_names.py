@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import tests.toy  # noqa: F401 - registers the backbone
 from extract.cli import cli
-from extract.media import DECODE_ERRORS, find_media
-from micu.errors import DecodeError, ManifestError
-from micu.manifest import Clip, read_manifest, write_manifest
-from micu.store import FeatureStore, read_ledger
+from extract.media.source import DECODE_ERRORS, find_media
+from micu.base.errors import DecodeError, ManifestError
+from micu.store.manifest import Clip, read_manifest, write_manifest
+from micu.store.sets import FeatureStore, read_ledger
 from tests.media_files import tone, write_media
 from tests.runs import SOUNDS, run, set_bytes
 

@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import extract.verify as verify
-from extract.cluster_cli import repair_sets
-from extract.parts import Part
-from extract.pipeline import extract_manifest
-from extract.repair import repair_set
-from extract.verify import verify_set
-from micu.errors import StoreError
-from micu.shard import Header, Shard, encode_shard
-from micu.store import (
+import extract.sets.verify as verify
+from extract.cluster.commands import repair_sets
+from extract.cluster.shares import Part
+from extract.pipeline.decode_ahead import extract_manifest
+from extract.sets.repair import repair_set
+from extract.sets.verify import verify_set
+from micu.base.errors import StoreError
+from micu.store.sets import (
     Failure,
     append_ledger,
     indexed_shards,
@@ -25,6 +24,7 @@ from micu.store import (
     read_set,
     write_set,
 )
+from micu.store.shard import Header, Shard, encode_shard
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from micu.manifest import Clip, write_manifest
-from micu.store import FeatureStore
+from micu.store.manifest import Clip, write_manifest
+from micu.store.sets import FeatureStore
 from tests.runs import (
     RUN_S,
     SOUNDS,

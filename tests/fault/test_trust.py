@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-import extract.writer as writer
-import micu.store as store
-from extract.media import find_media
-from extract.pipeline import Summary, extract_manifest
-from extract.workers import Trouble, decode_clip
-from micu.errors import DecodeError, StoreError
-from micu.manifest import Clip
-from micu.store import Failure, FeatureStore, append_ledger, read_ledger
+import extract.pipeline.writer as writer
+import micu.store.sets as store
+from extract.media.source import find_media
+from extract.media.workers import Trouble, decode_clip
+from extract.pipeline.decode_ahead import Summary, extract_manifest
+from micu.base.errors import DecodeError, StoreError
+from micu.store.manifest import Clip
+from micu.store.sets import Failure, FeatureStore, append_ledger, read_ledger
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 import micu.cli.evaluate
-import micu.train
+import micu.train.fit
 from extract.backbones.base import FlowInput
-from extract.decode import read
 from extract.flow.methods import FlowSettings
-from extract.media import Reading
-from extract.pipeline import Summary, extract_manifest
-from micu import files
-from micu.commands import StopFlag
-from micu.errors import StoreError
-from micu.files import append_durably, check_held, hold_folder, hold_folders, write_atomically
-from micu.manifest import Clip
-from micu.store import indexed_shards
+from extract.media.readers import read
+from extract.media.source import Reading
+from extract.pipeline.decode_ahead import Summary, extract_manifest
+from micu.base import files
+from micu.base.errors import StoreError
+from micu.base.files import append_durably, check_held, hold_folder, hold_folders, write_atomically
+from micu.base.process import StopFlag
+from micu.store.manifest import Clip
+from micu.store.sets import indexed_shards
 from micu.sweep.conduct import conduct
 from tests.e2e.test_evaluate import evaluate, run  # noqa: F401 - a fixture
 from tests.feature_sets import make_clips, write_features
@@ -227,7 +227,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_s_folder_that_goes_away_ends_the_training(
     features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: Fate, at: int
 ) -> None:
-    out, step = tmp_path / "runs" / "mine", micu.train.train_step
+    out, step = tmp_path / "runs" / "mine", micu.train.fit.train_step
 
     def strike(state, batch):  # type: ignore[no-untyped-def]
         report = step(state, batch)
@@ -235,7 +235,7 @@ def test_a_run_s_folder_that_goes_away_ends_the_training(
             fate(out)
         return report
 
-    monkeypatch.setattr(micu.train, "train_step", strike)
+    monkeypatch.setattr(micu.train.fit, "train_step", strike)
     words = ("--set", "optimizer.max_steps=4", "--save-every", "1")
     result = train(features, out, *words)
     assert result.exit_code == 74, result.output
@@ -250,13 +250,13 @@ def test_a_run_s_folder_that_goes_away_ends_the_training(
 def test_a_run_s_folder_that_goes_away_while_it_is_saved_is_no_success(
     features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: Fate
 ) -> None:
-    out, mark = tmp_path / "mine", micu.train.mark_last
+    out, mark = tmp_path / "mine", micu.train.fit.mark_last
 
     def strike(path: Path) -> None:
         mark(path)
         fate(out)
 
-    monkeypatch.setattr(micu.train, "mark_last", strike)
+    monkeypatch.setattr(micu.train.fit, "mark_last", strike)
     result = train(features, out, "--set", "optimizer.max_steps=1")
     assert result.exit_code == 74, result.output
     assert not out.exists()

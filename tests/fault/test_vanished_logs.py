@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import micu.train
-from micu.logs import METRICS, MetricsLog
+import micu.train.fit
+from micu.train.logs import METRICS, MetricsLog
 from tests.feature_sets import make_clips, write_features
 from tests.training import metrics, train
 
@@ -49,7 +49,7 @@ def struck(
     monkeypatch: pytest.MonkeyPatch, path: Path, fate: Callable[[Path], None], at: int
 ) -> None:
     """Let it happen after a step, before its row is written; after the last row if `at` is 5."""
-    step, write = micu.train.train_step, MetricsLog.write
+    step, write = micu.train.fit.train_step, MetricsLog.write
 
     def strike(state, batch):  # type: ignore[no-untyped-def]
         report = step(state, batch)
@@ -62,7 +62,7 @@ def struck(
         if row["step"] == at - 1 == 4:
             fate(path)
 
-    monkeypatch.setattr(micu.train, "train_step", strike)
+    monkeypatch.setattr(micu.train.fit, "train_step", strike)
     monkeypatch.setattr(MetricsLog, "write", written)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from micu.manifest import read_manifest, write_manifest
-from micu.store import FeatureStore, read_ledger
+from micu.store.manifest import read_manifest, write_manifest
+from micu.store.sets import FeatureStore, read_ledger
 from tests.conftest import PROJECT
 from tests.media_files import write_media, write_wav
 from tests.runs import SOUNDS, left_over, start, write_sounds
@@ -41,8 +41,8 @@ DECODE = """
 import resource, sys
 from pathlib import Path
 from extract.backbones.base import FrameInput
-from micu.errors import DecodeError
-from micu.manifest import Clip
+from micu.base.errors import DecodeError
+from micu.store.manifest import Clip
 from tests.media_files import read_media
 folder = Path(sys.argv[1])
 wants = FrameInput(fps=1, resize=16, crop=16)

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-import extract.blocks as blocks
+import extract.media.blocks as blocks
+import extract.media.workers as workers
 import extract.probe as probe
-import extract.workers as workers
 from extract.backbones.base import Media
-from extract.pipeline import Summary, extract_manifest
-from extract.plan import Job, plan_extraction
-from extract.workers import decode_in_processes
-from micu.errors import DeviceError, MicuError
-from micu.manifest import Clip, read_manifest, write_manifest
-from micu.store import FeatureStore, read_ledger
+from extract.media.workers import decode_in_processes
+from extract.pipeline.decode_ahead import Summary, extract_manifest
+from extract.pipeline.plan import Job, plan_extraction
+from micu.base.errors import DeviceError, MicuError
+from micu.store.manifest import Clip, read_manifest, write_manifest
+from micu.store.sets import FeatureStore, read_ledger
 from tests.hostile import (
     HostileProbe,
     array_read,
@@ -284,7 +284,7 @@ def test_blocks_of_a_killed_run_go_with_the_next_one_and_no_others_do(shared_mem
     code = (
         "import time\n"
         "from pathlib import Path\n"
-        "import extract.blocks as blocks\n"
+        "import extract.media.blocks as blocks\n"
         f"blocks.shared_memory = lambda: Path({str(shared_memory)!r})\n"
         "with blocks.block_folder() as folder:\n"
         "    (folder / 'block').touch()\n"
@@ -359,8 +359,8 @@ def decode_ten_times() -> None:
 def test_workers_die_with_a_run_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
-        "from micu.manifest import Clip\n"
-        "from extract.workers import decode_in_processes\n"
+        "from micu.store.manifest import Clip\n"
+        "from extract.media.workers import decode_in_processes\n"
         "from tests.hostile import read_hostile\n"
         "if __name__ == '__main__':\n"
         "    with decode_in_processes(read_hostile, 2, 600) as decoders:\n"
@@ -399,7 +399,7 @@ BORN_LATE = """
 import multiprocessing, os, time
 from multiprocessing.connection import wait
 
-import extract.workers as workers
+import extract.media.workers as workers
 
 
 def late(reports):
@@ -464,9 +464,9 @@ def _processes() -> list[int]:
 
 STOPPED_AT_ONCE = """
 import time
-from extract.workers import decode_in_processes
+from extract.media.workers import decode_in_processes
 from tests.hostile import read_hostile
-from micu.manifest import Clip
+from micu.store.manifest import Clip
 
 if __name__ == "__main__":
     for i in range(12):
@@ -584,7 +584,7 @@ PROBES = """
 import sys
 from pathlib import Path
 from extract.probe import probe_media
-from micu.manifest import read_manifest
+from micu.store.manifest import read_manifest
 
 clips = read_manifest(Path("m.csv"), ("path",)).clips
 print(len(probe_media(clips, Path("."), workers=2, timeout_s=60.0)))

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from micu.config import ReconstructionConfig, TrainConfig
+from micu.config.presets import PRESETS
+from micu.config.sections import ReconstructionConfig, TrainConfig
 from micu.model.micu import MICU
 from micu.model.networks import SpecificEncoder
-from micu.presets import PRESETS
-from micu.released import (
+from micu.train.released import (
     ENCODER_SECTION,
     GRID,
     TEXT_LSTM_SECTION,

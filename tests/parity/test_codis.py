@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from micu.baseline_config import BaselinesConfig, TransportConfig
-from micu.baselines import BASELINES
-from micu.config import EncoderConfig, QuantizerConfig, TrainConfig
-from micu.data import Batch
+from micu.config.baselines import BASELINES
+from micu.config.methods import BaselinesConfig, TransportConfig
+from micu.config.sections import EncoderConfig, QuantizerConfig, TrainConfig
+from micu.data.dataset import Batch
 from micu.losses import Draws, Losses
 from micu.losses.transport import TransportLoss, assignment_loss, sinkhorn
 from micu.model.learned import DirectionQuantizer

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.baseline_config import BaselinesConfig, ClubConfig, CodeMatchingConfig, CpcConfig
-from micu.baselines import BASELINES
-from micu.config import EncoderConfig, TrainConfig
-from micu.data import Batch
+from micu.config.baselines import BASELINES
+from micu.config.methods import BaselinesConfig, ClubConfig, CodeMatchingConfig, CpcConfig
+from micu.config.sections import EncoderConfig, TrainConfig
+from micu.data.dataset import Batch
 from micu.losses import Draws, Losses
 from micu.losses.club import ClubLoss, Estimator, club_bound, log_likelihood
 from micu.losses.code_matching import code_distributions, matching_loss

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from extract.flow import raft as raft_module
 from extract.flow.methods import FlowSettings, estimate_flow
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 
 
 def textures(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:

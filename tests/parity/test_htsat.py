@@ -22,7 +22,7 @@ from extract.backbones.htsat import HTSAT, decibels
 from extract.backbones.htsat_checkpoint import original_name
 from extract.backbones.htsat_clap import HTSATClap, HTSATDemo
 from extract.backbones.log_mel import LogMel, mel_filters
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 
 CPU = Run(device="cpu")
 GOLDEN = Path(__file__).parent.parent / "golden" / "htsat.npz"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.config import QuantizerConfig
+from micu.config.sections import QuantizerConfig
 from micu.model.quantizer import UnifiedQuantizer
 from tests.parity import recipe
 from tests.parity.conftest import Golden

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.errors import CheckpointError
-from micu.released import (
+from micu.base.errors import CheckpointError
+from micu.train.released import (
     DEAD_KEYS,
     ENCODER_SECTION,
     TEXT_LSTM_SECTION,

@@ -14,7 +14,7 @@ from extract.backbones import slowonly as module
 from extract.backbones.base import Media, Run
 from extract.backbones.slowonly import SlowOnly, SlowOnlyDemo
 from extract.backbones.slowonly_network import SlowOnly as SlowOnlyNetwork
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 
 CPU = Run(device="cpu")
 DEPTHS = (3, 4, 6, 3)

@@ -16,7 +16,7 @@ from extract.backbones import build_backbone
 from extract.backbones.base import FrameInput, Media, Run
 from extract.backbones.swin_v2 import SwinV2
 from extract.backbones.timm_image import frame_input
-from micu.errors import ConfigError, WeightsError
+from micu.base.errors import ConfigError, WeightsError
 
 CPU = Run(device="cpu")
 

@@ -30,7 +30,7 @@ from transformers import (
 from extract.backbones import build_backbone
 from extract.backbones.base import Run
 from extract.backbones.words import spelling_tokenizer
-from micu.errors import ConfigError, WeightsError
+from micu.base.errors import ConfigError, WeightsError
 
 CPU = Run(device="cpu")
 SENTENCE = "a dog, it barks"

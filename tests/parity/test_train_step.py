@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from micu.config import TrainConfig
-from micu.data import Batch
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.losses import Draws, Losses, compute_losses
 from micu.losses.autoencoder import masked_mse
 from micu.losses.jigsaw import JigsawLoss, permutation_rank
 from micu.model.micu import MICUOutput
-from micu.step import StepReport, TrainState, build_optimizer, train_step
+from micu.train.step import StepReport, TrainState, build_optimizer, train_step
 from tests.parity import recipe
 from tests.parity.conftest import Golden
 from tests.parity.omitted import best_two_gap, matching_loss, most_frequent_agree

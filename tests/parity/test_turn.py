@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.baseline_config import BaselinesConfig, SelfCrossConfig
-from micu.baselines import BASELINES
-from micu.config import DataConfig, EncoderConfig, QuantizerConfig, TrainConfig
-from micu.data import Batch
+from micu.config.baselines import BASELINES
+from micu.config.methods import BaselinesConfig, SelfCrossConfig
+from micu.config.sections import DataConfig, EncoderConfig, QuantizerConfig, TrainConfig
+from micu.data.dataset import Batch
 from micu.losses import Draws, Losses
 from micu.losses.one_way import OneWayLoss
 from micu.losses.self_cross import SelfCrossLoss, StepDecoder, mask_ratio, masked_l1

@@ -18,10 +18,10 @@ from PIL import Image
 from extract.backbones import build_backbone
 from extract.backbones.base import FrameInput, Run
 from extract.backbones.vgg19 import VGG19, VGG19Torchvision, build_network
-from extract.decode import read
-from extract.media import Reading
-from extract.pictures import center_crop, resize
-from micu.manifest import Clip
+from extract.media.pictures import center_crop, resize
+from extract.media.readers import read
+from extract.media.source import Reading
+from micu.store.manifest import Clip
 
 Array = NDArray[Any]
 CPU = Run(device="cpu", batch_size=2)

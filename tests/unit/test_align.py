@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from micu.align import align_steps, repeat_real_steps, starts_on_grid
-from micu.store import FeatureRow
+from micu.data.align import align_steps, repeat_real_steps, starts_on_grid
+from micu.store.sets import FeatureRow
 
 NAN = float("nan")
 

@@ -19,7 +19,7 @@ from extract.backbones.base import (
 )
 from extract.backbones.slowonly_network import SlowOnly as SlowOnlyNetwork
 from extract.backbones.timm_image import frame_input
-from micu.errors import ConfigError, RegistryError, WeightsError
+from micu.base.errors import ConfigError, RegistryError, WeightsError
 
 CPU = Run(device="cpu")
 PUBLIC = [n for n, kind in BACKBONES.items() if kind.__module__.startswith("extract.backbones.")]

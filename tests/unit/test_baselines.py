@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.baselines import BASELINES
-from micu.checkpoint import Position, load_checkpoint, restore_, save_checkpoint
-from micu.config import LossWeights, TrainConfig
-from micu.data import Batch
-from micu.errors import ConfigError, TrainError
+from micu.base.errors import ConfigError, TrainError
+from micu.config.baselines import BASELINES
+from micu.config.overrides import config_differences, from_json, to_json, with_overrides
+from micu.config.presets import PRESETS
+from micu.config.sections import LossWeights, TrainConfig
+from micu.data.dataset import Batch
 from micu.losses import Losses
 from micu.losses.code_matching import CodeMatchingLoss
 from micu.model.kmeans import kmeans
 from micu.model.quantizer import nearest_code
-from micu.overrides import config_differences, from_json, to_json, with_overrides
-from micu.presets import PRESETS
-from micu.step import TrainState, build_state, train_step
-from micu.store import FeatureSpec
+from micu.store.sets import FeatureSpec
+from micu.train.checkpoint import Position, load_checkpoint, restore_, save_checkpoint
+from micu.train.step import TrainState, build_state, train_step
 from tests.feature_sets import SMALL
 
 B, T, STEPS = 6, 5, 8

@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.backbones.base import Media
-from extract.batches import ClipEncoder, Decoded, Encoded
-from micu.errors import DecodeError
-from micu.manifest import Clip
-from micu.store import Failure, FeatureRow, FeatureSpec, Steps
+from extract.pipeline.encode import ClipEncoder, Decoded, Encoded
+from micu.base.errors import DecodeError
+from micu.store.manifest import Clip
+from micu.store.sets import Failure, FeatureRow, FeatureSpec, Steps
 
 
 class Doubler:

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from micu.errors import MicuError
+from micu.base.errors import MicuError
 from micu.evaluate.localization import segment_labels
 from micu.evaluate.metrics import (
     TPR,
@@ -35,7 +35,7 @@ from micu.evaluate.thresholds import (
     pick_threshold,
     transfer_threshold,
 )
-from micu.manifest import Clip, Event
+from micu.store.manifest import Clip, Event
 from tests.unit.test_splits import make_clips
 
 

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-import micu.cache
-from micu.cache import CachedDataset
-from micu.config import DataConfig
-from micu.data import FeatureDataset, iterate, make_loader
-from micu.distributed import World
-from micu.errors import ConfigError
-from micu.memory import available_memory
-from micu.store import FeatureStore, find_sets
+import micu.data.cache
+from micu.base.distributed import World
+from micu.base.errors import ConfigError
+from micu.base.memory import available_memory
+from micu.config.sections import DataConfig
+from micu.data.cache import CachedDataset
+from micu.data.dataset import FeatureDataset, iterate, make_loader
+from micu.store.sets import FeatureStore, find_sets
 from tests.feature_sets import make_clips, write_features
 
 GIB = 2**30
@@ -85,8 +85,8 @@ def test_reading_processes_see_the_same_memory_not_a_copy(dataset):
 def test_features_that_do_not_fit_are_refused_before_they_are_read(
     dataset, monkeypatch, dtype, memory, shared, message
 ):
-    monkeypatch.setattr(micu.cache, "available_memory", lambda: memory)
-    monkeypatch.setattr(micu.cache, "shared_memory", lambda: 1000)
+    monkeypatch.setattr(micu.data.cache, "available_memory", lambda: memory)
+    monkeypatch.setattr(micu.data.cache, "shared_memory", lambda: 1000)
     plain = dataset(dtype)
     monkeypatch.setattr(plain, "read_batch", None)
 
@@ -107,12 +107,12 @@ def test_every_process_of_a_machine_has_a_copy_that_counts(dataset, monkeypatch,
     size = sum(
         4 * len(plain) * plain.config.steps * math.prod(shape) for shape in plain.shapes.values()
     )
-    monkeypatch.setattr(micu.cache, "shared_memory", lambda: free)
-    monkeypatch.setattr(micu.cache, "available_memory", lambda: 2 * free)
+    monkeypatch.setattr(micu.data.cache, "shared_memory", lambda: free)
+    monkeypatch.setattr(micu.data.cache, "available_memory", lambda: 2 * free)
 
     free = int(2.3 * size)
     CachedDataset(plain, shared=shared, world=OnTwoMachines(1, 3))
-    monkeypatch.setattr(micu.cache, "available_memory", lambda: free)
+    monkeypatch.setattr(micu.data.cache, "available_memory", lambda: free)
     free = int(2.1 * size)
     with pytest.raises(ConfigError, match="the features of 2 processes of this machine take"):
         CachedDataset(plain, shared=shared, world=OnTwoMachines(1, 3))
@@ -134,14 +134,14 @@ def test_available_memory_is_the_least_of_machine_and_container(
     meminfo = tmp_path / "meminfo"
     meminfo.write_text(f"MemTotal: 99 kB\nMemAvailable: {8 * GIB // 1024} kB\n")
     write_group(tmp_path / "group", limit, 2 * GIB, GIB)
-    monkeypatch.setattr("micu.memory.MEMINFO", meminfo)
-    monkeypatch.setattr("micu.memory.CGROUP", tmp_path / "group")
+    monkeypatch.setattr("micu.base.memory.MEMINFO", meminfo)
+    monkeypatch.setattr("micu.base.memory.CGROUP", tmp_path / "group")
 
     assert available_memory() == expected
 
 
 def test_a_system_that_does_not_say_has_no_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("micu.memory.MEMINFO", tmp_path / "none")
-    monkeypatch.setattr("micu.memory.CGROUP", tmp_path / "none")
+    monkeypatch.setattr("micu.base.memory.MEMINFO", tmp_path / "none")
+    monkeypatch.setattr("micu.base.memory.CGROUP", tmp_path / "none")
 
     assert available_memory() is None

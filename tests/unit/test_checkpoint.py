@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from micu.checkpoint import (
+from micu.base.errors import CheckpointError
+from micu.config.overrides import with_overrides
+from micu.data.dataset import Batch
+from micu.store.sets import FeatureSpec
+from micu.train.checkpoint import (
     Position,
     load_checkpoint,
     mark_last,
     restore_,
     save_checkpoint,
 )
-from micu.data import Batch
-from micu.errors import CheckpointError
-from micu.overrides import with_overrides
-from micu.step import build_state, train_step
-from micu.store import FeatureSpec
+from micu.train.step import build_state, train_step
 from tests.checkpoints import CONFIG, SHAPES, SPECS, equal, make_batch, save, trained
 
 

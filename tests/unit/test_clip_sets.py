@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from micu.base.files import file_sha256
 from micu.evaluate.ranking import rank_scores
 from micu.evaluate.report import Row, clips_of, name_clips, read_rows, render_table, write_rows
 from micu.evaluate.selection import choose_checkpoint
 from micu.evaluate.splits import SplitRules, clips_sha256, split_clips
-from micu.files import file_sha256
-from micu.manifest import Clip
 from micu.report.build import build_report
 from micu.report.compare import compare, render_csv, tabulate_lines
 from micu.report.open_set import open_set_section
 from micu.report.read import Material, Result, read_results
+from micu.store.manifest import Clip
 from micu.sweep.table import collect, render_sweep, write_table
 from tests.unit.test_compare import RESULT
 from tests.unit.test_details import make_details

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from micu.config import EncoderConfig, LossWeights, ReconstructionConfig, TrainConfig
+from micu.config.sections import EncoderConfig, LossWeights, ReconstructionConfig, TrainConfig
 from micu.losses.club import ClubLoss, Estimator, club_bound, log_likelihood
 from micu.model.micu import MICU
 

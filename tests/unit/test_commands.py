@@ -8,9 +8,9 @@ import click
 import pytest
 
 import extract.cli
-import extract.demo
-from micu.commands import FiniteRange, exit_codes, run_command
-from micu.errors import ConfigError, DeviceError, WeightsError, no_memory
+import extract.demo.tour
+from micu.base.errors import ConfigError, DeviceError, WeightsError, no_memory
+from micu.base.process import FiniteRange, exit_codes, run_command
 
 
 def tool(action):
@@ -78,7 +78,7 @@ def test_a_tool_ends_with_its_exit_code(monkeypatch, capsys, action, arguments, 
     ("main", "inside", "arguments"),
     [
         (extract.cli.main, "extract.cli.sets_below", ["verify", "."]),
-        (extract.demo.main, "extract.demo.run_demo", []),
+        (extract.demo.tour.main, "extract.demo.tour.run_demo", []),
     ],
     ids=["micu-extract", "micu-demo"],
 )

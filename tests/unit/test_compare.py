@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 from micu.report.compare import compare, render_csv, tabulate_lines
 from micu.report.paper import read_printed
 from micu.report.read import Result, gather, read_results

@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from micu.config import DataConfig, LossWeights, OptimizerConfig, TrainConfig
-from micu.errors import ConfigError
-from micu.jigsaw_config import JigsawConfig
-from micu.overrides import config_differences, from_json, to_json, with_overrides
-from micu.presets import PRESETS
+from micu.base.errors import ConfigError
+from micu.config.jigsaw import JigsawConfig
+from micu.config.overrides import config_differences, from_json, to_json, with_overrides
+from micu.config.presets import PRESETS
+from micu.config.sections import DataConfig, LossWeights, OptimizerConfig, TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-import extract.dask.dispatch as dispatch
-from extract.dask.dispatch import Dispatcher
-from extract.dask.worker import UNLIKE, Report, Sight, look_around
-from extract.parts import Part, parse_part
-from extract.plan import Limit
-from micu.commands import StopFlag
-from micu.errors import ConfigError, DeviceError, MicuError
+import extract.cluster.dask.dispatch as dispatch
+from extract.cluster.dask.dispatch import Dispatcher
+from extract.cluster.dask.worker import UNLIKE, Report, Sight, look_around
+from extract.cluster.shares import Part, parse_part
+from extract.pipeline.plan import Limit
+from micu.base.errors import ConfigError, DeviceError, MicuError
+from micu.base.process import StopFlag
 
 MADE = json.dumps(dict.fromkeys(("extracted", "failed", "damaged"), 1) | {"folder": "f"})[:-1]
 MADE += ', "stopped_by": "", "read_s": 0.1, "infer_s": 0.1, "write_s": 0.1}\n'

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import extract.dask.making as making
-from extract.dask.making import (
+import extract.cluster.dask.making as making
+from extract.cluster.dask.making import (
     ask_for_making,
     collect_libraries,
     describe_making,
@@ -65,13 +65,15 @@ def test_every_change_of_a_file_of_code_is_another_micu(tmp_path: Path, change: 
     copy = copy_code(tmp_path)
     before = ask_in(copy)
     if change == "rename":
-        (copy / "extract/demo.py").rename(copy / "extract/demo2.py")
+        (copy / "extract/demo/tour.py").rename(copy / "extract/demo2.py")
     if change == "add":
         (copy / "extract/backbones/extra.py").touch()
     if change == "remove":
-        (copy / "extract/demo.py").unlink()
+        (copy / "extract/demo/tour.py").unlink()
     if change == "micu":
-        (copy / "micu/manifest.py").write_text((copy / "micu/manifest.py").read_text() + "#\n")
+        (copy / "micu/store/manifest.py").write_text(
+            (copy / "micu/store/manifest.py").read_text() + "#\n"
+        )
     assert ask_in(copy)["micu"] != before["micu"]
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-import micu.data
-from micu.config import DataConfig
-from micu.data import (
+import micu.data.dataset
+from micu.base.errors import ConfigError, ManifestError, ProcessError, StoreError
+from micu.config.sections import DataConfig
+from micu.data.dataset import (
     Batch,
     FeatureDataset,
     Piped,
@@ -31,9 +32,8 @@ from micu.data import (
     select_clips,
     share_batch,
 )
-from micu.errors import ConfigError, ManifestError, ProcessError, StoreError
-from micu.manifest import Clip, write_manifest
-from micu.store import FeatureRow, FeatureStore, find_sets
+from micu.store.manifest import Clip, write_manifest
+from micu.store.sets import FeatureRow, FeatureStore, find_sets
 from tests.conftest import PROJECT, not_on_windows
 from tests.feature_sets import make_clips, write_features
 
@@ -114,8 +114,8 @@ def test_batches_that_others_read_for_a_gpu_are_page_locked(stores, device, work
 @pytest.mark.parametrize("there", [["fork", "spawn", "forkserver"], ["spawn"]])
 def test_reading_processes_come_from_a_server_where_there_is_one(stores, monkeypatch, there):
     asked = []
-    monkeypatch.setattr(micu.data.multiprocessing, "get_all_start_methods", lambda: there)
-    monkeypatch.setattr(micu.data, "DataLoader", lambda *_, **named: asked.append(named))
+    monkeypatch.setattr(micu.data.dataset.multiprocessing, "get_all_start_methods", lambda: there)
+    monkeypatch.setattr(micu.data.dataset, "DataLoader", lambda *_, **named: asked.append(named))
     dataset = FeatureDataset(stores, make_clips(), DataConfig())
     for workers in (0, 1):
         make_loader(dataset, 2, seed=0, epoch=0, workers=workers)
@@ -465,9 +465,9 @@ NO_ROOM = """
 import sys
 from pathlib import Path
 import torch
-from micu.config import DataConfig
-from micu.data import FeatureDataset, iterate, make_loader
-from micu.store import FeatureStore, find_sets
+from micu.config.sections import DataConfig
+from micu.data.dataset import FeatureDataset, iterate, make_loader
+from micu.store.sets import FeatureStore, find_sets
 from tests.feature_sets import make_clips
 
 if __name__ == "__main__":
@@ -509,7 +509,7 @@ def test_a_small_dev_shm_changes_no_batch_and_hangs_nothing(stores, tmp_path, si
 def test_an_error_of_a_reading_process_is_the_error_itself(stores, monkeypatch):
     dataset = FeatureDataset(stores, make_clips(), DataConfig())
     refuse = StoreError("shard-00000.h5: damaged")
-    monkeypatch.setattr("micu.data._signals_held", nullcontext)
+    monkeypatch.setattr("micu.data.dataset._signals_held", nullcontext)
     batch = dataset.read_batch([0])
 
     class Loader:
@@ -550,7 +550,7 @@ def test_reading_processes_are_bounded_by_the_handles_there_are(
     stores, monkeypatch, caplog, handles, typed, workers, piped
 ):
     _tell_of_workers.cache_clear()
-    monkeypatch.setattr("micu.data.most_handles", lambda: handles)
+    monkeypatch.setattr("micu.data.dataset.most_handles", lambda: handles)
     dataset = FeatureDataset(stores, make_clips(), DataConfig())
     for _ in range(2):
         loader = make_loader(dataset, 8, seed=0, epoch=0, workers=typed)

@@ -9,9 +9,9 @@ import pytest
 
 from extract.datasets import DATASETS
 from extract.datasets.layout import locate_media
-from extract.formats import MEDIA_SUFFIXES
-from micu.errors import ManifestError, MicuError, StoreError
-from micu.manifest import Clip, Event
+from extract.media.formats import MEDIA_SUFFIXES
+from micu.base.errors import ManifestError, MicuError, StoreError
+from micu.store.manifest import Clip, Event
 
 
 def write(folder: Path, **files: str) -> list[str]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from extract import demo
-from extract.demo import MARKER, DemoError, Shell, prepare_folder
-from micu.errors import ConfigError
+from extract.demo import tour as demo
+from extract.demo.tour import MARKER, DemoError, Shell, prepare_folder
+from micu.base.errors import ConfigError
 
 TOOL = """
 import pathlib, sys, time

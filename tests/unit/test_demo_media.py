@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from extract.demo_media import (
+from extract.demo.media import (
     DURATION_S,
     EVENTS,
     SAMPLE_RATES,
@@ -17,9 +17,9 @@ from extract.demo_media import (
     write_media,
     write_sentence,
 )
-from extract.demo_scenes import MOTIONS, SHAPES, draw_scene, render_frames
-from extract.demo_sounds import SOUNDS, render_sound
-from micu.manifest import read_class_list, read_manifest
+from extract.demo.scenes import MOTIONS, SHAPES, draw_scene, render_frames
+from extract.demo.sounds import SOUNDS, render_sound
+from micu.store.manifest import read_class_list, read_manifest
 
 
 def draws(seed: int = 0) -> np.random.Generator:

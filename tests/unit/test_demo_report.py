@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from extract.demo_report import (
+from extract.demo.report import (
     Failed,
     Report,
     Typed,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 from micu.evaluate.details import (
     MAPPED,
     ClipMap,

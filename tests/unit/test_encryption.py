@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from extract.backbones.base import FrameInput, WaveformInput
-from extract.encryption import is_encrypted
-from micu.errors import DecodeError
-from micu.manifest import Clip
+from extract.media.encryption import is_encrypted
+from micu.base.errors import DecodeError
+from micu.store.manifest import Clip
 from tests.media_files import read_media, tone, write_media
 
 FRAMES = FrameInput(fps=1, resize=16, crop=16)

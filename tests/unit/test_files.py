@@ -10,11 +10,10 @@ import threading
 
 import pytest
 
-from extract.blocks import block_folder
-from micu import files
-from micu.cli.outputs import try_file, try_folder
-from micu.errors import ConfigError
-from micu.files import (
+from extract.media.blocks import block_folder
+from micu.base import files
+from micu.base.errors import ConfigError
+from micu.base.files import (
     hold_folder,
     lock_folder,
     refuse_lost_link,
@@ -23,6 +22,7 @@ from micu.files import (
     wait_for_lock,
     write_atomically,
 )
+from micu.cli.outputs import try_file, try_folder
 
 
 def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(tmp_path):

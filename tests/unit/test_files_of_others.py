@@ -15,20 +15,20 @@ from extract.backbones.weights import read_index as read_weights_index
 from extract.backbones.words import read_words
 from extract.datasets.base import read_lines, read_rows
 from extract.datasets.valor32k import read_json
-from micu.checkpoint import load_checkpoint
+from micu.base.errors import CheckpointError, ConfigError, ManifestError, MicuError, WeightsError
+from micu.base.launch import LAUNCHER, Place
 from micu.cli.resume import RunFolder
-from micu.config import TrainConfig
-from micu.errors import CheckpointError, ConfigError, ManifestError, MicuError, WeightsError
+from micu.config.overrides import to_json
+from micu.config.sections import TrainConfig
 from micu.evaluate import details, report
 from micu.evaluate.class_map import read_class_map
 from micu.evaluate.sheets import first_words, read_columns, read_sheet
-from micu.launch import LAUNCHER, Place
-from micu.logs import MAX_ROW_BYTES, read_metrics
-from micu.overrides import to_json
 from micu.report.commands import commands_path, read_commands, record_command
 from micu.report.read import gather
 from micu.sweep.conduct import TAIL, _last_line
 from micu.sweep.table import collect
+from micu.train.checkpoint import load_checkpoint
+from micu.train.logs import MAX_ROW_BYTES, read_metrics
 from tests.unit.test_report import ROW
 from tests.unit.test_sweep import plan
 
@@ -40,10 +40,10 @@ READERS: dict[str, tuple[Callable[[Path], object], type[MicuError], str]] = {
         WeightsError,
         "extract.backbones.weights.MAX_INDEX_BYTES",
     ),
-    "official rows": (read_rows, ManifestError, "micu.table.MAX_BYTES"),
-    "official lines": (read_lines, ManifestError, "micu.table.MAX_BYTES"),
-    "official JSON": (read_json, ManifestError, "micu.table.MAX_BYTES"),
-    "class map": (read_class_map, ManifestError, "micu.table.MAX_BYTES"),
+    "official rows": (read_rows, ManifestError, "micu.base.table.MAX_BYTES"),
+    "official lines": (read_lines, ManifestError, "micu.base.table.MAX_BYTES"),
+    "official JSON": (read_json, ManifestError, "micu.base.table.MAX_BYTES"),
+    "class map": (read_class_map, ManifestError, "micu.base.table.MAX_BYTES"),
     "table": (read_sheet, ConfigError, "micu.evaluate.sheets.LARGEST"),
     "columns": (read_columns, ConfigError, ""),
     "first words": (first_words, ConfigError, ""),
@@ -94,7 +94,7 @@ def test_a_file_of_one_byte_too_many_is_refused(
 
 def test_bounds_have_room_for_what_people_have() -> None:
     from extract.backbones import weights, words
-    from micu import table
+    from micu.base import table
     from micu.cli import resume
     from micu.evaluate import sheets
     from micu.report import commands

@@ -8,7 +8,7 @@ import pytest
 from extract.flow.methods import FLOW_METHODS, FlowSettings, estimate_flow
 from extract.flow.quantize import STILL, quantize_flow, still_level
 from extract.flow.tvl1 import TVL1
-from micu.errors import ConfigError, MicuError, RegistryError, ShapeError, WeightsError
+from micu.base.errors import ConfigError, MicuError, RegistryError, ShapeError, WeightsError
 
 FAST = {
     "tvl1": FlowSettings(engine="opencv", tvl1=TVL1(warps=2, outer_iterations=3)),
@@ -208,7 +208,7 @@ def test_raft_weights_that_are_not_there_are_an_error_before_any_clip(tmp_path):
 
 def test_importing_the_readers_does_not_import_what_computes():
     code = (
-        "import sys, extract.decode, extract.flow.options; "
+        "import sys, extract.media.readers, extract.flow.options; "
         "print(sorted({'cv2', 'torch', 'numba', 'torchvision', 'decord'} & set(sys.modules)))"
     )
     output = subprocess.run(

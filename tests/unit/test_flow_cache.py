@@ -12,18 +12,18 @@ import h5py
 import numpy as np
 import pytest
 
-import extract.decode
 import extract.flow.cache
 import extract.flow.reader
-import extract.media
-import extract.streams
+import extract.media.damage
+import extract.media.readers
+import extract.media.source
 from extract.backbones.base import FlowInput, Media
-from extract.decode import read
 from extract.flow.methods import FlowSettings
-from extract.media import Reading
-from extract.workers import decode_clip
-from micu.errors import DecodeError
-from micu.manifest import Clip
+from extract.media.readers import read
+from extract.media.source import Reading
+from extract.media.workers import decode_clip
+from micu.base.errors import DecodeError
+from micu.store.manifest import Clip
 from tests.media_files import skip_without_decord, write_media
 
 WANTS = FlowInput(clip_len=2, interval=3, resize=32, crop=24)
@@ -59,13 +59,13 @@ def computed(monkeypatch) -> list[int]:
 def opened(monkeypatch) -> list[str]:
     """Media files that were opened for decoding."""
     names: list[str] = []
-    open_container = extract.media.av.open
+    open_container = extract.media.source.av.open
 
     def note(name, **settings):
         names.append(name)
         return open_container(name, **settings)
 
-    monkeypatch.setattr(extract.media.av, "open", note)
+    monkeypatch.setattr(extract.media.source.av, "open", note)
     return names
 
 
@@ -219,7 +219,7 @@ def test_units_that_would_not_fit_in_memory_are_refused_though_their_fields_are_
     reading, monkeypatch
 ):
     read(CLIP, WANTS, reading)
-    monkeypatch.setattr(extract.streams, "MAX_UNIT_BYTES", 100_000)
+    monkeypatch.setattr(extract.media.damage, "MAX_UNIT_BYTES", 100_000)
     with pytest.raises(DecodeError) as caught:
         read(CLIP, replace(WANTS, crop=200), reading)
     assert caught.value.code == "too_large"

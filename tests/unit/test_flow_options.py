@@ -9,7 +9,7 @@ from extract.backbones.base import FlowInput
 from extract.flow.methods import FlowSettings
 from extract.flow.options import FLOW_OPTIONS, flow_options, flow_settings
 from extract.flow.tvl1 import TVL1
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 
 
 def type_in(*words: str) -> tuple[FlowSettings, dict[str, object], object]:

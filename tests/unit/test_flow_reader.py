@@ -6,18 +6,18 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-import extract.decode
 import extract.flow.reader
-import extract.streams
+import extract.media.damage
+import extract.media.readers
 from extract.backbones.base import FlowInput, FrameInput, Media
-from extract.decode import describe_reading, read
 from extract.flow.methods import FlowSettings
 from extract.flow.tvl1 import TVL1
-from extract.media import Reading, Source, Window
-from extract.pictures import read_pictures
-from extract.streams import Damage
-from micu.errors import ConfigError, DecodeError
-from micu.manifest import Clip
+from extract.media.damage import Damage
+from extract.media.pictures import read_pictures
+from extract.media.readers import describe_reading, read
+from extract.media.source import Reading, Source, Window
+from micu.base.errors import ConfigError, DecodeError
+from micu.store.manifest import Clip
 from tests.media_files import flat_picture, write_media
 
 FAST = FlowSettings(method="farneback")
@@ -96,14 +96,14 @@ def test_a_clip_that_ends_before_half_a_second_has_one_flow_clip_in_its_middle(
 @pytest.mark.parametrize("dt_s", [None, 0.1])
 def test_a_picture_that_does_not_come_after_the_one_before_is_left_out(tmp_path, monkeypatch, dt_s):
     levels_of_numbers(monkeypatch)
-    open_in_order = extract.decode.open_pictures
+    open_in_order = extract.media.readers.open_pictures
 
     def swap(clip, reading, damage):
         source, pictures = open_in_order(clip, reading, damage)
         order = list(pictures)
         return source, iter([*order[:4], order[5], order[4], *order[6:]])
 
-    monkeypatch.setattr(extract.decode, "open_pictures", swap)
+    monkeypatch.setattr(extract.media.readers, "open_pictures", swap)
     path = write_media(tmp_path / "a.mp4", frames=10)
     wants = FlowInput(clip_len=3, interval=1, resize=32, crop=32, dt_s=dt_s)
     assert fields_of(path, wants).tolist() == [[[3, 5], [5, 6], [6, 7]]]
@@ -251,7 +251,7 @@ def test_one_picture_has_no_flow(tmp_path):
 def test_a_clip_whose_flow_would_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
     path = write_media(tmp_path / "a.mp4", frames=10)
     # Ten gray pictures of 32 x 48 px fit; one flow clip of 2 x 64 x 64 x 2 does not.
-    monkeypatch.setattr(extract.streams, "MAX_UNIT_BYTES", 16000)
+    monkeypatch.setattr(extract.media.damage, "MAX_UNIT_BYTES", 16000)
     with pytest.raises(DecodeError) as caught:
         read_flow_of(path, FlowInput(clip_len=2, resize=32, crop=64))
     assert caught.value.code == "too_large"

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import micu
-from micu.checkpoint import (
+from micu.base.errors import CheckpointError, ConfigError
+from micu.train.checkpoint import (
     load_checkpoint,
     restore_,
 )
-from micu.errors import CheckpointError, ConfigError
-from micu.step import build_state
-from micu.train import find_resumable
+from micu.train.fit import find_resumable
+from micu.train.step import build_state
 from tests.checkpoints import CONFIG, SHAPES, equal, save, trained
 
 

@@ -14,7 +14,7 @@ from extract.backbones.htsat_checkpoint import load_original, original_name
 from extract.backbones.htsat_clap import DEMO_LOG_MEL, HTSATClap, HTSATDemo
 from extract.backbones.log_mel import mel_filters
 from extract.backbones.sound_windows import overlap_weights, pool_tokens, repeat_to_length
-from micu.errors import ConfigError, WeightsError
+from micu.base.errors import ConfigError, WeightsError
 
 CPU = Run(device="cpu")
 State = dict[str, torch.Tensor]

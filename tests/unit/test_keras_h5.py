@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from extract.backbones.keras_h5 import read_keras_convolutions
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 
 TWO_LAYERS = {"block1_conv1": (3, 3, 3, 4), "block1_conv2": (3, 3, 4, 5)}
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from micu.distributed import join
-from micu.errors import ConfigError
-from micu.launch import Place, find_place, first_host
+from micu.base.distributed import join
+from micu.base.errors import ConfigError
+from micu.base.launch import Place, find_place, first_host
 
 TORCHRUN = {
     "RANK": "3",

@@ -6,12 +6,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from micu.baselines import BASELINES
-from micu.config import TrainConfig
-from micu.data import Batch
+from micu.config.baselines import BASELINES
+from micu.config.overrides import with_overrides
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.model.learned import DirectionQuantizer
-from micu.overrides import with_overrides
-from micu.step import TrainState, build_state, train_step
+from micu.train.step import TrainState, build_state, train_step
 from tests.feature_sets import SMALL
 
 B, T, D = 6, 3, 64

@@ -15,7 +15,7 @@ from micu.evaluate.localization import (
 from micu.evaluate.metrics import batch_averaged_detection, detection
 from micu.evaluate.probe import ClipFeatures, ProbeConfig
 from micu.evaluate.splits import OpenSetSplit
-from micu.manifest import Clip, Event
+from micu.store.manifest import Clip, Event
 
 KNOWN = ("dog", "car")
 QUICK = ProbeConfig(epochs=12, learning_rate=5e-2, batch_size=8)

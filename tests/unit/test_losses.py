@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.baseline_config import BaselinesConfig, TransportConfig
-from micu.config import (
+from micu.base.errors import ConfigError
+from micu.config.jigsaw import JigsawConfig, MmjpConfig
+from micu.config.methods import BaselinesConfig, TransportConfig
+from micu.config.sections import (
     ContrastiveConfig,
     DataConfig,
     EncoderConfig,
@@ -17,9 +19,7 @@ from micu.config import (
     ReconstructionConfig,
     TrainConfig,
 )
-from micu.data import Batch
-from micu.errors import ConfigError
-from micu.jigsaw_config import JigsawConfig, MmjpConfig
+from micu.data.dataset import Batch
 from micu.losses import (
     LOSSES,
     Draws,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from micu.errors import ManifestError
-from micu.manifest import (
+from micu.base.errors import ManifestError
+from micu.store.manifest import (
     Clip,
     Event,
     read_class_list,

@@ -20,7 +20,7 @@ from micu.report.build import build_report
 from micu.report.commands import Command
 from micu.report.page import render_html, render_report_markdown
 from micu.report.read import Material
-from micu.store import Failure
+from micu.store.sets import Failure
 from micu.sweep.table import render_sweep
 from tests.unit.test_compare import RESULT
 from tests.unit.test_details import make_details

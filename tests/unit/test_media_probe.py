@@ -6,7 +6,7 @@ from click.testing import CliRunner, Result
 
 from extract.cli import cli
 from extract.probe import probe_file
-from micu.manifest import read_manifest
+from micu.store.manifest import read_manifest
 from tests.media_files import tone, write_media
 
 

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from extract.backbones.base import Media
-from extract.pipeline import extract_manifest
-from extract.plan import Job, plan_extraction
-from micu.manifest import Clip, read_manifest, write_manifest
-from micu.store import FeatureSpec, FeatureStore, Steps
+from extract.pipeline.decode_ahead import extract_manifest
+from extract.pipeline.plan import Job, plan_extraction
+from micu.store.manifest import Clip, read_manifest, write_manifest
+from micu.store.sets import FeatureSpec, FeatureStore, Steps
 
 UNITS, BATCH, WORKERS = 3, 8, 2
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytorch_ood.metrics import functional as ood
 from sklearn import metrics as oracle
 
-from micu.errors import MicuError, ShapeError
+from micu.base.errors import MicuError, ShapeError
 from micu.evaluate.metrics import (
     UNKNOWN,
     auroc,

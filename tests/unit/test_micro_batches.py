@@ -7,19 +7,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import micu.baselines  # noqa: F401 - registers presets
+import micu.config.baselines  # noqa: F401 - registers presets
+from micu.base.distributed import ALONE, World, share_rows
+from micu.base.errors import ConfigError
+from micu.base.files import write_atomically
+from micu.base.launch import LAUNCHER, Place
 from micu.cli.resume import RunFolder
-from micu.config import TrainConfig
-from micu.data import FeatureDataset, iterate, make_loader
-from micu.distributed import ALONE, World, share_rows
-from micu.errors import ConfigError
-from micu.files import write_atomically
-from micu.launch import LAUNCHER, Place
+from micu.config.overrides import to_json, with_overrides
+from micu.config.presets import PRESETS
+from micu.config.sections import TrainConfig
+from micu.data.dataset import FeatureDataset, iterate, make_loader
 from micu.losses import Loss, compute_terms, draw, weigh
-from micu.overrides import to_json, with_overrides
-from micu.parts import cut_batch, measure_share
-from micu.presets import PRESETS
-from micu.step import build_state, train_step
+from micu.train.processes.micro_batches import cut_batch, measure_share
+from micu.train.step import build_state, train_step
 from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
 from tests.processes import CASES, DOUBLE, NO_DROPOUT, VAT, Case, make_batch, run_case
 

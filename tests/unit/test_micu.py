@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.config import (
+from micu.base.errors import ConfigError, ShapeError
+from micu.config.jigsaw import JigsawConfig
+from micu.config.presets import PRESETS
+from micu.config.sections import (
     EncoderConfig,
     LossWeights,
     QuantizerConfig,
     ReconstructionConfig,
     TrainConfig,
 )
-from micu.data import Batch
-from micu.errors import ConfigError, ShapeError
-from micu.jigsaw_config import JigsawConfig
+from micu.data.dataset import Batch
 from micu.model.micu import MICU, MICUOutput
-from micu.presets import PRESETS
 
 B, T = 3, 4
 SHAPES: dict[str, tuple[int, ...]] = {

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from micu.config import TrainConfig
-from micu.data import Batch
-from micu.jigsaw_config import JigsawConfig
+from micu.config.jigsaw import JigsawConfig
+from micu.config.overrides import with_overrides
+from micu.config.presets import PRESETS
+from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.losses import LOSSES, Losses, draw
 from micu.losses.jigsaw import permutation_rank
 from micu.losses.mmjp import side_by_side
 from micu.model.micu import MICUOutput
 from micu.model.quantizer import Quantized
-from micu.overrides import with_overrides
-from micu.presets import PRESETS
 
 B, T, D = 2, 3, 8
 SMALL = [

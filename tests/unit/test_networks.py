@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from micu.config import EncoderConfig, ReconstructionConfig
-from micu.errors import ShapeError
-from micu.manifest import MODALITIES
+from micu.base.errors import ShapeError
+from micu.config.sections import EncoderConfig, ReconstructionConfig
 from micu.model.networks import (
     FRONTS,
     GridPool,
@@ -19,6 +18,7 @@ from micu.model.networks import (
     WordReader,
     check_step_shape,
 )
+from micu.store.manifest import MODALITIES
 
 SMALL = EncoderConfig(embed_dim=8, heads=2, feedforward_dim=12, text_hidden_dim=3, dropout=0.0)
 WIDTHS = ReconstructionConfig(grid_width=6, vector_width=5)

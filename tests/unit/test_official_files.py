@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from extract.datasets import DATASETS
-from micu.manifest import Clip, read_class_list
-from micu.overlap import find_shared
+from micu.store.manifest import Clip, read_class_list
+from micu.store.overlap import find_shared
 from tests.conftest import PROJECT
 
 CLASSES = PROJECT / "manifests" / "classes"

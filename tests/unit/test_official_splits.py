@@ -8,7 +8,7 @@ from extract.datasets import DATASETS
 from micu.evaluate.cmg import events_of
 from micu.evaluate.metrics import UNKNOWN
 from micu.evaluate.splits import OpenSetSplit, SplitRules, media_item, split_clips
-from micu.manifest import Clip, read_class_list
+from micu.store.manifest import Clip, read_class_list
 from tests.conftest import PROJECT
 
 pytestmark = pytest.mark.shared

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from micu.errors import ConfigError, ManifestError
+from micu.base.errors import ConfigError, ManifestError
 from micu.evaluate.code_scores import CODE_SCORES, QUANTIZATION
 from micu.evaluate.details import ClipMap
 from micu.evaluate.metrics import UNKNOWN
@@ -37,7 +37,7 @@ from micu.evaluate.thresholds import (
     pick_threshold,
     transfer_threshold,
 )
-from micu.manifest import Clip
+from micu.store.manifest import Clip
 
 
 def make_clips(per_class: int, split: str, classes: str = "abcd") -> tuple[Clip, ...]:

@@ -4,11 +4,11 @@ import pytest
 from click.testing import CliRunner
 
 from extract.cli import cli
-from micu.config import DataConfig
-from micu.data import select_clips
-from micu.errors import ManifestError
-from micu.manifest import Clip, write_manifest, youtube_id
-from micu.overlap import find_shared
+from micu.base.errors import ManifestError
+from micu.config.sections import DataConfig
+from micu.data.dataset import select_clips
+from micu.store.manifest import Clip, write_manifest, youtube_id
+from micu.store.overlap import find_shared
 
 
 def clips(*names: str) -> list[Clip]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from micu.base.errors import ConfigError
 from micu.cli.report import main
-from micu.errors import ConfigError
+from micu.config.presets import ALIASES, PRESETS
 from micu.evaluate.metrics import harmonic_mean
-from micu.presets import ALIASES, PRESETS
 from micu.report.paper import (
     SETTINGS,
     TABLES,

@@ -7,12 +7,12 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.cluster_cli import merge
-from extract.parts import Part, choose_part, merge_set, parse_part
-from extract.pipeline import Summary, extract_manifest
-from extract.verify import verify_set
-from micu.errors import ConfigError
-from micu.store import (
+from extract.cluster.commands import merge
+from extract.cluster.shares import Part, choose_part, merge_set, parse_part
+from extract.pipeline.decode_ahead import Summary, extract_manifest
+from extract.sets.verify import verify_set
+from micu.base.errors import ConfigError
+from micu.store.sets import (
     Failure,
     FeatureStore,
     append_ledger,

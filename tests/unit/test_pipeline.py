@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import extract.pipeline as pipeline
-from extract.pipeline import extract_manifest
-from extract.verify import verify_set
-from micu.errors import DecodeError, ExtraError, StoreError
-from micu.manifest import Clip, write_manifest
-from micu.store import (
+import extract.pipeline.decode_ahead as pipeline
+from extract.pipeline.decode_ahead import extract_manifest
+from extract.sets.verify import verify_set
+from micu.base.errors import DecodeError, ExtraError, StoreError
+from micu.store.manifest import Clip, write_manifest
+from micu.store.sets import (
     FeatureRow,
     FeatureStore,
     publish_shard,

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from micu.checkpoint import Position, restore_, save_checkpoint
-from micu.config import OptimizerConfig, TrainConfig
-from micu.errors import CheckpointError, ConfigError, TrainError
-from micu.gradients import unscale_
+from micu.base.errors import CheckpointError, ConfigError, TrainError
+from micu.config.sections import OptimizerConfig, TrainConfig
 from micu.losses import draw
 from micu.model import quantizer
-from micu.step import TrainState, build_state, train_step
-from micu.store import FeatureSpec
+from micu.store.sets import FeatureSpec
+from micu.train.checkpoint import Position, restore_, save_checkpoint
+from micu.train.gradients import unscale_
+from micu.train.step import TrainState, build_state, train_step
 from tests.unit.test_step import CONFIG, SHAPES, B, T, assert_same, batch, poisoned, snapshot
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}

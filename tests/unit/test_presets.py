@@ -9,11 +9,11 @@ import torch
 from click.testing import CliRunner
 
 from micu.cli.train import main
-from micu.data import Batch
+from micu.config.overrides import with_overrides
+from micu.config.presets import ALIASES, PRESETS
+from micu.data.dataset import Batch
 from micu.evaluate.models import LoadedModel, describe_preset
-from micu.overrides import with_overrides
-from micu.presets import ALIASES, PRESETS
-from micu.step import build_state, train_step
+from micu.train.step import build_state, train_step
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "audio": (6,),

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from micu.config import DataConfig
-from micu.data import Batch
-from micu.errors import ConfigError, ShapeError
+from micu.base.errors import ConfigError, ShapeError
+from micu.config.overrides import with_overrides
+from micu.config.presets import PRESETS
+from micu.config.sections import DataConfig
+from micu.data.dataset import Batch
 from micu.evaluate.encoders import ClipCache, CodeEncoder, InputEncoder, pool_inputs
 from micu.evaluate.models import untrained_model
 from micu.evaluate.probe import (
@@ -25,9 +27,7 @@ from micu.evaluate.probe import (
     predict_logits,
 )
 from micu.model.micu import MICU
-from micu.overrides import with_overrides
-from micu.presets import PRESETS
-from micu.store import FeatureStore, find_sets
+from micu.store.sets import FeatureStore, find_sets
 from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
 
 LABELS = torch.arange(24) % 3

@@ -13,17 +13,17 @@ import click
 from extract.backbones import BACKBONES
 from extract.cli import cli as extract_command
 from extract.datasets import DATASETS
-from extract.decode import DECODERS
-from extract.demo import cli as demo_command
+from extract.demo.tour import cli as demo_command
+from extract.media.readers import DECODERS
+from micu.base.registry import Registry
 from micu.cli.report import main as eval_command
 from micu.cli.train import main as train_command
+from micu.config.presets import PRESETS
 from micu.evaluate.scores import SCORES
 from micu.evaluate.tasks import TASKS
 from micu.losses.terms import LOSSES
-from micu.manifest import MODALITIES
-from micu.presets import PRESETS
-from micu.registry import Registry
-from micu.store import LEDGER_COLUMNS
+from micu.store.manifest import MODALITIES
+from micu.store.sets import LEDGER_COLUMNS
 
 PROJECT = Path(__file__).parents[2]
 LISTING = PROJECT / "tests" / "public_names.json"

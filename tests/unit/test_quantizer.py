@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.config import QuantizerConfig
-from micu.errors import ShapeError
-from micu.manifest import MODALITIES
+from micu.base.errors import ShapeError
+from micu.config.sections import QuantizerConfig
 from micu.model.quantizer import UnifiedQuantizer, nearest_code
+from micu.store.manifest import MODALITIES
 
 K, D, B, T = 7, 4, 3, 5
 

@@ -18,10 +18,10 @@ from benchmarks.real_methods import DATA_SETS, METHODS, assignments, draw_trials
 from benchmarks.real_pairs import SHARES, Item, Pool, drop_duplicates, pair_items
 from benchmarks.real_tables import CEILING, CLOSED, Figure, figures_of, summarise
 from benchmarks.tensorflow_checkpoint import MAGIC, read_tensors
-from micu.errors import ManifestError
+from micu.base.errors import ManifestError
+from micu.config.presets import PRESETS
 from micu.evaluate.report import Row, read_rows
-from micu.manifest import read_manifest
-from micu.presets import PRESETS
+from micu.store.manifest import read_manifest
 from tests.media_files import write_wav
 
 # --- items and pairs -------------------------------------------------------------------------

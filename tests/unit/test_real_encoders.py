@@ -12,7 +12,7 @@ from benchmarks.real_encoders import (
 )
 from benchmarks.real_features import find_weights
 from extract.backbones import BACKBONES, Run, build_backbone
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 from tests.unit.test_real_benchmark import write_checkpoint
 
 CPU = Run(device="cpu")

@@ -17,8 +17,8 @@ import pytest
 from extract import released
 from extract.imports import check_labels, pad_steps
 from extract.released import archive_stem, read_h5_row, read_pickled_array, read_zipped_array
-from micu.errors import DecodeError, ManifestError, StoreError
-from micu.manifest import read_manifest
+from micu.base.errors import DecodeError, ManifestError, StoreError
+from micu.store.manifest import read_manifest
 from tests.conftest import PROJECT
 from tests.released_files import (
     Rebuilt,

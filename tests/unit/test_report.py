@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 from micu.evaluate.report import ADDED, COLUMNS, Row, read_rows, render_table, write_rows
 
 ROW = Row(

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from micu.errors import ExtraError
+from micu.base.errors import ExtraError
 from micu.evaluate.codebook import CodebookUse
 from micu.evaluate.metrics import accept_rates, auroc, oscr
 from micu.report import clip_map

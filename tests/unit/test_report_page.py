@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 from micu.evaluate.codebook import CodebookUse, read_codebook, write_codebook
 from micu.evaluate.report import Table
 from micu.report.build import build_report

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from micu.errors import ConfigError, ManifestError
+from micu.base.errors import ConfigError, ManifestError
 from micu.evaluate import retrieval
 from micu.evaluate.probe import ClipFeatures
 from micu.evaluate.retrieval import (
@@ -17,7 +17,7 @@ from micu.evaluate.retrieval import (
     mean_embedding,
 )
 from micu.evaluate.splits import CLEAN, PAPER
-from micu.manifest import Clip
+from micu.store.manifest import Clip
 
 
 def photo(name: str, split: str = "test") -> list[Clip]:

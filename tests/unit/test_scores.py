@@ -8,7 +8,7 @@ import torch
 from pytorch_ood import detector
 from sklearn.covariance import ledoit_wolf
 
-from micu.errors import ConfigError, RegistryError
+from micu.base.errors import ConfigError, RegistryError
 from micu.evaluate.code_scores import CODE_SCORES
 from micu.evaluate.feature_scores import shrunk_covariance
 from micu.evaluate.metrics import auroc

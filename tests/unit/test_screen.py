@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from extract.cli import cli
-from micu.commands import guard_screen, run_command
-from micu.errors import ConfigError, show_unseen
-from micu.store import Failure, write_ledger
+from micu.base.errors import ConfigError, show_unseen
+from micu.base.process import guard_screen, run_command
+from micu.store.sets import Failure, write_ledger
 from tests.conftest import PROJECT
 from tests.feature_sets import make_clips, write_features
 
@@ -133,7 +133,7 @@ def test_foreign_sets_do_not_steer_the_screen(tmp_path: Path, where: str) -> Non
 
 LONG = (
     "import sys, click, logging\n"
-    "from micu.commands import run_command\n"
+    "from micu.base.process import run_command\n"
     "@click.command()\n"
     "def tool():\n"
     "    for number in range(100_000):\n"
@@ -184,7 +184,7 @@ TOOLS = {
     "micu-extract": "extract.cli:main",
     "micu-train": "micu.cli:train_main",
     "micu-eval": "micu.cli:eval_main",
-    "micu-demo": "extract.demo:main",
+    "micu-demo": "extract.demo.tour:main",
 }
 
 

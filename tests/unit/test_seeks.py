@@ -10,13 +10,13 @@ import av
 import numpy as np
 import pytest
 
-from extract import streams
-from extract.media import Source, Window
-from extract.pictures import read_pictures
-from extract.sound import read_mono
-from extract.streams import Damage, _begin_again
-from micu.errors import DecodeError
-from micu.manifest import Clip
+from extract.media import damage as streams
+from extract.media.damage import Damage, _begin_again
+from extract.media.pictures import read_pictures
+from extract.media.sound import read_mono
+from extract.media.source import Source, Window
+from micu.base.errors import DecodeError
+from micu.store.manifest import Clip
 from tests.media_files import Array, write_media
 
 FPS = 25

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from micu.errors import ConfigError
+from micu.base.errors import ConfigError
 from micu.evaluate.codebook import CodebookUse, read_codebook, write_codebook
 from micu.evaluate.report import COLUMNS, Row, read_rows, write_rows
 from micu.evaluate.sheets import HEAD, inert, read_columns, read_sheet, render_sheet, restore

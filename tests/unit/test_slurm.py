@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from extract.cluster_cli import slurm
-from extract.slurm import SlurmJob, job_script
-from micu.errors import ConfigError
-from micu.slurm import ArrayJob, array_script
+from extract.cluster.commands import slurm
+from extract.cluster.slurm import SlurmJob, job_script
+from micu.base.errors import ConfigError
+from micu.base.slurm import ArrayJob, array_script
 from tests.conftest import PROJECT
 
 GOLDEN = PROJECT / "tests" / "golden" / "slurm.sh"

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from micu.errors import ConfigError, ManifestError
+from micu.base.errors import ConfigError, ManifestError
 from micu.evaluate.class_map import read_class_map
 from micu.evaluate.leaks import Pretraining, find_pretraining
 from micu.evaluate.splits import OpenSetSplit, SplitRules, hold_out, media_item, split_clips
-from micu.manifest import Clip, Event, Manifest, read_manifest, write_manifest
+from micu.store.manifest import Clip, Event, Manifest, read_manifest, write_manifest
 from tests.models import loaded_model
 
 PAPER, CLEAN = (SplitRules(protocol=name) for name in ("paper", "clean"))

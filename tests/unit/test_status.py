@@ -5,12 +5,12 @@ import pytest
 from click.testing import CliRunner
 
 from extract.cli import cli
-from extract.cluster_cli import status
-from extract.parts import Part
-from extract.pipeline import extract_manifest
-from extract.status import SetStatus, read_status
-from micu.errors import ConfigError
-from micu.shard import Shard
+from extract.cluster.commands import status
+from extract.cluster.shares import Part
+from extract.pipeline.decode_ahead import extract_manifest
+from extract.sets.status import SetStatus, read_status
+from micu.base.errors import ConfigError
+from micu.store.shard import Shard
 from tests.toy import Toy, toy_plan, toy_read
 
 

@@ -7,19 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.config import (
+from micu.base.errors import TrainError
+from micu.config.jigsaw import JigsawConfig
+from micu.config.sections import (
     EncoderConfig,
     OptimizerConfig,
     QuantizerConfig,
     ReconstructionConfig,
     TrainConfig,
 )
-from micu.data import Batch
-from micu.errors import TrainError
-from micu.jigsaw_config import JigsawConfig
+from micu.data.dataset import Batch
 from micu.losses import draw
 from micu.model.quantizer import UnifiedQuantizer, nearest_code
-from micu.step import StepReport, TrainState, build_state, learning_rate, train_step
+from micu.train.step import StepReport, TrainState, build_state, learning_rate, train_step
 
 B, T = 4, 5
 SHAPES: dict[str, tuple[int, ...]] = {"audio": (6,), "video": (5, 5, 4), "text": (7,)}

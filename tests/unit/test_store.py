@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from micu import store as store_module
-from micu.errors import FeatureError, ShapeError, StoreError
-from micu.shard import FeatureRow, FeatureSpec, Header, Shard, check_row, encode_shard
-from micu.store import (
+from micu.base.errors import FeatureError, ShapeError, StoreError
+from micu.store import sets as store_module
+from micu.store.sets import (
     FeatureStore,
     RunRecord,
     find_sets,
@@ -27,6 +26,7 @@ from micu.store import (
     set_folder,
     write_set,
 )
+from micu.store.shard import FeatureRow, FeatureSpec, Header, Shard, check_row, encode_shard
 from tests.conftest import PROJECT, not_on_windows
 from tests.feature_sets import make_clips, write_features
 
@@ -388,7 +388,7 @@ def test_handles_that_something_else_took_cost_no_read(
 
 @not_on_windows
 def test_the_limit_of_the_system_is_the_limit() -> None:
-    code = "from micu.files import most_handles; print(most_handles())"
+    code = "from micu.base.files import most_handles; print(most_handles())"
     command = f"ulimit -n 77; exec {sys.executable} -c '{code}'"
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment)

@@ -9,11 +9,11 @@ from threading import Thread
 
 import pytest
 
-from micu.commands import EXIT_STOPPED, StopFlag
-from micu.config import TrainConfig
-from micu.errors import ConfigError
-from micu.overrides import with_overrides
-from micu.presets import PRESETS
+from micu.base.errors import ConfigError
+from micu.base.process import EXIT_STOPPED, StopFlag
+from micu.config.overrides import with_overrides
+from micu.config.presets import PRESETS
+from micu.config.sections import TrainConfig
 from micu.sweep.conduct import FINISHED, Job, conduct, launcher, share_cores, share_gpus
 from micu.sweep.plan import SweepRun, choose_part, parse_axes, plan_runs
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from micu.base.files import file_sha256
 from micu.evaluate.report import Row, write_rows
-from micu.files import file_sha256
 from micu.sweep.plan import SweepRun
 from micu.sweep.table import TRAINING, collect, render_sweep, write_table
 from tests.unit.test_sweep import plan

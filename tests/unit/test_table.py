@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from extract.cli import cli
 from extract.datasets import DATASETS
-from micu.data import read_excluded_ids
-from micu.errors import ManifestError
+from micu.base.errors import ManifestError
+from micu.base.table import parse_seconds
+from micu.data.dataset import read_excluded_ids
 from micu.evaluate.leaks import Pretraining
-from micu.manifest import (
+from micu.store.manifest import (
     Clip,
     Event,
     Manifest,
@@ -21,8 +22,7 @@ from micu.manifest import (
     safe_name,
     write_manifest,
 )
-from micu.store import set_folder
-from micu.table import parse_seconds
+from micu.store.sets import set_folder
 
 PLAIN = (Clip(clip_id="a", path="x/a.mp4", start_s=1.5, end_s=3.0, label="dog"),)
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from extract.backbones.weights import read_state
-from micu import tensor_files
-from micu import tensor_pickle as tensor_pickle_module
-from micu.checkpoint import load_checkpoint, restore_
-from micu.errors import CheckpointError, MicuError, WeightsError, brief
+from micu.base import tensor_files
+from micu.base import tensor_pickle as tensor_pickle_module
+from micu.base.errors import CheckpointError, MicuError, WeightsError, brief
+from micu.base.tensor_files import load_tensor_file
 from micu.evaluate.models import load_model
-from micu.released import load_released
-from micu.step import build_state
-from micu.tensor_files import load_tensor_file
+from micu.train.checkpoint import load_checkpoint, restore_
+from micu.train.released import load_released
+from micu.train.step import build_state
 from tests.checkpoints import CONFIG, SHAPES, equal
 from tests.conftest import PROJECT
 from tests.hostile_tensors import (

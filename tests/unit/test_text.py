@@ -18,7 +18,7 @@ from extract.backbones.words import (
     spelling_tokenizer,
     words_sha256,
 )
-from micu.errors import ConfigError, DecodeError, WeightsError
+from micu.base.errors import ConfigError, DecodeError, WeightsError
 
 CPU = Run(device="cpu")
 SMALL = {

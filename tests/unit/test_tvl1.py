@@ -10,7 +10,7 @@ import torch
 
 from extract.flow import tvl1_numba, tvl1_torch
 from extract.flow.tvl1 import ENGINES, TVL1, create_solver, tvl1_flow, tvl1_pairs
-from micu.errors import ConfigError, MicuError, ShapeError
+from micu.base.errors import ConfigError, MicuError, ShapeError
 
 QUICK = TVL1(scales=2, warps=2, outer_iterations=2)
 

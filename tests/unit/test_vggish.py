@@ -14,7 +14,7 @@ from extract.backbones.vggish import SAMPLES, VGGish, fill_with_zeros
 from extract.backbones.vggish_network import VGGish as Network
 from extract.backbones.vggish_network import Whitening
 from extract.backbones.vggish_pca import MAX_BYTES, read_pca
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 
 CPU = Run(device="cpu")
 FILE, PCA_FILE = "vggish-10086976.pth", "vggish_pca_params-970ea276.pth"

@@ -18,7 +18,7 @@ from extract.backbones.weights import (
     tensors_sha256,
 )
 from extract.flow.raft import RAFT
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 
 
 def small() -> torch.nn.Module:

@@ -22,7 +22,7 @@ from extract.backbones.vggish import VGGish
 from extract.backbones.vggish_pca import PCA_FILE, read_pca
 from extract.backbones.weights import load_strictly, read_index, read_state, seeded
 from extract.flow.raft import RAFT
-from micu.errors import WeightsError
+from micu.base.errors import WeightsError
 from tests.hostile_tensors import BOMBS, call, of_legacy, wrapped
 from tests.parity.test_text import save_encoder
 

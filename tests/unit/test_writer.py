@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import extract.writer as writer
-from extract.pipeline import Summary, extract_manifest
-from extract.verify import verify_set
-from micu.manifest import Clip
-from micu.store import FeatureStore, indexed_shards, publish_shard, read_ledger
+import extract.pipeline.writer as writer
+from extract.pipeline.decode_ahead import Summary, extract_manifest
+from extract.sets.verify import verify_set
+from micu.store.manifest import Clip
+from micu.store.sets import FeatureStore, indexed_shards, publish_shard, read_ledger
 from tests.toy import Toy, toy_plan, toy_read
 
 

@@ -1,0 +1,1 @@
+"""One extraction on many machines: shares, Slurm, Dask."""

@@ -1,0 +1,1 @@
+"""`micu-demo`: the media that it draws, and the tour that types the public commands."""

@@ -1,0 +1,1 @@
+"""Media files: found, opened locked down, decoded to the instant, in killable processes."""

@@ -1,0 +1,1 @@
+"""The way of a clip through an extraction: planned, decoded ahead, encoded, written."""

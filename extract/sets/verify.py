@@ -1,0 +1,246 @@
+"""The proof of an extraction: every manifest row is in a shard or in the ledger, once."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from micu.base.errors import ManifestError, MicuError
+from micu.base.files import file_sha256
+from micu.store.manifest import Clip, read_manifest
+from micu.store.sets import (
+    Failure,
+    ShardEntry,
+    indexed_shards,
+    ledger_name,
+    part_labels,
+    read_ledger,
+    read_set,
+)
+from micu.store.shard import Header, Shard, describe_difference
+
+
+@dataclass(frozen=True, slots=True)
+class SetReport:
+    """What `verify_set` found."""
+
+    folder: str
+    rows: int
+    """Rows of the manifest that were to be extracted."""
+    manifest_rows: int
+    stored: int
+    failed: int
+    problems: tuple[str, ...]
+    damaged: int = 0
+    """Stored clips some of whose frames were corrupt; the index names them."""
+
+
+@dataclass(slots=True)
+class ShardCheck:
+    """What one shard holds, and what is wrong with it."""
+
+    path: Path
+    clip_ids: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
+    other_making: bool = False
+    """Its header is not that of `set.json`."""
+    refused: bool = False
+    """The operating system would not open it, which says nothing about its bytes."""
+
+
+@dataclass(slots=True)
+class Contents:
+    """What is where in a feature set."""
+
+    header: Header
+    rows: int
+    """Rows of the manifest that were to be extracted."""
+    known: tuple[Clip, ...]
+    """Every row of the manifest that the modality is extracted from."""
+    homes: dict[str, list[str]]
+    """Names of the shards that hold a clip, by clip id."""
+    ledger: dict[str, Failure]
+    ledger_files: dict[str, str]
+    """Name of the ledger that holds a clip, by clip id."""
+    shard_problems: list[str]
+    has_parts: bool
+    """Whether parts have files of their own there."""
+
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        """The rows that were to be extracted."""
+        return self.known[: self.rows]
+
+    def missing(self) -> list[int]:
+        """Numbers of the rows that are in no shard and not in the ledger."""
+        return [
+            row
+            for row, clip in enumerate(self.clips)
+            if clip.clip_id not in self.homes and clip.clip_id not in self.ledger
+        ]
+
+    def twice(self) -> list[str]:
+        """Clips in two shards, one line each."""
+        return [
+            f"clip {clip_id!r} is in {' and '.join(homes)}"
+            for clip_id, homes in self.homes.items()
+            if len(homes) > 1
+        ]
+
+    def mended(self) -> set[str]:
+        """Clips that a part has stored, and that the ledger of the run before it still names.
+
+        A part writes no file but its own: they leave that ledger at the merge.
+        """
+        return {
+            clip_id
+            for clip_id, name in self.ledger_files.items()
+            if self.has_parts and name == ledger_name() and clip_id in self.homes
+        }
+
+    def nothing_stored(self) -> list[str]:
+        """One line if no clip is stored: that is no feature set, whatever the ledger explains."""
+        if self.homes:
+            return []
+        codes = Counter(failure.code for failure in self.ledger.values())
+        why = ", ".join(f"{count} {code}" for code, count in codes.most_common())
+        return [
+            f"nothing is stored: of {self.rows} rows {len(self.ledger)} failed"
+            f"{f' ({why})' if why else ''}; mend the cause and type the extraction command with "
+            "--retry-failed"
+        ]
+
+    def strangers(self) -> list[str]:
+        """Ids that are no row of the manifest, one line each."""
+        there = self.homes.keys() | self.ledger.keys()
+        unknown = sorted(there - {clip.clip_id for clip in self.known})
+        return [f"clip {clip_id!r} is not in the manifest" for clip_id in unknown]
+
+
+def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False) -> SetReport:
+    """Prove that every row of a set is in exactly one of a shard and the ledger.
+
+    Args:
+        folder: A feature set.
+        manifest: Where its manifest is now; None takes the path noted by the extraction.
+        data: Also hash every shard against the index, which must know it, and look for values that
+            are not finite.
+
+    Returns:
+        The report; problems are listed, not raised. A shard that cannot be opened is one, and its
+        rows count as missing.
+
+    Raises:
+        StoreError: The folder is not a feature set.
+    """
+    try:
+        contents = inspect_set(folder, manifest, data=data)
+    except ManifestError as error:
+        message = f"{error}; if the features were moved, name it with --manifest"
+        return SetReport(str(folder), read_set(folder)[1].rows, 0, 0, 0, (message,))
+    return SetReport(
+        str(folder),
+        contents.rows,
+        len(contents.known),
+        sum(map(len, contents.homes.values())),
+        len(contents.ledger) - len(contents.mended()),
+        (
+            *contents.nothing_stored(),
+            *contents.shard_problems,
+            *_row_problems(contents),
+            *contents.strangers(),
+        ),
+        sum(len(entry.damaged) for entry in indexed_shards(folder).values()),
+    )
+
+
+def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = False) -> Contents:
+    """Find out what is where in a set; the arguments are those of `verify_set`.
+
+    Raises:
+        StoreError: The folder is not a feature set.
+        ManifestError: Its manifest cannot be read.
+    """
+    header, run = read_set(folder)
+    whole = read_manifest(manifest or Path(run.manifest_path))
+    known = whole.for_modality(header.spec.modality)
+    problems: list[str] = []
+    if known.sha256 != header.manifest_sha256:
+        problems.append(f"manifest {known.path} has changed since the extraction")
+    homes: dict[str, list[str]] = {}
+    for check in check_shards(folder, header, data=data):
+        problems += check.problems
+        for clip_id in check.clip_ids:
+            homes.setdefault(clip_id, []).append(check.path.name)
+    if data:
+        problems += _unlisted_shards(folder)
+    labels = part_labels(folder)
+    files = {
+        clip_id: ledger_name(label)
+        for label in ("", *labels)
+        for clip_id in read_ledger(folder, [label])
+    }
+    ledger = read_ledger(folder)
+    return Contents(
+        header, run.rows, known.clips, homes, ledger, files, problems, has_parts=bool(labels)
+    )
+
+
+def check_shards(folder: Path, header: Header, *, data: bool) -> Iterator[ShardCheck]:
+    """Open every shard of a set, in order; see `verify_set`."""
+    index = indexed_shards(folder)
+    for path in sorted(folder.glob("shard-*.h5")):
+        check = ShardCheck(path)
+        try:
+            _check_shard(check, header, index.get(path.name), data=data)
+        except MicuError as error:
+            cause = error.__cause__
+            check.refused = isinstance(cause, OSError) and bool(cause.errno)
+            check.problems.append(str(error))
+        yield check
+
+
+def _check_shard(
+    check: ShardCheck, header: Header, noted: ShardEntry | None, *, data: bool
+) -> None:
+    """Fill in what a shard holds and what is wrong with it."""
+    path = check.path
+    with Shard.open(path) as shard:
+        if shard.header.fingerprint != header.fingerprint:
+            check.other_making = True
+            check.problems.append(f"{path}: {describe_difference(header, shard.header)}")
+        bad = shard.nonfinite_rows() if data else []
+        check.clip_ids = shard.clip_ids
+    if bad:
+        check.problems.append(f"{path}: rows {bad[:10]} are not finite")
+    if noted is not None and noted.clip_ids != check.clip_ids:
+        check.problems.append(f"{path}: its clips are not those that the index lists")
+    if data and noted is not None and file_sha256(path) != noted.sha256:
+        check.problems.append(f"{path}: its bytes are not those that were written (sha256 differs)")
+
+
+def _unlisted_shards(folder: Path) -> list[str]:
+    """One line about the shards of which no index notes what was written."""
+    there = {path.name for path in folder.glob("shard-*.h5")}
+    unlisted = sorted(there - indexed_shards(folder).keys())
+    if not unlisted:
+        return []
+    return [
+        f"{folder}: {len(unlisted)} shards are in no index, so that their bytes cannot be compared "
+        f"with what was written: {', '.join(unlisted[:10])}; type the extraction command again, "
+        "which notes them as they are; to be sure of their bytes, extract to another --out"
+    ]
+
+
+def _row_problems(contents: Contents) -> list[str]:
+    """Rows that are nowhere or in two places."""
+    problems = []
+    listed = contents.ledger.keys() - contents.mended()
+    for clip in contents.clips:
+        places = list(contents.homes.get(clip.clip_id, ()))
+        if clip.clip_id in listed:
+            places.append(contents.ledger_files[clip.clip_id])
+        if len(places) != 1:
+            where = " and ".join(places) or "no shard and not in the ledger"
+            problems.append(f"clip {clip.clip_id!r} is in {where}")
+    return problems

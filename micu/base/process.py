@@ -1,0 +1,285 @@
+"""What the command line tools share: exit codes, errors as messages, signals, the manifest in use.
+
+Exit codes: 0 all good, 2 usage or an error with a message, 3 finished with failures, 71 no memory
+left, here or on the device, 74 input or output error, 75 stopped but resumable, 130 Ctrl-C.
+"""
+
+import io
+import json
+import math
+import os
+import signal
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+import click
+
+from micu.base.errors import DeviceError, ManifestError, MicuError, no_memory, shorten, show_unseen
+from micu.base.files import hold_folders, read_json, write_atomically
+
+EXIT_USAGE, EXIT_FAILURES, EXIT_DEVICE = 2, 3, 71
+EXIT_IO, EXIT_STOPPED, EXIT_INTERRUPTED = 74, 75, 130
+MANIFEST_VARIABLE = "MICU_MANIFEST"
+LAST_SEED = 2**63 - 1
+"""Up to which all generators of random numbers take a seed."""
+
+
+class _Screen(io.TextIOBase):
+    """A standard stream that shows what steers a terminal, and minds no reader who has left.
+
+    Names, ids, columns and messages come from files of others; all of them leave through here. What
+    nobody reads any more (`| head`) is dropped: the work and its exit code are not the reader's.
+    """
+
+    def __init__(self, stream: TextIO, *, redraws: bool) -> None:
+        self._stream, self._redraws = stream, redraws
+
+    def write(self, text: str) -> int:
+        # A carriage return at the very beginning is that of a progress bar.
+        begin = 1 if self._redraws and text.startswith("\r") else 0
+        shown = text[:begin] + show_unseen(text[begin:])
+        if shown:  # click tries streams with nothing, and minds no error then
+            self._try(lambda: self._stream.write(shown))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self._drop_the_rest()
+            if not isinstance(error, BrokenPipeError):
+                raise
+
+    def _drop_the_rest(self) -> None:
+        """Lead the stream nowhere: Python writes what is left in it at its end, too."""
+        with suppress(OSError):  # no file at all, as in tests
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self._stream.errors
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def writable(self) -> bool:
+        return True
+
+
+def guard_screen() -> None:
+    """From now on, show what steers a terminal in all that goes to standard output and error.
+
+    It stays until someone sets `sys.stdout` and `sys.stderr` anew; twice is once.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed, and the next file that is opened would take its place
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        if not isinstance(stream, _Screen):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, _Screen(stream, redraws=name == "stderr"))
+
+
+@contextmanager
+def exit_codes(hint: str = "type the same command again") -> Iterator[None]:
+    """Turn errors that a user can act on, and Ctrl-C, into a message and an exit code.
+
+    2 for a `MicuError`, 71 for a `DeviceError` and wherever memory has run out, 74 for a disk or
+    file system that refuses and for a folder that goes away while it is written to, 130 for Ctrl-C.
+    Anything else is a bug and keeps its traceback. What is printed goes through `guard_screen`.
+
+    Args:
+        hint: How to go on after Ctrl-C or a disk that refused, for the message.
+    """
+    guard_screen()
+    try:
+        try:
+            with hold_folders():
+                yield
+        finally:
+            sys.stdout.flush()
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(f"interrupted; {hint}", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except (MicuError, MemoryError, RuntimeError, OSError) as error:
+        _end_with(error, hint)
+
+
+def _end_with(error: Exception, hint: str) -> NoReturn:
+    """End the process as an error asks for; one that is a bug goes on."""
+    lack = no_memory(error)
+    if lack is not None and not isinstance(error, DeviceError):
+        why = shorten(str(lack) or type(lack).__name__, 200)
+        click.echo(
+            f"error: memory has run out: {why}; end what else is running here, or ask for less: "
+            f"another --device, a smaller model or batch, fewer --workers\n{hint}",
+            err=True,
+        )
+        sys.exit(EXIT_DEVICE)
+    if isinstance(error, MicuError):
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_DEVICE if isinstance(error, DeviceError) else EXIT_USAGE)
+    if isinstance(error, OSError):
+        click.echo(f"error: {error}\n{hint}", err=True)
+        sys.exit(EXIT_IO)
+    raise error
+
+
+def run_command(command: click.Command, hint: str) -> None:
+    """Run a tool with the exit codes above; click's own would make Ctrl-C a 1.
+
+    Args:
+        command: The tool; its arguments are the process's.
+        hint: As in `exit_codes`.
+    """
+    with exit_codes(hint):
+        try:
+            code = command.main(standalone_mode=False)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers; `nan` and `inf` are in none."""
+
+    def convert(  # noqa: D102
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"expected a finite number, got {value!r}.", param, ctx)
+        return found
+
+
+@dataclass(slots=True)
+class StopFlag:
+    """The signal that asked the run to stop, by name; empty while none has."""
+
+    name: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """What a run that was stopped ends with."""
+        return EXIT_INTERRUPTED if self.name == "SIGINT" else EXIT_STOPPED
+
+
+def known_signals(*names: str) -> tuple[signal.Signals, ...]:
+    """The signals of these names that the system has: Windows lacks HUP and USR1."""
+    return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
+
+
+STOP_SIGNALS = known_signals("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")
+"""What asks a run to stop gently."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopFlag]:
+    """Turn the signals to stop into a flag while the block runs; a second INT is Ctrl-C as usual.
+
+    HUP stays ignored where it is, as under `nohup`. In a thread other than the main one, where
+    Python takes no handlers, nothing is caught.
+    """
+    flag = StopFlag()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if flag.name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        flag.name = signal.Signals(number).name
+        if flag.name == "SIGHUP":
+            _leave_terminal()
+
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+            if not (ignored and number.name == "SIGHUP"):
+                before[number] = signal.signal(number, note)
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Write to nobody where the terminal has gone: an error there would look like one of a disk."""
+    for handle in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(handle).st_mode) and not os.isatty(handle):
+                nobody = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nobody, handle)
+                os.close(nobody)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A manifest, and where its media lie."""
+
+    manifest: Path
+    media_root: Path
+
+
+def record_source(features: Path, source: Source) -> None:
+    """Note in a feature folder what it was last extracted with."""
+    absolute = {key: str(path.resolve()) for key, path in asdict(source).items()}
+    write_atomically(features / "last.json", json.dumps(absolute, indent=1).encode())
+
+
+def find_source(features: Path, typed: Path | None) -> Source:
+    """The manifest to use: what was typed, else `$MICU_MANIFEST`, else the last extraction's.
+
+    The media root is the manifest's folder, or the one that was recorded with the manifest.
+
+    Raises:
+        ManifestError: None of the three says, or the record cannot be read.
+    """
+    variable = os.environ.get(MANIFEST_VARIABLE)
+    named = typed or (Path(variable) if variable else None)
+    if named is not None:
+        return Source(named, named.parent)
+    recorded = _read_source(features / "last.json")
+    if recorded is None:
+        raise ManifestError(
+            f"no manifest: none was typed, ${MANIFEST_VARIABLE} is not set, and {features} records "
+            "no extraction. Type the manifest, for example: "
+            "micu-extract flow --tvl1 manifests/vggsound.csv"
+        )
+    return recorded
+
+
+def _read_source(path: Path) -> Source | None:
+    if not path.is_file():
+        return None
+    try:
+        record = read_json(path)
+        names = record["manifest"], record["media_root"]
+        if not all(isinstance(name, str) and "\0" not in name for name in names):
+            raise ValueError("paths that are none")
+        return Source(*map(Path, names))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(
+            f"{path}: expected the paths of a manifest and its media, got "
+            f"{shorten(repr(error), 200)}; delete it, and type the manifest"
+        ) from error

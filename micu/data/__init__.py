@@ -1,0 +1,1 @@
+"""From feature sets to aligned samples and batches."""

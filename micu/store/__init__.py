@@ -1,0 +1,1 @@
+"""Manifests, shards and feature sets: the contract between extraction and training."""

@@ -1,0 +1,55 @@
+"""Clips that two manifests share: what is pretrained on must not be tested on."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from micu.store.manifest import Clip, youtube_id
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A clip of the first manifest that the second has too."""
+
+    clip: Clip
+    by: str
+    """`id`: the same clip id; `youtube`: the same video, perhaps another part of it."""
+    others: tuple[str, ...]
+    """Ids of the clips of the second manifest."""
+
+
+def find_shared(first: Sequence[Clip], second: Sequence[Clip]) -> list[Shared]:
+    """Clips of the first manifest whose id, or whose YouTube video, the second has.
+
+    Data sets are cut from the same videos, so that a video counts as shared whatever part of it a
+    clip is. Clips of one id whose groups say that they are of two files are not shared.
+    """
+    by_id = {clip.clip_id: clip for clip in second}
+    by_video: dict[str, list[str]] = {}
+    for clip in second:
+        if video := youtube_id(clip.clip_id):
+            by_video.setdefault(video, []).append(clip.clip_id)
+    shared, apart = [], 0
+    for clip in first:
+        same = by_id.get(clip.clip_id)
+        if same and are_of_two_files(clip, same):
+            apart += 1
+        elif same:
+            shared.append(Shared(clip, "id", (clip.clip_id,)))
+        elif others := by_video.get(youtube_id(clip.clip_id) or ""):
+            shared.append(Shared(clip, "youtube", tuple(others)))
+    if apart:
+        logger.warning(
+            "%d clips have an id of the other manifest and are of other files: they count as two. "
+            "If the files were moved or copied in between, list them again",
+            apart,
+        )
+    return shared
+
+
+def are_of_two_files(first: Clip, second: Clip) -> bool:
+    """Whether clips of one id are told apart by groups that both of them were given."""
+    groups = {first.group, second.group}
+    return len(groups) == 2 and first.clip_id not in groups

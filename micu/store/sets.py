@@ -1,0 +1,464 @@
+"""Feature sets: folders of shards, found by clip id.
+
+One folder per set, `features/<manifest>/<modality>-<backbone>/`:
+
+    set.json          what made the set (the header) and which manifest rows it was last run over
+    shard-00000.h5    features of a fixed range of manifest rows; see `micu.store.shard`
+    index.jsonl       one line per written shard: its sha256, size and clip ids
+    failures.csv      the ledger: clip_id, stage, code, message of every clip that failed
+
+Processes that share the work (`--part 2/4`) write `index-2of4.jsonl` and `failures-2of4.csv`; see
+`micu.store.ledger`.
+
+Shards are built in memory and published by renaming, so a name always holds a whole shard, and
+equal content gives equal bytes.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from micu.base.errors import StoreError, shorten
+from micu.base.files import file_sha256, flush_folder, most_handles, read_json, write_atomically
+from micu.store.ledger import (
+    LEDGER_COLUMNS,
+    MISSING,
+    SHARD_FILE,
+    Failure,
+    ShardEntry,
+    append_index,
+    append_ledger,
+    file_size,
+    index_name,
+    indexed_shards,
+    ledger_name,
+    part_labels,
+    read_ledger,
+    write_index,
+    write_ledger,
+)
+from micu.store.shard import (
+    MAX_ROWS,
+    Expected,
+    FeatureRow,
+    FeatureSpec,
+    FileState,
+    Header,
+    Shard,
+    Steps,
+    check_row,
+    check_types,
+    describe_difference,
+    encode_shard,
+)
+
+__all__ = [
+    "LEDGER_COLUMNS",
+    "MISSING",
+    "Failure",
+    "FeatureRow",
+    "FeatureSpec",
+    "FeatureStore",
+    "Header",
+    "RunRecord",
+    "ShardEntry",
+    "Steps",
+    "append_index",
+    "append_ledger",
+    "check_row",
+    "describe_difference",
+    "find_lost_sets",
+    "find_sets",
+    "index_name",
+    "indexed_shards",
+    "ledger_name",
+    "part_labels",
+    "publish_shard",
+    "read_index",
+    "read_ledger",
+    "read_set",
+    "remove_set",
+    "rows_per_shard",
+    "set_folder",
+    "shard_name",
+    "shard_number",
+    "write_index",
+    "write_ledger",
+    "write_set",
+]
+
+SHARD_BYTES = 64 * 2**20
+SHARD_ROWS = (64, 1024)
+OPEN_SHARDS = 64
+"""Of one set at a time, where `ulimit -n` allows that."""
+OTHER_HANDLES = 48
+"""Files that a process has open beside shards."""
+SETS = 8
+"""That a process reads from at the same time, at most: four modalities of two data sets."""
+TICK_S = 0.02
+"""By how much, s, the clock of a file system may be behind: two writes can have one time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """Which rows a set was last run over; mutable, so not part of the header."""
+
+    manifest_path: str
+    media_root: str
+    rows: int
+    """How many of the manifest's first rows were to be extracted (`--limit`)."""
+    command: str = ""
+    """What was typed, as a line for a shell."""
+
+
+def set_folder(root: Path, manifest_name: str, modality: str, backbone: str) -> Path:
+    """Where a feature set lies; characters that file systems dislike become `_`."""
+    safe = re.sub(r"[^A-Za-z0-9._+-]", "_", f"{modality}-{backbone}")
+    return root / manifest_name / safe
+
+
+def find_sets(root: Path) -> list[Path]:
+    """Every feature set at or below `root`, sorted."""
+    return sorted(path.parent for path in root.rglob("set.json"))
+
+
+def find_lost_sets(root: Path) -> list[Path]:
+    """Every folder at or below `root` that has shards and lost its `set.json`, sorted."""
+    folders = {path.parent for path in root.rglob("shard-*.h5")}
+    return sorted(folder for folder in folders if not (folder / "set.json").is_file())
+
+
+def rows_per_shard(shape: Sequence[int], steps: int | None) -> int:
+    """Rows that make a shard of about 64 MiB, for clips of at most `steps` steps.
+
+    Where that is not known the fewest: a shard is as long as its longest clip.
+    """
+    if steps is None:
+        return SHARD_ROWS[0]
+    row_bytes = 4 * max(1, steps) * int(np.prod(shape))
+    return int(np.clip(SHARD_BYTES // row_bytes, *SHARD_ROWS))
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.h5"
+
+
+def shard_number(name: str) -> int | None:
+    """The number in a shard's file name; None if there is none."""
+    found = SHARD_FILE.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def publish_shard(
+    folder: Path,
+    number: int,
+    header: Header,
+    rows: Sequence[FeatureRow],
+    label: str = "",
+    damaged: Mapping[str, int] | None = None,
+) -> None:
+    """Write a shard under its final name and note it in the index of the part `label`.
+
+    Args:
+        folder: A feature set.
+        number: Of the shard.
+        header: Of the set.
+        rows: In order.
+        label: Of the part; empty for a run without parts.
+        damaged: Corrupt frames by clip id, for the index; of other clips there is nothing to note.
+    """
+    name = shard_name(number)
+    data = encode_shard(header, rows)
+    write_atomically(folder / name, data)
+    entry = ShardEntry(
+        hashlib.sha256(data).hexdigest(),
+        len(data),
+        tuple(row.clip_id for row in rows),
+        dict(damaged or {}),
+        header.fingerprint,
+    )
+    append_index(folder, {name: entry}, label)
+
+
+def remove_set(folder: Path) -> None:
+    """Remove every file of a feature set.
+
+    `set.json` goes last: whatever a kill leaves behind, it still says what made it.
+    """
+    labels = ("", *part_labels(folder))
+    records = [name(label) for label in labels for name in (index_name, ledger_name)]
+    for pattern in (*records, "shard-*.h5"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    flush_folder(folder)
+    (folder / "set.json").unlink(missing_ok=True)
+
+
+def write_set(folder: Path, header: Header, run: RunRecord) -> None:
+    """Write `set.json`."""
+    record = {"header": header.to_json(), "run": asdict(run)}
+    write_atomically(folder / "set.json", json.dumps(record, indent=1).encode())
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def read_set(folder: Path) -> tuple[Header, RunRecord]:
+    """Read `set.json`.
+
+    Raises:
+        StoreError: There is none, or it is not one.
+    """
+    path = folder / "set.json"
+    if not path.exists():
+        raise StoreError(f"{folder}: not a feature set, {path.name} is missing")
+    try:
+        record = read_json(path)
+        header, run = record["header"], RunRecord(**record["run"])
+        check_types(asdict(run), _RUN)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{path}: not the description of a feature set: {shorten(str(error), 200)}; delete it "
+            "and type the extraction command again, which knows the set by its shards"
+        ) from error
+    return Header.from_json(header, path), run
+
+
+_PATH = Expected("a path", lambda value: isinstance(value, str) and "\0" not in value)
+_RUN = {
+    "manifest_path": _PATH,
+    "media_root": _PATH,
+    "rows": Expected(
+        f"a number from 0 to {MAX_ROWS}",
+        lambda value: type(value) is int and 0 <= value <= MAX_ROWS,
+    ),
+    "command": Expected("a text", lambda value: isinstance(value, str)),
+}
+
+
+def read_index(
+    folder: Path,
+    noted: Mapping[str, ShardEntry] | None = None,
+    wants: Callable[[str], bool] = lambda name: True,
+    header: Header | None = None,
+) -> dict[str, ShardEntry]:
+    """What every shard on disk holds, by shard name, sorted.
+
+    A shard that the index misses, or knows with another size, is opened and hashed; one whose index
+    line stands is not touched, so that a set of any size is planned without opening it.
+
+    Args:
+        folder: A feature set.
+        noted: What the index says, from `indexed_shards`; None reads it.
+        wants: Of which shards, by name.
+        header: Of the set: a shard of another one is not taken in.
+
+    Raises:
+        StoreError: A shard that the index does not know cannot be opened, or is of another set.
+    """
+    noted = indexed_shards(folder) if noted is None else noted
+    fingerprint = header.fingerprint if header else ""
+    entries: dict[str, ShardEntry] = {}
+    for shard in sorted(path for path in folder.glob("shard-*.h5") if wants(path.name)):
+        size = file_size(shard)
+        known = noted.get(shard.name)
+        if known is None or known.size != size:
+            known = _look_into(shard, header, None)
+        elif header is not None and known.making != fingerprint:
+            known = _look_into(shard, header, None if known.making else known)
+        entries[shard.name] = known
+    return entries
+
+
+def _look_into(path: Path, header: Header | None, noted: ShardEntry | None) -> ShardEntry:
+    """What a shard of a set holds, from itself.
+
+    Args:
+        path: The shard.
+        header: Of the set; None takes any shard.
+        noted: A line of before, which does not say what made the shard and is right otherwise.
+
+    Raises:
+        StoreError: It cannot be opened, or is of another set.
+    """
+    with Shard.open(path) as opened:
+        making, clip_ids = opened.header.fingerprint, opened.clip_ids
+        if header is not None and making != header.fingerprint:
+            raise StoreError(
+                f"{path}: {describe_difference(header, opened.header)}\nit is of another set; move "
+                "it elsewhere and type the extraction command again, which makes the one that "
+                "belongs there"
+            )
+    if noted is not None:
+        return replace(noted, making=making)
+    return ShardEntry(file_sha256(path), file_size(path), clip_ids, making=making)
+
+
+def most_open_shards() -> int:
+    """Shards of one set that may be open at a time: 64, and fewer with a small `ulimit -n`."""
+    return min(max((most_handles() - OTHER_HANDLES) // SETS, 1), OPEN_SHARDS)
+
+
+class FeatureStore:
+    """Random access to the features of one set, by clip id.
+
+    Shards are opened on first use, some at a time, once per process: an instance may be
+    pickled or forked into loader workers.
+
+    Raises:
+        StoreError: The folder is not a feature set.
+    """
+
+    def __init__(self, folder: Path) -> None:  # noqa: D107
+        self.folder = folder
+        self.header, self.run = read_set(folder)
+        self.shards = read_index(folder)
+        self._states = {name: _settled_state(folder / name) for name in self.shards}
+        self._where = {
+            clip_id: (name, row)
+            for name, entry in self.shards.items()
+            for row, clip_id in enumerate(entry.clip_ids)
+        }
+        self._open: OrderedDict[str, Shard] = OrderedDict()
+        self._pid = os.getpid()
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What the features are."""
+        return self.header.spec
+
+    @property
+    def clip_ids(self) -> tuple[str, ...]:
+        """Every stored clip, in the order of the shards."""
+        return tuple(self._where)
+
+    def __contains__(self, clip_id: object) -> bool:  # noqa: D105
+        return clip_id in self._where
+
+    def __len__(self) -> int:  # noqa: D105
+        return len(self._where)
+
+    def read(self, clip_id: str) -> FeatureRow:
+        """Features of one clip, padded to the longest clip of its shard.
+
+        Raises:
+            StoreError: The clip is in no shard, or its shard is damaged, not of this set, or was
+                written to, cut, or replaced by another since this set was opened.
+        """
+        shard, row = self._find(clip_id)
+        found = shard.read(row)
+        self._refuse_changed(shard)
+        return found
+
+    def steps_of(self, clip_id: str) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Mask and times of one clip, as in its `FeatureRow`.
+
+        Raises:
+            StoreError: As from `read`.
+        """
+        shard, row = self._find(clip_id)
+        return shard.steps_of(row)
+
+    def read_into(self, clip_id: str, out: NDArray[np.float32]) -> None:
+        """The first steps of one clip, as many as `out` takes; see `Shard.read_into`.
+
+        Raises:
+            StoreError: As from `read`.
+        """
+        shard, row = self._find(clip_id)
+        shard.read_into(row, out)
+        self._refuse_changed(shard)
+
+    def close(self) -> None:
+        """Close every open shard; reading opens them again."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _find(self, clip_id: str) -> tuple[Shard, int]:
+        """The open shard of a clip, and its row there."""
+        if clip_id not in self._where:
+            raise StoreError(f"{self.folder}: no features of clip {clip_id!r}")
+        name, row = self._where[clip_id]
+        return self._shard(name), row
+
+    def _shard(self, name: str) -> Shard:
+        if self._pid != os.getpid():  # forked: these handles are the parent's
+            self._open, self._pid = OrderedDict(), os.getpid()
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        most = most_open_shards()
+        while len(self._open) >= most:
+            self._open.popitem(last=False)[1].close()
+        try:
+            shard = Shard.open(self.folder / name)
+        except StoreError as error:
+            if getattr(error.__cause__, "errno", None) != errno.EMFILE or not self._open:
+                raise
+            self.close()  # something else took the handles that were counted on
+            shard = Shard.open(self.folder / name)
+        try:
+            self._refuse_other(shard)
+            self._refuse_changed(shard)
+        except StoreError:
+            shard.close()
+            raise
+        self._open[name] = shard
+        return shard
+
+    def _refuse_other(self, shard: Shard) -> None:
+        """Refuse a shard of another set, and one that was replaced since this set was opened."""
+        if shard.header.fingerprint != self.header.fingerprint:
+            raise StoreError(f"{shard.path}: {describe_difference(self.header, shard.header)}")
+        if shard.clip_ids != self.shards[shard.path.name].clip_ids:
+            raise StoreError(
+                f"{shard.path}: its clips are not those that the index listed: the set was "
+                "extended since it was opened; open it again (type the same command again). If "
+                f"that does not help, delete {self.folder / 'index.jsonl'}, which is made again"
+            )
+
+    def _refuse_changed(self, shard: Shard) -> None:
+        """Refuse what was read from a shard whose bytes are not those of before any more.
+
+        After reading: what changes later is not in what was read. A shard that only looks changed,
+        for it was touched, linked or copied, is known by its checksum.
+        """
+        name = shard.path.name
+        if shard.is_still(self._states[name]):
+            return
+        state = _settled_state(shard.path)
+        if not shard.is_still(state) or file_sha256(shard.path) != self.shards[name].sha256:
+            raise StoreError(
+                f"{shard.path}: was changed or cut while it was in use: its bytes are not those "
+                "that the index lists (sha256 differs), and were not used; type: micu-extract "
+                f"verify {self.folder} --data --repair"
+            )
+        self._states[name] = state
+
+    def __getstate__(self) -> dict[str, Any]:  # noqa: D105
+        return {**self.__dict__, "_open": OrderedDict(), "_pid": -1}
+
+
+def _settled_state(path: Path) -> FileState:
+    """The state of a file, once whatever is written to it from now on gets a later time."""
+    state = FileState.of(path.stat())
+    age_s = time.time() - max(state.mtime_ns, state.ctime_ns) / 1e9
+    if abs(age_s) < TICK_S:
+        time.sleep(TICK_S)
+        return FileState.of(path.stat())
+    return state
