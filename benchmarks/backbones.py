@@ -16,7 +16,6 @@ Run: python benchmarks/backbones.py [--only htsat] [--rounds 3]
 """
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,16 +29,13 @@ import av
 import click
 import numpy as np
 
-# `extract` is the package, not the script beside this one.
-sys.path[0] = str(Path(__file__).parents[1])
-
-from extract.backbones import Backbone, Run, build_backbone
-from extract.backbones.inference import repeatable
-from extract.media.readers import read
-from extract.media.source import Reading
-from extract.pipeline.decode_ahead import extract_manifest
-from extract.pipeline.plan import Job, plan_extraction
 from micu.store.manifest import Clip, Manifest, read_manifest, write_manifest
+from micu_extract.backbones import Backbone, Run, build_backbone
+from micu_extract.backbones.inference import repeatable
+from micu_extract.media.readers import read
+from micu_extract.media.source import Reading
+from micu_extract.pipeline.decode_ahead import extract_manifest
+from micu_extract.pipeline.plan import Job, plan_extraction
 
 TEXT = "a small brown dog barks at a passing car while it rains"
 

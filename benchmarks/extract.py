@@ -10,7 +10,6 @@ Run: python benchmarks/extract.py [--rounds 3] [--clips 48]
 """
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,19 +19,16 @@ from typing import Any, ClassVar
 
 import click
 import numpy as np
+from backbones import CASES, make_manifest, measure, write_media
 from numpy.typing import NDArray
 
-# `extract` is the package, not this script.
-sys.path[0] = str(Path(__file__).parents[1])
-
-from benchmarks.backbones import CASES, make_manifest, measure, write_media
-from extract.backbones.base import FrameInput, Gives, Media, mean_by_step
-from extract.media.readers import read
-from extract.media.source import Reading
-from extract.pipeline.decode_ahead import extract_manifest
-from extract.pipeline.plan import Job, plan_extraction
 from micu.store.manifest import Clip, Manifest
 from micu.store.sets import FeatureSpec, Steps
+from micu_extract.backbones.base import FrameInput, Gives, Media, mean_by_step
+from micu_extract.media.readers import read
+from micu_extract.media.source import Reading
+from micu_extract.pipeline.decode_ahead import extract_manifest
+from micu_extract.pipeline.plan import Job, plan_extraction
 
 WANTS = FrameInput(fps=8, resize=256, crop=224)
 SECONDS = 10.0

@@ -14,7 +14,6 @@ Run: python benchmarks/flow.py [--media DIR] [--pairs 12] [--turns 1]
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -30,10 +29,7 @@ import cv2
 import numpy as np
 import torch
 
-# `extract` is the package, not the script beside this one.
-sys.path[0] = str(Path(__file__).parents[1])
-
-from extract.flow.tvl1 import TVL1, create_solver, tvl1_pairs
+from micu_extract.flow.tvl1 import TVL1, create_solver, tvl1_pairs
 
 SIZES = ((340, 256), (224, 224))
 """Width and height, px: mmaction2's short side of 256, and the crop of most networks."""

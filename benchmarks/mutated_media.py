@@ -30,18 +30,15 @@ import click
 import numpy as np
 from PIL import Image
 
-if __name__ == "__main__":  # `extract` is the package, not the script beside this one
-    sys.path[0] = str(Path(__file__).parents[1])
-
-from extract.backbones.base import FlowInput, FrameInput, Media, WaveformInput
-from extract.flow.methods import FlowSettings
-from extract.media.readers import read_several
-from extract.media.source import Reading
-from extract.media.workers import Trouble, decode_in_processes
-from extract.pipeline.decode_ahead import Work, decode_ahead
 from micu.base.errors import DecodeError
 from micu.base.process import StopFlag
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import FlowInput, FrameInput, Media, WaveformInput
+from micu_extract.flow.methods import FlowSettings
+from micu_extract.media.readers import read_several
+from micu_extract.media.source import Reading
+from micu_extract.media.workers import Trouble, decode_in_processes
+from micu_extract.pipeline.decode_ahead import Work, decode_ahead
 
 OTHER = "other_pictures"
 """decord gave media that are not PyAV's."""

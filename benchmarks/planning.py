@@ -16,7 +16,6 @@ Run: python -m benchmarks.planning [--large 2000000]
 
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,12 +25,6 @@ from unittest import mock
 
 import click
 
-# `extract` is the package, not the script beside this one.
-sys.path[0] = str(Path(__file__).parents[1])
-
-from extract.media.readers import read
-from extract.pipeline.plan import Job, plan_extraction
-from extract.sets.status import read_status
 from micu.base.files import file_sha256
 from micu.store.manifest import read_manifest
 from micu.store.sets import (
@@ -44,6 +37,9 @@ from micu.store.sets import (
     write_set,
 )
 from micu.store.shard import FeatureSpec, Header, Shard
+from micu_extract.media.readers import read
+from micu_extract.pipeline.plan import Job, plan_extraction
+from micu_extract.sets.status import read_status
 
 ROWS = 200_000
 LIMIT_S = 5.0

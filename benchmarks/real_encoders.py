@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.tensorflow_checkpoint import read_tensors
-from extract.backbones.base import (
+from micu.store.sets import Steps
+from micu_extract.backbones.base import (
     BACKBONES,
     FlowInput,
     FrameInput,
@@ -26,14 +27,19 @@ from extract.backbones.base import (
     WaveformInput,
     mean_by_step,
 )
-from extract.backbones.inference import Runner
-from extract.backbones.log_mel import mel_filters, spectra
-from extract.backbones.sound_windows import one_window_per_second
-from extract.backbones.spec import build_spec
-from extract.backbones.timm_image import TimmImage
-from extract.backbones.vggish import FRAMES, LOG_MEL, SAMPLES, fill_with_zeros
-from extract.backbones.weights import Weights, load_strictly, read_state, tensors_sha256, without
-from micu.store.sets import Steps
+from micu_extract.backbones.inference import Runner
+from micu_extract.backbones.log_mel import mel_filters, spectra
+from micu_extract.backbones.sound_windows import one_window_per_second
+from micu_extract.backbones.spec import build_spec
+from micu_extract.backbones.timm_image import TimmImage
+from micu_extract.backbones.vggish import FRAMES, LOG_MEL, SAMPLES, fill_with_zeros
+from micu_extract.backbones.weights import (
+    Weights,
+    load_strictly,
+    read_state,
+    tensors_sha256,
+    without,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

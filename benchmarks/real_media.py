@@ -28,11 +28,11 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from benchmarks.real_pairs import Item, Pool, drop_duplicates, pair_items
-from extract.backbones.base import WaveformInput
-from extract.media.readers import read
-from extract.media.source import Reading
 from micu.base.errors import ManifestError
 from micu.store.manifest import Clip, write_manifest
+from micu_extract.backbones.base import WaveformInput
+from micu_extract.media.readers import read
+from micu_extract.media.source import Reading
 
 SECONDS = {"av-objects": 5, "av-digits": 4}
 """Length of the clips, s."""

@@ -86,7 +86,7 @@ cd "$work"
 export PYTHONPATH=$project OMP_NUM_THREADS=1
 python=${PYTHON:-python}
 mkdir -p bin
-printf '#!/bin/bash\nexec %q -m extract.cli "$@"\n' "$(command -v "$python")" >bin/micu-extract
+printf '#!/bin/bash\nexec %q -m micu_extract.cli "$@"\n' "$(command -v "$python")" >bin/micu-extract
 chmod +x bin/micu-extract
 export PATH=$work/bin:$PATH
 {

@@ -21,6 +21,8 @@ settings.register_profile("any speed", deadline=None)
 settings.load_profile("any speed")
 
 PROJECT = Path(__file__).parent.parent
+PYTHONPATH = f"{PROJECT}{os.pathsep}{PROJECT / 'extract'}"
+"""Of a process that imports both packages, and the tests."""
 
 not_on_windows = pytest.mark.skipif(
     sys.platform == "win32", reason="Windows has no such signals, pipes and limits"

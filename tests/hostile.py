@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.backbones.base import Media
-from extract.probe import ReadProbe
 from micu.base.errors import ExtraError, StoreError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import Media
+from micu_extract.probe import ReadProbe
 from tests.toy import toy_read
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from extract.backbones.base import InputSpec, Media
-from extract.media.pictures import check_decoder
-from extract.media.readers import read
-from extract.media.source import Reading
 from micu.base.errors import MicuError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import InputSpec, Media
+from micu_extract.media.pictures import check_decoder
+from micu_extract.media.readers import read
+from micu_extract.media.source import Reading
 
 Array = NDArray[Any]
 

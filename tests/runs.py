@@ -13,10 +13,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.backbones.base import BACKBONES, Gives, Media, Run, WaveformInput
 from micu.store.manifest import Clip, write_manifest
 from micu.store.sets import FeatureSpec, Steps
-from tests.conftest import PROJECT
+from micu_extract.backbones.base import BACKBONES, Gives, Media, Run, WaveformInput
+from tests.conftest import PYTHONPATH
 from tests.media_files import tone, write_media
 
 DELAY = "MICU_TEST_DELAY_S"
@@ -93,12 +93,12 @@ def start(
     """
     if terminal is not None:
         before = f"import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0)\n{before}"
-    script = f"import tests.runs, tests.toy\nfrom extract.cli import main\n{before}\nmain()\n"
+    script = f"import tests.runs, tests.toy\nfrom micu_extract.cli import main\n{before}\nmain()\n"
     options = ("--weights", "random", "--device", "cpu") if words[0] in MODALITIES else ()
     return subprocess.Popen(
         [sys.executable, "-c", script, *words, *options],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(PROJECT), DELAY: str(delay_s)},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, DELAY: str(delay_s)},
         stdout=subprocess.PIPE if terminal is None else terminal,
         stderr=subprocess.STDOUT,
         text=True,

@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.backbones.base import BACKBONES, Gives, Media, Run, TextInput
-from extract.pipeline.plan import Job, Plan, plan_extraction
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureSpec, Steps
+from micu_extract.backbones.base import BACKBONES, Gives, Media, Run, TextInput
+from micu_extract.pipeline.plan import Job, Plan, plan_extraction
 
 
 @BACKBONES.register("toy")

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from extract.cli import cli
 from micu.base.errors import ConfigError
 from micu.store.manifest import Clip, write_manifest
 from micu.store.sets import FeatureStore
+from micu_extract.cli import cli
 from tests.media_files import tone, write_media
 from tests.runs import ToySound  # noqa: F401 - registers a backbone
 from tests.toy import Toy  # noqa: F401 - registers a backbone

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from extract.demo import tour as demo
-from extract.demo.report import read_scores
+from micu_extract.demo import tour as demo
+from micu_extract.demo.report import read_scores
 from tests.feature_sets import SMALL
 
 SIZE = replace(

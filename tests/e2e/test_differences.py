@@ -8,10 +8,10 @@ from typing import Any
 import click
 import pytest
 
-from extract.cli import cli as extract_command
 from micu.cli.evaluate import main as eval_command
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
+from micu_extract.cli import cli as extract_command
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 ROWS = [

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-import extract.media.source
-import extract.run
-from extract.backbones.base import FlowInput, FrameInput, WaveformInput
-from extract.cli import cli
-from extract.media.readers import read, read_several
-from extract.sets.verify import verify_set
+import micu_extract.media.source
+import micu_extract.run
 from micu.base.errors import ConfigError, ManifestError
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureStore, find_sets, read_ledger, read_set
-from tests.conftest import PROJECT
+from micu_extract.backbones.base import FlowInput, FrameInput, WaveformInput
+from micu_extract.cli import cli
+from micu_extract.media.readers import read, read_several
+from micu_extract.sets.verify import verify_set
+from tests.conftest import PROJECT, PYTHONPATH
 from tests.media_files import tone, write_media
 from tests.toy import shard_bytes, toy_clips
 
@@ -118,9 +118,9 @@ def test_a_manifest_is_made_from_official_annotations(project: Path) -> None:
 
 def run(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "extract.cli", *arguments],
+        [sys.executable, "-m", "micu_extract.cli", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
     )
@@ -135,7 +135,7 @@ def test_errors_are_one_message_and_exit_code_2(tmp_path: Path) -> None:
 
 def test_the_list_and_the_help_do_not_load_torch(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom click.testing import CliRunner\nfrom extract.cli import cli\n"
+        "import sys\nfrom click.testing import CliRunner\nfrom micu_extract.cli import cli\n"
         "for a in (['list'], ['video', '--help'], ['verify', '--help']):\n"
         "    assert CliRunner().invoke(cli, a).exit_code == 0, a\n"
         "heavy = {'torch', 'timm', 'transformers', 'cv2'} & set(sys.modules)\n"
@@ -148,8 +148,8 @@ def test_a_command_that_is_terminated_ends_with_75_and_goes_on(tmp_path: Path) -
     write_manifest(tmp_path / "toys.csv", toy_clips(40))
     script = (
         "import os, signal, sys\nimport tests.toy\n"
-        "import extract.pipeline.decode_ahead as pipeline\n"
-        "from tests.toy import Toy\nfrom extract.cli import main\n"
+        "import micu_extract.pipeline.decode_ahead as pipeline\n"
+        "from tests.toy import Toy\nfrom micu_extract.cli import main\n"
         "encode = Toy.encode\n"
         "def kill(self, units):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -159,7 +159,7 @@ def test_a_command_that_is_terminated_ends_with_75_and_goes_on(tmp_path: Path) -
     )
     command = [sys.executable, "-c", script]
     words = ["text", "toys.csv", "--backbone", "toy", "--weights", "random"]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     codes = []
     for mode in ("kill", "go", "go"):
         done = subprocess.run(
@@ -241,7 +241,7 @@ def test_parts_of_several_backbones_have_the_same_clips(
     """A set that was begun with another number of rows per shard is refused."""
     write_sentences(5)
     small = {"toy": 4, "bert-demo": 2}
-    monkeypatch.setattr(extract.run, "usual_rows", lambda _, spec: small[spec.backbone])
+    monkeypatch.setattr(micu_extract.run, "usual_rows", lambda _, spec: small[spec.backbone])
     words = ("sentences.csv", "--weights", "random", "--part", "1/2")
     both = ("all", "--backbones", "toy,bert-demo", *words)
     assert invoke(*both).exit_code == 0
@@ -343,20 +343,20 @@ def test_each_stream_is_decoded_once_for_all_backbones(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    open_source = extract.media.source.Source._open
+    open_source = micu_extract.media.source.Source._open
 
-    def note(source: extract.media.source.Source) -> None:
+    def note(source: micu_extract.media.source.Source) -> None:
         opened.append(source.kind)
         open_source(source)
 
-    monkeypatch.setattr(extract.media.source.Source, "_open", note)
+    monkeypatch.setattr(micu_extract.media.source.Source, "_open", note)
     clip = read_manifest(Path("manifests/vggsound.csv")).clips[0]
     wants = {
         **{f"video{i}": FrameInput(fps=i + 1, resize=16, crop=16) for i in range(2)},
         **{f"flow{i}": FlowInput(clip_len=1, resize=16 + i, crop=16) for i in range(2)},
         **{f"audio{i}": WaveformInput(sample_rate=8000 + i, window_s=1) for i in range(2)},
     }
-    reading = extract.media.source.Reading(media_root=project / "manifests")
+    reading = micu_extract.media.source.Reading(media_root=project / "manifests")
     found = read_several(clip, wants, reading)
     assert opened == ["video", "audio"]
     for name, spec in wants.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.conftest import PYTHONPATH
 from tests.feature_sets import make_clips, write_features
 
 PATIENCE_S = 300.0
@@ -38,7 +38,7 @@ def test_a_run_that_fails_does_not_wait_for_its_reading_processes(tmp_path: Path
     done = subprocess.run(
         [sys.executable, "script.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

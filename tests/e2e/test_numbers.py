@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import extract.cli
 import micu.cli.evaluate
 import micu.cli.train
-from extract.backbones.weights import parse_request
+import micu_extract.cli
 from micu.base.errors import ConfigError, WeightsError
 from micu.base.process import LAST_SEED
 from micu.config.overrides import with_overrides
 from micu.config.sections import TrainConfig
+from micu_extract.backbones.weights import parse_request
 from tests.feature_sets import make_clips, write_features
 from tests.training import train
 
@@ -61,7 +61,7 @@ def test_a_sweep_of_more_seeds_than_there_are(tmp_path: Path) -> None:
 def test_no_limit(option: str, typed: str, tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("clip_id,path\na,a.wav\n")
     words = ["audio", str(tmp_path / "m.csv"), "--dry-run", option, typed]
-    result = CliRunner().invoke(extract.cli.cli, words)
+    result = CliRunner().invoke(micu_extract.cli.cli, words)
     assert result.exit_code == 2
     assert option in result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
@@ -88,12 +88,12 @@ def test_a_model_that_no_memory_holds_ends_with_71(tmp_path: Path) -> None:
 
 NO_ROOM = """
 import resource, sys
-import torch, extract.cli
-from extract.backbones import htsat
-import extract.backbones.weights
+import torch, micu_extract.cli
+from micu_extract.backbones import htsat
+import micu_extract.backbones.weights
 used = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_DATA, (used + 2**24, used + 2**24))
-extract.cli.main()
+micu_extract.cli.main()
 """
 
 

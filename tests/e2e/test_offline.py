@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.conftest import PYTHONPATH
 
 ASK_FOR_ALL = """
 import json, socket, sys
@@ -21,8 +21,8 @@ def refuse(*words, **named):
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 
-from extract.backbones import BACKBONES, build_backbone
-from extract.backbones.base import Run
+from micu_extract.backbones import BACKBONES, build_backbone
+from micu_extract.backbones.base import Run
 from micu.base.errors import MicuError
 
 names = [name for name, _ in BACKBONES.items() if not name.endswith("-demo")]
@@ -35,7 +35,7 @@ for name in sys.argv[1:] or names:
     except MicuError as error:
         told[name] = str(error)
 try:
-    from extract.flow.raft import RAFT
+    from micu_extract.flow.raft import RAFT
     RAFT("small", "pretrained", "cpu")
 except Exception as error:
     told["raft"] = str(error)
@@ -52,7 +52,7 @@ def test_no_backbone_opens_a_connection(tmp_path: Path, variable: str) -> None:
     one = () if variable else ("timm:resnet18.a1_in1k",)
     done = subprocess.run(
         [sys.executable, "-c", ASK_FOR_ALL, *one],
-        env={**known, **homes, **offline, "PYTHONPATH": str(PROJECT)},
+        env={**known, **homes, **offline, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=900,

@@ -10,9 +10,6 @@ import click
 import numpy as np
 import pytest
 
-from extract.backbones import find_backbone
-from extract.cli import cli as extract_command
-from extract.demo.tour import cli as demo_command
 from micu.cli.features import parse_modalities
 from micu.cli.report import main as eval_command
 from micu.cli.train import main as train_command
@@ -20,6 +17,9 @@ from micu.evaluate.tasks import TASKS
 from micu.store.manifest import MODALITIES
 from micu.store.sets import RunRecord, publish_shard, write_set
 from micu.store.shard import FeatureRow, FeatureSpec, Header
+from micu_extract.backbones import find_backbone
+from micu_extract.cli import cli as extract_command
+from micu_extract.demo.tour import cli as demo_command
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()

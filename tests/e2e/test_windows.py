@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.conftest import PYTHONPATH
 from tests.feature_sets import SMALL, make_clips, write_features
 
 HIDDEN = """
@@ -44,7 +44,7 @@ def run_there(folder: Path, code: str, *words: str) -> "subprocess.CompletedProc
     return subprocess.run(
         [sys.executable, "-c", HIDDEN + code, *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "USERNAME": "someone"},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH, "USERNAME": "someone"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -59,8 +59,8 @@ import importlib, json
 TOOLS = {{
     "train": ("micu.cli", "train_main"),
     "evaluate": ("micu.cli", "eval_main"),
-    "extract": ("extract.cli", "main"),
-    "demo": ("extract.demo.tour", "main"),
+    "extract": ("micu_extract.cli", "main"),
+    "demo": ("micu_extract.demo.tour", "main"),
 }}
 
 def typed(tool, words):

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-import extract.pipeline.writer as writer
-from extract.cli import cli
-from extract.cluster.shares import Part, merge_set
-from extract.pipeline.decode_ahead import (
+import micu_extract.pipeline.writer as writer
+from micu.base.errors import ConfigError, DecodeError
+from micu.store.manifest import Clip, write_manifest
+from micu.store.sets import Failure, read_ledger
+from micu_extract.cli import cli
+from micu_extract.cluster.shares import Part, merge_set
+from micu_extract.pipeline.decode_ahead import (
     ALL_FAILED,
     ReadOne,
     Summary,
@@ -20,12 +23,9 @@ from extract.pipeline.decode_ahead import (
     extract_manifest,
     extract_several,
 )
-from extract.pipeline.plan import JUDGED_FIRST, Limit, describe_shared, plan_extraction
-from extract.sets.status import describe_status, read_status
-from extract.sets.verify import verify_set
-from micu.base.errors import ConfigError, DecodeError
-from micu.store.manifest import Clip, write_manifest
-from micu.store.sets import Failure, read_ledger
+from micu_extract.pipeline.plan import JUDGED_FIRST, Limit, describe_shared, plan_extraction
+from micu_extract.sets.status import describe_status, read_status
+from micu_extract.sets.verify import verify_set
 from tests.media_files import tone, write_media
 from tests.toy import Toy, shard_bytes, toy_clips, toy_job, toy_plan, toy_read
 
@@ -333,7 +333,7 @@ def sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Res
 def test_a_media_root_is_judged_at_any_number_of_rows(
     sounds: Callable[..., Result], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import extract.run as module
+    import micu_extract.run as module
 
     looks: list[str] = []
     find = module.find_media

@@ -17,20 +17,20 @@ from typing import Any
 import pytest
 from distributed import Client
 
-import extract.cluster.dask.engine as engine
-from extract.backbones import Run
-from extract.cli import cli
-from extract.cluster.dask.engine import CALLERS_OWN
-from extract.cluster.dask.making import describe_making
-from extract.cluster.dask.worker import Errand, Report, look_around
-from extract.cluster.shares import parse_part
-from extract.options import gather_settings
-from extract.pipeline.plan import Job
-from extract.typed import typed_words
+import micu_extract.cluster.dask.engine as engine
 from micu.base.files import file_sha256, hold_file
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureStore, read_ledger, shard_name
-from tests.conftest import PROJECT
+from micu_extract.backbones import Run
+from micu_extract.cli import cli
+from micu_extract.cluster.dask.engine import CALLERS_OWN
+from micu_extract.cluster.dask.making import describe_making
+from micu_extract.cluster.dask.worker import Errand, Report, look_around
+from micu_extract.cluster.shares import parse_part
+from micu_extract.options import gather_settings
+from micu_extract.pipeline.plan import Job
+from micu_extract.typed import typed_words
+from tests.conftest import PROJECT, PYTHONPATH
 from tests.runs import (
     DELAY,
     SOUNDS,
@@ -58,7 +58,7 @@ with LocalCluster(
 """
 IN_SHARES = """
 import sys
-if any("extract.cluster.dask.worker" in word for word in sys.orig_argv):
+if any("micu_extract.cluster.dask.worker" in word for word in sys.orig_argv):
     import tests.runs
     import tests.fault.test_dask as test_dask
     import tests.toy
@@ -92,7 +92,7 @@ def _is_share(process: int) -> bool:
         words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return b"-P" in words and any(b"extract.cluster.dask.worker" in word for word in words)
+    return b"-P" in words and any(b"micu_extract.cluster.dask.worker" in word for word in words)
 
 
 def unfinished_share(session: int, folder: Path) -> int:
@@ -129,7 +129,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     (folder / "sitecustomize.py").write_text(IN_SHARES)
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
-        env={**os.environ, "PYTHONPATH": f"{folder}:{PROJECT}", DELAY: "0.2"},
+        env={**os.environ, "PYTHONPATH": f"{folder}:{PYTHONPATH}", DELAY: "0.2"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -273,12 +273,12 @@ def worker_with_another_micu(address: str, folder: Path) -> Iterator[None]:
         shutil.copytree(
             PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
         )
-    code = folder / "extract" / "media" / "sampling.py"
+    code = folder / "extract/micu_extract/media/sampling.py"
     code.write_text(code.read_text() + "\nHALF = 0.5\n")
     process = subprocess.Popen(
         [sys.executable, *ANOTHER, address],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, "PYTHONPATH": f"{folder}:{folder / 'extract'}"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -397,7 +397,7 @@ def test_a_machine_that_plans_for_a_cluster_needs_no_gpu_and_states_what_shares_
         (["--part", "1/2"], "", "got part 1/2, .* leave --part out"),
         (
             [],
-            "import extract.cluster.dask.engine as e; e.CONNECT_S = 0.2",
+            "import micu_extract.cluster.dask.engine as e; e.CONNECT_S = 0.2",
             "address of a Dask scheduler",
         ),
     ],

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from extract.backbones.base import Run
-from extract.backbones.inference import Runner
 from micu.base.errors import DeviceError
+from micu_extract.backbones.base import Run
+from micu_extract.backbones.inference import Runner
 
 NO_MEMORY: dict[str, Callable[[], None]] = {}
 

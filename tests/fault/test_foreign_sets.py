@@ -18,7 +18,6 @@ from click.testing import CliRunner
 
 import micu.base.files
 import micu.store.ledger
-from extract.cli import cli
 from micu.base.errors import (
     MAX_MESSAGE,
     ConfigError,
@@ -46,6 +45,7 @@ from micu.store.shard import FeatureRow, FeatureSpec, Header, Shard, encode_shar
 from micu.sweep.conduct import FINISHED, _read_note
 from micu.train.fit import find_resumable
 from micu.train.logs import read_metrics
+from micu_extract.cli import cli
 
 SPEC = FeatureSpec(
     backbone="toy", modality="video", shape=(3,), hop_s=1.0, weights="w", weights_sha256="ab"

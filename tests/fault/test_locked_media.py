@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import extract.media.damage
-from extract.backbones.base import FrameInput, InputSpec, WaveformInput
-from extract.media.source import FORMATS
+import micu_extract.media.damage
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import FrameInput, InputSpec, WaveformInput
+from micu_extract.media.source import FORMATS
 from tests.media_files import read_media, tone, write_media
 
 FRAMES = FrameInput(fps=4, resize=16, crop=16)
@@ -270,14 +270,14 @@ def two_hours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def packets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many packets were read; one number, in a list."""
-    real, read = extract.media.damage._read_packets, [0]
+    real, read = micu_extract.media.damage._read_packets, [0]
 
     def count(*arguments: Any) -> Iterator[Any]:
         for packet in real(*arguments):
             read[0] += 1
             yield packet
 
-    monkeypatch.setattr(extract.media.damage, "_read_packets", count)
+    monkeypatch.setattr(micu_extract.media.damage, "_read_packets", count)
     return read
 
 
@@ -294,7 +294,7 @@ def test_two_hours_as_one_clip_are_refused_as_soon_as_the_cap_is_reached(
     two_hours: Path, packets: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame_bytes = 16 * 16 * 3
-    monkeypatch.setattr(extract.media.damage, "MAX_UNIT_BYTES", 400 * frame_bytes)
+    monkeypatch.setattr(micu_extract.media.damage, "MAX_UNIT_BYTES", 400 * frame_bytes)
     assert outcome(two_hours.name, two_hours.parent) == "too_large"
     assert 100 <= packets[0] <= 110  # four frames a second
     assert outcome(two_hours.name, two_hours.parent, end_s=100.0) == "units"
@@ -312,7 +312,7 @@ def test_sound_that_one_flipped_bit_makes_hours_long_is_damaged_and_not_large(
         allocated.append(int(np.prod(shape)))
         return zeros(shape, *arguments)
 
-    monkeypatch.setattr("extract.media.sound.np.zeros", note)
+    monkeypatch.setattr("micu_extract.media.sound.np.zeros", note)
     assert outcome("a.mkv", tmp_path, WAVES) == "corrupt"
     assert outcome("a.mkv", tmp_path, WAVES, end_s=500.0) == "units"
     assert max(allocated, default=0) < 600 * rate
@@ -367,7 +367,7 @@ def test_sound_that_claims_hours_of_silence_before_it_is_not_filled_up(
         allocated.append(int(np.prod(shape)))
         return zeros(shape, *arguments)
 
-    monkeypatch.setattr("extract.media.sound.np.zeros", note)
+    monkeypatch.setattr("micu_extract.media.sound.np.zeros", note)
     assert outcome("a.mkv", tmp_path, WAVES) == "corrupt"
     assert max(allocated, default=0) < 10**6
     assert outcome("a.mkv", tmp_path, WAVES, end_s=1.0) == "units"

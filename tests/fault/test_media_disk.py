@@ -10,10 +10,10 @@ from typing import Any
 import av
 import pytest
 
-import extract.media.source
-from extract.backbones.base import WaveformInput
+import micu_extract.media.source
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import WaveformInput
 from tests.media_files import read_media, tone, write_wav
 
 WAVES = WaveformInput(sample_rate=8000, window_s=10)
@@ -41,7 +41,7 @@ def _break_reading(folder: Path, number: int, patch: pytest.MonkeyPatch) -> None
     def open_media(*words: Any, **named: Any) -> Any:
         return _Gone(real_open(*words, **named), number)
 
-    patch.setattr(extract.media.source.av, "open", open_media)
+    patch.setattr(micu_extract.media.source.av, "open", open_media)
 
 
 def _refuse_reads(patch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_a_disk_that_fails_at_opening_is_not_an_unreadable_file(
     def refuse(*words: Any, **named: Any) -> Any:
         raise av.error.OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(extract.media.source.av, "open", refuse)
+    monkeypatch.setattr(micu_extract.media.source.av, "open", refuse)
     _refuse_reads(monkeypatch)
     with pytest.raises(DecodeError) as caught:
         read_media(CLIP, WAVES, tmp_path)

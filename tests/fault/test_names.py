@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tests.toy  # noqa: F401 - registers the backbone
-from extract.cli import cli
-from extract.media.source import DECODE_ERRORS, find_media
 from micu.base.errors import DecodeError, ManifestError
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureStore, read_ledger
+from micu_extract.cli import cli
+from micu_extract.media.source import DECODE_ERRORS, find_media
 from tests.media_files import tone, write_media
 from tests.runs import SOUNDS, run, set_bytes
 

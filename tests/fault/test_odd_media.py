@@ -11,13 +11,13 @@ import av
 import numpy as np
 import pytest
 
-import extract.media.damage
-import extract.media.source
-from extract.backbones.base import FlowInput, FrameInput, WaveformInput
-from extract.media.damage import Damage
-from extract.media.readers import DECODE_ERRORS
+import micu_extract.media.damage
+import micu_extract.media.source
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import FlowInput, FrameInput, WaveformInput
+from micu_extract.media.damage import Damage
+from micu_extract.media.readers import DECODE_ERRORS
 from tests.media_files import frame_of, read_media, tone, write_media, write_wav
 
 FRAMES = FrameInput(fps=4, resize=16, crop=16)
@@ -134,7 +134,7 @@ def test_whatever_a_decoder_raises_at_a_packet_counts_as_damage():
         time_of=lambda stamp: Fraction(stamp),
     )
     damage = Damage()
-    assert list(extract.media.damage.decode(source, Fraction(0), damage)) == []
+    assert list(micu_extract.media.damage.decode(source, Fraction(0), damage)) == []
     assert (damage.bad, damage.refused, damage.packets, damage.cut_off) == (5, 5, 5, True)
 
 
@@ -148,7 +148,7 @@ def test_what_the_system_says_while_a_file_is_read_is_told(tmp_path, monkeypatch
     def refuse(*words: object, **options: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(extract.media.source.Source, "packets", refuse)
+    monkeypatch.setattr(micu_extract.media.source.Source, "packets", refuse)
     assert outcome("a.mp4", FRAMES, tmp_path) == code
 
 
@@ -255,7 +255,7 @@ def test_a_few_flipped_bits_are_counted_and_many_are_refused(tmp_path):
 def test_the_share_of_damage_that_is_borne_is_the_one_stated(tmp_path, monkeypatch):
     flip_bits(write_media(tmp_path / "a.mkv", frames=60, picture=noisy, gop=2), 5)
     assert outcome("a.mkv", FRAMES, tmp_path) == "units"
-    monkeypatch.setattr(extract.media.damage, "MAX_DAMAGE", 0.01)
+    monkeypatch.setattr(micu_extract.media.damage, "MAX_DAMAGE", 0.01)
     assert outcome("a.mkv", FRAMES, tmp_path) == "corrupt"
 
 
@@ -283,19 +283,19 @@ def test_sound_that_claims_four_gigabytes_is_as_long_as_it_is(tmp_path):
 def test_pictures_larger_than_the_cap_are_refused(tmp_path, monkeypatch):
     write_media(tmp_path / "a.mp4", frames=3)
     assert outcome("a.mp4", FRAMES, tmp_path) == "units"
-    monkeypatch.setattr(extract.media.source, "MAX_PIXELS", 32 * 48 - 1)
+    monkeypatch.setattr(micu_extract.media.source, "MAX_PIXELS", 32 * 48 - 1)
     assert outcome("a.mp4", FRAMES, tmp_path) == "too_large"
 
 
 def test_probing_a_file_is_held_to_the_same_caps_as_decoding_it(tmp_path, monkeypatch):
     opened = []
-    real_open = extract.media.source.av.open
+    real_open = micu_extract.media.source.av.open
 
     def note_options(*arguments, **options):
         opened.append(options.get("options") or options.get("container_options"))
         return real_open(*arguments, **options)
 
-    monkeypatch.setattr(extract.media.source.av, "open", note_options)
+    monkeypatch.setattr(micu_extract.media.source.av, "open", note_options)
     write_media(tmp_path / "a.mp4", frames=30)
     opened.clear()
     assert outcome("a.mp4", FRAMES, tmp_path, start_s=2.5) == "units"
@@ -367,7 +367,7 @@ def test_pictures_without_colour_or_with_all_of_it_keep_their_columns(tmp_path, 
     codec = "ffv1" if "gray" in pix_fmt else "libx264"
     path = tmp_path / "a.mkv"
     write_media(path, frames=3, codec=codec, pix_fmt=pix_fmt, picture=lambda i: picture)
-    with extract.media.source.av.open(str(path)) as container:
+    with micu_extract.media.source.av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.pix_fmt == pix_fmt
     whole = FrameInput(fps=4, resize=32, crop=32)
     media = read_media(Clip(clip_id="c", path=path.name), whole, tmp_path)
@@ -377,7 +377,7 @@ def test_pictures_without_colour_or_with_all_of_it_keep_their_columns(tmp_path, 
 def test_packets_without_bytes_say_that_the_picture_stays(tmp_path, monkeypatch):
     """As Theora has them; a decoder takes such a packet for the end of the stream."""
     path = write_media(tmp_path / "a.mkv", frames=40, gop=1)
-    real = extract.media.damage._read_packets
+    real = micu_extract.media.damage._read_packets
 
     def empty_most(*arguments):
         for number, packet in enumerate(real(*arguments)):
@@ -389,7 +389,7 @@ def test_packets_without_bytes_say_that_the_picture_stays(tmp_path, monkeypatch)
             empty.pts, empty.dts = packet.pts if number % 2 else None, packet.dts
             yield empty
 
-    monkeypatch.setattr(extract.media.damage, "_read_packets", empty_most)
+    monkeypatch.setattr(micu_extract.media.damage, "_read_packets", empty_most)
     media = read_media(Clip(clip_id="c", path=path.name), FRAMES, tmp_path)
     assert [frame_of(unit) for unit in media.units[::4]] == [0, 10, 20, 30]
     assert (media.steps, media.duration_s, media.notes["corrupt_frames"]) == (4, 4.0, 0)
@@ -399,7 +399,7 @@ def test_packets_without_bytes_say_that_the_picture_stays(tmp_path, monkeypatch)
 
 def test_sound_packets_without_bytes_are_passed_over(tmp_path, monkeypatch):
     path = write_media(tmp_path / "a.mkv", sound=tone(2, 48000), rate=48000, sound_codec="flac")
-    real = extract.media.damage._read_packets
+    real = micu_extract.media.damage._read_packets
 
     def add_empty(*arguments):
         for packet in real(*arguments):
@@ -410,13 +410,13 @@ def test_sound_packets_without_bytes_are_passed_over(tmp_path, monkeypatch):
                 yield empty
             yield packet
 
-    monkeypatch.setattr(extract.media.damage, "_read_packets", add_empty)
+    monkeypatch.setattr(micu_extract.media.damage, "_read_packets", add_empty)
     assert read_media(Clip(clip_id="c", path=path.name), WAVES, tmp_path).duration_s == 2.0
 
 
 def test_theora_shows_its_last_picture_to_the_end_of_the_file(tmp_path):
     path = write_media(tmp_path / "a.mkv", frames=10, sound=tone(3, 8000))
-    with extract.media.source.Source(
+    with micu_extract.media.source.Source(
         Clip(clip_id="c", path=path.name), tmp_path, "video"
     ) as source:
         assert source.last_shown_until == 0

@@ -9,12 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import extract.sets.verify as verify
-from extract.cluster.commands import repair_sets
-from extract.cluster.shares import Part
-from extract.pipeline.decode_ahead import extract_manifest
-from extract.sets.repair import repair_set
-from extract.sets.verify import verify_set
+import micu_extract.sets.verify as verify
 from micu.base.errors import StoreError
 from micu.store.sets import (
     Failure,
@@ -25,6 +20,11 @@ from micu.store.sets import (
     write_set,
 )
 from micu.store.shard import Header, Shard, encode_shard
+from micu_extract.cluster.commands import repair_sets
+from micu_extract.cluster.shares import Part
+from micu_extract.pipeline.decode_ahead import extract_manifest
+from micu_extract.sets.repair import repair_set
+from micu_extract.sets.verify import verify_set
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-import extract.media.media_file
-from extract.backbones.base import FrameInput
-from extract.media.media_file import MediaFile, find_media
-from extract.media.source import Source
+import micu_extract.media.media_file
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import FrameInput
+from micu_extract.media.media_file import MediaFile, find_media
+from micu_extract.media.source import Source
 from tests.media_files import frame_of, read_media, write_media
 
 FRAMES = FrameInput(fps=1, resize=16, crop=16)
@@ -62,7 +62,7 @@ def test_a_part_of_a_path_that_became_a_link_after_the_check_is_not_followed(
             link.symlink_to(outside)
         return real
 
-    monkeypatch.setattr(extract.media.media_file, "find_media", find)
+    monkeypatch.setattr(micu_extract.media.media_file, "find_media", find)
     with pytest.raises(DecodeError, match="out of") as caught:
         read_media(CLIP, FRAMES, root)
     assert caught.value.code == "outside_root"
@@ -81,7 +81,7 @@ def test_a_link_inside_the_root_that_is_swapped_once_is_resolved_again(
             swap(root / "sub", root / "two")
         return real
 
-    monkeypatch.setattr(extract.media.media_file, "find_media", find)
+    monkeypatch.setattr(micu_extract.media.media_file, "find_media", find)
     assert frame_of(read_media(CLIP, FRAMES, root).units[0]) == INSIDE
 
 
@@ -94,7 +94,7 @@ def test_a_path_whose_parts_never_stand_still_is_refused(
         checked.append(path)
         return root / "in" / "gone.mp4"
 
-    monkeypatch.setattr(extract.media.media_file, "find_media", find)
+    monkeypatch.setattr(micu_extract.media.media_file, "find_media", find)
     with pytest.raises(DecodeError, match=r"'sub/a\.mp4': its links change while") as caught:
         MediaFile("sub/a.mp4", root)
     assert (caught.value.code, len(checked)) == ("outside_root", 10)
@@ -115,7 +115,7 @@ def test_what_was_put_in_place_of_the_file_is_checked_once_it_is_open(
             real.touch()
         return real
 
-    monkeypatch.setattr(extract.media.media_file, "find_media", find)
+    monkeypatch.setattr(micu_extract.media.media_file, "find_media", find)
     handles = open_handles()
     with pytest.raises(DecodeError) as caught:
         read_media(Clip(clip_id="c", path="in/a.mp4"), FRAMES, root)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-import extract.pipeline.writer as writer
 import micu.store.sets as store
-from extract.media.source import find_media
-from extract.media.workers import Trouble, decode_clip
-from extract.pipeline.decode_ahead import Summary, extract_manifest
+import micu_extract.pipeline.writer as writer
 from micu.base.errors import DecodeError, StoreError
 from micu.store.manifest import Clip
 from micu.store.sets import Failure, FeatureStore, append_ledger, read_ledger
+from micu_extract.media.source import find_media
+from micu_extract.media.workers import Trouble, decode_clip
+from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 

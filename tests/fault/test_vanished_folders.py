@@ -11,11 +11,6 @@ import pytest
 
 import micu.cli.evaluate
 import micu.train.fit
-from extract.backbones.base import FlowInput
-from extract.flow.methods import FlowSettings
-from extract.media.readers import read
-from extract.media.source import Reading
-from extract.pipeline.decode_ahead import Summary, extract_manifest
 from micu.base import files
 from micu.base.errors import StoreError
 from micu.base.files import append_durably, check_held, hold_folder, hold_folders, write_atomically
@@ -23,6 +18,11 @@ from micu.base.process import StopFlag
 from micu.store.manifest import Clip
 from micu.store.sets import indexed_shards
 from micu.sweep.conduct import conduct
+from micu_extract.backbones.base import FlowInput
+from micu_extract.flow.methods import FlowSettings
+from micu_extract.media.readers import read
+from micu_extract.media.source import Reading
+from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
 from tests.e2e.test_evaluate import evaluate, run  # noqa: F401 - a fixture
 from tests.feature_sets import make_clips, write_features
 from tests.media_files import write_media

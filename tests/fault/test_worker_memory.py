@@ -40,7 +40,7 @@ def test_a_clip_that_needs_more_memory_than_a_worker_may_have_is_too_large(
 DECODE = """
 import resource, sys
 from pathlib import Path
-from extract.backbones.base import FrameInput
+from micu_extract.backbones.base import FrameInput
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
 from tests.media_files import read_media

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-import extract.media.blocks as blocks
-import extract.media.workers as workers
-import extract.probe as probe
-from extract.backbones.base import Media
-from extract.media.workers import decode_in_processes
-from extract.pipeline.decode_ahead import Summary, extract_manifest
-from extract.pipeline.plan import Job, plan_extraction
+import micu_extract.media.blocks as blocks
+import micu_extract.media.workers as workers
+import micu_extract.probe as probe
 from micu.base.errors import DeviceError, MicuError
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureStore, read_ledger
+from micu_extract.backbones.base import Media
+from micu_extract.media.workers import decode_in_processes
+from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
+from micu_extract.pipeline.plan import Job, plan_extraction
+from tests.conftest import PYTHONPATH
 from tests.hostile import (
     HostileProbe,
     array_read,
@@ -115,7 +116,7 @@ def test_a_run_that_was_suspended_files_no_good_clip(tmp_path: Path) -> None:
     path.write_text(STOPPED_FOR_A_WHILE)
     with subprocess.Popen(
         [sys.executable, path, tmp_path],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         start_new_session=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -284,7 +285,7 @@ def test_blocks_of_a_killed_run_go_with_the_next_one_and_no_others_do(shared_mem
     code = (
         "import time\n"
         "from pathlib import Path\n"
-        "import extract.media.blocks as blocks\n"
+        "import micu_extract.media.blocks as blocks\n"
         f"blocks.shared_memory = lambda: Path({str(shared_memory)!r})\n"
         "with blocks.block_folder() as folder:\n"
         "    (folder / 'block').touch()\n"
@@ -360,7 +361,7 @@ def test_workers_die_with_a_run_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time\n"
         "from micu.store.manifest import Clip\n"
-        "from extract.media.workers import decode_in_processes\n"
+        "from micu_extract.media.workers import decode_in_processes\n"
         "from tests.hostile import read_hostile\n"
         "if __name__ == '__main__':\n"
         "    with decode_in_processes(read_hostile, 2, 600) as decoders:\n"
@@ -373,7 +374,7 @@ def test_workers_die_with_a_run_that_is_killed(tmp_path: Path) -> None:
     )
     script = tmp_path / "run.py"
     script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}  # noqa: PTH109
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     with subprocess.Popen(
         [sys.executable, script],
         stdout=subprocess.PIPE,
@@ -399,7 +400,7 @@ BORN_LATE = """
 import multiprocessing, os, time
 from multiprocessing.connection import wait
 
-import extract.media.workers as workers
+import micu_extract.media.workers as workers
 
 
 def late(reports):
@@ -423,7 +424,7 @@ def test_a_worker_whose_run_was_killed_before_it_listens_for_that_ends_too(tmp_p
     with subprocess.Popen(
         [sys.executable, script],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
     ) as run:
         assert run.stdout is not None
         worker = int(run.stdout.readline())
@@ -464,7 +465,7 @@ def _processes() -> list[int]:
 
 STOPPED_AT_ONCE = """
 import time
-from extract.media.workers import decode_in_processes
+from micu_extract.media.workers import decode_in_processes
 from tests.hostile import read_hostile
 from micu.store.manifest import Clip
 
@@ -498,7 +499,7 @@ def test_workers_of_a_run_that_stops_print_no_tracebacks(tmp_path: Path, script:
     path.write_text(script)
     done = subprocess.run(
         [sys.executable, path, tmp_path],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         start_new_session=True,
         capture_output=True,
         text=True,
@@ -519,7 +520,7 @@ print(summary.extracted, flush=True)
 TYPED = """
 import sys
 import tests.runs
-from extract.cli import main
+from micu_extract.cli import main
 
 sys.argv = ["micu-extract", "audio", "m.csv", "--backbone", "toy-sound", "--workers", "2"]
 main()
@@ -552,7 +553,7 @@ def test_a_script_without_a_guard_is_told_to_have_one(
     done = subprocess.run(
         [sys.executable, path, tmp_path],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=600,
@@ -569,7 +570,7 @@ def test_a_script_that_is_no_file_is_told_to_be_one(tmp_path: Path, script: str)
     done = subprocess.run(
         [sys.executable, "-", tmp_path],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         input=script,
         capture_output=True,
         text=True,
@@ -583,7 +584,7 @@ def test_a_script_that_is_no_file_is_told_to_be_one(tmp_path: Path, script: str)
 PROBES = """
 import sys
 from pathlib import Path
-from extract.probe import probe_media
+from micu_extract.probe import probe_media
 from micu.store.manifest import read_manifest
 
 clips = read_manifest(Path("m.csv"), ("path",)).clips
@@ -598,7 +599,7 @@ def test_looking_at_media_without_a_guard_is_told_in_one_sentence(tmp_path: Path
     done = subprocess.run(
         [sys.executable, path],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=600,

@@ -9,9 +9,9 @@ import torch
 import torchvision
 from torch.nn import functional
 
-from extract.flow import raft as raft_module
-from extract.flow.methods import FlowSettings, estimate_flow
 from micu.base.errors import WeightsError
+from micu_extract.flow import raft as raft_module
+from micu_extract.flow.methods import FlowSettings, estimate_flow
 
 
 def textures(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -16,13 +16,13 @@ from transformers import (
 )
 from transformers.audio_utils import mel_filter_bank
 
-from extract.backbones import Run, build_backbone, htsat, htsat_clap
-from extract.backbones.base import Media
-from extract.backbones.htsat import HTSAT, decibels
-from extract.backbones.htsat_checkpoint import original_name
-from extract.backbones.htsat_clap import HTSATClap, HTSATDemo
-from extract.backbones.log_mel import LogMel, mel_filters
 from micu.base.errors import WeightsError
+from micu_extract.backbones import Run, build_backbone, htsat, htsat_clap
+from micu_extract.backbones.base import Media
+from micu_extract.backbones.htsat import HTSAT, decibels
+from micu_extract.backbones.htsat_checkpoint import original_name
+from micu_extract.backbones.htsat_clap import HTSATClap, HTSATDemo
+from micu_extract.backbones.log_mel import LogMel, mel_filters
 
 CPU = Run(device="cpu")
 GOLDEN = Path(__file__).parent.parent / "golden" / "htsat.npz"

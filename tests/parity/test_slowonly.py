@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from extract.backbones import build_backbone
-from extract.backbones import slowonly as module
-from extract.backbones.base import Media, Run
-from extract.backbones.slowonly import SlowOnly, SlowOnlyDemo
-from extract.backbones.slowonly_network import SlowOnly as SlowOnlyNetwork
 from micu.base.errors import WeightsError
+from micu_extract.backbones import build_backbone
+from micu_extract.backbones import slowonly as module
+from micu_extract.backbones.base import Media, Run
+from micu_extract.backbones.slowonly import SlowOnly, SlowOnlyDemo
+from micu_extract.backbones.slowonly_network import SlowOnly as SlowOnlyNetwork
 
 CPU = Run(device="cpu")
 DEPTHS = (3, 4, 6, 3)

@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 
-from extract.backbones import build_backbone
-from extract.backbones.base import FrameInput, Media, Run
-from extract.backbones.swin_v2 import SwinV2
-from extract.backbones.timm_image import frame_input
 from micu.base.errors import ConfigError, WeightsError
+from micu_extract.backbones import build_backbone
+from micu_extract.backbones.base import FrameInput, Media, Run
+from micu_extract.backbones.swin_v2 import SwinV2
+from micu_extract.backbones.timm_image import frame_input
 
 CPU = Run(device="cpu")
 

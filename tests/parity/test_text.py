@@ -27,10 +27,10 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from extract.backbones import build_backbone
-from extract.backbones.base import Run
-from extract.backbones.words import spelling_tokenizer
 from micu.base.errors import ConfigError, WeightsError
+from micu_extract.backbones import build_backbone
+from micu_extract.backbones.base import Run
+from micu_extract.backbones.words import spelling_tokenizer
 
 CPU = Run(device="cpu")
 SENTENCE = "a dog, it barks"

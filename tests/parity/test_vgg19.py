@@ -15,13 +15,13 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
-from extract.backbones import build_backbone
-from extract.backbones.base import FrameInput, Run
-from extract.backbones.vgg19 import VGG19, VGG19Torchvision, build_network
-from extract.media.pictures import center_crop, resize
-from extract.media.readers import read
-from extract.media.source import Reading
 from micu.store.manifest import Clip
+from micu_extract.backbones import build_backbone
+from micu_extract.backbones.base import FrameInput, Run
+from micu_extract.backbones.vgg19 import VGG19, VGG19Torchvision, build_network
+from micu_extract.media.pictures import center_crop, resize
+from micu_extract.media.readers import read
+from micu_extract.media.source import Reading
 
 Array = NDArray[Any]
 CPU = Run(device="cpu", batch_size=2)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from extract.backbones import BACKBONES, build_backbone, find_backbone
-from extract.backbones.base import (
+from micu.base.errors import ConfigError, RegistryError, WeightsError
+from micu_extract.backbones import BACKBONES, build_backbone, find_backbone
+from micu_extract.backbones.base import (
     Backbone,
     FlowInput,
     FrameInput,
@@ -17,12 +18,13 @@ from extract.backbones.base import (
     Run,
     WaveformInput,
 )
-from extract.backbones.slowonly_network import SlowOnly as SlowOnlyNetwork
-from extract.backbones.timm_image import frame_input
-from micu.base.errors import ConfigError, RegistryError, WeightsError
+from micu_extract.backbones.slowonly_network import SlowOnly as SlowOnlyNetwork
+from micu_extract.backbones.timm_image import frame_input
 
 CPU = Run(device="cpu")
-PUBLIC = [n for n, kind in BACKBONES.items() if kind.__module__.startswith("extract.backbones.")]
+PUBLIC = [
+    n for n, kind in BACKBONES.items() if kind.__module__.startswith("micu_extract.backbones.")
+]
 """Not those of tests, which register some of their own."""
 DEMOS = [name for name in PUBLIC if name.endswith("-demo")]
 REAL = [name for name in PUBLIC if not name.endswith("-demo")]
@@ -80,7 +82,7 @@ def demo(request: pytest.FixtureRequest) -> Backbone:
 
 def test_listing_backbones_does_not_load_torch_or_timm() -> None:
     code = (
-        "import sys, extract.backbones as b\n"
+        "import sys, micu_extract.backbones as b\n"
         "rows = [(n, c.wants, c.gives, dict(c.OPTIONS)) for n, c in b.BACKBONES.items()]\n"
         "assert rows and not {'torch', 'timm', 'transformers', 'cv2'} & set(sys.modules)"
     )
@@ -232,9 +234,9 @@ def test_a_backbones_file_can_go_without_taking_other_backbones_along() -> None:
     """An empty module stands for the file that its import line names."""
     code = (
         "import sys, types\n"
-        "sys.modules['extract.backbones.swin_v2'] = types.ModuleType('swin_v2')\n"
-        "import extract.listing, extract.backbones as b\n"
-        "assert 'timm:NAME' in extract.listing.backbone_table()\n"
+        "sys.modules['micu_extract.backbones.swin_v2'] = types.ModuleType('swin_v2')\n"
+        "import micu_extract.listing, micu_extract.backbones as b\n"
+        "assert 'timm:NAME' in micu_extract.listing.backbone_table()\n"
         "assert b.find_backbone('timm:x') and 'swinv2' not in b.BACKBONES"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -313,7 +315,7 @@ def test_the_header_of_flow_features_names_the_opencv_that_is_installed(
             raise PackageNotFoundError(package)
         return found[package]
 
-    monkeypatch.setattr("extract.backbones.base.version", version)
+    monkeypatch.setattr("micu_extract.backbones.base.version", version)
     for name in ("slowonly-demo", "vgg19"):
         spec = build_backbone(name, "random", CPU).spec
         assert spec.versions == {"torch": "1", "opencv-contrib-python": "2"}

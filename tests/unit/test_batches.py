@@ -3,11 +3,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from extract.backbones.base import Media
-from extract.pipeline.encode import ClipEncoder, Decoded, Encoded
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
 from micu.store.sets import Failure, FeatureRow, FeatureSpec, Steps
+from micu_extract.backbones.base import Media
+from micu_extract.pipeline.encode import ClipEncoder, Decoded, Encoded
 
 
 class Doubler:

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-import extract.cli
-import extract.demo.tour
+import micu_extract.cli
+import micu_extract.demo.tour
 from micu.base.errors import ConfigError, DeviceError, WeightsError, no_memory
 from micu.base.process import FiniteRange, exit_codes, run_command
 
@@ -77,8 +77,8 @@ def test_a_tool_ends_with_its_exit_code(monkeypatch, capsys, action, arguments, 
 @pytest.mark.parametrize(
     ("main", "inside", "arguments"),
     [
-        (extract.cli.main, "extract.cli.sets_below", ["verify", "."]),
-        (extract.demo.tour.main, "extract.demo.tour.run_demo", []),
+        (micu_extract.cli.main, "micu_extract.cli.sets_below", ["verify", "."]),
+        (micu_extract.demo.tour.main, "micu_extract.demo.tour.run_demo", []),
     ],
     ids=["micu-extract", "micu-demo"],
 )
@@ -108,7 +108,7 @@ def test_a_job_with_some_of_the_cores_has_a_worker_for_each_of_those(
     monkeypatch.chdir(tmp_path)
     Path("m.csv").touch()
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7, 9}, raising=False)
-    with extract.cli.cli.commands[words[0]].make_context(words[0], words[1:]) as context:
+    with micu_extract.cli.cli.commands[words[0]].make_context(words[0], words[1:]) as context:
         assert context.params["workers"] == 3
 
 

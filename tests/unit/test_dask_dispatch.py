@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-import extract.cluster.dask.dispatch as dispatch
-from extract.cluster.dask.dispatch import Dispatcher
-from extract.cluster.dask.worker import UNLIKE, Report, Sight, look_around
-from extract.cluster.shares import Part, parse_part
-from extract.pipeline.plan import Limit
+import micu_extract.cluster.dask.dispatch as dispatch
 from micu.base.errors import ConfigError, DeviceError, MicuError
 from micu.base.process import StopFlag
+from micu_extract.cluster.dask.dispatch import Dispatcher
+from micu_extract.cluster.dask.worker import UNLIKE, Report, Sight, look_around
+from micu_extract.cluster.shares import Part, parse_part
+from micu_extract.pipeline.plan import Limit
 
 MADE = json.dumps(dict.fromkeys(("extracted", "failed", "damaged"), 1) | {"folder": "f"})[:-1]
 MADE += ', "stopped_by": "", "read_s": 0.1, "infer_s": 0.1, "write_s": 0.1}\n'

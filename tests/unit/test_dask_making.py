@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import extract.cluster.dask.making as making
-from extract.cluster.dask.making import (
+import micu_extract.cluster.dask.making as making
+from micu_extract.cluster.dask.making import (
     ask_for_making,
     collect_libraries,
     describe_making,
@@ -33,7 +33,7 @@ def ask_in(folder: Path, *modules: str) -> dict[str, str]:
     done = subprocess.run(
         [sys.executable, *making.PROGRAM],
         input=json.dumps([["numpy"], list(modules)]),
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{folder / 'extract'}"},
         capture_output=True,
         check=True,
         text=True,
@@ -48,12 +48,12 @@ def test_an_equal_copy_is_the_same_micu_and_an_edited_one_another(tmp_path: Path
     assert ask_in(copy) == here
     assert tell_differences(here, ask_in(copy)) == []
 
-    (copy / "extract" / "__pycache__").mkdir(exist_ok=True)
-    (copy / "extract" / "__pycache__" / "x.cpython-311.pyc").write_bytes(b"x")
+    (copy / "extract/micu_extract" / "__pycache__").mkdir(exist_ok=True)
+    (copy / "extract/micu_extract" / "__pycache__" / "x.cpython-311.pyc").write_bytes(b"x")
     (copy / "micu" / "notes.txt").write_text("x")
     assert ask_in(copy) == here
 
-    code = copy / "extract" / "backbones" / "vggish.py"
+    code = copy / "extract/micu_extract" / "backbones" / "vggish.py"
     code.write_text(code.read_text() + "# half as loud\n")
     (told,) = tell_differences(here, ask_in(copy))
     assert told.startswith("micu code ")
@@ -65,11 +65,11 @@ def test_every_change_of_a_file_of_code_is_another_micu(tmp_path: Path, change: 
     copy = copy_code(tmp_path)
     before = ask_in(copy)
     if change == "rename":
-        (copy / "extract/demo/tour.py").rename(copy / "extract/demo2.py")
+        (copy / "extract/micu_extract/demo/tour.py").rename(copy / "extract/micu_extract/demo2.py")
     if change == "add":
-        (copy / "extract/backbones/extra.py").touch()
+        (copy / "extract/micu_extract/backbones/extra.py").touch()
     if change == "remove":
-        (copy / "extract/demo/tour.py").unlink()
+        (copy / "extract/micu_extract/demo/tour.py").unlink()
     if change == "micu":
         (copy / "micu/store/manifest.py").write_text(
             (copy / "micu/store/manifest.py").read_text() + "#\n"
@@ -91,7 +91,7 @@ def test_modules_of_a_users_own_count(tmp_path: Path) -> None:
 
 
 def test_what_is_asked_runs_as_shares_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(copy_code(tmp_path)))
+    monkeypatch.setenv("PYTHONPATH", str(copy_code(tmp_path) / "extract"), prepend=os.pathsep)
     assert ask_for_making(["numpy", "no-such"], []) == describe_making(["numpy", "no-such"], [])
     monkeypatch.setattr(making, "PROGRAM", ("-c", "raise SystemExit(1)"))
     assert ask_for_making(["numpy"], []) == {}

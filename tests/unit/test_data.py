@@ -34,7 +34,7 @@ from micu.data.dataset import (
 )
 from micu.store.manifest import Clip, write_manifest
 from micu.store.sets import FeatureRow, FeatureStore, find_sets
-from tests.conftest import PROJECT, not_on_windows
+from tests.conftest import PYTHONPATH, not_on_windows
 from tests.feature_sets import make_clips, write_features
 
 NAN = float("nan")
@@ -496,7 +496,7 @@ def test_a_small_dev_shm_changes_no_batch_and_hangs_nothing(stores, tmp_path, si
         pytest.skip("may not mount anything")
     done = subprocess.run(
         [*command, str(next(iter(stores.values())).folder.parent)],
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         timeout=600,

@@ -7,11 +7,11 @@ import h5py
 import numpy as np
 import pytest
 
-from extract.datasets import DATASETS
-from extract.datasets.layout import locate_media
-from extract.media.formats import MEDIA_SUFFIXES
 from micu.base.errors import ManifestError, MicuError, StoreError
 from micu.store.manifest import Clip, Event
+from micu_extract.datasets import DATASETS
+from micu_extract.datasets.layout import locate_media
+from micu_extract.media.formats import MEDIA_SUFFIXES
 
 
 def write(folder: Path, **files: str) -> list[str]:

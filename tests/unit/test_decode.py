@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-import extract.media.damage
-from extract.backbones.base import FrameInput, TextInput, WaveformInput
-from extract.media.damage import Damage, in_order_of_showing
-from extract.media.pictures import center_crop, read_pictures, resize, turn_upright
-from extract.media.readers import DECODE_ERRORS, DECODERS
-from extract.media.sound import mix_weights
-from extract.media.source import Source, Window
+import micu_extract.media.damage
 from micu.base.errors import ConfigError, DecodeError, ExtraError, RegistryError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import FrameInput, TextInput, WaveformInput
+from micu_extract.media.damage import Damage, in_order_of_showing
+from micu_extract.media.pictures import center_crop, read_pictures, resize, turn_upright
+from micu_extract.media.readers import DECODE_ERRORS, DECODERS
+from micu_extract.media.sound import mix_weights
+from micu_extract.media.source import Source, Window
 from tests.media_files import (
     frame_of,
     read_media,
@@ -208,7 +208,7 @@ def test_a_sliver_that_would_be_resized_beyond_the_cap_is_refused():
 
 def test_a_clip_that_would_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
     path = write_media(tmp_path / "a.mp4", frames=30, sound=tone(3, 8000))
-    monkeypatch.setattr(extract.media.damage, "MAX_UNIT_BYTES", 4000)
+    monkeypatch.setattr(micu_extract.media.damage, "MAX_UNIT_BYTES", 4000)
     assert code_of(path) == "too_large"
     assert code_of(path, WaveformInput(sample_rate=8000, window_s=10)) == "too_large"
 

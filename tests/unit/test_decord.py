@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import extract.media.decord_pictures
-import extract.media.pictures
-from extract.backbones.base import FrameInput
-from extract.media.damage import Damage
-from extract.media.pictures import check_decoder
-from extract.media.readers import PICTURE_READERS, read
-from extract.media.source import Reading, Source, Window
+import micu_extract.media.decord_pictures
+import micu_extract.media.pictures
 from micu.base.errors import ConfigError, DecodeError, MicuError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import FrameInput
+from micu_extract.media.damage import Damage
+from micu_extract.media.pictures import check_decoder
+from micu_extract.media.readers import PICTURE_READERS, read
+from micu_extract.media.source import Reading, Source, Window
 from tests.media_files import Array, flat_picture, write_media
 
 try:
@@ -229,12 +229,12 @@ def test_the_first_and_the_last_picture_are_compared_and_some_between(
     path = write_media(tmp_path / "a.mp4", frames=frames, picture=moving)
     seen: list[int] = []
 
-    class Film(extract.media.decord_pictures._Film):
+    class Film(micu_extract.media.decord_pictures._Film):
         def _is_same(self, frame: object) -> bool:
             seen.append(self._read)
             return super()._is_same(frame)
 
-    monkeypatch.setattr(extract.media.decord_pictures, "_Film", Film)
+    monkeypatch.setattr(micu_extract.media.decord_pictures, "_Film", Film)
     assert len(shown(path, "decord")) == frames
     assert (seen[0], seen[-1]) == (0, frames - 1)
     assert min(frames, 9) <= len(seen) <= 18
@@ -289,7 +289,7 @@ def test_what_ffmpeg_remarks_does_not_reach_the_screen(tmp_path, capfd):
     zero_packet(path, 10, keep=12)
     with Source(Clip(clip_id="c", path=path.name), tmp_path, "video") as source:
         packets = [packet for packet in source.packets() if packet.size]
-        film = extract.media.decord_pictures._open(source, packets, turned=False)
+        film = micu_extract.media.decord_pictures._open(source, packets, turned=False)
         with contextlib.suppress(decord.DECORDError):
             for _ in packets:
                 film.next()
@@ -309,9 +309,9 @@ def test_a_clip_with_too_many_bytes_is_refused_with_what_to_type(tmp_path, monke
     path = write_media(tmp_path / "a.mp4", frames=50, picture=moving)
     with av.open(str(path)) as film:
         size = sum(packet.size for packet in film.demux(video=0))
-    monkeypatch.setattr(extract.media.decord_pictures, "MOST_BYTES", size)
+    monkeypatch.setattr(micu_extract.media.decord_pictures, "MOST_BYTES", size)
     assert len(shown(path, "decord")) == 50
-    monkeypatch.setattr(extract.media.decord_pictures, "MOST_BYTES", size - 1)
+    monkeypatch.setattr(micu_extract.media.decord_pictures, "MOST_BYTES", size - 1)
     with pytest.raises(DecodeError, match="take --decoder pyav, or set start_s") as caught:
         read(
             Clip(clip_id="c", path="a.mp4"),
@@ -384,7 +384,7 @@ def test_decord_is_given_bytes_that_pyav_has_packed_and_no_name(tmp_path, monkey
 
 def test_a_pyav_that_cannot_hand_packets_over_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_decoder("decord")
-    monkeypatch.setattr(extract.media.pictures, "HANDS_OVER", False)
+    monkeypatch.setattr(micu_extract.media.pictures, "HANDS_OVER", False)
 
     with pytest.raises(ConfigError, match=r"expected PyAV 15 or newer, got .*pip install -U av"):
         check_decoder("decord")
@@ -398,8 +398,8 @@ def test_a_pyav_that_cannot_hand_packets_over_is_refused(monkeypatch: pytest.Mon
 def test_pyav_hands_packets_over_from_version_15(
     monkeypatch: pytest.MonkeyPatch, version: str, hands_over: bool
 ) -> None:
-    assert extract.media.pictures.__file__
-    spec = spec_from_file_location("pictures_of_another_pyav", extract.media.pictures.__file__)
+    assert micu_extract.media.pictures.__file__
+    spec = spec_from_file_location("pictures_of_another_pyav", micu_extract.media.pictures.__file__)
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from extract.demo import tour as demo
-from extract.demo.tour import MARKER, DemoError, Shell, prepare_folder
 from micu.base.errors import ConfigError
+from micu_extract.demo import tour as demo
+from micu_extract.demo.tour import MARKER, DemoError, Shell, prepare_folder
 
 TOOL = """
 import pathlib, sys, time

@@ -7,7 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from extract.demo.media import (
+from micu.store.manifest import read_class_list, read_manifest
+from micu_extract.demo.media import (
     DURATION_S,
     EVENTS,
     SAMPLE_RATES,
@@ -17,9 +18,8 @@ from extract.demo.media import (
     write_media,
     write_sentence,
 )
-from extract.demo.scenes import MOTIONS, SHAPES, draw_scene, render_frames
-from extract.demo.sounds import SOUNDS, render_sound
-from micu.store.manifest import read_class_list, read_manifest
+from micu_extract.demo.scenes import MOTIONS, SHAPES, draw_scene, render_frames
+from micu_extract.demo.sounds import SOUNDS, render_sound
 
 
 def draws(seed: int = 0) -> np.random.Generator:

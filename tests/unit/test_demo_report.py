@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from extract.demo.report import (
+from micu_extract.demo.report import (
     Failed,
     Report,
     Typed,

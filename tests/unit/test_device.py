@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from extract.backbones import build_backbone, htsat, vgg19, vggish
-from extract.backbones.base import FlowInput, FrameInput, Run, WaveformInput
-from extract.backbones.htsat_clap import HTSATDemo
-from extract.backbones.text import ClapText, ClipText
+from micu_extract.backbones import build_backbone, htsat, vgg19, vggish
+from micu_extract.backbones.base import FlowInput, FrameInput, Run, WaveformInput
+from micu_extract.backbones.htsat_clap import HTSATDemo
+from micu_extract.backbones.text import ClapText, ClipText
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
 

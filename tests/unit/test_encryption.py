@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.backbones.base import FrameInput, WaveformInput
-from extract.media.encryption import is_encrypted
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import FrameInput, WaveformInput
+from micu_extract.media.encryption import is_encrypted
 from tests.media_files import read_media, tone, write_media
 
 FRAMES = FrameInput(fps=1, resize=16, crop=16)

@@ -10,7 +10,6 @@ import threading
 
 import pytest
 
-from extract.media.blocks import block_folder
 from micu.base import files
 from micu.base.errors import ConfigError
 from micu.base.files import (
@@ -23,6 +22,7 @@ from micu.base.files import (
     write_atomically,
 )
 from micu.cli.outputs import try_file, try_folder
+from micu_extract.media.blocks import block_folder
 
 
 def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(tmp_path):

@@ -10,11 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from extract.backbones.weights import find_weights_file
-from extract.backbones.weights import read_index as read_weights_index
-from extract.backbones.words import read_words
-from extract.datasets.base import read_lines, read_rows
-from extract.datasets.valor32k import read_json
 from micu.base.errors import CheckpointError, ConfigError, ManifestError, MicuError, WeightsError
 from micu.base.launch import LAUNCHER, Place
 from micu.cli.resume import RunFolder
@@ -29,16 +24,21 @@ from micu.sweep.conduct import TAIL, _last_line
 from micu.sweep.table import collect
 from micu.train.checkpoint import load_checkpoint
 from micu.train.logs import MAX_ROW_BYTES, read_metrics
+from micu_extract.backbones.weights import find_weights_file
+from micu_extract.backbones.weights import read_index as read_weights_index
+from micu_extract.backbones.words import read_words
+from micu_extract.datasets.base import read_lines, read_rows
+from micu_extract.datasets.valor32k import read_json
 from tests.unit.test_report import ROW
 from tests.unit.test_sweep import plan
 
 READERS: dict[str, tuple[Callable[[Path], object], type[MicuError], str]] = {
-    "words": (read_words, ConfigError, "extract.backbones.words.MAX_WORDS_BYTES"),
+    "words": (read_words, ConfigError, "micu_extract.backbones.words.MAX_WORDS_BYTES"),
     "commands": (read_commands, ConfigError, "micu.report.commands.MAX_BYTES"),
     "index of weights": (
         read_weights_index,
         WeightsError,
-        "extract.backbones.weights.MAX_INDEX_BYTES",
+        "micu_extract.backbones.weights.MAX_INDEX_BYTES",
     ),
     "official rows": (read_rows, ManifestError, "micu.base.table.MAX_BYTES"),
     "official lines": (read_lines, ManifestError, "micu.base.table.MAX_BYTES"),
@@ -93,11 +93,11 @@ def test_a_file_of_one_byte_too_many_is_refused(
 
 
 def test_bounds_have_room_for_what_people_have() -> None:
-    from extract.backbones import weights, words
     from micu.base import table
     from micu.cli import resume
     from micu.evaluate import sheets
     from micu.report import commands
+    from micu_extract.backbones import weights, words
 
     assert words.MAX_WORDS_BYTES == weights.MAX_INDEX_BYTES == 16 * 2**20
     assert commands.MAX_BYTES == 64 * 2**20

@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from extract.flow.methods import FLOW_METHODS, FlowSettings, estimate_flow
-from extract.flow.quantize import STILL, quantize_flow, still_level
-from extract.flow.tvl1 import TVL1
 from micu.base.errors import ConfigError, MicuError, RegistryError, ShapeError, WeightsError
+from micu_extract.flow.methods import FLOW_METHODS, FlowSettings, estimate_flow
+from micu_extract.flow.quantize import STILL, quantize_flow, still_level
+from micu_extract.flow.tvl1 import TVL1
 
 FAST = {
     "tvl1": FlowSettings(engine="opencv", tvl1=TVL1(warps=2, outer_iterations=3)),
@@ -208,7 +208,7 @@ def test_raft_weights_that_are_not_there_are_an_error_before_any_clip(tmp_path):
 
 def test_importing_the_readers_does_not_import_what_computes():
     code = (
-        "import sys, extract.media.readers, extract.flow.options; "
+        "import sys, micu_extract.media.readers, micu_extract.flow.options; "
         "print(sorted({'cv2', 'torch', 'numba', 'torchvision', 'decord'} & set(sys.modules)))"
     )
     output = subprocess.run(

@@ -12,18 +12,18 @@ import h5py
 import numpy as np
 import pytest
 
-import extract.flow.cache
-import extract.flow.reader
-import extract.media.damage
-import extract.media.readers
-import extract.media.source
-from extract.backbones.base import FlowInput, Media
-from extract.flow.methods import FlowSettings
-from extract.media.readers import read
-from extract.media.source import Reading
-from extract.media.workers import decode_clip
+import micu_extract.flow.cache
+import micu_extract.flow.reader
+import micu_extract.media.damage
+import micu_extract.media.readers
+import micu_extract.media.source
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import FlowInput, Media
+from micu_extract.flow.methods import FlowSettings
+from micu_extract.media.readers import read
+from micu_extract.media.source import Reading
+from micu_extract.media.workers import decode_clip
 from tests.media_files import skip_without_decord, write_media
 
 WANTS = FlowInput(clip_len=2, interval=3, resize=32, crop=24)
@@ -45,13 +45,13 @@ def reading(tmp_path) -> Reading:
 def computed(monkeypatch) -> list[int]:
     """Pairs of each call to the estimator."""
     calls: list[int] = []
-    estimate = extract.flow.reader.estimate_flow
+    estimate = micu_extract.flow.reader.estimate_flow
 
     def note(previous, following, settings):
         calls.append(len(previous))
         return estimate(previous, following, settings)
 
-    monkeypatch.setattr(extract.flow.reader, "estimate_flow", note)
+    monkeypatch.setattr(micu_extract.flow.reader, "estimate_flow", note)
     return calls
 
 
@@ -59,13 +59,13 @@ def computed(monkeypatch) -> list[int]:
 def opened(monkeypatch) -> list[str]:
     """Media files that were opened for decoding."""
     names: list[str] = []
-    open_container = extract.media.source.av.open
+    open_container = micu_extract.media.source.av.open
 
     def note(name, **settings):
         names.append(name)
         return open_container(name, **settings)
 
-    monkeypatch.setattr(extract.media.source.av, "open", note)
+    monkeypatch.setattr(micu_extract.media.source.av, "open", note)
     return names
 
 
@@ -219,7 +219,7 @@ def test_units_that_would_not_fit_in_memory_are_refused_though_their_fields_are_
     reading, monkeypatch
 ):
     read(CLIP, WANTS, reading)
-    monkeypatch.setattr(extract.media.damage, "MAX_UNIT_BYTES", 100_000)
+    monkeypatch.setattr(micu_extract.media.damage, "MAX_UNIT_BYTES", 100_000)
     with pytest.raises(DecodeError) as caught:
         read(CLIP, replace(WANTS, crop=200), reading)
     assert caught.value.code == "too_large"
@@ -248,7 +248,7 @@ def rewrite(path: Path, change) -> None:
     pairs, fields = parts.get("pairs", pairs), parts.get("fields", fields)
     with h5py.File(path, "w") as file:
         if pairs.dtype == np.int32:
-            digest = extract.flow.cache._digest(raw, pairs)
+            digest = micu_extract.flow.cache._digest(raw, pairs)
             file.attrs["sha256"] = np.bytes_(digest)
         file["header"] = np.frombuffer(raw, np.uint8)
         file["pairs"] = pairs

@@ -5,11 +5,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from extract.backbones.base import FlowInput
-from extract.flow.methods import FlowSettings
-from extract.flow.options import FLOW_OPTIONS, flow_options, flow_settings
-from extract.flow.tvl1 import TVL1
 from micu.base.errors import ConfigError
+from micu_extract.backbones.base import FlowInput
+from micu_extract.flow.methods import FlowSettings
+from micu_extract.flow.options import FLOW_OPTIONS, flow_options, flow_settings
+from micu_extract.flow.tvl1 import TVL1
 
 
 def type_in(*words: str) -> tuple[FlowSettings, dict[str, object], object]:

@@ -6,18 +6,18 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-import extract.flow.reader
-import extract.media.damage
-import extract.media.readers
-from extract.backbones.base import FlowInput, FrameInput, Media
-from extract.flow.methods import FlowSettings
-from extract.flow.tvl1 import TVL1
-from extract.media.damage import Damage
-from extract.media.pictures import read_pictures
-from extract.media.readers import describe_reading, read
-from extract.media.source import Reading, Source, Window
+import micu_extract.flow.reader
+import micu_extract.media.damage
+import micu_extract.media.readers
 from micu.base.errors import ConfigError, DecodeError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import FlowInput, FrameInput, Media
+from micu_extract.flow.methods import FlowSettings
+from micu_extract.flow.tvl1 import TVL1
+from micu_extract.media.damage import Damage
+from micu_extract.media.pictures import read_pictures
+from micu_extract.media.readers import describe_reading, read
+from micu_extract.media.source import Reading, Source, Window
 from tests.media_files import flat_picture, write_media
 
 FAST = FlowSettings(method="farneback")
@@ -40,7 +40,7 @@ def stub_flow(monkeypatch, estimate) -> list[int]:
         pairs = zip(previous, following, strict=True)
         return np.stack([estimate(*pair) for pair in pairs]).astype(np.float32)
 
-    monkeypatch.setattr(extract.flow.reader, "estimate_flow", stand_in)
+    monkeypatch.setattr(micu_extract.flow.reader, "estimate_flow", stand_in)
     return calls
 
 
@@ -60,9 +60,11 @@ def fields_of(path, wants) -> np.ndarray:
 
 def levels_of_numbers(monkeypatch) -> list[int]:
     """Fields whose level in x is the number of the first picture, in y that of the second."""
-    monkeypatch.setattr(extract.flow.reader, "_time_scale", lambda pair, starts, wants: 1)
+    monkeypatch.setattr(micu_extract.flow.reader, "_time_scale", lambda pair, starts, wants: 1)
     monkeypatch.setattr(
-        extract.flow.reader, "quantize_flow", lambda flow, bound, rounding: flow.astype(np.uint8)
+        micu_extract.flow.reader,
+        "quantize_flow",
+        lambda flow, bound, rounding: flow.astype(np.uint8),
     )
     return stub_flow(monkeypatch, lambda a, b: field_of(number_of(a), number_of(b)))
 
@@ -96,14 +98,14 @@ def test_a_clip_that_ends_before_half_a_second_has_one_flow_clip_in_its_middle(
 @pytest.mark.parametrize("dt_s", [None, 0.1])
 def test_a_picture_that_does_not_come_after_the_one_before_is_left_out(tmp_path, monkeypatch, dt_s):
     levels_of_numbers(monkeypatch)
-    open_in_order = extract.media.readers.open_pictures
+    open_in_order = micu_extract.media.readers.open_pictures
 
     def swap(clip, reading, damage):
         source, pictures = open_in_order(clip, reading, damage)
         order = list(pictures)
         return source, iter([*order[:4], order[5], order[4], *order[6:]])
 
-    monkeypatch.setattr(extract.media.readers, "open_pictures", swap)
+    monkeypatch.setattr(micu_extract.media.readers, "open_pictures", swap)
     path = write_media(tmp_path / "a.mp4", frames=10)
     wants = FlowInput(clip_len=3, interval=1, resize=32, crop=32, dt_s=dt_s)
     assert fields_of(path, wants).tolist() == [[[3, 5], [5, 6], [6, 7]]]
@@ -114,7 +116,7 @@ def test_pairs_that_do_not_fit_one_call_give_the_same_fields(tmp_path, monkeypat
     path = write_media(tmp_path / "a.mp4", frames=20)
     wants = FlowInput(clip_len=4, interval=2, resize=32, crop=32)
     whole = fields_of(path, wants)
-    monkeypatch.setattr(extract.flow.reader, "CALL_BYTES", 3 * 32 * 48 * (8 + 2))
+    monkeypatch.setattr(micu_extract.flow.reader, "CALL_BYTES", 3 * 32 * 48 * (8 + 2))
     parts = fields_of(path, wants)
     np.testing.assert_array_equal(parts, whole)
     assert calls == [8, 3, 3, 2]
@@ -251,7 +253,7 @@ def test_one_picture_has_no_flow(tmp_path):
 def test_a_clip_whose_flow_would_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
     path = write_media(tmp_path / "a.mp4", frames=10)
     # Ten gray pictures of 32 x 48 px fit; one flow clip of 2 x 64 x 64 x 2 does not.
-    monkeypatch.setattr(extract.media.damage, "MAX_UNIT_BYTES", 16000)
+    monkeypatch.setattr(micu_extract.media.damage, "MAX_UNIT_BYTES", 16000)
     with pytest.raises(DecodeError) as caught:
         read_flow_of(path, FlowInput(clip_len=2, resize=32, crop=64))
     assert caught.value.code == "too_large"

@@ -9,11 +9,17 @@ import av
 import numpy as np
 import pytest
 
-from extract.backbones.base import FrameInput, WaveformInput
-from extract.media.formats import BARE, CONTAINERS, MEDIA_SUFFIXES, PILLOW, holds_one_photograph
-from extract.media.source import FORMATS
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import FrameInput, WaveformInput
+from micu_extract.media.formats import (
+    BARE,
+    CONTAINERS,
+    MEDIA_SUFFIXES,
+    PILLOW,
+    holds_one_photograph,
+)
+from micu_extract.media.source import FORMATS
 from tests.media_files import flat_picture, frame_of, read_media, tone, write_media
 
 FRAMES = FrameInput(fps=2, resize=16, crop=16)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import ClapAudioConfig, ClapAudioModel
 
-from extract.backbones import Run, build_backbone
-from extract.backbones.base import Media, WaveformInput
-from extract.backbones.htsat_checkpoint import load_original, original_name
-from extract.backbones.htsat_clap import DEMO_LOG_MEL, HTSATClap, HTSATDemo
-from extract.backbones.log_mel import mel_filters
-from extract.backbones.sound_windows import overlap_weights, pool_tokens, repeat_to_length
 from micu.base.errors import ConfigError, WeightsError
+from micu_extract.backbones import Run, build_backbone
+from micu_extract.backbones.base import Media, WaveformInput
+from micu_extract.backbones.htsat_checkpoint import load_original, original_name
+from micu_extract.backbones.htsat_clap import DEMO_LOG_MEL, HTSATClap, HTSATDemo
+from micu_extract.backbones.log_mel import mel_filters
+from micu_extract.backbones.sound_windows import overlap_weights, pool_tokens, repeat_to_length
 
 CPU = Run(device="cpu")
 State = dict[str, torch.Tensor]

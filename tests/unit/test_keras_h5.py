@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from extract.backbones.keras_h5 import read_keras_convolutions
 from micu.base.errors import WeightsError
+from micu_extract.backbones.keras_h5 import read_keras_convolutions
 
 TWO_LAYERS = {"block1_conv1": (3, 3, 3, 4), "block1_conv2": (3, 3, 4, 5)}
 

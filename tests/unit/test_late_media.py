@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import extract.media.damage
-from extract.backbones.base import FlowInput, FrameInput, Media, mean_by_step
-from extract.cli import cli
-from extract.flow.methods import FlowSettings
-from extract.flow.sampling import plan_fields
-from extract.media.readers import read
-from extract.media.sampling import find_first_second, skip_seconds
-from extract.media.source import Reading, Window
+import micu_extract.media.damage
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip, write_manifest
 from micu.store.sets import FeatureStore
+from micu_extract.backbones.base import FlowInput, FrameInput, Media, mean_by_step
+from micu_extract.cli import cli
+from micu_extract.flow.methods import FlowSettings
+from micu_extract.flow.sampling import plan_fields
+from micu_extract.media.readers import read
+from micu_extract.media.sampling import find_first_second, skip_seconds
+from micu_extract.media.source import Reading, Window
 from tests.media_files import frame_of, read_media, tone, write_media
 
 WHOLE = Window(Fraction(0), None)
@@ -154,7 +154,7 @@ def test_late_flow_is_masked_also_from_the_cache_and_too_little_is_too_short(tmp
 def test_rows_before_late_pictures_count_as_memory(tmp_path, monkeypatch):
     path = write_late(tmp_path / "a.mkv", first=900, count=10, seconds=1.0)
     assert len(frames_of(path, fps=1).units) == 1
-    monkeypatch.setattr(extract.media.damage, "MAX_UNIT_BYTES", 50 * 16 * 16 * 3)
+    monkeypatch.setattr(micu_extract.media.damage, "MAX_UNIT_BYTES", 50 * 16 * 16 * 3)
     with pytest.raises(DecodeError) as caught:
         frames_of(path, fps=1)
     assert caught.value.code == "too_large"

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from extract.cli import cli
-from extract.probe import probe_file
 from micu.store.manifest import read_manifest
+from micu_extract.cli import cli
+from micu_extract.probe import probe_file
 from tests.media_files import tone, write_media
 
 

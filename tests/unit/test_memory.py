@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from extract.backbones.base import Media
-from extract.pipeline.decode_ahead import extract_manifest
-from extract.pipeline.plan import Job, plan_extraction
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureSpec, FeatureStore, Steps
+from micu_extract.backbones.base import Media
+from micu_extract.pipeline.decode_ahead import extract_manifest
+from micu_extract.pipeline.plan import Job, plan_extraction
 
 UNITS, BATCH, WORKERS = 3, 8, 2
 

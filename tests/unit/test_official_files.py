@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from extract.datasets import DATASETS
 from micu.store.manifest import Clip, read_class_list
 from micu.store.overlap import find_shared
+from micu_extract.datasets import DATASETS
 from tests.conftest import PROJECT
 
 CLASSES = PROJECT / "manifests" / "classes"

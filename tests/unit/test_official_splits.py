@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from extract.datasets import DATASETS
 from micu.evaluate.cmg import events_of
 from micu.evaluate.metrics import UNKNOWN
 from micu.evaluate.splits import OpenSetSplit, SplitRules, media_item, split_clips
 from micu.store.manifest import Clip, read_class_list
+from micu_extract.datasets import DATASETS
 from tests.conftest import PROJECT
 
 pytestmark = pytest.mark.shared

@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from extract.cli import cli
 from micu.base.errors import ManifestError
 from micu.config.sections import DataConfig
 from micu.data.dataset import select_clips
 from micu.store.manifest import Clip, write_manifest, youtube_id
 from micu.store.overlap import find_shared
+from micu_extract.cli import cli
 
 
 def clips(*names: str) -> list[Clip]:

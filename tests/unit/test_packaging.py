@@ -1,6 +1,7 @@
 """What pyproject.toml says of dependencies holds, and can be tried at its lower end."""
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-PROJECT = Path(__file__).parents[2]
+from tests.conftest import PROJECT, PYTHONPATH
+
 DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = [Requirement(line) for line in DECLARED["dependencies"]]
 
@@ -42,8 +44,8 @@ def test_the_oldest_versions_are_listed_for_pip() -> None:
 def test_micu_runs_without_torchaudio() -> None:
     code = (
         "import sys; sys.modules['torchaudio'] = None\n"
-        "from extract.backbones import find_backbone\n"
-        "from extract.backbones.base import Run\n"
+        "from micu_extract.backbones import find_backbone\n"
+        "from micu_extract.backbones.base import Run\n"
         "find_backbone('htsat-demo')(weights='random', run=Run())"
     )
 
@@ -105,5 +107,22 @@ def test_what_is_imported_is_declared() -> None:
     extras = {"distributed", "sklearn", "tensorboard"}
     declared = {requirement.name for requirement in REQUIREMENTS}
 
-    ours = {"extract", "micu"}
+    ours = {"micu_extract", "micu"}
     assert {called.get(name, name) for name in imported - extras - ours} <= declared
+
+
+def test_a_folder_of_the_user_s_called_extract_hides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "extract").mkdir()
+    (tmp_path / "extract/__init__.py").write_text("raise ImportError('not what was asked for')")
+    # As a shell does that starts Python in the folder: what is there comes first.
+    code = "import sys; sys.path.insert(0, ''); from micu_extract.cli import cli; cli(['list'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "swinv2" in done.stdout

@@ -7,10 +7,6 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.cluster.commands import merge
-from extract.cluster.shares import Part, choose_part, merge_set, parse_part
-from extract.pipeline.decode_ahead import Summary, extract_manifest
-from extract.sets.verify import verify_set
 from micu.base.errors import ConfigError
 from micu.store.sets import (
     Failure,
@@ -23,6 +19,10 @@ from micu.store.sets import (
     read_set,
     write_set,
 )
+from micu_extract.cluster.commands import merge
+from micu_extract.cluster.shares import Part, choose_part, merge_set, parse_part
+from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
+from micu_extract.sets.verify import verify_set
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 

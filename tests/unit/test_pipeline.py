@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import extract.pipeline.decode_ahead as pipeline
-from extract.pipeline.decode_ahead import extract_manifest
-from extract.sets.verify import verify_set
+import micu_extract.pipeline.decode_ahead as pipeline
 from micu.base.errors import DecodeError, ExtraError, StoreError
 from micu.store.manifest import Clip, write_manifest
 from micu.store.sets import (
@@ -21,6 +19,8 @@ from micu.store.sets import (
     read_set,
     write_set,
 )
+from micu_extract.pipeline.decode_ahead import extract_manifest
+from micu_extract.sets.verify import verify_set
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 
 

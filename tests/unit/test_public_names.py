@@ -10,11 +10,6 @@ from typing import Any
 
 import click
 
-from extract.backbones import BACKBONES
-from extract.cli import cli as extract_command
-from extract.datasets import DATASETS
-from extract.demo.tour import cli as demo_command
-from extract.media.readers import DECODERS
 from micu.base.registry import Registry
 from micu.cli.report import main as eval_command
 from micu.cli.train import main as train_command
@@ -24,6 +19,11 @@ from micu.evaluate.tasks import TASKS
 from micu.losses.terms import LOSSES
 from micu.store.manifest import MODALITIES
 from micu.store.sets import LEDGER_COLUMNS
+from micu_extract.backbones import BACKBONES
+from micu_extract.cli import cli as extract_command
+from micu_extract.datasets import DATASETS
+from micu_extract.demo.tour import cli as demo_command
+from micu_extract.media.readers import DECODERS
 
 PROJECT = Path(__file__).parents[2]
 LISTING = PROJECT / "tests" / "public_names.json"
@@ -61,7 +61,7 @@ def own_names(registry: Registry[Any]) -> list[str]:
     return sorted(
         name
         for name, entry in registry.items()
-        if entry.__module__.split(".")[0] in ("extract", "micu")
+        if entry.__module__.split(".")[0] in ("micu_extract", "micu")
     )
 
 

@@ -11,8 +11,8 @@ from benchmarks.real_encoders import (
     load_efficientnet,
 )
 from benchmarks.real_features import find_weights
-from extract.backbones import BACKBONES, Run, build_backbone
 from micu.base.errors import WeightsError
+from micu_extract.backbones import BACKBONES, Run, build_backbone
 from tests.unit.test_real_benchmark import write_checkpoint
 
 CPU = Run(device="cpu")

@@ -14,11 +14,11 @@ import h5py
 import numpy as np
 import pytest
 
-from extract import released
-from extract.imports import check_labels, pad_steps
-from extract.released import archive_stem, read_h5_row, read_pickled_array, read_zipped_array
 from micu.base.errors import DecodeError, ManifestError, StoreError
 from micu.store.manifest import read_manifest
+from micu_extract import released
+from micu_extract.imports import check_labels, pad_steps
+from micu_extract.released import archive_stem, read_h5_row, read_pickled_array, read_zipped_array
 from tests.conftest import PROJECT
 from tests.released_files import (
     Rebuilt,
@@ -390,7 +390,7 @@ def test_a_packed_table_is_read_unless_its_chunks_are_huge(
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("avadataset", data=values, compression="gzip", shuffle=True)
     assert np.array_equal(read_h5_row(tmp_path / "a.h5", 2, 3), values[2].astype(np.float32))
-    monkeypatch.setattr("extract.hdf5.MAX_CHUNK_BYTES", 100)
+    monkeypatch.setattr("micu_extract.hdf5.MAX_CHUNK_BYTES", 100)
     with pytest.raises(StoreError, match="has chunks of"):
         read_h5_row(tmp_path / "a.h5", 2, 3)
 
@@ -454,7 +454,7 @@ def test_nothing_but_one_file_unpickles() -> None:
         for path in paths
         if (places := unpicklings(path.read_text()))
     }
-    assert found == {"extract/released.py": ["pickle.Unpickler"]}
+    assert found == {"extract/micu_extract/released.py": ["pickle.Unpickler"]}
 
 
 @pytest.mark.parametrize(

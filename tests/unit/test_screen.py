@@ -13,15 +13,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from extract.cli import cli
 from micu.base.errors import ConfigError, show_unseen
 from micu.base.process import guard_screen, run_command
 from micu.store.sets import Failure, write_ledger
-from tests.conftest import PROJECT
+from micu_extract.cli import cli
+from tests.conftest import PYTHONPATH
 from tests.feature_sets import make_clips, write_features
 
 STEERING = ["\x1b[2J", "\x9b31m", "\r", "\x7f", "\x00", "\x08", "\u202e", "\u2066", "\u2028"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONIOENCODING": "utf-8"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONIOENCODING": "utf-8"}
 
 
 @pytest.mark.parametrize("text", STEERING)
@@ -106,7 +106,7 @@ def test_a_screen_that_cannot_show_a_character_spells_it(monkeypatch: pytest.Mon
 
 
 def test_a_closed_standard_stream_is_no_error() -> None:
-    code = "import sys; from extract.cli import main; sys.argv[0] = 'micu-extract'; main()"
+    code = "import sys; from micu_extract.cli import main; sys.argv[0] = 'micu-extract'; main()"
     words = [sys.executable, "-c", code, "list"]
     line = f"exec {shlex.join(words)} >&- 2>&-"
     assert subprocess.run(["sh", "-c", line], env=ENVIRONMENT, timeout=300).returncode == 0
@@ -181,10 +181,10 @@ def test_the_work_goes_on_when_the_reader_leaves(tmp_path: Path) -> None:
 
 
 TOOLS = {
-    "micu-extract": "extract.cli:main",
+    "micu-extract": "micu_extract.cli:main",
     "micu-train": "micu.cli:train_main",
     "micu-eval": "micu.cli:eval_main",
-    "micu-demo": "extract.demo.tour:main",
+    "micu-demo": "micu_extract.demo.tour:main",
 }
 
 
@@ -225,7 +225,7 @@ def test_a_pipe_that_closes_is_no_error(line: str, reads: bool) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_a_disk_that_takes_no_output_is_an_error() -> None:
-    code = "import sys; from extract.cli import main; sys.argv[0] = 'micu-extract'; main()"
+    code = "import sys; from micu_extract.cli import main; sys.argv[0] = 'micu-extract'; main()"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", code, "list"],

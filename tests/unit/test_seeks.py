@@ -10,13 +10,13 @@ import av
 import numpy as np
 import pytest
 
-from extract.media import damage as streams
-from extract.media.damage import Damage, _begin_again
-from extract.media.pictures import read_pictures
-from extract.media.sound import read_mono
-from extract.media.source import Source, Window
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
+from micu_extract.media import damage as streams
+from micu_extract.media.damage import Damage, _begin_again
+from micu_extract.media.pictures import read_pictures
+from micu_extract.media.sound import read_mono
+from micu_extract.media.source import Source, Window
 from tests.media_files import Array, write_media
 
 FPS = 25

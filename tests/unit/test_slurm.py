@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from extract.cluster.commands import slurm
-from extract.cluster.slurm import SlurmJob, job_script
 from micu.base.errors import ConfigError
 from micu.base.slurm import ArrayJob, array_script
+from micu_extract.cluster.commands import slurm
+from micu_extract.cluster.slurm import SlurmJob, job_script
 from tests.conftest import PROJECT
 
 GOLDEN = PROJECT / "tests" / "golden" / "slurm.sh"

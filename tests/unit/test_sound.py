@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from av.audio.plane import AudioPlane
 
-from extract.backbones.base import Media, WaveformInput
-from extract.media import sound
-from extract.media.damage import Damage
-from extract.media.sound import Mono, cut_windows, mix_weights, read_mono
-from extract.media.source import Window
-from extract.pipeline.encode import mask_out
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
 from micu.store.sets import Steps
+from micu_extract.backbones.base import Media, WaveformInput
+from micu_extract.media import sound
+from micu_extract.media.damage import Damage
+from micu_extract.media.sound import Mono, cut_windows, mix_weights, read_mono
+from micu_extract.media.source import Window
+from micu_extract.pipeline.encode import mask_out
 from tests.media_files import Array, read_media, tone, write_media, write_wav
 
 SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63, "flt": 1, "dbl": 1}

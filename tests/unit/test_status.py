@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from extract.cli import cli
-from extract.cluster.commands import status
-from extract.cluster.shares import Part
-from extract.pipeline.decode_ahead import extract_manifest
-from extract.sets.status import SetStatus, read_status
 from micu.base.errors import ConfigError
 from micu.store.shard import Shard
+from micu_extract.cli import cli
+from micu_extract.cluster.commands import status
+from micu_extract.cluster.shares import Part
+from micu_extract.pipeline.decode_ahead import extract_manifest
+from micu_extract.sets.status import SetStatus, read_status
 from tests.toy import Toy, toy_plan, toy_read
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, features
 
-import extract.media.source
-import extract.media.stills
-from extract.backbones.base import FrameInput, WaveformInput
-from extract.media.formats import CONTAINERS, PILLOW, find_still
-from extract.media.readers import DECODE_ERRORS
-from extract.media.stills import open_source
-from extract.probe import probe_file
+import micu_extract.media.source
+import micu_extract.media.stills
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import FrameInput, WaveformInput
+from micu_extract.media.formats import CONTAINERS, PILLOW, find_still
+from micu_extract.media.readers import DECODE_ERRORS
+from micu_extract.media.stills import open_source
+from micu_extract.probe import probe_file
 from tests.heic_files import save_heic, save_tiled_heic
 from tests.media_files import read_media, set_display_matrix, write_media
 
@@ -373,10 +373,10 @@ def test_a_still_that_is_cut_or_scrambled_fails_by_a_known_code(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["webp", "tiff", "bmp", "avif", "heic", "png", "jpg"])
 def test_stills_larger_than_the_cap_are_refused(tmp_path, kind, monkeypatch):
     path = save(tmp_path / f"a.{kind}", CORNERS)
-    monkeypatch.setattr(extract.media.stills, "MAX_PIXELS", HEIGHT * WIDTH)
+    monkeypatch.setattr(micu_extract.media.stills, "MAX_PIXELS", HEIGHT * WIDTH)
     assert len(seen(path)) == 1
-    monkeypatch.setattr(extract.media.stills, "MAX_PIXELS", HEIGHT * WIDTH - 1)
-    monkeypatch.setattr(extract.media.source, "MAX_PIXELS", HEIGHT * WIDTH - 1)
+    monkeypatch.setattr(micu_extract.media.stills, "MAX_PIXELS", HEIGHT * WIDTH - 1)
+    monkeypatch.setattr(micu_extract.media.source, "MAX_PIXELS", HEIGHT * WIDTH - 1)
     error = refusal(path)
     assert error.code == "too_large"
     if kind in ("webp", "tiff", "bmp", "avif", "heic"):
@@ -394,9 +394,9 @@ def test_a_few_bytes_that_claim_a_huge_picture_are_not_unpacked(tmp_path, side):
 
 def test_a_still_of_more_bytes_than_pillow_should_read_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path / "a.webp", CORNERS)
-    monkeypatch.setattr(extract.media.stills, "MAX_STILL_BYTES", path.stat().st_size)
+    monkeypatch.setattr(micu_extract.media.stills, "MAX_STILL_BYTES", path.stat().st_size)
     assert len(seen(path)) == 1
-    monkeypatch.setattr(extract.media.stills, "MAX_STILL_BYTES", path.stat().st_size - 1)
+    monkeypatch.setattr(micu_extract.media.stills, "MAX_STILL_BYTES", path.stat().st_size - 1)
     assert refusal(path).code == "too_large"
 
 
@@ -416,14 +416,14 @@ def test_other_formats_of_pillow_and_ffmpeg_are_not_tried(tmp_path, data):
 
 def test_an_animation_that_is_damaged_midway_is_used_as_far_as_it_goes(tmp_path, monkeypatch):
     path = write_animation(tmp_path / "a.webp", 10)
-    real = extract.media.stills.Still._decode
+    real = micu_extract.media.stills.Still._decode
 
     def decode(still: Any, index: int) -> np.ndarray:
         if index >= good:
             raise SyntaxError("no such chunk\x1b[31m\n" + "x" * 9000)
         return real(still, index)
 
-    monkeypatch.setattr(extract.media.stills.Still, "_decode", decode)
+    monkeypatch.setattr(micu_extract.media.stills.Still, "_decode", decode)
     good = 9
     media = read_media(Clip(clip_id="c", path=path.name), WHOLE, tmp_path)
     assert (len(media.units), media.notes["corrupt_frames"]) == (9, 1)
@@ -461,7 +461,7 @@ def test_a_photograph_in_tiles_is_put_together(tmp_path):
 
 def test_a_photograph_in_tiles_is_refused_where_nothing_puts_it_together(tmp_path, monkeypatch):
     save_tiled_heic(tmp_path / "a.heic")
-    monkeypatch.setattr(extract.media.stills, "_is_installed", lambda plugin: False)
+    monkeypatch.setattr(micu_extract.media.stills, "_is_installed", lambda plugin: False)
     error = refusal(tmp_path / "a.heic")
     assert error.code == "unreadable"
     if int(av.__version__.split(".")[0]) >= 17:  # older FFmpeg finds nothing in it
@@ -477,19 +477,19 @@ def test_a_photograph_in_tiles_is_refused_where_nothing_puts_it_together(tmp_pat
 @pytest.mark.parametrize("kind", ["avif", "heic"])
 def test_ffmpeg_reads_what_pillow_has_no_plugin_for(tmp_path, kind, monkeypatch):
     path = save(tmp_path / f"a.{kind}", CORNERS)
-    monkeypatch.setattr(extract.media.stills, "_is_installed", lambda plugin: False)
+    monkeypatch.setattr(micu_extract.media.stills, "_is_installed", lambda plugin: False)
     with open_source(Clip(clip_id="c", path=path.name), tmp_path, "video") as source:
-        assert not isinstance(source, extract.media.stills.Still)
+        assert not isinstance(source, micu_extract.media.stills.Still)
     assert_alike(seen(path)[0], CORNERS)
 
 
 def test_a_plugin_that_is_not_there_is_no_error(monkeypatch):
-    assert extract.media.stills._is_installed("HEIF")
-    monkeypatch.setitem(extract.media.stills._PLUGINS, "HEIF", "no_such_module")
-    assert not extract.media.stills._is_installed("HEIF")
-    assert extract.media.stills._is_installed("AVIF") == features.check("avif")
+    assert micu_extract.media.stills._is_installed("HEIF")
+    monkeypatch.setitem(micu_extract.media.stills._PLUGINS, "HEIF", "no_such_module")
+    assert not micu_extract.media.stills._is_installed("HEIF")
+    assert micu_extract.media.stills._is_installed("AVIF") == features.check("avif")
     monkeypatch.setattr(features, "check", lambda name: False)
-    assert not extract.media.stills._is_installed("AVIF")
+    assert not micu_extract.media.stills._is_installed("AVIF")
 
 
 # --- real files ------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from micu.store.sets import (
     write_set,
 )
 from micu.store.shard import FeatureRow, FeatureSpec, Header, Shard, check_row, encode_shard
-from tests.conftest import PROJECT, not_on_windows
+from tests.conftest import PYTHONPATH, not_on_windows
 from tests.feature_sets import make_clips, write_features
 
 SPEC = FeatureSpec(
@@ -390,6 +390,6 @@ def test_handles_that_something_else_took_cost_no_read(
 def test_the_limit_of_the_system_is_the_limit() -> None:
     code = "from micu.base.files import most_handles; print(most_handles())"
     command = f"ulimit -n 77; exec {sys.executable} -c '{code}'"
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment)
     assert done.stdout == "77\n", done.stderr

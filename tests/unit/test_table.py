@@ -7,8 +7,6 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.cli import cli
-from extract.datasets import DATASETS
 from micu.base.errors import ManifestError
 from micu.base.table import parse_seconds
 from micu.data.dataset import read_excluded_ids
@@ -23,6 +21,8 @@ from micu.store.manifest import (
     write_manifest,
 )
 from micu.store.sets import set_folder
+from micu_extract.cli import cli
+from micu_extract.datasets import DATASETS
 
 PLAIN = (Clip(clip_id="a", path="x/a.mp4", start_s=1.5, end_s=3.0, label="dog"),)
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from extract.backbones.weights import read_state
 from micu.base import tensor_files
 from micu.base import tensor_pickle as tensor_pickle_module
 from micu.base.errors import CheckpointError, MicuError, WeightsError, brief
@@ -20,6 +19,7 @@ from micu.evaluate.models import load_model
 from micu.train.checkpoint import load_checkpoint, restore_
 from micu.train.released import load_released
 from micu.train.step import build_state
+from micu_extract.backbones.weights import read_state
 from tests.checkpoints import CONFIG, SHAPES, equal
 from tests.conftest import PROJECT
 from tests.hostile_tensors import (

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from transformers import BertConfig, BertModel, T5Config, T5Model
 
-from extract.backbones import build_backbone, find_backbone
-from extract.backbones.base import Media, Run
-from extract.backbones.text import BERT
-from extract.backbones.text_encoder import name_features
-from extract.backbones.words import (
+from micu.base.errors import ConfigError, DecodeError, WeightsError
+from micu_extract.backbones import build_backbone, find_backbone
+from micu_extract.backbones.base import Media, Run
+from micu_extract.backbones.text import BERT
+from micu_extract.backbones.text_encoder import name_features
+from micu_extract.backbones.words import (
     average_pieces,
     group_by_word,
     read_words,
@@ -18,7 +19,6 @@ from extract.backbones.words import (
     spelling_tokenizer,
     words_sha256,
 )
-from micu.base.errors import ConfigError, DecodeError, WeightsError
 
 CPU = Run(device="cpu")
 SMALL = {

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from extract.flow import tvl1_numba, tvl1_torch
-from extract.flow.tvl1 import ENGINES, TVL1, create_solver, tvl1_flow, tvl1_pairs
 from micu.base.errors import ConfigError, MicuError, ShapeError
+from micu_extract.flow import tvl1_numba, tvl1_torch
+from micu_extract.flow.tvl1 import ENGINES, TVL1, create_solver, tvl1_flow, tvl1_pairs
 
 QUICK = TVL1(scales=2, warps=2, outer_iterations=2)
 
@@ -194,8 +194,8 @@ def test_an_opencv_without_tvl1_is_named_with_its_repair(monkeypatch: pytest.Mon
 
 def test_a_missing_numba_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "extract.flow.tvl1_numba")
-    monkeypatch.delattr("extract.flow.tvl1_numba")
+    monkeypatch.delitem(sys.modules, "micu_extract.flow.tvl1_numba")
+    monkeypatch.delattr("micu_extract.flow.tvl1_numba")
 
     with pytest.raises(MicuError, match="pip install numba, or choose the engine opencv"):
         tvl1_flow(noise(2, 20, 24))
@@ -203,7 +203,7 @@ def test_a_missing_numba_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPa
 
 def test_importing_the_flow_imports_no_heavy_library() -> None:
     code = (
-        "import sys, extract.flow.tvl1; "
+        "import sys, micu_extract.flow.tvl1; "
         "print(sorted({'cv2', 'numba', 'torch', 'decord'} & set(sys.modules)))"
     )
     output = subprocess.run(

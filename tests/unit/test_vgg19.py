@@ -11,15 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import extract.media.damage
-from extract.backbones import build_backbone, hubs, vgg19
-from extract.backbones.base import FrameInput, Media, Run
-from extract.backbones.vgg19 import VGG19, build_network
-from extract.media.frames import pick_by_count
-from extract.media.readers import read
-from extract.media.source import Reading
+import micu_extract.media.damage
 from micu.base.errors import ConfigError, DecodeError, WeightsError
 from micu.store.manifest import Clip
+from micu_extract.backbones import build_backbone, hubs, vgg19
+from micu_extract.backbones.base import FrameInput, Media, Run
+from micu_extract.backbones.vgg19 import VGG19, build_network
+from micu_extract.media.frames import pick_by_count
+from micu_extract.media.readers import read
+from micu_extract.media.source import Reading
 from tests.media_files import frame_of, skip_without_decord, write_media
 
 CPU = Run(device="cpu")
@@ -133,7 +133,7 @@ def test_frames_that_would_not_fit_in_memory_while_they_are_counted_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_media(tmp_path / "a.mp4", frames=29)
-    monkeypatch.setattr(extract.media.damage, "MAX_UNIT_BYTES", 28 * 16 * 16 * 3)
+    monkeypatch.setattr(micu_extract.media.damage, "MAX_UNIT_BYTES", 28 * 16 * 16 * 3)
 
     with pytest.raises(DecodeError) as caught:
         read_by_count(path)
@@ -146,7 +146,7 @@ def test_frames_that_are_used_more_than_once_count_as_memory_too(
 ) -> None:
     path = write_media(tmp_path / "a.mp4", frames=10)
     wants = FrameInput(fps=50, resize=(16, 16), crop=16, sampling="count")
-    monkeypatch.setattr(extract.media.damage, "MAX_UNIT_BYTES", 49 * 16 * 16 * 3)
+    monkeypatch.setattr(micu_extract.media.damage, "MAX_UNIT_BYTES", 49 * 16 * 16 * 3)
 
     with pytest.raises(DecodeError) as caught:
         read_by_count(path, wants)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from extract.backbones import Run, build_backbone, hubs
-from extract.backbones.base import Media
-from extract.backbones.vggish import SAMPLES, VGGish, fill_with_zeros
-from extract.backbones.vggish_network import VGGish as Network
-from extract.backbones.vggish_network import Whitening
-from extract.backbones.vggish_pca import MAX_BYTES, read_pca
 from micu.base.errors import WeightsError
+from micu_extract.backbones import Run, build_backbone, hubs
+from micu_extract.backbones.base import Media
+from micu_extract.backbones.vggish import SAMPLES, VGGish, fill_with_zeros
+from micu_extract.backbones.vggish_network import VGGish as Network
+from micu_extract.backbones.vggish_network import Whitening
+from micu_extract.backbones.vggish_pca import MAX_BYTES, read_pca
 
 CPU = Run(device="cpu")
 FILE, PCA_FILE = "vggish-10086976.pth", "vggish_pca_params-970ea276.pth"

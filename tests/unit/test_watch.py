@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-import extract.media.watch as watch
-from extract.media.watch import Effort, Usage, Watch, ask_ps, parse_time, read_usage, usage_of
+import micu_extract.media.watch as watch
+from micu_extract.media.watch import Effort, Usage, Watch, ask_ps, parse_time, read_usage, usage_of
 
 RESTING = Usage(cpu_s=5.0, waited_s=7.0, is_ready=False, is_stopped=False)
 

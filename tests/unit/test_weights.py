@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from extract.backbones import Run, build_backbone, hubs
-from extract.backbones.hubs import by_hand, from_hub, hub_state, url_file
-from extract.backbones.weights import (
+from micu.base.errors import WeightsError
+from micu_extract.backbones import Run, build_backbone, hubs
+from micu_extract.backbones.hubs import by_hand, from_hub, hub_state, url_file
+from micu_extract.backbones.weights import (
     load_strictly,
     parse_request,
     read_state,
     seeded,
     tensors_sha256,
 )
-from extract.flow.raft import RAFT
-from micu.base.errors import WeightsError
+from micu_extract.flow.raft import RAFT
 
 
 def small() -> torch.nn.Module:

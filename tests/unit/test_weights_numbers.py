@@ -12,22 +12,24 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from extract.backbones import BACKBONES, Run, build_backbone, vgg19
-from extract.backbones.htsat import HTSAT
-from extract.backbones.htsat_checkpoint import original_name
-from extract.backbones.htsat_clap import HTSATClap, HTSATDemo
-from extract.backbones.slowonly import SlowOnly
-from extract.backbones.swin_v2 import SwinV2
-from extract.backbones.vggish import VGGish
-from extract.backbones.vggish_pca import PCA_FILE, read_pca
-from extract.backbones.weights import load_strictly, read_index, read_state, seeded
-from extract.flow.raft import RAFT
 from micu.base.errors import WeightsError
+from micu_extract.backbones import BACKBONES, Run, build_backbone, vgg19
+from micu_extract.backbones.htsat import HTSAT
+from micu_extract.backbones.htsat_checkpoint import original_name
+from micu_extract.backbones.htsat_clap import HTSATClap, HTSATDemo
+from micu_extract.backbones.slowonly import SlowOnly
+from micu_extract.backbones.swin_v2 import SwinV2
+from micu_extract.backbones.vggish import VGGish
+from micu_extract.backbones.vggish_pca import PCA_FILE, read_pca
+from micu_extract.backbones.weights import load_strictly, read_index, read_state, seeded
+from micu_extract.flow.raft import RAFT
 from tests.hostile_tensors import BOMBS, call, of_legacy, wrapped
 from tests.parity.test_text import save_encoder
 
 CPU = Run(device="cpu")
-PUBLIC = [n for n, kind in BACKBONES.items() if kind.__module__.startswith("extract.backbones.")]
+PUBLIC = [
+    n for n, kind in BACKBONES.items() if kind.__module__.startswith("micu_extract.backbones.")
+]
 REAL = [name for name in PUBLIC if not name.endswith("-demo")]
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import extract.pipeline.writer as writer
-from extract.pipeline.decode_ahead import Summary, extract_manifest
-from extract.sets.verify import verify_set
+import micu_extract.pipeline.writer as writer
 from micu.store.manifest import Clip
 from micu.store.sets import FeatureStore, indexed_shards, publish_shard, read_ledger
+from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
+from micu_extract.sets.verify import verify_set
 from tests.toy import Toy, toy_plan, toy_read
 
 

@@ -1,0 +1,209 @@
+"""`micu-extract`: features of video, audio, flow and text; the list of backbones; the proof.
+
+Every command is safe to interrupt and to type again: what is done is not done twice. Exit codes:
+0 all good, 2 usage or manifest, 3 finished with failures, 71 no memory left on the device, 74
+input/output error, 75 stopped but resumable, 130 Ctrl-C.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import click
+
+from micu.base.devices import resolve_device
+from micu.base.errors import StoreError
+from micu.base.process import EXIT_FAILURES, guard_screen, run_command
+from micu_extract.backbones import find_backbone
+from micu_extract.cluster.commands import (
+    describe_unread,
+    echo_problems,
+    merge,
+    repair_option,
+    repair_sets,
+    sets_below,
+    slurm,
+    status,
+)
+from micu_extract.flow.options import FLOW_OPTIONS, flow_settings
+from micu_extract.listing import backbone_rows, backbone_table
+from micu_extract.manifest_cli import import_released, make_manifest, overlap
+from micu_extract.options import (
+    SETTINGS,
+    extraction_options,
+    gather_settings,
+    planning_device,
+    split_names,
+    split_options,
+    split_weights,
+)
+from micu_extract.run import Order, run_extraction
+from micu_extract.sets.verify import SetReport, verify_set
+from micu_extract.typed import RememberingCommand
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="micu")
+def cli() -> None:
+    """Turn raw video, audio and text into feature shards."""
+    guard_screen()
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on become one message and an exit code."""
+    guard_screen()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    run_command(cli, hint="nothing half-made was left; type the same command to go on")
+
+
+# --- extraction ------------------------------------------------------------------------------
+
+
+@cli.command(cls=RememberingCommand)
+@extraction_options("video")
+def video(**arguments: Any) -> None:
+    """Features of the pictures of every clip in MANIFEST."""
+    _extract("video", **arguments)
+
+
+@cli.command(cls=RememberingCommand)
+@extraction_options("audio")
+def audio(**arguments: Any) -> None:
+    """Features of the sound of every clip in MANIFEST."""
+    _extract("audio", **arguments)
+
+
+@cli.command(cls=RememberingCommand)
+@extraction_options("flow")
+def flow(*, device: str, **arguments: Any) -> None:
+    """Features of the optical flow of every clip in MANIFEST."""
+    typed = {name: arguments.pop(name) for name in FLOW_OPTIONS}
+    local = resolve_device(planning_device(device, arguments["dask"]))
+    settings, conventions = flow_settings(device=local, **typed)
+    _extract("flow", device=device, flow=settings, conventions=conventions, **arguments)
+
+
+@cli.command(cls=RememberingCommand)
+@extraction_options("text")
+def text(**arguments: Any) -> None:
+    """Features of the sentence of every clip in MANIFEST."""
+    _extract("text", media_root=None, workers=1, clip_timeout_s=None, **arguments)
+
+
+@cli.command("all", cls=RememberingCommand)
+@extraction_options("all")
+def extract_all(
+    *,
+    device: str,
+    backbones: str,
+    weights: tuple[str, ...],
+    set_options: tuple[str, ...],
+    **arguments: Any,
+) -> None:
+    """Features of every clip in MANIFEST by several backbones, decoding each clip once."""
+    names = split_names(backbones)
+    typed = {name: arguments.pop(name) for name in FLOW_OPTIONS}
+    flow: dict[str, Any] = {}
+    conventions: Mapping[str, Any] = {}
+    if any(find_backbone(name).gives.modality == "flow" for name in names):
+        local = resolve_device(planning_device(device, arguments["dask"]))
+        flow["flow"], conventions = flow_settings(device=local, **typed)
+    elif any(value not in (None, False) for value in typed.values()):
+        raise click.UsageError("flow options were typed, and no backbone of --backbones takes flow")
+    chosen, options = split_weights(weights, names), split_options(set_options, names)
+    orders = []
+    for name in names:
+        order = Order(backbone=name, weights=chosen[name], options=options[name])
+        orders.append(
+            replace(order, conventions=conventions) if order.modality == "flow" else order
+        )
+    run_extraction(orders, gather_settings(device=device, **flow, **arguments))
+
+
+def _extract(
+    modality: str,
+    *,
+    backbone: str,
+    weights: str,
+    conventions: Mapping[str, Any] = MappingProxyType({}),
+    **arguments: Any,
+) -> None:
+    """Features by one backbone; what is not a setting of the run is an option of the backbone."""
+    known = {name: arguments.pop(name) for name in SETTINGS if name in arguments}
+    order = Order(backbone=backbone, weights=weights, options=arguments, conventions=conventions)
+    if order.modality != modality:
+        raise click.UsageError(
+            f"--backbone {backbone} makes {order.modality} features; "
+            f"type: micu-extract {order.modality} --backbone {backbone}"
+        )
+    run_extraction([order], gather_settings(**known))
+
+
+# --- looking ---------------------------------------------------------------------------------
+
+
+@cli.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_backbones(*, as_json: bool) -> None:
+    """Show the backbones: what each wants, gives, and where its weights are."""
+    click.echo(json.dumps(backbone_rows(), indent=1) if as_json else backbone_table())
+
+
+@cli.command()
+@click.argument(
+    "features",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=Path("features"),
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Where the manifest is now, if the features were moved.",
+)
+@click.option("--data", is_flag=True, help="Also hash every shard and look for NaN (reads it all).")
+@repair_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(
+    *, features: Path, manifest: Path | None, data: bool, repair: bool, as_json: bool
+) -> None:
+    """Prove that every manifest row is in a shard or in the ledger, never both, never neither."""
+    if repair and not data:
+        raise click.UsageError("--repair: expected --data too; type: verify --data --repair")
+    sets = sets_below(features)
+    if repair:
+        repair_sets(sets.whole)
+    reports = [_verify(folder, manifest, data=data) for folder in sets.whole]
+    reports += [SetReport(folder, 0, 0, 0, 0, (told,)) for folder, told in sets.lost.items()]
+    if as_json:
+        click.echo(json.dumps([asdict(report) for report in reports], indent=1))
+    for report in reports if not as_json else ():
+        state = "bad " if report.problems else "good"
+        only = f" of {report.manifest_rows}" if report.rows < report.manifest_rows else ""
+        click.echo(
+            f"{state} {report.folder}: {report.rows}{only} rows = {report.stored} stored "
+            f"+ {report.failed} failed"
+            + (f" ({report.damaged} of the stored have corrupt frames)" if report.damaged else "")
+        )
+        echo_problems(report.problems)
+    sys.exit(EXIT_FAILURES if any(report.problems for report in reports) else 0)
+
+
+def _verify(folder: Path, manifest: Path | None, *, data: bool) -> SetReport:
+    """The report of a set; one that cannot be read is bad, and does not keep others from theirs."""
+    try:
+        return verify_set(folder, manifest, data=data)
+    except (StoreError, OSError) as error:
+        return SetReport(str(folder), 0, 0, 0, 0, (describe_unread(folder, error),))
+
+
+for command in (make_manifest, overlap, import_released, status, merge, slurm):
+    cli.add_command(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""An extraction on a Dask cluster: `micu-extract … --dask ADDRESS`.
+
+This process plans, has the shards made by the cluster's workers (see
+`micu_extract.cluster.dask.dispatch`), and joins their records when all are through: shards and
+ledger are those of one local run.
+"""
+
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from micu.base.errors import ConfigError, ExtraError, MicuError
+from micu.base.files import TEMPORARY_SUFFIX, check_held, hold_file, remove_stale_temporaries
+from micu.base.process import stop_signals
+from micu.store.sets import Failure, append_ledger, read_ledger
+from micu_extract.backbones import find_backbone
+from micu_extract.cluster.dask.dispatch import Dispatcher, shards_left
+from micu_extract.cluster.dask.making import OWN, collect_libraries, describe_making
+from micu_extract.cluster.dask.worker import Errand
+from micu_extract.cluster.shares import Part, merge_set, refuse_other_partitions
+from micu_extract.pipeline.decode_ahead import ALL_FAILED, RETRIES
+from micu_extract.pipeline.plan import (
+    JUDGED_FIRST,
+    Job,
+    Limit,
+    Plan,
+    describe_shared,
+    plan_extraction,
+)
+from micu_extract.pipeline.writer import Summary, enter_folder
+from micu_extract.typed import typed_words
+
+logger = logging.getLogger(__name__)
+
+CONNECT_S = 30.0
+"""How long a scheduler may take to answer, s."""
+ROUNDS = 3
+"""How often what is left in the end is handed out again."""
+TOKEN_S = 86400.0
+"""Age from which the token of a run that seems dead is removed, s: locks of callers on other
+machines may not be seen."""
+CALLERS_OWN = ("--dask", "--max-failures", "--overwrite", "--retry-failed", "--json")
+"""Options that are not passed on to shares."""
+
+
+def check_cluster_job(job: Job) -> None:
+    """Refuse what cannot be done on a cluster, before anything is loaded.
+
+    Raises:
+        ExtraError: Dask is not installed.
+        ConfigError: It does not go with `--part`.
+    """
+    if job.part is not None:
+        raise ConfigError(
+            f"--dask: expected a run over all shards, got part {job.part}, typed or from a Slurm "
+            "array; the cluster's workers share the work: leave --part out, or type --part 1/1"
+        )
+    _import_client()
+
+
+def extract_on_cluster(
+    address: str, job: Job, plans: Sequence[Plan], max_failures: Limit | None = None
+) -> list[Summary]:
+    """Make feature sets of one manifest on the workers of a Dask scheduler.
+
+    Safe to interrupt and to type again, as `extract_several` is.
+
+    Args:
+        address: Of the scheduler.
+        job: What was asked for.
+        plans: Of the sets, made here, with one number of rows per shard.
+        max_failures: More of them in one set stop the run, with `stopped_by` `TOO_MANY_FAILED`.
+
+    Raises:
+        ConfigError: There is no scheduler, no worker with a GPU to offer, or one that does not see
+            the run's files.
+        MicuError: A worker refused the run, or none is left.
+        DeviceError: Workers have no memory left on their devices, and others do not make up for it.
+        OSError: The scheduler was lost, or a disk refused a shard.
+    """
+    started = time.monotonic()
+    count = max(-(-plan.run.rows // plan.header.shard_rows) for plan in plans)
+    for plan in plans:
+        if not plan.replaces:
+            refuse_other_partitions(plan.folder, Part(1, count))
+    later = replace(job, overwrite=False, retry_failed=False, look_again=False)
+    doubts = max_failures is None or not max_failures.bears_all
+    doubts = doubts and not any(plan.done for plan in plans)
+
+    def replan() -> list[Plan]:
+        for plan in plans:
+            check_held(plan.folder)
+        return [plan_extraction(later, plan.header.spec) for plan in plans]
+
+    with ExitStack() as stay, stop_signals() as stop:
+        with _connect(address) as client, _describe_run(job, plans) as errand:
+            dispatcher = Dispatcher(client, errand, count, replan, max_failures, doubts=doubts)
+            dispatcher.look_at_all()
+            for plan in plans:
+                # Shares write ledgers of their own, into which this one is not to speak.
+                mine = replace(plan, dropped=plan.dropped | plan.again.keys())
+                stay.enter_context(enter_folder(mine))
+            ledgers = [read_ledger(plan.folder).keys() for plan in plans]
+            for _ in range(ROUNDS):
+                left = shards_left(replan()) - dispatcher.guilty.keys()
+                if stop.name or not left:
+                    break
+                dispatcher.run(sorted(left), stop)
+        if not dispatcher.flights:
+            for plan in replan():
+                _close_set(plan, dispatcher.guilty)
+    summaries = [
+        _summarise(before, after, known, dispatcher.told[str(before.folder)])
+        for before, after, known in zip(plans, replan(), ledgers, strict=True)
+    ]
+    for summary in summaries:
+        summary.stopped_by, summary.wall_s = stop.name, time.monotonic() - started
+        if stop.name == ALL_FAILED:  # none of them is filed
+            summary.failed = int(dispatcher.told[summary.folder]["failed"])
+            summary.shared = dispatcher.shared.get(summary.folder, "")
+        if summary.left and not stop.name:
+            raise MicuError(
+                f"{summary.folder}: expected no clip left, got {summary.left} in {ROUNDS} rounds; "
+                "is another run at work there? Type the same command to go on"
+            )
+    return summaries
+
+
+# --- before and after --------------------------------------------------------------------------
+
+
+def _import_client() -> Any:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ExtraError("distributed", "dask") from error
+    return Client
+
+
+@contextmanager
+def _connect(address: str) -> Iterator[Any]:
+    try:
+        client = _import_client()(
+            address, name="micu-extract", set_as_default=False, timeout=CONNECT_S
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--dask {address}: expected the address of a Dask scheduler, got: {error}; start one "
+            "with: dask scheduler, and type the address that it prints"
+        ) from error
+    with client:
+        try:
+            yield client
+        except Exception as error:
+            if isinstance(error, MicuError | OSError) or client.status not in ("closing", "closed"):
+                raise
+            raise OSError(f"--dask {address}: the scheduler was lost: {error}") from error
+
+
+@contextmanager
+def _describe_run(job: Job, plans: Sequence[Plan]) -> Iterator[Errand]:
+    """What the workers are told; while it lasts, a file among the features shows them the place."""
+    run = secrets.token_hex(6)
+    out = job.out.absolute()
+    remove_stale_temporaries(out, TOKEN_S)
+    token = out / f".dask-{run}{TEMPORARY_SUFFIX}"
+    command, *words = typed_words(CALLERS_OWN)
+    # As it was typed: it stands in messages of the ledger.
+    place = [] if command == "text" else ["--media-root", str(job.media_root)]
+    libraries = collect_libraries([asdict(plan.header) for plan in plans])
+    classes = [find_backbone(plan.header.spec.backbone) for plan in plans]
+    modules = tuple(
+        sorted({kind.__module__ for kind in classes if kind.__module__.split(".")[0] not in OWN})
+    )
+    with hold_file(token):
+        yield Errand(
+            run=run,
+            words=(command, *place, *words),
+            folder=str(Path.cwd()),
+            manifest=str(job.manifest.path.absolute()),
+            manifest_sha256=job.manifest.sha256,
+            media_root=str(job.media_root.absolute()),
+            token=str(token),
+            making=describe_making(libraries, modules),
+            modules=modules,
+        )
+
+
+def _close_set(plan: Plan, guilty: Mapping[int, str]) -> None:
+    """Put the clips of guilty shards in the ledger, and make one index and one ledger of all."""
+    tries = f"failed {RETRIES + 1} times, the last time with nothing beside it"
+    failures = [
+        Failure(
+            clip.clip_id,
+            "dask",
+            "worker_died",
+            f"shard {shard.number} {tries}: {guilty[shard.number]}",
+        )
+        for shard in plan.shards
+        for clip in shard.todo
+        if shard.number in guilty
+    ]
+    append_ledger(plan.folder, failures)
+    report = merge_set(plan.folder, incomplete=True)
+    if report.parts and not report.folded:
+        logger.warning("%s: not joined: %s", plan.folder, "; ".join(report.problems[:5]))
+    remove_stale_temporaries(plan.folder)
+
+
+def _summarise(
+    before: Plan, after: Plan, known: Collection[str], told: Mapping[str, float]
+) -> Summary:
+    """What a run did, from what was there before and is there now.
+
+    Args:
+        before: The run's plan.
+        after: What is left to do.
+        known: Clips that were in the ledger when the run began.
+        told: Sums of what shares reported.
+    """
+    ledger = read_ledger(after.folder)
+    still = [key for key, row in before.again.items() if ledger.get(key) == row]
+    fresh = [row for key, row in ledger.items() if key not in known and key not in still]
+    clips = {clip.clip_id: clip for shard in before.shards for clip in shard.todo}
+    first = [(clips[row.clip_id], row) for row in fresh if row.clip_id in clips][:JUDGED_FIRST]
+    return Summary(
+        folder=str(before.folder),
+        clips=before.done + before.failed + before.todo,
+        done_before=before.done,
+        failed_before=before.failed + len(still),
+        extracted=after.done - before.done,
+        failed=after.failed - before.failed - len(still),
+        left=after.todo,
+        damaged=int(told["damaged"]),
+        read_s=told["read_s"],
+        infer_s=told["infer_s"],
+        write_s=told["write_s"],
+        codes=dict(Counter(row.code for row in fresh)),
+        shared="" if after.done else describe_shared(first),
+    )

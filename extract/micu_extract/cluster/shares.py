@@ -1,0 +1,269 @@
+"""Sharing one extraction among processes that know nothing of each other, and joining it again.
+
+Shard k belongs to part (k mod n) + 1: every process works out its own share from the manifest, so
+that nothing is locked and nobody is asked. Parts i to j of n can be done as one, `i-j/n`; with as
+many parts as shards that is any run of shards. A part writes shards, and notes them in files of its
+own (see `micu.store.ledger`); `merge_set` proves that the parts make a whole and folds those files
+into one.
+"""
+
+import contextlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from micu.base.errors import ConfigError
+from micu.base.files import LOCK, NO_LOCKS, hold_folder
+from micu.store.sets import (
+    index_name,
+    ledger_name,
+    part_labels,
+    read_index,
+    write_index,
+    write_ledger,
+)
+from micu_extract.sets.verify import Contents, inspect_set
+
+STALE_S = 3600.0
+"""Age from which a temporary file is taken for that of a dead writer, s: the locks of writers on
+other machines may not be seen, and no write takes that long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One share of a set's shards."""
+
+    number: int
+    """From 1 to `count`."""
+    count: int
+    last: int = 0
+    """The last of several parts that are done as one; 0 is `number` alone."""
+
+    @property
+    def label(self) -> str:
+        """How its files are named, for example `2of4` or `5-8of200`."""
+        return f"{self._numbers}of{self.count}"
+
+    def owns(self, shard: int) -> bool:
+        """Whether shard number `shard` is in this share."""
+        return self.number <= shard % self.count + 1 <= (self.last or self.number)
+
+    @property
+    def _numbers(self) -> str:
+        return f"{self.number}-{self.last}" if self.last else str(self.number)
+
+    def __str__(self) -> str:  # noqa: D105
+        return f"{self._numbers}/{self.count}"
+
+
+def parse_part(text: str) -> Part:
+    """The part that `2/4`, or several that `5-8/200`, names.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?/([0-9]+)", text.strip())
+    part = Part(int(found[1]), int(found[3]), int(found[2] or 0)) if found else None
+    if part is None or not 1 <= part.number <= (part.last or part.number) <= part.count:
+        raise ConfigError(
+            f"--part: expected i/n with i from 1 to n, got {text!r}; "
+            "type --part 2/4 for the second of four parts"
+        )
+    return part
+
+
+def choose_part(typed: str | None, environment: Mapping[str, str]) -> Part | None:
+    """The part to extract: what was typed, else the place in a Slurm array, else None for all.
+
+    `1/1` is all too, which is how to do everything in one task of an array.
+
+    Raises:
+        ConfigError: What was typed is no part, or the array's ids leave gaps.
+    """
+    part = parse_part(typed) if typed else part_of_array(environment)
+    return None if part is None or part.count == 1 else part
+
+
+def part_of_array(environment: Mapping[str, str]) -> Part | None:
+    """The part that a task of a Slurm array is by its index; None outside of arrays.
+
+    Raises:
+        ConfigError: The array's ids leave gaps, so that its tasks would not make a whole.
+    """
+    names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT")]
+    if names[0] not in environment:
+        return None
+    try:
+        number, first, last, count = (int(environment[name]) for name in names)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"Slurm array: expected numbers in {', '.join(names)}, got {error}; type --part i/n"
+        ) from error
+    if last - first + 1 != count:
+        raise ConfigError(
+            f"Slurm array: expected ids one after another, got {count} ids from {first} to {last}; "
+            "type --part i/n, for example --part $SLURM_ARRAY_TASK_ID/8"
+        )
+    return Part(number - first + 1, count)
+
+
+def refuse_other_partitions(folder: Path, part: Part) -> None:
+    """Refuse to work on a set that is shared out otherwise: two parts might own one shard.
+
+    Raises:
+        ConfigError: There are files of parts of another number.
+    """
+    others = [label for label in part_labels(folder) if not label.endswith(f"of{part.count}")]
+    if others:
+        raise ConfigError(
+            f"{folder}: expected files of {part.count} parts, got some of part {others[0]}; when "
+            f"no part is at work, type: micu-extract merge --incomplete {folder}"
+        )
+
+
+# --- who is at work --------------------------------------------------------------------------
+
+
+@contextmanager
+def join_folder(folder: Path, *, alone: bool) -> Iterator[Callable[[], None]]:
+    """Be at work in the folder of a set, which is made if need be, while the block runs.
+
+    Any number of processes may be, unless one is there alone. The locks end with the processes. On
+    a file system without locks nobody is kept out.
+
+    Args:
+        folder: Of the set.
+        alone: Keep out every other process, until the function that is given is called.
+
+    Raises:
+        ConfigError: Another process is at work there, and this one is to be alone.
+    """
+    import fcntl  # what only reads features runs where there is none
+
+    hold_folder(folder)
+    path = folder / LOCK
+    while True:
+        file = path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        except BlockingIOError as error:
+            file.close()
+            raise ConfigError(
+                f"{folder}: expected nobody to be at work there, got another run, which would lose "
+                "what it makes; wait for its end, or name another folder with --out"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                file.close()
+                raise
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            break
+        file.close()  # the last one to leave took it along
+
+    def let_others_in() -> None:
+        with contextlib.suppress(OSError):  # there are no locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+    with file:
+        try:
+            yield let_others_in
+        finally:
+            with contextlib.suppress(OSError):  # others are there, or the folder is not
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+# --- joining ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What `merge_set` found and did."""
+
+    folder: str
+    rows: int
+    stored: int
+    failed: int
+    left: int
+    """Rows that are in no shard and not in the ledger."""
+    parts: tuple[str, ...]
+    """Labels of the parts whose files were there."""
+    problems: tuple[str, ...]
+    folded: bool
+    """Whether there is now one index and one ledger."""
+
+
+def merge_set(
+    folder: Path, manifest: Path | None = None, *, incomplete: bool = False
+) -> MergeReport:
+    """Check that the parts of a set make a whole, and fold their files into one.
+
+    The result is that of one run: `failures.csv` in the order of the manifest, without clips that
+    are stored. A merge that was killed is finished by typing it again.
+
+    Args:
+        folder: A feature set.
+        manifest: Where its manifest is now; None takes the path noted by the extraction.
+        incomplete: Fold though rows are missing; only while no part is at work.
+
+    Raises:
+        StoreError: The folder is not a feature set.
+        ManifestError: The manifest cannot be read.
+    """
+    contents = inspect_set(folder, manifest)
+    labels = part_labels(folder)
+    ledger = contents.ledger
+    failed = [
+        ledger[clip.clip_id]
+        for clip in contents.clips
+        if clip.clip_id in ledger and clip.clip_id not in contents.homes
+    ]
+    left = contents.missing()
+    problems = (*contents.shard_problems, *contents.strangers(), *contents.twice())
+    folds = bool(labels) and not problems and (incomplete or not left)
+    if folds:
+        write_ledger(folder, failed)
+        write_index(folder, read_index(folder))
+        for label in labels:
+            (folder / ledger_name(label)).unlink(missing_ok=True)
+            (folder / index_name(label)).unlink(missing_ok=True)
+    return MergeReport(
+        folder=str(folder),
+        rows=contents.rows,
+        stored=len(contents.homes),
+        failed=len(failed),
+        left=len(left),
+        parts=labels,
+        problems=(
+            *contents.nothing_stored(),
+            *problems,
+            *_missing_by_part(contents, labels, left),
+        ),
+        folded=folds,
+    )
+
+
+def _missing_by_part(contents: Contents, labels: tuple[str, ...], left: list[int]) -> list[str]:
+    """One line per part that has rows left, with what to type."""
+    if not left:
+        return []
+    count = int(labels[0].split("of")[1]) if labels else 1
+    begun = [parse_part(label.replace("of", "/")) for label in labels]
+    shards = Counter(row // contents.header.shard_rows for row in left)
+    lines = []
+    for number in range(1, count + 1):
+        part = Part(number, count)
+        rows = sum(missing for shard, missing in shards.items() if part.owns(shard))
+        is_begun = count == 1 or any(other.owns(number - 1) for other in begun)
+        state = "is not finished" if is_begun else "has not begun"
+        if rows:
+            share = f" with --part {part}" if count > 1 else ""
+            lines.append(
+                f"part {part} {state}: {rows} rows are in no shard and not in the ledger; "
+                f"type its extraction command again{share}"
+            )
+    return lines

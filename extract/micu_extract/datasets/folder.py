@@ -1,0 +1,150 @@
+"""Own data: a folder per class, or a CSV file with paths and labels."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePath
+from urllib.parse import quote
+
+from micu.base.errors import ManifestError
+from micu.base.table import parse_seconds
+from micu.store.manifest import TIMES, Clip, read_manifest, read_table, youtube_id
+from micu_extract.datasets.base import (
+    SHOWN,
+    File,
+    Files,
+    data_set,
+    logger,
+    with_unique_ids,
+)
+from micu_extract.media.formats import MEDIA_SUFFIXES
+
+SPLITS = ("train", "val", "test")
+
+
+@data_set("folder", File(role="media", pattern="*", may_be_folder=True))
+def read_folder(files: Files) -> list[Clip]:
+    """Rows of the media below a folder, or of a CSV file.
+
+    `CLASS/clip.mp4` has the label CLASS; `train/CLASS/clip.mp4` the split `train` too. Deeper
+    folders belong to the class above them. A CSV file has the column `path` and, as far as they are
+    known, `label`, `split`, `text`, `start_s` and `end_s`; the path is the id, and that of a
+    further clip of the same file `PATH#2`. What is not printable stands percent-escaped in the id.
+    The group says which file it is; see `tell_apart`.
+
+    Raises:
+        ManifestError: There are no media, or the CSV file has bad rows.
+    """
+    source = files["media"]
+    return _read_folder(source) if source.is_dir() else _read_csv(source)
+
+
+def _read_folder(root: Path) -> list[Clip]:
+    clips: list[Clip] = []
+    others: list[str] = []
+    links: list[str] = []
+    specials: list[str] = []
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if not path.is_file():
+            is_special = path.exists() and not path.is_dir()
+            (specials if is_special else links).append("/".join(parts))
+            continue
+        if path.suffix.lower() not in MEDIA_SUFFIXES or any(p.startswith(".") for p in parts):
+            others.append("/".join(parts))
+            continue
+        has_split = len(parts) > 2 and parts[0] in SPLITS
+        classes = parts[1:-1] if has_split else parts[:-1]
+        name = "/".join(parts)
+        clips.append(
+            Clip(
+                clip_id=_escape(name, str.isprintable),
+                path=name,
+                label=_escape(classes[0], _is_text) if classes else "",
+                split=parts[0] if has_split else "",
+            )
+        )
+    if links:
+        told = (
+            "links that lead to no file are left out, and folders behind them are not looked into"
+        )
+        logger.warning("%s: %d %s%s", root, len(links), told, _name_some(links))
+    if specials:
+        told = "pipes, sockets and devices are left out, and not opened"
+        logger.warning("%s: %d %s%s", root, len(specials), told, _name_some(specials))
+    if not clips:
+        raise ManifestError(
+            f"{root}: expected media in a folder per class, CLASS/clip.mp4; got {len(others)} "
+            f"other files{_name_some(others)}"
+        )
+    if others:
+        told = _name_some(others)
+        logger.warning("%s: %d files are no media and are left out%s", root, len(others), told)
+    if not any(clip.label for clip in clips):
+        logger.warning("%s: no folder per class, so that no clip has a label", root)
+    return tell_apart(with_unique_ids(clips), root)
+
+
+def _name_some(names: Sequence[str]) -> str:
+    """The first names, for messages, and how many there are more."""
+    shown = [ascii(name[:200]) for name in names[:SHOWN]]
+    more = len(names) - len(shown)
+    told = ", ".join(shown) + (f" and {more} more" if more else "")
+    return f": {told}" if told else ""
+
+
+def _escape(name: str, keep: Callable[[str], bool]) -> str:
+    """A file's name with `%E3%80%80` for each character that an id or a label cannot hold."""
+    return "".join(
+        char if keep(char) else quote(char.encode("utf-8", "surrogateescape")) for char in name
+    )
+
+
+def _is_text(char: str) -> bool:
+    """Whether a character is more than a byte that is not UTF-8."""
+    return not "\ud800" <= char <= "\udfff"
+
+
+def _read_csv(path: Path) -> list[Clip]:
+    table = read_table(path, ("path",))
+    if "clip_id" in table.header:  # a manifest already
+        return list(read_manifest(path, need=("path",)).clips)
+
+    def parse(row: dict[str, str], line: int) -> Clip:
+        name = _escape(row["path"], str.isprintable)
+        if not name:
+            raise ValueError("path is empty")
+        return Clip(
+            clip_id=name,
+            path=row["path"],
+            start_s=parse_seconds(row.get("start_s", "")),
+            end_s=parse_seconds(row.get("end_s", "")),
+            label=row.get("label", "").strip(),
+            split=row.get("split", "").strip(),
+            text=row.get("text", "").strip(),
+        )
+
+    return tell_apart(with_unique_ids(table.parse(parse, TIMES)), path.parent)
+
+
+def tell_apart(clips: Sequence[Clip], root: Path) -> list[Clip]:
+    """Clips whose group says of which file they are: paths below two roots may be the same.
+
+    A group is the file's name and a hash of where it lies, `a.mp4@0123456789ab`: the same for the
+    same file, whatever folder above it is listed, and another for another file. Clips that name a
+    YouTube video are told apart by that.
+    """
+    place = os.path.realpath(root)
+    return [
+        clip if youtube_id(clip.group) else replace(clip, group=_group(place, clip.path))
+        for clip in clips
+    ]
+
+
+def _group(place: str, path: str) -> str:
+    where = os.path.normpath(os.path.join(place, path))  # noqa: PTH118
+    digest = hashlib.sha256(os.fsencode(where)).hexdigest()
+    return f"{_escape(PurePath(path).name, str.isprintable)}@{digest[:12]}"

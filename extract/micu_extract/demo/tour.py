@@ -1,0 +1,326 @@
+"""`micu-demo`: writes real media, then types the public commands in turn and shows them.
+
+Everything after the media is a command that a user could type in the demo's folder; nothing here
+calls the modules behind them. Offline, on the CPU, a few minutes on two cores.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import click
+
+import micu
+import micu_extract
+from micu.base.errors import ConfigError, MicuError
+from micu.base.files import write_atomically
+from micu.base.process import run_command
+from micu_extract.demo.media import DURATION_S, EVENTS, SPLITS, write_media
+from micu_extract.demo.report import Report, Typed, read_failures, render_page, render_summary
+from micu_extract.media.workers import check_system
+
+TOOLS = {
+    "micu-extract": "micu_extract.cli:main",
+    "micu-train": "micu.cli:train_main",
+    "micu-eval": "micu.cli:eval_main",
+}
+"""What stands behind each command, as in `[project.scripts]`."""
+
+BACKBONES = {
+    "video": "swinv2-demo",
+    "audio": "htsat-demo",
+    "flow": "slowonly-demo",
+    "text": "bert-demo",
+}
+PAIRS = ("v:a", "a:v", "v:f", "a:f")
+FIRST_SEED = 1
+MARKER = "demo.json"
+"""Written first and last, so that a folder of the demo can be told from one that is not."""
+RESULTS = ("results.csv", "codebook.csv", "report.html")
+INPUTS = ("manifest.csv", "known.csv")
+FOLDERS = ("media", "features", "runs")
+"""With the two above: what the demo writes, and may remove."""
+
+FINISHED_WITH_FAILURES = 3
+"""Exit code of an extraction whose ledger is not empty: the demo has three broken files."""
+
+KILL_AFTER_S = 300.0
+"""How long to wait for the first shard of the extraction that is killed."""
+
+SETTINGS = (
+    "data.steps=4",
+    "jigsaw.splits=4",
+    "jigsaw.permutations=24",
+    "optimizer.batch_size=22",
+    "optimizer.epochs=80",
+)
+"""What the demo changes in the preset: a clip has four seconds, an epoch has only five batches, and
+a smaller puzzle makes a step two and a half times as fast."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much the demo makes of everything."""
+
+    clips: Mapping[str, int] = field(default_factory=lambda: dict(SPLITS))
+    """Of each class, by split."""
+    shard_rows: int = 64
+    """Of the extraction that is killed: small enough that a shard is whole before it ends."""
+    settings: tuple[str, ...] = SETTINGS
+
+
+QUICK = Size(
+    clips={"train": 2, "val": 1, "test": 1},
+    shard_rows=16,
+    settings=(*SETTINGS, "optimizer.max_steps=4"),
+)
+"""Every command once, in a minute; too little to learn anything from."""
+
+
+class DemoError(MicuError):
+    """A command of the demo did not do what it should."""
+
+
+@dataclass(slots=True)
+class Shell:
+    """Types commands in one folder and remembers them."""
+
+    folder: Path
+    typed: list[Typed]
+
+    def run(self, name: str, *arguments: str, expect: Sequence[int] = (0,)) -> None:
+        """Type a command, show what it prints, and wait for it.
+
+        Raises:
+            DemoError: It ended with an exit code that was not expected.
+        """
+        started = time.monotonic()
+        with self._start(name, arguments) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                click.echo(f"  {_shorten(line)}")
+            code = process.wait()
+        self._note(name, arguments, code, started, "")
+        if code not in expect:
+            raise DemoError(
+                f"{name} {shlex.join(arguments)}: expected exit code "
+                f"{' or '.join(map(str, expect))}, got {code}; what it printed is above"
+            )
+
+    def kill_once(self, name: str, *arguments: str, sign: str) -> None:
+        """Type a command and kill it, without a chance to tidy up, as soon as `sign` is there.
+
+        Args:
+            name: Of the command.
+            *arguments: Of the command.
+            sign: A file that the command writes on its way, in the shell's folder.
+        """
+        started = time.monotonic()
+        with self._start(name, arguments, quiet=True) as process:
+            while process.poll() is None and not (self.folder / sign).exists():
+                if time.monotonic() - started > KILL_AFTER_S:
+                    break
+                time.sleep(0.02)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+        note = (
+            "killed on purpose" if code == -signal.SIGKILL else "had finished before it was killed"
+        )
+        click.echo(f"  kill -9: {note}")
+        self._note(name, arguments, code, started, note)
+
+    @contextmanager
+    def _start(
+        self, name: str, arguments: Sequence[str], *, quiet: bool = False
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start a command in a process group of its own, which never outlives the block."""
+        click.echo(f"\n$ {name} {shlex.join(arguments)}")
+        module, function = TOOLS[name].split(":")
+        code = f"import sys; from {module} import {function}; sys.argv[0] = {name!r}; {function}()"
+        places = (place for package in (micu_extract, micu) for place in package.__path__)
+        ours = dict.fromkeys(str(Path(place).parent) for place in places)
+        path = os.pathsep.join(filter(None, (*ours, os.environ.get("PYTHONPATH"))))
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": path, "MICU_MANIFEST": ""},
+            stdout=subprocess.DEVNULL if quiet else subprocess.PIPE,
+            stderr=subprocess.DEVNULL if quiet else subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+    def _note(
+        self, name: str, arguments: Sequence[str], code: int, started: float, note: str
+    ) -> None:
+        line = f"{name} {shlex.join(arguments)}"
+        self.typed.append(Typed(line, code, time.monotonic() - started, note))
+
+
+def _shorten(line: str, width: int = 160) -> str:
+    text = line.rstrip()
+    return text if len(text) <= width or text.startswith("|") else f"{text[: width - 1]}…"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("micu-demo"),
+    show_default=True,
+    help="Folder for media, features, runs and the report.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many models to train; the results are their mean.",
+)
+@click.option("--keep", is_flag=True, help="Go on in the folder of an earlier demo, not anew.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="A few clips and steps, in a minute: whether all works here. Its figures mean nothing.",
+)
+def cli(*, out: Path, seeds: int, keep: bool, quick: bool) -> None:
+    """Show everything once, from media files to open-set results, on toy media made on the spot."""
+    report = run_demo(out, seeds, keep=keep, size=QUICK if quick else Size())
+    click.echo(f"\n{render_summary(report)}")
+    click.echo(f"\nreport: {(out / 'report.html').resolve()}")
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on become one message and an exit code."""
+    run_command(cli, hint="type the same command with --keep to go on")
+
+
+def run_demo(out: Path, seeds: int, *, keep: bool = False, size: Size | None = None) -> Report:
+    """The whole demo, in the order in which a user would type it.
+
+    Args:
+        out: Folder for all that it makes.
+        seeds: How many models to train.
+        keep: Go on with what an earlier demo left there.
+        size: How much of everything; None is the demo in full.
+
+    Raises:
+        ConfigError: `out` holds something that no demo made.
+        DemoError: A command failed.
+    """
+    check_system()
+    started = time.monotonic()
+    size = size or Size()
+    prepare_folder(out, keep=keep)
+    shell = Shell(out, [])
+    show_media(out, size)
+    extract_all(shell, size)
+    for seed in range(FIRST_SEED, FIRST_SEED + seeds):
+        train_and_evaluate(shell, seed, size)
+    report = Report(
+        typed=tuple(shell.typed),
+        failures=read_failures(out / "features"),
+        features=out / "features",
+        results=out / "results.csv",
+        codebook=out / "codebook.csv",
+        seeds=seeds,
+        wall_s=time.monotonic() - started,
+    )
+    write_atomically(out / "report.html", render_page(report).encode())
+    write_atomically(out / MARKER, json.dumps([asdict(line) for line in shell.typed]).encode())
+    return report
+
+
+def prepare_folder(out: Path, *, keep: bool) -> None:
+    """Make an empty folder for the demo, or leave an earlier one's as it is.
+
+    Raises:
+        ConfigError: The folder holds something that no demo made.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / MARKER).is_file():
+            raise ConfigError(
+                f"{out}: expected an empty folder or one of an earlier demo, got one with other "
+                "content; nothing was touched. Choose another with --out"
+            )
+        for name in RESULTS if keep else (*RESULTS, *INPUTS):
+            (out / name).unlink(missing_ok=True)
+        for name in () if keep else FOLDERS:
+            shutil.rmtree(out / name, ignore_errors=True)
+    write_atomically(out / MARKER, b"[]")
+
+
+def show_media(out: Path, size: Size) -> None:
+    """Write the media, unless an earlier demo already has, and say what they are."""
+    if not (out / "manifest.csv").is_file():
+        known = [name for name, event in EVENTS.items() if event.known]
+        unknown = [name for name, event in EVENTS.items() if not event.known]
+        files = len(EVENTS) * sum(size.clips.values())
+        click.echo(
+            f"This is a toy: {files} files of {DURATION_S:g} s, drawn and sounded here, and 3 "
+            f"broken ones, in {out}\n"
+            f"known classes: {', '.join(known)}\nnever named in training: {', '.join(unknown)}"
+        )
+        started = time.monotonic()
+        write_media(out, splits=size.clips)
+        click.echo(f"written in {time.monotonic() - started:.1f} s")
+
+
+def extract_all(shell: Shell, size: Size) -> None:
+    """Extract four modalities, one of them through a kill, and prove that nothing is missing."""
+    expect = (0, FINISHED_WITH_FAILURES)
+    for modality, backbone in BACKBONES.items():
+        line = [modality, "manifest.csv", "--backbone", backbone, "--weights", "random"]
+        if modality == "flow":
+            line += ["--tvl1", "--shard-rows", str(size.shard_rows)]
+            first = f"features/manifest/{modality}-{backbone}/shard-00000.h5"
+            if not (shell.folder / first).exists():
+                click.echo("\nThe next command is killed as soon as its first shard is written …")
+                shell.kill_once("micu-extract", *line, sign=first)
+                click.echo("… and typed again:")
+        shell.run("micu-extract", *line, expect=expect)
+    shell.run("micu-extract", "verify", "features", "--data")
+
+
+def train_and_evaluate(shell: Shell, seed: int, size: Size) -> None:
+    """Train one model without any label, then ask it for classes that no probe was told of."""
+    run = f"runs/seed-{seed}"
+    changes = [part for setting in size.settings for part in ("--set", setting)]
+    again = ["--resume"] if (shell.folder / run).exists() else []
+    shell.run(
+        *("micu-train", "--modalities", "v,a,f,t", "--seed", str(seed)),
+        *(*changes, "--out", run, *again),
+    )
+    shell.run(
+        "micu-eval", f"{run}/last.pt", "--task", "oscmg", "--known", "known.csv",
+        "--pairs", ",".join(PAIRS), "--encoder", "checkpoint", "--encoder", "untrained",
+        "--ceiling", "--chance", "--out", "results.csv",
+    )  # fmt: skip
+    if seed == FIRST_SEED:
+        shell.run(
+            "micu-eval", f"{run}/last.pt", "--task", "codebook", "--out", "results.csv",
+            "--codebook-out", "codebook.csv",
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The reader of optical flow: from a manifest row to clips of quantised fields."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from micu.base.errors import DecodeError
+from micu.store.manifest import Clip
+from micu_extract.backbones.base import FlowInput, Media
+from micu_extract.flow.cache import Fields, Film, FlowCache
+from micu_extract.flow.methods import FlowSettings, estimate_flow
+from micu_extract.flow.quantize import quantize_flow, still_level
+from micu_extract.flow.sampling import FlowPlan, Pair, plan_fields
+from micu_extract.media import damage as streams
+from micu_extract.media.damage import Damage, check_unit_bytes, too_short
+from micu_extract.media.pictures import Picture, center_crop, fit_short_side
+from micu_extract.media.sampling import find_covered_s, note_decoding
+from micu_extract.media.source import Reading, Source, Window
+
+CALL_BYTES = 512 * 2**20
+"""What the pairs of one call to the estimator may take, pictures and fields together."""
+
+
+class FlowCollector:
+    """Clips of quantised optical flow, one centred on each second from the first picture on.
+
+    `plan_fields` says which pairs of pictures they hold; those alone are computed, each once, as
+    neighbouring clips overlap. Pictures larger than wanted are resized (bilinear) before a field is
+    computed on the whole of them; it is then scaled to the time step, quantised, and cropped.
+    Pictures smaller than the crop are padded with stillness.
+
+    With a cache, fields are taken from there and added there. Media of which all are there are not
+    opened.
+    """
+
+    def __init__(self, clip: Clip, wants: FlowInput, reading: Reading) -> None:  # noqa: D107
+        self._wants, self._reading = wants, reading
+        self._window = Window.of(clip)
+        folder = reading.flow_cache
+        self._cache = None if folder is None else FlowCache(folder, clip, wants, reading)
+        self._known = None if self._cache is None else self._cache.load()
+        self._pictures: list[NDArray[np.uint8]] = []
+        self._starts: list[Fraction] = []
+        self._last: Picture | None = None
+
+    def find_kept(self) -> Media | None:
+        """The clips, if the cache holds all their fields."""
+        if self._known is None:
+            return None
+        film, fields, wants = self._known.film, self._known.fields, self._wants
+        plan = plan_fields(film.starts, film.covered_s, self._window, wants)
+        # What is too large goes the long way, which ends in an error that names the file.
+        if plan.clips and fields.keys() >= set(plan.pairs) and _unit_bytes(plan, wants) <= _limit():
+            return _to_media(plan, film, fields, wants)
+        return None
+
+    def take(self, picture: Picture, source: Source) -> None:
+        """Prepare the next picture for the estimator."""
+        self._last = picture
+        if not self._starts or picture.start > self._starts[-1]:
+            shape = self._pictures[0].shape if self._pictures else None
+            flow = self._reading.flow
+            self._pictures.append(_prepare(picture.load(), self._wants, flow, shape))
+            self._starts.append(picture.start)
+            check_unit_bytes(source, len(self._pictures) * self._pictures[0].nbytes)
+
+    def finish(self, source: Source, damage: Damage) -> Media:
+        """The clips, once the last picture was seen.
+
+        Raises:
+            DecodeError: The clip's media cannot be used, or hold one picture only.
+            StoreError: The cache cannot be written.
+            MicuError: What computes the flow is not there.
+        """
+        wants, reading, starts = self._wants, self._reading, self._starts
+        covered_s = find_covered_s(source, self._window, self._last, damage)
+        if len(self._pictures) < 2:
+            raise DecodeError("too_short", f"{source.name}: one picture; flow needs two")
+        plan = plan_fields(starts, covered_s, self._window, wants)
+        if not plan.clips:
+            raise too_short(source)
+        check_unit_bytes(source, _unit_bytes(plan, wants))
+        film = Film(tuple(starts), covered_s, note_decoding(source, reading.decoder, damage))
+        known = self._known
+        held: Fields = known.fields if known is not None and known.film == film else {}
+        missing = [pair for pair in plan.pairs if pair not in held]
+        fields = {**held, **_compute(missing, self._pictures, starts, wants, reading.flow)}
+        if self._cache is not None:
+            self._cache.save(film, fields)
+        return _to_media(plan, film, fields, wants)
+
+
+def _prepare(
+    picture: NDArray[np.uint8],
+    wants: FlowInput,
+    settings: FlowSettings,
+    shape: tuple[int, ...] | None,
+) -> NDArray[np.uint8]:
+    """A picture as the estimator looks at it, (H, W) gray or (H, W, 3) RGB.
+
+    Its short side becomes at most `wants.resize` px, unless `shape`, that of the clip's first
+    picture, says otherwise.
+    """
+    import cv2
+
+    gray = settings.pictures == "gray"
+    if gray and wants.gray == "before":
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)
+    height, width = picture.shape[:2]
+    if shape is not None:
+        height, width = shape[:2]
+    elif min(height, width) > wants.resize:
+        height, width = fit_short_side(picture.shape, wants.resize)
+    if (height, width) != picture.shape[:2]:
+        resized: Any = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+        picture = resized
+    if gray and picture.ndim == 3:
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)
+    return picture
+
+
+def _compute(
+    pairs: Sequence[Pair],
+    pictures: Sequence[NDArray[np.uint8]],
+    starts: Sequence[Fraction],
+    wants: FlowInput,
+    settings: FlowSettings,
+) -> dict[Pair, NDArray[np.uint8]]:
+    """The quantised field of each pair, (H, W, 2), in as few calls as memory allows."""
+    height, width = pictures[0].shape[:2]
+    pair_bytes = height * width * 2 * 4 + 2 * pictures[0].nbytes
+    per_call = max(1, CALL_BYTES // pair_bytes)
+    fields: dict[Pair, NDArray[np.uint8]] = {}
+    for begin in range(0, len(pairs), per_call):
+        part = pairs[begin : begin + per_call]
+        previous, following = (np.stack([pictures[pair[k]] for pair in part]) for k in (0, 1))
+        for pair, flow in zip(part, estimate_flow(previous, following, settings), strict=True):
+            scale = _time_scale(pair, starts, wants)
+            fields[pair] = quantize_flow(flow * np.float32(scale), wants.bound, wants.rounding)
+    return fields
+
+
+def _time_scale(pair: Pair, starts: Sequence[Fraction], wants: FlowInput) -> float:
+    """What turns a displacement between two pictures into one per time step."""
+    if wants.dt_s is None:
+        return 1.0
+    return float(Fraction(str(wants.dt_s)) / (starts[pair[1]] - starts[pair[0]]))
+
+
+def _to_media(plan: FlowPlan, film: Film, fields: Fields, wants: FlowInput) -> Media:
+    fill = still_level(wants.rounding)
+    cropped = {pair: center_crop(fields[pair], wants.crop, fill) for pair in plan.pairs}
+    return Media(
+        units=np.stack([np.stack([cropped[pair] for pair in pairs]) for pairs in plan.clips]),
+        times_s=np.array([float(centre) for centre in plan.centres]),
+        duration_s=float(film.covered_s),
+        steps=plan.steps,
+        notes={**film.notes, "pairs": len(plan.pairs)},
+    )
+
+
+def _unit_bytes(plan: FlowPlan, wants: FlowInput) -> int:
+    # Seconds before the first picture are rows, too.
+    return (int(plan.centres[-1]) + 1) * wants.clip_len * wants.crop**2 * 2
+
+
+def _limit() -> int:
+    return streams.MAX_UNIT_BYTES

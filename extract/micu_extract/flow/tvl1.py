@@ -1,0 +1,266 @@
+"""TV-L1 optical flow: its parameters, and the engines that compute it.
+
+The method is that of Zach, Pock and Bischof (DAGM 2007), discretised as OpenCV's contrib module
+does on the CPU: linear pyramid, bicubic warping, a median filter before each round of iterations,
+and an early stop.
+
+Source: `DualTVL1OpticalFlow` of opencv_contrib; restated, not copied.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from micu.base.errors import ConfigError, MicuError, ShapeError, check_shape
+
+ENGINES = ("numba", "opencv", "torch")
+"""`numba` is the fast one on a CPU, `torch` the one for a GPU, `opencv` the reference."""
+
+SMALLEST_LEVEL_PX = 16
+"""A level of the pyramid with a shorter side than this is left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TVL1:
+    """Parameters of TV-L1 flow; the defaults are OpenCV's on the CPU.
+
+    OpenCV's CUDA variant has no median filter and other iterations, so its fields are not these.
+
+    Raises:
+        ConfigError: A value is out of range; all problems are listed.
+
+    Reference: Zach, Pock and Bischof, A duality based approach for realtime TV-L1 optical flow,
+    DAGM 2007.
+    """
+
+    tau: float = 0.25
+    """Time step of the dual variables, > 0."""
+
+    lambda_: float = 0.15
+    """Weight of the brightness term, > 0; smaller gives smoother fields."""
+
+    theta: float = 0.3
+    """How tightly the two halves of the problem are coupled, > 0; smaller is tighter."""
+
+    scales: int = 5
+    """Levels of the pyramid, at least 1; less where a picture is too small."""
+
+    scale_step: float = 0.8
+    """Size of a level over that of the next finer one, (0, 1)."""
+
+    warps: int = 5
+    """Warpings of the second picture per level, at least 1."""
+
+    epsilon: float = 0.01
+    """Root mean square change of an iteration that ends a warping, px, >= 0."""
+
+    inner_iterations: int = 30
+    """Iterations between two median filters, at least 1."""
+
+    outer_iterations: int = 10
+    """Rounds of a median filter and its iterations per warping, at least 1."""
+
+    median: int = 5
+    """Side of the median filter on the field, px: 3 or 5; 0 or 1 is no filter."""
+
+    def __post_init__(self) -> None:  # noqa: D105
+        positive = {"tau": self.tau, "lambda": self.lambda_, "theta": self.theta}
+        counts = {
+            "scales": self.scales,
+            "warps": self.warps,
+            "inner_iterations": self.inner_iterations,
+            "outer_iterations": self.outer_iterations,
+        }
+        problems = [
+            f"tvl1 {name}: expected a finite number > 0, got {value}"
+            for name, value in positive.items()
+            if not 0 < value < math.inf
+        ]
+        problems += [
+            f"tvl1 {name}: expected at least 1, got {value}"
+            for name, value in counts.items()
+            if value < 1
+        ]
+        if not 0 < self.scale_step < 1:
+            problems.append(f"tvl1 scale_step: expected (0, 1), got {self.scale_step}")
+        if not 0 <= self.epsilon < math.inf:
+            problems.append(f"tvl1 epsilon: expected a finite number >= 0, got {self.epsilon}")
+        if self.median not in (0, 1, 3, 5):
+            problems.append(f"tvl1 median: expected 0, 1, 3 or 5, got {self.median}")
+        if problems:
+            raise ConfigError("\n".join(problems))
+
+    def describe(self) -> dict[str, float | int]:
+        """Every parameter by its name, for the header of a feature set."""
+        return {
+            "tau": self.tau,
+            "lambda": self.lambda_,
+            "theta": self.theta,
+            "scales": self.scales,
+            "scale_step": self.scale_step,
+            "warps": self.warps,
+            "epsilon": self.epsilon,
+            "inner_iterations": self.inner_iterations,
+            "outer_iterations": self.outer_iterations,
+            "median": self.median,
+        }
+
+
+DEFAULTS = TVL1()
+
+
+def tvl1_flow(
+    frames: NDArray[np.uint8],
+    parameters: TVL1 = DEFAULTS,
+    *,
+    engine: str = "numba",
+    device: str = "cpu",
+) -> NDArray[np.float32]:
+    """Displacement from each picture of a sequence to the next one.
+
+    Args:
+        frames: Gray (N, H, W) or RGB (N, H, W, 3) pictures, at least one.
+        parameters: Parameters of the method.
+        engine: One of `ENGINES`.
+        device: Where the torch engine computes; the others compute on the CPU.
+
+    Returns:
+        Displacement, (N-1, H, W, 2): x to the right, then y downwards, px.
+
+    Raises:
+        ShapeError: `frames` has another shape, or no picture.
+        ConfigError: `frames` is not uint8, or no engine has this name.
+        MicuError: The engine's library is not installed.
+    """
+    _check_bytes(frames, "flow frames")
+    if frames.ndim == 4:
+        check_shape(frames.shape, "N H W 3", "flow frames")
+    else:
+        check_shape(frames.shape, "N H W", "flow frames")
+    if not len(frames):
+        raise ShapeError(f"flow frames: expected at least one, got {frames.shape}")
+    grays = _to_gray(frames) if frames.ndim == 4 else frames
+    return tvl1_pairs(grays[:-1], grays[1:], parameters, engine=engine, device=device)
+
+
+def tvl1_pairs(
+    previous: NDArray[np.uint8],
+    following: NDArray[np.uint8],
+    parameters: TVL1 = DEFAULTS,
+    *,
+    engine: str = "numba",
+    device: str = "cpu",
+) -> NDArray[np.float32]:
+    """Displacement that carries each pixel of a picture to its place in another one.
+
+    Safe to call from several threads at once: the numba engine then runs on as many cores.
+
+    Args:
+        previous: First picture of each pair, gray, (P, H, W); P may be 0.
+        following: Second picture of each pair, gray, (P, H, W).
+        parameters: Parameters of the method.
+        engine: One of `ENGINES`.
+        device: Where the torch engine computes; the others compute on the CPU.
+
+    Returns:
+        Displacement, (P, H, W, 2): x to the right, then y downwards, px.
+
+    Raises:
+        ShapeError: The pictures are not gray, not of one size, or without a pixel.
+        ConfigError: The pictures are not uint8, or no engine has this name.
+        MicuError: The engine's library is not installed.
+
+    Differs: OpenCV adds up the change of an iteration in one float32 and divides exactly; the
+    numba and torch engines add in another order, so that their bits differ from OpenCV's.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"flow engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+    sizes = check_shape(previous.shape, "P H W", "first pictures of the flow pairs")
+    pairs, height, width = sizes["P"], sizes["H"], sizes["W"]
+    check_shape(
+        following.shape, "P H W", "second pictures of the flow pairs", P=pairs, H=height, W=width
+    )
+    _check_bytes(previous, "first pictures of the flow pairs")
+    _check_bytes(following, "second pictures of the flow pairs")
+    if not height * width:
+        raise ShapeError(f"flow pairs: expected at least one pixel, got {previous.shape}")
+    if not pairs:
+        return np.empty((*previous.shape, 2), np.float32)
+    previous, following = np.ascontiguousarray(previous), np.ascontiguousarray(following)
+    if engine == "opencv":
+        return _solve_with_opencv(previous, following, parameters)
+    if engine == "torch":
+        from micu_extract.flow.tvl1_torch import solve_pairs as solve_with_torch
+
+        return solve_with_torch(previous, following, parameters, device)
+    try:
+        from micu_extract.flow.tvl1_numba import solve_pairs as solve_with_numba
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise
+        raise MicuError(
+            "flow engine 'numba': numba is not installed; type: pip install numba, "
+            "or choose the engine opencv"
+        ) from error
+    return solve_with_numba(previous, following, parameters)
+
+
+def _check_bytes(pictures: NDArray[Any], what: str) -> None:
+    if pictures.dtype != np.uint8:
+        raise ConfigError(f"{what}: expected uint8, 0 to 255, got {pictures.dtype}")
+
+
+def _to_gray(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    import cv2
+
+    return np.stack([cv2.cvtColor(np.ascontiguousarray(f), cv2.COLOR_RGB2GRAY) for f in frames])
+
+
+def _solve_with_opencv(
+    previous: NDArray[np.uint8], following: NDArray[np.uint8], parameters: TVL1
+) -> NDArray[np.float32]:
+    height, width = previous.shape[1:]
+    # OpenCV reads beyond the end of a picture that has one row or one column.
+    padding = ((0, 0), (0, int(height == 1)), (0, int(width == 1)))
+    pairs = zip(np.pad(previous, padding, "edge"), np.pad(following, padding, "edge"), strict=True)
+    # The object keeps the pyramid of its last pair, and gives other fields when it is used again.
+    flows = [create_solver(parameters).calc(first, second, None) for first, second in pairs]
+    return np.stack(flows)[:, :height, :width]
+
+
+def create_solver(parameters: TVL1) -> Any:
+    """OpenCV's own solver with these parameters, good for one pair.
+
+    Raises:
+        MicuError: The installed OpenCV has no TV-L1.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise MicuError(f"optical flow needs OpenCV ({error}); {_REPAIR}") from error
+    # cv2.optflow stays importable when opencv-python was installed over the contrib build.
+    create = getattr(getattr(cv2, "optflow", None), "DualTVL1OpticalFlow_create", None)
+    if create is None:
+        raise MicuError(f"the installed OpenCV {cv2.__version__} has no TV-L1; {_REPAIR}")
+    cv2.setNumThreads(1)  # clips are computed side by side
+    return create(
+        tau=parameters.tau,
+        lambda_=parameters.lambda_,
+        theta=parameters.theta,
+        nscales=parameters.scales,
+        warps=parameters.warps,
+        epsilon=parameters.epsilon,
+        innnerIterations=parameters.inner_iterations,
+        outerIterations=parameters.outer_iterations,
+        scaleStep=parameters.scale_step,
+        medianFiltering=parameters.median,
+    )
+
+
+_REPAIR = (
+    "type: pip uninstall -y opencv-python opencv-python-headless opencv-contrib-python "
+    "opencv-contrib-python-headless && pip install opencv-contrib-python-headless"
+)

@@ -1,0 +1,227 @@
+"""The commands of `micu-extract` about manifests, and about features that others released."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from micu.base.devices import count_cores
+from micu.base.errors import ManifestError
+from micu.base.files import write_atomically
+from micu.base.process import FiniteRange
+from micu.store.manifest import Clip, Manifest, read_manifest, write_manifest
+from micu.store.overlap import Shared, find_shared
+from micu_extract.datasets import DATASETS
+from micu_extract.datasets.layout import locate_media
+from micu_extract.imports import RELEASED, ImportOrder, import_features
+from micu_extract.probe import describe_probes, probe_media, probe_path, write_probes
+from micu_extract.typed import RememberingCommand
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+# --- manifests -------------------------------------------------------------------------------
+
+
+@click.command("manifest")
+@click.argument("dataset", type=click.Choice(sorted(DATASETS)))
+@click.option(
+    "--annotations",
+    required=True,
+    multiple=True,
+    metavar="[ROLE=]PATH",
+    help="An official annotation file, or a folder of them; may be repeated. For `folder`: the "
+    "folder of the media, or a CSV file.",
+)
+@click.option(
+    "--media-root",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of the media: their real places are looked up there and written as `path`.",
+)
+@click.option(
+    "-o",
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The manifest to write, for example manifests/vggsound.csv.",
+)
+@click.option(
+    "--probe",
+    is_flag=True,
+    help="Also open every media file, and write what is missing, short or lacks a stream to "
+    "NAME.probe.csv beside the manifest.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes of --probe [default: one per core].",
+)
+def make_manifest(
+    *,
+    dataset: str,
+    annotations: tuple[str, ...],
+    media_root: Path | None,
+    out: Path,
+    probe: bool,
+    workers: int | None,
+) -> None:
+    """Make the manifest of a data set from its official annotation files."""
+    if workers is not None and not probe:
+        raise click.UsageError("--workers: expected --probe too; nothing else runs in parallel")
+    try:
+        clips = DATASETS[dataset].rows(annotations)
+    except ManifestError as error:
+        raise ManifestError(f"{error}\n{out} is not written") from error
+    if media_root is not None:
+        located = locate_media(clips, media_root)
+        clips = list(located.clips)
+        click.echo(
+            f"{media_root}: {located.moved} files under other names than expected, "
+            f"{located.missing} not found",
+            err=True,
+        )
+    manifest = _publish(out, clips)
+    root = media_root or _root_of(dataset, annotations) or out.parent
+    if probe:
+        probes = probe_media(manifest.clips, root, workers or count_cores())
+        write_probes(probe_path(out), probes)
+        click.echo(f"{probe_path(out)}: {describe_probes(probes)}", err=True)
+    click.echo(f"{out}: {len(manifest.clips)} clips, sha256 {manifest.sha256[:12]}")
+    if root.resolve() != out.parent.resolve():
+        click.echo(f"extract with --media-root {root}", err=True)
+
+
+def _root_of(dataset: str, annotations: Sequence[str]) -> Path | None:
+    """The folder that a folder's manifest is about."""
+    folders = [Path(text.removeprefix("media=")) for text in annotations]
+    if dataset != "folder":
+        return None
+    return folders[0] if folders[0].is_dir() else folders[0].parent
+
+
+def _publish(out: Path, clips: Sequence[Clip]) -> Manifest:
+    """Write a manifest under its final name once it has been read back."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.draft")
+    try:
+        write_manifest(draft, clips)
+        manifest = read_manifest(draft)
+        draft.replace(out)
+    except ManifestError as error:
+        told = str(error).replace(str(draft), f"{out}, as it would be written")
+        raise ManifestError(told) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return replace(manifest, path=out)
+
+
+# --- overlap ---------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("first", type=_FILE)
+@click.argument("second", type=_FILE)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the shared clips of FIRST as CSV: clip_id, by, others.",
+)
+def overlap(*, first: Path, second: Path, out: Path | None) -> None:
+    """Count the clips of FIRST that SECOND has too, by id and by YouTube video.
+
+    `micu-train --exclude-manifest SECOND` leaves exactly these out.
+    """
+    clips, others = read_manifest(first).clips, read_manifest(second).clips
+    shared = find_shared(clips, others)
+    by_id = sum(found.by == "id" for found in shared)
+    click.echo(
+        f"{len(shared)} of {len(clips)} clips of {first} are in {second} too: {by_id} by id, "
+        f"{len(shared) - by_id} by YouTube video"
+    )
+    if out is not None:
+        write_atomically(out, _shared_csv(shared))
+        click.echo(f"listed in {out}", err=True)
+
+
+def _shared_csv(shared: Sequence[Shared]) -> bytes:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("clip_id", "by", "others"))
+    writer.writerows((f.clip.clip_id, f.by, " ".join(f.others)) for f in shared)
+    return table.getvalue().encode()
+
+
+# --- released features -----------------------------------------------------------------------
+
+
+@click.command("import", cls=RememberingCommand)
+@click.argument("release", type=click.Choice(sorted(RELEASED)))
+@click.argument("manifest", type=_FILE)
+@click.option(
+    "--video",
+    type=click.Path(path_type=Path, exists=True),
+    multiple=True,
+    help="The released video features: visual_feature.h5, a folder of zip files, or both; may be "
+    "repeated.",
+)
+@click.option(
+    "--audio",
+    type=click.Path(path_type=Path, exists=True),
+    multiple=True,
+    help="The released audio features: audio_feature.h5, a folder of zip files, or both; may be "
+    "repeated.",
+)
+@click.option(
+    "--rows",
+    type=_FILE,
+    help="Manifest whose row i is row i of the HDF5 files [default: MANIFEST].",
+)
+@click.option(
+    "--labels",
+    type=_FILE,
+    help="labels.h5 of AVE, to prove that these rows are those of the features.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("features"),
+    show_default=True,
+    help="Root of the feature sets.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows of the manifest.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=count_cores,
+    show_default="one per core",
+    help="Processes that unpack.",
+)
+@click.option(
+    "--clip-timeout",
+    "clip_timeout_s",
+    type=FiniteRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds after which the process that unpacks a clip is killed.",
+)
+@click.option("--retry-failed", is_flag=True, help="Try the clips in the ledger again.")
+@click.option("--overwrite", is_flag=True, help="Replace features that were made otherwise.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def import_released(
+    *,
+    release: str,
+    manifest: Path,
+    video: tuple[Path, ...],
+    audio: tuple[Path, ...],
+    **options: Any,
+) -> None:
+    """Turn features that the authors released into shards, without running anything in them."""
+    given = {name: paths for name, paths in (("video", video), ("audio", audio)) if paths}
+    if not given:
+        raise click.UsageError("expected --video PATH, --audio PATH or both")
+    import_features(ImportOrder(release=release, manifest=manifest, sources=given, **options))

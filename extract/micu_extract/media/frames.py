@@ -1,0 +1,138 @@
+"""Frames of a clip: which pictures stand for each second, cut to size as they come."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from micu.store.manifest import Clip
+from micu_extract.backbones.base import FrameInput, Media, count_steps
+from micu_extract.media.damage import Damage, check_unit_bytes, too_short
+from micu_extract.media.pictures import Picture, center_crop, resize
+from micu_extract.media.sampling import (
+    find_covered_s,
+    find_first_second,
+    iter_instants,
+    note_decoding,
+    skip_seconds,
+)
+from micu_extract.media.source import Reading, Source, Window
+
+
+class FrameCollector:
+    """Pictures of each second, `wants.fps` of them, resized, then cropped.
+
+    Sampled by time, they are those on screen at the instants (i + 1/2) / fps from the start of the
+    clip; the first one of the file if there is none yet, but some come in that second. Instants in
+    seconds before the first picture, past the end of the media or of the clip give nothing. Media
+    that end before the first instant give their last picture.
+
+    Sampled by count, they are chosen by `pick_by_count` from all n pictures of the clip, for the T
+    seconds from the first picture to what the media reach. n is counted by decoding, as what a file
+    says of itself is not to be trusted, and every picture is held, resized, until the last one has
+    come. The frame i of second l is given the time l + (i + 1/2) / fps, wherever it lay.
+    """
+
+    def __init__(self, clip: Clip, wants: FrameInput, reading: Reading) -> None:  # noqa: D107
+        self._wants, self._decoder = wants, reading.decoder
+        self._window = Window.of(clip)
+        self._by_count = wants.sampling == "count"
+        self._instants: Iterator[Fraction] = iter(())
+        self._instant: Fraction | None = None
+        self._units: list[NDArray[np.uint8]] = []
+        self._times: list[Fraction] = []
+        self._shape: tuple[int, ...] = (0, 0)
+        self._last: Picture | None = None
+        self._begin_s: Fraction | None = None
+
+    def find_kept(self) -> Media | None:
+        """Nothing: frames are not kept from run to run."""
+        return None
+
+    def take(self, picture: Picture, source: Source) -> None:
+        """Look at the next picture of the clip."""
+        self._last = picture
+        if self._begin_s is None:
+            self._begin_s = picture.start
+            first_s = skip_seconds(picture.start)
+            self._instants = iter_instants(self._window, self._wants.fps, first_s)
+            self._instant = next(self._instants, None)
+        if self._by_count:
+            self._add(self._cut(picture, source), picture.start, source)
+            return
+        unit: NDArray[np.uint8] | None = None
+        while self._instant is not None and self._instant < picture.end:
+            unit = self._cut(picture, source) if unit is None else unit
+            self._add(unit, self._instant, source)
+            self._instant = next(self._instants, None)
+
+    def finish(self, source: Source, damage: Damage) -> Media:
+        """The frames, once the last picture was seen."""
+        window, fps = self._window, self._wants.fps
+        covered_s = find_covered_s(source, window, self._last, damage)
+        steps = count_steps(float(window.length or covered_s))
+        reached = min(steps, count_steps(float(covered_s)))
+        assert self._last is not None
+        assert self._begin_s is not None
+        first = find_first_second(self._begin_s, covered_s, steps)
+        if first is None:
+            raise too_short(source)
+        if self._by_count:
+            kept = pick_by_count(len(self._units), max(1, reached - first), fps)
+            times_s = first + (np.arange(len(kept)) + 0.5) / fps
+        else:
+            if not self._units:
+                middle = Fraction(2 * first + 1, 2)
+                start = max(self._last.start, Fraction(first))
+                start = start if start < first + 1 else middle
+                self._add(self._cut(self._last, source), start, source)
+            kept = [i for i, time in enumerate(self._times) if time < steps]
+            times_s = np.array([float(self._times[i]) for i in kept])
+        # Seconds before the first picture are rows, too.
+        check_unit_bytes(source, (len(kept) + first * fps) * self._units[0].nbytes)
+        height, width = self._shape
+        notes = note_decoding(source, self._decoder, damage)
+        return Media(
+            units=np.stack([self._units[i] for i in kept]),
+            times_s=times_s,
+            duration_s=float(covered_s),
+            steps=steps,
+            notes={**notes, "height": height, "width": width},
+        )
+
+    def _cut(self, picture: Picture, source: Source) -> NDArray[np.uint8]:
+        wants, full = self._wants, picture.load()
+        self._shape = full.shape[:2]
+        return center_crop(resize(full, wants.resize, wants.interpolation, source.name), wants.crop)
+
+    def _add(self, unit: NDArray[np.uint8], time: Fraction, source: Source) -> None:
+        self._units.append(unit)
+        self._times.append(time)
+        check_unit_bytes(source, len(self._units) * unit.nbytes)
+
+
+def pick_by_count(pictures: int, seconds: int, per_second: int) -> list[int]:
+    """Which pictures stand for each second, by their number alone, as the AVE data set has it.
+
+    With n = pictures // seconds, frame i of second l is picture l n + i n / per_second, rounded
+    down. The pictures % seconds last ones are never picked. Of fewer pictures than seconds, only
+    the first one is.
+
+    Args:
+        pictures: How many there are.
+        seconds: T; AVE's clips have ten.
+        per_second: Frames of each second; a picture may serve more than once.
+
+    Returns:
+        (seconds * per_second) indices, second by second.
+
+    Reference: Tian et al., Audio-Visual Event Localization in Unconstrained Videos, ECCV 2018, and
+    the authors' scripts. Differs: any whole number of seconds.
+    """
+    interval = pictures // seconds
+    return [
+        int(second * interval + i / per_second * interval)
+        for second in range(seconds)
+        for i in range(per_second)
+    ]

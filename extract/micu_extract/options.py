@@ -1,0 +1,320 @@
+"""The arguments and options of the extraction commands; backbones add theirs."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from micu.base.devices import count_cores
+from micu.base.process import FiniteRange
+from micu.base.registry import suggest
+from micu_extract.backbones import BACKBONES, TIMM_PREFIX, find_backbone
+from micu_extract.backbones.base import Option, Precision, Run
+from micu_extract.cluster.commands import dask_option, max_failures_option, part_option
+from micu_extract.cluster.shares import Part
+from micu_extract.flow.options import flow_options
+from micu_extract.media.readers import DECODERS
+from micu_extract.run import Settings
+
+DEFAULT_BACKBONE = {"video": "swinv2", "audio": "htsat", "flow": "slowonly", "text": "bert"}
+
+Command = Callable[..., None]
+
+SETTINGS = (
+    *("manifest", "media_root", "out", "device", "batch_size", "precision", "compiled"),
+    *("limit", "workers", "shard_rows", "retry_failed", "overwrite", "dry_run", "as_json", "part"),
+    *("clip_timeout_s", "worker_bytes", "max_failures", "decoder", "flow", "flow_cache", "dask"),
+)
+"""Names of what `gather_settings` takes; other arguments of a command are options of backbones."""
+
+_WEIGHTS = "pretrained, a local file or folder, or random (by name only; shards say so)."
+
+
+def extraction_options(modality: str) -> Callable[[Command], Command]:
+    """Decorator that gives a command its arguments, in the order in which help shows them."""
+    folder = click.Path(path_type=Path, file_okay=False)
+    options: list[Callable[[Command], Command]] = [
+        click.argument("manifest", required=False, type=click.Path(path_type=Path)),
+        *(_all_options() if modality == "all" else _one_options(modality)),
+        *(_media_options() if modality != "text" else []),
+        click.option(
+            "--out",
+            type=folder,
+            default=Path("features"),
+            show_default=True,
+            help="Root of the feature sets.",
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
+        *_run_options(),
+        click.option(
+            "--limit", type=click.IntRange(min=1), help="Only the first N rows of the manifest."
+        ),
+        click.option(
+            "--shard-rows",
+            type=click.IntRange(min=1),
+            help="Rows per shard [default: about 64 MiB, 64 to 1024 rows].",
+        ),
+        part_option,
+        dask_option,
+        max_failures_option,
+        click.option("--retry-failed", is_flag=True, help="Try the clips in the ledger again."),
+        click.option(
+            "--overwrite", is_flag=True, help="Replace features that were made with other settings."
+        ),
+        click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop."),
+        click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+        *([_decoder_option()] if modality in ("video", "flow") else []),
+        *(flow_options() if modality in ("flow", "all") else []),
+        *(_backbone_options(modality) if modality != "all" else []),
+    ]
+
+    def decorate(command: Command) -> Command:
+        return functools.reduce(lambda made, option: option(made), reversed(options), command)
+
+    return decorate
+
+
+def _one_options(modality: str) -> list[Callable[[Command], Command]]:
+    return [
+        click.option(
+            "--backbone",
+            default=DEFAULT_BACKBONE[modality],
+            show_default=True,
+            help="See `micu-extract list`.",
+        ),
+        click.option("--weights", default="pretrained", show_default=True, help=_WEIGHTS),
+    ]
+
+
+def _all_options() -> list[Callable[[Command], Command]]:
+    return [
+        click.option(
+            "--backbones", required=True, metavar="NAME,…", help="See `micu-extract list`."
+        ),
+        click.option(
+            "--weights",
+            multiple=True,
+            default=["pretrained"],
+            show_default=True,
+            metavar="[NAME=]VALUE",
+            help=f"{_WEIGHTS} Of every backbone, or of the one named; may be repeated.",
+        ),
+        click.option(
+            "--set",
+            "set_options",
+            multiple=True,
+            metavar="NAME.OPTION=VALUE",
+            help="An option of one backbone, for example swinv2.frames-per-second=4.",
+        ),
+    ]
+
+
+def _run_options() -> list[Callable[[Command], Command]]:
+    return [
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            help="Units (frames, windows, flow clips, sentences) in one forward pass; batches go "
+            "across clips [default: the backbone's].",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(get_args(Precision)),
+            default="float32",
+            show_default=True,
+            help="Of the network; bf16 and fp16 change features, and are fast on GPUs.",
+        ),
+        click.option(
+            "--compile",
+            "compiled",
+            is_flag=True,
+            help="Compile the network with torch.compile first, which takes minutes.",
+        ),
+    ]
+
+
+def _media_options() -> list[Callable[[Command], Command]]:
+    return [
+        click.option(
+            "--media-root",
+            type=click.Path(path_type=Path, file_okay=False, exists=True),
+            help="Folder that the manifest's paths start from [default: the manifest's folder, or "
+            "the one used last where MANIFEST is left out].",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            default=count_cores,
+            show_default="one per core",
+            help="Clips decoded at the same time, in processes of their own.",
+        ),
+        click.option(
+            "--clip-timeout",
+            "clip_timeout_s",
+            type=FiniteRange(min=0, min_open=True),
+            default=600.0,
+            show_default=True,
+            help="Seconds after which the worker that decodes a clip, and computes its flow, is "
+            "killed.",
+        ),
+        click.option(
+            "--worker-memory",
+            "worker_bytes",
+            metavar="GIB",
+            type=FiniteRange(min=0, min_open=True, max=2**30),
+            callback=lambda context, option, value: value and int(value * 2**30),
+            help="Memory that each worker may take; a clip that needs more fails alone "
+            "[default: what there is].",
+        ),
+    ]
+
+
+def _decoder_option() -> Callable[[Command], Command]:
+    return click.option(
+        "--decoder",
+        type=click.Choice(DECODERS),
+        default=DECODERS[0],
+        show_default=True,
+        help="decord decodes once more what PyAV has decoded, in twice the time: it shows the same "
+        "pictures or the clip fails. It never opens a file itself.",
+    )
+
+
+def _backbone_options(modality: str) -> list[Callable[[Command], Command]]:
+    """One option per name that any backbone of the modality takes, with each one's default."""
+    users: dict[str, dict[str, object]] = {}
+    options: dict[str, Option] = {}
+    kinds = dict(BACKBONES.items())
+    kinds[TIMM_PREFIX + "NAME"] = find_backbone(TIMM_PREFIX + "NAME")
+    for backbone, kind in kinds.items():
+        if kind.gives.modality == modality:
+            for name, option in kind.OPTIONS.items():
+                known = options.setdefault(name, option)
+                choices = dict.fromkeys((*known.choices, *option.choices))
+                options[name] = replace(known, choices=tuple(choices))
+                users.setdefault(name, {})[backbone] = option.default
+    return [_backbone_option(name, option, users[name]) for name, option in options.items()]
+
+
+def _backbone_option(
+    name: str, option: Option, users: Mapping[str, object]
+) -> Callable[[Command], Command]:
+    """An option that is None unless it is typed, so that it can be refused where it is unknown."""
+    typed = f"--{name.replace('_', '-')}"
+    if option.type is bool:
+        takers = ", ".join(users)
+        return click.option(typed, is_flag=True, default=None, help=f"{option.help} [{takers}].")
+    defaults = ", ".join(f"{backbone}: {default}" for backbone, default in users.items())
+    kind = click.Choice(option.choices) if option.choices else option.type
+    return click.option(typed, type=kind, help=f"{option.help} [{defaults}].")
+
+
+# --- what was typed --------------------------------------------------------------------------
+
+
+def gather_settings(
+    *,
+    device: str,
+    batch_size: int | None,
+    precision: Precision,
+    compiled: bool,
+    limit: int | None,
+    shard_rows: int | None,
+    overwrite: bool,
+    retry_failed: bool,
+    part: Part | None,
+    dask: str | None,
+    **settings: Any,
+) -> Settings:
+    """The settings of a run, from what a command was typed with.
+
+    Args:
+        device: Where networks run.
+        batch_size: Of every backbone; None is its own.
+        precision: Of every network.
+        compiled: Whether networks are compiled.
+        limit: See `Job`.
+        shard_rows: Likewise.
+        overwrite: Likewise.
+        retry_failed: Likewise.
+        part: Likewise.
+        dask: See `Settings`.
+        **settings: The other fields of `Settings`.
+    """
+    device = planning_device(device, dask)
+    return Settings(
+        run=Run(device=device, batch_size=batch_size, precision=precision, compile=compiled),
+        dask=dask,
+        job={
+            "limit": limit,
+            "shard_rows": shard_rows,
+            "overwrite": overwrite,
+            "retry_failed": retry_failed,
+            "part": part,
+        },
+        **settings,
+    )
+
+
+def planning_device(device: str, dask: str | None) -> str:
+    """Where this process loads networks: a machine that only plans a cluster's run needs no GPU."""
+    return "cpu" if dask else device
+
+
+def split_names(backbones: str) -> list[str]:
+    """Names from a list with commas.
+
+    Raises:
+        UsageError: There is none, or one twice.
+        RegistryError: One is unknown.
+    """
+    names = [name.strip() for name in backbones.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise click.UsageError(f"--backbones: expected different names, got {backbones!r}")
+    for name in names:
+        find_backbone(name)
+    return names
+
+
+def split_weights(weights: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """What `--weights` says of each backbone: VALUE of all, NAME=VALUE of one.
+
+    Raises:
+        UsageError: A name that is not in `--backbones`.
+    """
+    chosen = dict.fromkeys(names, "pretrained")
+    for entry in sorted(weights, key=lambda entry: "=" in entry):
+        name, equals, value = entry.partition("=")
+        if equals and name not in names:
+            raise click.UsageError(f"--weights {entry}: {name!r} is not one of --backbones")
+        chosen |= {name: value} if equals else dict.fromkeys(names, entry)
+    return chosen
+
+
+def split_options(entries: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What `--set NAME.OPTION=VALUE` says of each backbone; a flag takes true or false.
+
+    Raises:
+        UsageError: No such backbone or option, or a value of another type.
+    """
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for entry in entries:
+        place, _, value = entry.partition("=")
+        name, _, key = place.rpartition(".")
+        key = key.replace("-", "_")
+        if name not in chosen:
+            raise click.UsageError(f"--set {entry}: {name!r} is not one of --backbones")
+        options = find_backbone(name).OPTIONS
+        if key not in options:
+            raise click.UsageError(f"--set {entry}: {suggest(key, options)}")
+        kind = (
+            click.BOOL if options[key].type is bool else click.types.convert_type(options[key].type)
+        )
+        try:
+            chosen[name][key] = kind.convert(value, None, None)
+        except click.BadParameter as error:
+            raise click.UsageError(f"--set {entry}: {error.message}") from error
+    return chosen

@@ -1,0 +1,254 @@
+"""From a manifest to feature shards: decode ahead, fill batches, run the backbones, publish.
+
+Shard k holds rows k*R to (k+1)*R of the manifest, whatever happened on the way: a run that was
+stopped, or typed again to retry failures, reads the rows that a shard already has and adds the
+missing ones. The final bytes are those of an uninterrupted run.
+"""
+
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+
+from micu.base.files import hold_folders
+from micu.base.process import StopFlag, stop_signals
+from micu.store.manifest import Clip
+from micu_extract.backbones.base import Backbone, Media
+from micu_extract.media.script import leave_import
+from micu_extract.media.workers import (
+    Decoders,
+    Outcome,
+    Reader,
+    Trouble,
+    decode_in_processes,
+    decode_in_threads,
+)
+from micu_extract.pipeline.plan import JUDGED_FIRST, Limit, Plan
+from micu_extract.pipeline.writer import SetWriter, Summary
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 2
+"""How often a clip that took its worker along is tried again."""
+TOO_MANY_FAILED = "too many failures"
+"""What stops a run that has more of them than it may."""
+ALL_FAILED = "clips that all failed"
+"""What stops a run whose first clips fail one and all."""
+STOP_POLL_S = 0.2
+"""How often a wait for a decoder looks whether the run was asked to stop, s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One feature set to make, and the backbone that makes it."""
+
+    plan: Plan
+    backbone: Backbone
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A clip, and the feature sets that lack it, by name."""
+
+    clip: Clip
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOne:
+    """A reader for several backbones, from one for a single backbone; can be pickled."""
+
+    read: Callable[[Clip], Media]
+
+    def __call__(self, clip: Clip, names: Sequence[str]) -> Mapping[str, Media]:
+        """Read the clip for the one name there is."""
+        (name,) = names
+        return {name: self.read(clip)}
+
+
+def extract_manifest(
+    plan: Plan,
+    backbone: Backbone,
+    read: Callable[[Clip], Media],
+    workers: int = 1,
+    on_clip: Callable[[Summary], None] = lambda summary: None,
+    clip_timeout_s: float | None = None,
+) -> Summary:
+    """Extract every clip of a plan with one backbone; see `extract_several`.
+
+    Args:
+        plan: From `plan_extraction`.
+        backbone: The network.
+        read: Decodes one clip; raises `DecodeError`.
+        workers: As for `extract_several`.
+        on_clip: Likewise.
+        clip_timeout_s: Likewise.
+    """
+    targets = {plan.folder.name: Target(plan, backbone)}
+    return extract_several(targets, ReadOne(read), workers, on_clip, clip_timeout_s)[0]
+
+
+def extract_several(
+    targets: Mapping[str, Target],
+    read: Reader,
+    workers: int = 1,
+    on_clip: Callable[[Summary], None] = lambda summary: None,
+    clip_timeout_s: float | None = None,
+    *,
+    worker_bytes: int | None = None,
+    max_failures: Limit | None = None,
+) -> list[Summary]:
+    """Make several feature sets of one manifest in one pass; safe to interrupt, and to type again.
+
+    A clip is decoded once for all the sets that lack it, and ends in a shard or in the ledger of
+    each. A signal to stop publishes what is whole and returns with `stopped_by` set. At most
+    2 * workers + 1 decoded clips wait, and for each set the units of one batch and the rows of two
+    shards, one of which is being written: memory does not grow with the manifest.
+
+    Args:
+        targets: What to make, by a name that `read` knows; plans of one manifest.
+        read: Decodes one clip for the backbones of those names.
+        workers: Clips decoded at the same time.
+        on_clip: Called after every clip of every set, for progress.
+        clip_timeout_s: Decode in worker processes, and kill one that takes longer over a clip, s.
+            None decodes in threads of this process, where nothing can be killed.
+        worker_bytes: Memory that a worker process may take; None is what there is.
+        max_failures: More of them in one set stop the run, with `stopped_by` `TOO_MANY_FAILED`.
+            Unless it bears that every clip fails, a run whose first 32 clips do, in every set, and
+            of whose sets none holds a clip, is stopped by `ALL_FAILED`. Those 32 are not filed: the
+            same command tries them again.
+
+    Raises:
+        OSError: The disk refused a shard, the ledger or the flow cache; earlier shards are whole.
+            Or the folder of a set went away.
+    """
+    leave_import()
+    with hold_folders():
+        return _extract(targets, read, workers, on_clip, clip_timeout_s, worker_bytes, max_failures)
+
+
+def _extract(
+    targets: Mapping[str, Target],
+    read: Reader,
+    workers: int,
+    on_clip: Callable[[Summary], None],
+    clip_timeout_s: float | None,
+    worker_bytes: int | None,
+    max_failures: Limit | None,
+) -> list[Summary]:
+    """`extract_several`, while folders are held."""
+    started = time.monotonic()
+    doubts = max_failures is None or not max_failures.bears_all
+    writers = {
+        name: SetWriter(target.plan, target.backbone, on_clip, is_doubtful=doubts)
+        for name, target in targets.items()
+    }
+    work = merge_work({name: target.plan for name, target in targets.items()})
+    decoding: AbstractContextManager[Decoders] = (
+        decode_in_threads(read, workers)
+        if clip_timeout_s is None
+        else decode_in_processes(read, workers, clip_timeout_s, worker_bytes)
+    )
+    read_s = 0.0
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_signals())  # first: a second signal must not cut `close`
+        for writer in writers.values():
+            stack.callback(writer.close)
+        decoders = stack.enter_context(decoding)
+        for item, outcome in decode_ahead(work, decoders, 2 * workers + 1, stop):
+            read_s += outcome.read_s
+            for name in item.names:
+                writers[name].add(item.clip, outcome.media[name], stop)
+                if max_failures is not None and writers[name].has_failed(max_failures):
+                    stop.name = stop.name or TOO_MANY_FAILED
+                    writers[name].trust()
+            if doubts and _have_all_failed(writers.values()):
+                stop.name = stop.name or ALL_FAILED
+        for writer in writers.values():
+            writer.finish(stop)
+            if not stop.name:
+                writer.trust()
+    summaries = [writer.summary for writer in writers.values()]
+    for summary in summaries:
+        summary.stopped_by, summary.read_s = stop.name, read_s
+        summary.wall_s = time.monotonic() - started
+    return summaries
+
+
+def _have_all_failed(writers: Collection[SetWriter]) -> bool:
+    """Whether the first clips failed in every set, so that the rest would; else ends the doubt."""
+    working = [writer for writer in writers if writer.todo]
+    if not all(writer.is_doubtful for writer in working):
+        for writer in working:
+            writer.trust()
+        return False
+    return all(writer.first_failed for writer in working) and any(
+        JUDGED_FIRST <= writer.summary.failed < writer.todo for writer in working
+    )
+
+
+def merge_work(plans: Mapping[str, Plan]) -> list[Work]:
+    """The clips that any plan lacks, in the order of the manifest, with the names that lack it."""
+    lacking: dict[int, tuple[Clip, list[str]]] = {}
+    for name, plan in plans.items():
+        for shard in plan.shards:
+            todo = {clip.clip_id for clip in shard.todo}
+            first = shard.number * plan.header.shard_rows
+            for row, clip in enumerate(shard.rows, first):
+                if clip.clip_id in todo:
+                    lacking.setdefault(row, (clip, []))[1].append(name)
+    return [Work(clip, tuple(names)) for _, (clip, names) in sorted(lacking.items())]
+
+
+def decode_ahead(
+    work: Sequence[Work], decoders: Decoders, ahead: int, stop: StopFlag
+) -> Iterator[tuple[Work, Outcome]]:
+    """Decode clips in order, at most `ahead` of them before they are wanted: memory is bounded.
+
+    A run that was asked to stop does not wait for decoders that are still at work. What may have
+    been chance is tried again.
+    """
+    pending: deque[tuple[Work, Future[Outcome]]] = deque()
+    coming = iter(work)
+    while not stop.name:
+        for item in itertools.islice(coming, ahead - len(pending)):
+            pending.append((item, decoders.submit(item.clip, item.names)))
+        if not pending:
+            return
+        item, future = pending.popleft()
+        outcome = _settle(item, future, decoders, stop)
+        if outcome is None:
+            return
+        yield item, outcome
+
+
+def _settle(
+    item: Work, future: "Future[Outcome]", decoders: Decoders, stop: StopFlag
+) -> Outcome | None:
+    """Wait for a clip, and for further tries; None if the run was asked to stop before."""
+    tries = 0
+    while True:
+        while not stop.name and not wait([future], STOP_POLL_S).done:
+            pass
+        if not future.done():
+            return None
+        outcome = decoders.settle(future, item.names)
+        trouble = outcome.media[item.names[0]]
+        if not isinstance(trouble, Trouble) or not trouble.may_pass:
+            break
+        logger.warning("clip %r: %s", item.clip.clip_id, trouble.message)
+        tries += trouble.is_guilty
+        if tries > RETRIES:
+            break
+        time.sleep(trouble.wait_s)
+        future = decoders.submit(item.clip, item.names)
+    for trouble in outcome.media.values():
+        if isinstance(trouble, Trouble) and trouble.trace:
+            clip_id = item.clip.clip_id
+            logger.warning("clip %r: unexpected error while decoding\n%s", clip_id, trouble.trace)
+            break
+    return outcome

@@ -1,0 +1,469 @@
+"""What an extraction will do, decided from the index and the ledger alone: no media is opened."""
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from micu.base.errors import ConfigError, StoreError
+from micu.store.ledger import file_size
+from micu.store.manifest import Clip, Manifest
+from micu.store.sets import (
+    MISSING,
+    Failure,
+    FeatureSpec,
+    Header,
+    RunRecord,
+    ShardEntry,
+    describe_difference,
+    indexed_shards,
+    ledger_name,
+    part_labels,
+    read_index,
+    read_ledger,
+    read_set,
+    rows_per_shard,
+    set_folder,
+    shard_name,
+    shard_number,
+)
+from micu.store.shard import Shard
+from micu_extract.backbones.base import count_steps
+from micu_extract.cluster.shares import Part, refuse_other_partitions
+from micu_extract.media.script import leave_import
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a user asked for."""
+
+    manifest: Manifest
+    media_root: Path
+    out: Path
+    limit: int | None = None
+    """Extract the first rows of the manifest only."""
+    shard_rows: int | None = None
+    """Rows per shard; None takes what the set has, else `usual_rows`."""
+    usual_rows: int | None = None
+    """Rows per shard of a new set; None sizes shards to about 64 MiB."""
+    overwrite: bool = False
+    """Replace features that were made with other settings."""
+    retry_failed: bool = False
+    look_again: bool = True
+    """Look once more for the files of clips that the ledger calls missing."""
+    part: Part | None = None
+    """Extract only this share of the shards; None is all."""
+    command: str = ""
+    """What was typed; noted in the set."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """The rows of one shard, and those of them that are still to be extracted."""
+
+    number: int
+    rows: tuple[Clip, ...]
+    todo: tuple[Clip, ...]
+    sha256: str = ""
+    """What the index says of the shard on disk, whose rows are kept; empty where there is none."""
+    size: int = 0
+    """Of the shard on disk, bytes."""
+    damaged: Mapping[str, int] = field(default_factory=dict)
+    """Corrupt frames of clips in the shard on disk, as the index says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run will do; made without opening any media."""
+
+    folder: Path
+    header: Header
+    run: RunRecord
+    replaces: bool
+    """Features of another making are in the folder, and go before the first shard is written."""
+    overwrite: bool
+    """What is there may be replaced, so that no other run may be at work when this one begins."""
+    shards: tuple[ShardPlan, ...]
+    """Only those with rows to extract."""
+    unlisted: dict[str, ShardEntry]
+    """Shards that a killed run published without noting them in the index."""
+    dropped: frozenset[str]
+    """Clips whose rows leave the ledger, of a part its own: they are stored, or tried again."""
+    again: Mapping[str, Failure]
+    """Ledger rows of clips to extract whose files were missing; each stays until the clip is
+    stored, or fails otherwise."""
+    done: int
+    """Clips of the run, or of its part, that are already in a shard."""
+    failed: int
+    """Clips of the run, or of its part, that are in a ledger and are left there."""
+    part: Part | None = None
+    """The share of the shards that the run is about."""
+    row_bytes: float = 0.0
+    """Of a row of the shards that are there, on average."""
+    frees: int = 0
+    """What the shards take that the run replaces, bytes."""
+
+    @property
+    def todo(self) -> int:
+        """Clips to extract."""
+        return sum(len(shard.todo) for shard in self.shards)
+
+    @property
+    def bytes_needed(self) -> int:
+        """Most that its shards can take, beside what goes before them.
+
+        Where the manifest does not say how long every clip of a shard is, its rows are taken for as
+        large as those that are there; for nothing where there are none. Computed flow that is kept
+        is not counted.
+
+        A shard has a header besides its rows.
+        """
+        total = 0
+        for shard in self.shards:
+            steps = _most_steps(self.header.spec, shard.rows)
+            if steps is None:
+                total += max(0, int(len(shard.rows) * self.row_bytes) - shard.size)
+            else:
+                whole = padded_bytes(self.header.spec, len(shard.rows), steps) + 16 * 1024
+                total += max(0, whole - shard.size)
+        return max(0, total - self.frees)
+
+    @property
+    def label(self) -> str:
+        """How the run's own index and ledger are named; see `micu.store.ledger`."""
+        return self.part.label if self.part else ""
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the run's failures are listed."""
+        return self.folder / ledger_name(self.label)
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What a set holds already, as far as a run is concerned."""
+
+    stored: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+    again: Mapping[str, Failure] = field(default_factory=dict)
+    """Those of them whose files were missing, and that the run may look for again."""
+    mended: frozenset[str] = frozenset()
+    """Clips in the run's own ledger that are stored by now."""
+    unlisted: tuple[tuple[str, ShardEntry], ...] = ()
+    index: Mapping[str, ShardEntry] = field(default_factory=dict)
+
+    @property
+    def row_bytes(self) -> float:
+        """Of a row in the shards, on average; 0 where there is none."""
+        return sum(entry.size for entry in self.index.values()) / max(1, len(self.stored))
+
+
+def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
+    """Decide what is left to extract, from the index and the ledger alone.
+
+    Raises:
+        StoreError: The folder holds features that were made otherwise, and `overwrite` is not set.
+        ConfigError: The part does not go with the options, or with the parts in the folder.
+    """
+    leave_import()
+    folder = set_folder(job.out, job.manifest.name, spec.modality, spec.backbone)
+    _check_part(job, folder)
+    clips = job.manifest.clips
+    header = Header(
+        spec=spec,
+        manifest=job.manifest.name,
+        manifest_sha256=job.manifest.sha256,
+        shard_rows=job.shard_rows or job.usual_rows or usual_rows(job.manifest, spec),
+    )
+    if job.shard_rows is None:
+        header = _with_rows_there(folder, header)
+    wanted = min(job.limit or len(clips), len(clips))
+    before, replaces = _compare_with_set(job, folder, header)
+    standing = _Standing() if replaces or not folder.is_dir() else _take_stock(job, folder, header)
+    shards, done, failed = [], 0, 0
+    retried: set[str] = set()
+    again: dict[str, Failure] = {}
+    for number, start in enumerate(range(0, wanted, header.shard_rows)):
+        if job.part is not None and not job.part.owns(number):
+            continue
+        rows = clips[start : start + header.shard_rows]
+        todo = []
+        for clip in rows[: wanted - start]:
+            if clip.clip_id in standing.stored:
+                done += 1
+            elif clip.clip_id not in standing.failed:
+                todo.append(clip)
+            elif job.retry_failed:
+                retried.add(clip.clip_id)
+                todo.append(clip)
+            elif clip.clip_id in standing.again:
+                again[clip.clip_id] = standing.again[clip.clip_id]
+                todo.append(clip)
+            else:
+                failed += 1
+        if todo:
+            known = standing.index.get(shard_name(number), ShardEntry("", 0, ()))
+            shards.append(
+                ShardPlan(number, rows, tuple(todo), known.sha256, known.size, known.damaged)
+            )
+    return Plan(
+        folder=folder,
+        header=header,
+        run=_record_run(job, wanted, before),
+        replaces=replaces,
+        overwrite=job.overwrite,
+        shards=tuple(shards),
+        unlisted=dict(standing.unlisted),
+        dropped=standing.mended | retried,
+        again=again,
+        done=done,
+        failed=failed,
+        part=job.part,
+        row_bytes=standing.row_bytes,
+        frees=sum(file_size(path) for path in folder.glob("shard-*.h5")) if replaces else 0,
+    )
+
+
+def _record_run(job: Job, wanted: int, before: RunRecord | None) -> RunRecord:
+    """What the set notes of a run over its first `wanted` rows, and of the runs before it."""
+    run = RunRecord(
+        manifest_path=str(job.manifest.path.resolve()),
+        media_root=str(job.media_root.resolve()),
+        rows=wanted,
+        command=job.command,
+    )
+    # A command with a smaller --limit would not make every shard again.
+    if before is not None and wanted < before.rows:
+        return replace(run, rows=before.rows, command=before.command)
+    return run
+
+
+def usual_rows(manifest: Manifest, spec: FeatureSpec) -> int:
+    """Rows that make a shard of about 64 MiB of such features of a manifest's clips."""
+    return rows_per_shard(spec.shape, _longest_clip(manifest.clips))
+
+
+def padded_bytes(spec: FeatureSpec, rows: int, steps: int) -> int:
+    """Bytes of so many rows of so many steps: a step has its values, a mask and a time."""
+    return rows * steps * (4 * int(np.prod(spec.shape)) + 9)
+
+
+def _with_rows_there(folder: Path, header: Header) -> Header:
+    """The header, with as many rows per shard as the set has, if nothing else differs."""
+    if (folder / "set.json").is_file():
+        there, _ = read_set(folder)
+        if replace(header, shard_rows=there.shard_rows).fingerprint == there.fingerprint:
+            return there
+    return header
+
+
+def _check_part(job: Job, folder: Path) -> None:
+    """Refuse what several processes at once would spoil for each other."""
+    if job.part is not None:
+        if job.overwrite:
+            raise ConfigError(
+                "--overwrite: expected a run without --part, because each part would remove what "
+                "the others have; extract to a new --out, or overwrite once without --part"
+            )
+        refuse_other_partitions(folder, job.part)
+    elif job.retry_failed and part_labels(folder) and not job.overwrite:
+        raise ConfigError(
+            f"{folder}: --retry-failed: expected one ledger, got those of parts "
+            f"{', '.join(part_labels(folder))}; type: micu-extract merge {folder}"
+        )
+
+
+def _compare_with_set(job: Job, folder: Path, header: Header) -> tuple[RunRecord | None, bool]:
+    """What the set notes of earlier runs, and whether it is of another making and goes."""
+    run_before = None
+    if (folder / "set.json").is_file():
+        before, run_before = read_set(folder)
+    else:  # lost, or never written: the shards say what made them
+        before = _header_of_shards(folder, header)
+    if before.fingerprint == header.fingerprint:
+        return run_before, False
+    if not job.overwrite:
+        stored = sum(len(entry.clip_ids) for entry in indexed_shards(folder).values())
+        raise StoreError(
+            f"{folder}: {describe_difference(header, before)}\n"
+            "mixing them would blend two kinds of features; type what these were made with, or "
+            f"extract to another --out. --overwrite would delete what is there, {stored} clips"
+        )
+    return None, True
+
+
+def _header_of_shards(folder: Path, expected: Header) -> Header:
+    """The header of a shard that is not of the set that is expected, else that one."""
+    for path in sorted(folder.glob("shard-*.h5")):
+        with Shard.open(path) as shard:
+            if shard.header.fingerprint != expected.fingerprint:
+                return shard.header
+    return expected
+
+
+def _take_stock(job: Job, folder: Path, header: Header) -> _Standing:
+    """What the index and the ledger say; of a part, only what is said about its own shards."""
+    part = job.part
+
+    def concerns(name: str) -> bool:
+        number = shard_number(name)
+        return part is None or (number is not None and part.owns(number))
+
+    labels = None if part is None else ("", part.label)
+    noted = indexed_shards(folder, labels)
+    index = read_index(folder, noted, concerns, header)
+    stored = frozenset(clip_id for entry in index.values() for clip_id in entry.clip_ids)
+    own = read_ledger(folder, ["" if part is None else part.label])
+    ledger = read_ledger(folder, labels)
+    failed = frozenset(ledger.keys() - stored)
+    # Of parts that are not merged yet, only a part may change what is said of its clips.
+    mine = failed & (own.keys() if part is None else ledger.keys())
+    return _Standing(
+        stored=stored,
+        failed=failed,
+        again={
+            clip_id: ledger[clip_id]
+            for clip_id in mine
+            if job.look_again and ledger[clip_id].code == MISSING
+        },
+        mended=stored & own.keys(),
+        unlisted=tuple((name, entry) for name, entry in index.items() if noted.get(name) != entry),
+        index=index,
+    )
+
+
+def _most_steps(spec: FeatureSpec, clips: Sequence[Clip]) -> int | None:
+    """Most steps that a row can have; None where that is known from the media alone."""
+    if spec.hop_s is not None:
+        return _longest_clip(clips)
+    # A text has no more words than characters; one that is taken as a whole is one step.
+    longest = max(len(clip.text) for clip in clips)
+    return min(longest, int(spec.preprocessing.get("max_words", 1)))
+
+
+def _longest_clip(clips: Sequence[Clip]) -> int | None:
+    """Steps of the longest clip; None where the manifest does not say how long every clip is."""
+    lengths = [clip.end_s - (clip.start_s or 0.0) for clip in clips if clip.end_s is not None]
+    return count_steps(max(lengths)) if len(lengths) == len(clips) else None
+
+
+# --- when to give up -------------------------------------------------------------------------
+
+JUDGED_FIRST = 32
+"""Clips that, if they fail one and all, say that the run is at fault and not they."""
+JUDGED_FROM = 100
+"""Clips from which a share of failures is judged: of the first ten, one may well be bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many failures a run bears."""
+
+    count: int | None = None
+    """At most so many."""
+    share: float | None = None
+    """At most this share of the clips, in [0, 1]."""
+
+    @property
+    def bears_all(self) -> bool:
+        """Whether a run may go on though every clip fails: `100%`."""
+        return self.share == 1.0
+
+    def reached(self, failed: int, done: int, *, at_end: bool = False) -> bool:
+        """Whether there are more failures than the limit allows.
+
+        Args:
+            failed: Clips that failed in this run.
+            done: Clips of this run that are through, failed ones included.
+            at_end: Whether no more clips come; a share is judged then, or after 100 clips.
+        """
+        if self.count is not None:
+            return failed > self.count
+        return (
+            self.share is not None
+            and (at_end or done >= JUDGED_FROM)
+            and failed > self.share * done
+        )
+
+
+def parse_share(text: str) -> Limit:
+    """The limit that `5%` or `20` names.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    typed = text.strip()
+    if typed.isascii() and typed.isdigit():
+        return Limit(count=int(typed))
+    try:
+        share = float(typed.removesuffix("%")) / 100 if typed.endswith("%") else math.nan
+    except ValueError:
+        share = math.nan
+    if not 0.0 <= share <= 1.0:
+        raise ConfigError(
+            f"--max-failures: expected a number of clips or a share from 0% to 100%, got {text!r}; "
+            "type for example --max-failures 5%"
+        )
+    return Limit(share=share)
+
+
+# --- what failures have in common ------------------------------------------------------------
+
+SHOWN_CHARACTERS = 200
+"""Of a message or a path, in what is said of many."""
+REMEDIES = {
+    MISSING: "name the folder that the manifest's paths start from, with --media-root",
+    "outside_root": "name a folder above both the links and the media, with --media-root",
+    "permission": "let yourself read the files",
+    "io_error": "see to the disk of the media",
+    "timeout": "type a larger --clip-timeout",
+    "worker_died": "type fewer --workers, or ask for more memory",
+    "no_video": "look at one of these files; sound has a command of its own, micu-extract audio",
+    "no_audio": "look at one of these files; they may have no sound at all",
+    "unexpected": "look at the traceback above: it may be a package of a version that does not fit",
+}
+"""What may mend clips that all fail with a code."""
+
+
+def describe_shared(failed: Sequence[tuple[Clip, Failure]]) -> str:
+    """What failures have in common: code, message, folder and kind of file; "" for none.
+
+    Args:
+        failed: Clips, each with its ledger row.
+    """
+    if not failed:
+        return ""
+    codes = Counter(failure.code for _, failure in failed)
+    told = [f"code {_most(codes)}"]
+    messages = Counter(_pattern(clip, failure) for clip, failure in failed)
+    told.append(f"message {_most(messages)}")
+    paths = [PurePosixPath(clip.path) for clip, _ in failed if clip.path]
+    folder = os.path.commonpath([f"/{path.parent}" for path in paths] or ["/"])
+    if folder != "/":
+        told.append(f"folder {folder[1 : SHOWN_CHARACTERS + 1]!r}")
+    suffixes = {path.suffix for path in paths}
+    if suffixes not in (set(), {""}) and len(suffixes) == 1:
+        told.append(f"file names in {suffixes.pop()[:SHOWN_CHARACTERS]!r}")
+    (code, _), *_ = codes.most_common(1)
+    remedy = REMEDIES.get(code, "look at one of these clips")
+    return f"{'; '.join(told)}. What may help: {remedy}"
+
+
+def _most(counts: Counter[str]) -> str:
+    """The most frequent of several, and how frequent it is."""
+    (first, count), *_ = counts.most_common(1)
+    total = counts.total()
+    return f"{first} ({'all' if count == total else count} of {total})"
+
+
+def _pattern(clip: Clip, failure: Failure) -> str:
+    """A message without what is the clip's own: its names, and every number."""
+    text = failure.message
+    for own in (repr(clip.path), clip.path, repr(clip.clip_id), clip.clip_id):
+        text = text.replace(own, "…") if len(own) > 2 else text
+    return re.sub(r"[0-9]+(?:[.][0-9]+)?", "N", text)[:SHOWN_CHARACTERS]

@@ -1,0 +1,350 @@
+"""One extraction, from what was typed to the exit code: one backbone, or several in one pass."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from micu.base.errors import ConfigError, DecodeError
+from micu.base.files import check_held, check_room, hold_folder
+from micu.base.process import EXIT_FAILURES, Source, StopFlag, find_source, record_source
+from micu.store.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
+from micu_extract.backbones import build_backbone, find_backbone
+from micu_extract.backbones.base import Backbone, InputSpec, Run
+from micu_extract.cluster.dask.engine import check_cluster_job, extract_on_cluster
+from micu_extract.flow.methods import FlowSettings
+from micu_extract.media.pictures import check_decoder
+from micu_extract.media.readers import describe_reading, read_several
+from micu_extract.media.script import leave_import
+from micu_extract.media.source import Reading, find_media
+from micu_extract.media.workers import check_system
+from micu_extract.pipeline.decode_ahead import ALL_FAILED, TOO_MANY_FAILED, Target, extract_several
+from micu_extract.pipeline.plan import Job, Limit, Plan, plan_extraction, usual_rows
+from micu_extract.pipeline.writer import Summary
+from micu_extract.progress import Progress
+from micu_extract.typed import typed_command
+
+GPU_WORKERS = 2
+"""Workers at most where flow is computed on a GPU: each holds a context and a network there."""
+
+Options = Mapping[str, int | str | bool | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One backbone, as it was typed."""
+
+    backbone: str
+    weights: str
+    options: Options = field(default_factory=dict)
+    conventions: Mapping[str, Any] = field(default_factory=dict)
+    """Fields to replace in what the backbone wants."""
+
+    @property
+    def modality(self) -> str:
+        """Of its features."""
+        return find_backbone(self.backbone).gives.modality
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything else that was typed."""
+
+    manifest: Path | None
+    media_root: Path | None
+    out: Path
+    run: Run
+    job: Mapping[str, Any]
+    """Fields of `Job`: limit, shard_rows, overwrite, retry_failed, …"""
+    workers: int
+    clip_timeout_s: float | None
+    dry_run: bool
+    as_json: bool
+    decoder: str = "pyav"
+    flow: FlowSettings = field(default_factory=FlowSettings)
+    flow_cache: Path | None = None
+    worker_bytes: int | None = None
+    max_failures: Limit | None = None
+    dask: str | None = None
+    """Address of the Dask scheduler whose workers run the shards; None is this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFor:
+    """Decodes a clip for the backbones of some names; sent to worker processes."""
+
+    wants: Mapping[str, InputSpec]
+    reading: Reading
+
+    def __call__(self, clip: Clip, names: Sequence[str]) -> Mapping[str, Any]:
+        """Media, or the error, by name."""
+        return read_several(clip, {name: self.wants[name] for name in names}, self.reading)
+
+
+def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
+    """Extract, report, and end the process with its exit code.
+
+    Raises:
+        MicuError: What was typed cannot be done.
+    """
+    leave_import()
+    check_system()
+    source = find_source(settings.out, settings.manifest)
+    media_root = settings.media_root or source.media_root
+    job = Job(
+        manifest=_read_rows(source.manifest, orders),
+        media_root=media_root,
+        out=settings.out,
+        command=typed_command(source.manifest, media_root),
+        **settings.job,
+    )
+    if settings.dask:
+        check_cluster_job(job)
+    check_decoder(settings.decoder)
+    reading = Reading(
+        media_root=job.media_root,
+        decoder=settings.decoder,
+        flow=settings.flow,
+        flow_cache=settings.flow_cache,
+    )
+    networks = {
+        order.backbone: build_backbone(order.backbone, order.weights, settings.run, **order.options)
+        for order in orders
+    }
+    # One number for all, so that a part of each set is a part of the same clips.
+    rows = min(usual_rows(job.manifest, network.spec) for network in networks.values())
+    job = replace(job, usual_rows=rows)
+    targets, wants = {}, {}
+    for order in orders:
+        network = networks[order.backbone]
+        wants[order.backbone] = replace(network.wants, **order.conventions)
+        plan = _plan(job, network, wants[order.backbone], reading)
+        targets[order.backbone] = Target(plan, network)
+        announce(plan, job.media_root)
+    plans = [target.plan for target in targets.values()]
+    if settings.dry_run:
+        described = [_plan_json(plan) for plan in plans]
+        click.echo(json.dumps(described[0] if len(described) == 1 else described, indent=1))
+        return
+    _check_shard_rows(plans, shared=job.part is not None or bool(settings.dask))
+    if settings.max_failures is None or not settings.max_failures.bears_all:
+        _check_media_root(plans, job)
+    check_room(settings.out, sum(plan.bytes_needed for plan in plans))
+    record_source(settings.out, Source(source.manifest, job.media_root))
+    if settings.dask:
+        summaries = extract_on_cluster(settings.dask, job, plans, settings.max_failures)
+    else:
+        summaries = _extract_here(targets, ReadFor(wants, reading), settings)
+    end_run(summaries, plans, settings.as_json)
+
+
+def _extract_here(
+    targets: Mapping[str, Target], read: ReadFor, settings: Settings
+) -> list[Summary]:
+    progress = Progress(sum(target.plan.todo for target in targets.values()))
+    workers = settings.workers
+    if settings.flow_cache is not None:
+        hold_folder(settings.flow_cache)
+    has_flow = any(target.backbone.spec.modality == "flow" for target in targets.values())
+    if has_flow and settings.flow.is_on_gpu:
+        workers = min(workers, GPU_WORKERS)
+    summaries = extract_several(
+        targets,
+        read,
+        workers,
+        progress.show,
+        settings.clip_timeout_s,
+        worker_bytes=settings.worker_bytes,
+        max_failures=settings.max_failures,
+    )
+    progress.close()
+    if settings.flow_cache is not None:
+        check_held(settings.flow_cache)
+    return summaries
+
+
+def _read_rows(path: Path, orders: Sequence[Order]) -> Manifest:
+    """The rows of the manifest that every backbone is to look at."""
+    modalities = dict.fromkeys(order.modality for order in orders)
+    manifest = read_manifest(path, tuple(dict.fromkeys(NEEDED_COLUMN[m] for m in modalities)))
+    views = [manifest.for_modality(modality) for modality in modalities]
+    if any(len(view.clips) != len(views[0].clips) for view in views):
+        raise ConfigError(
+            f"{path}: has rows that are only a further sentence of another row, which text alone "
+            "looks at; extract text in a run of its own: micu-extract text"
+        )
+    return views[0]
+
+
+def _plan(job: Job, network: Backbone, wants: InputSpec, reading: Reading) -> Plan:
+    described = {**network.spec.preprocessing, **describe_reading(wants, reading)}
+    return plan_extraction(job, replace(network.spec, preprocessing=described))
+
+
+def _check_shard_rows(plans: Sequence[Plan], *, shared: bool) -> None:
+    """Refuse to share out sets that were begun with different numbers of rows per shard."""
+    rows = sorted({plan.header.shard_rows for plan in plans})
+    if shared and len(rows) > 1:
+        raise ConfigError(
+            "--part or --dask with several backbones: expected sets of one number of rows per "
+            f"shard, got {rows} there; a part would have other clips of each set. Extract them one "
+            "by one, or to a new --out"
+        )
+
+
+LOOKED_AT = 32
+"""Clips at most by which a media root is judged."""
+
+
+def _check_media_root(plans: Sequence[Plan], job: Job) -> None:
+    """Refuse a media root that holds none of the files, before every clip fails one by one.
+
+    Raises:
+        ConfigError: None of some clips, taken from all over what is to be extracted, is there; of
+            a set that is begun, none of those that are stored either.
+    """
+    for plan in plans:
+        if plan.header.spec.modality == "text":
+            continue
+        todo = [clip for shard in plan.shards for clip in shard.todo]
+        if plan.done:  # what was missing before may well be so now
+            todo = [clip for clip in todo if clip.clip_id not in plan.again]
+        looked_at = _spread([clip for clip in todo if clip.path])
+        absent = [_why_absent(clip, job.media_root) for clip in looked_at]
+        if not absent or not all(absent):
+            continue
+        if plan.done:
+            others = _spread(job.manifest.clips[: plan.run.rows])
+            if not all(_why_absent(clip, job.media_root) for clip in others):
+                continue
+        what_to_type = "type --media-root"
+        if "outside_root" in absent:
+            what_to_type += (
+                "; links lead out of this root: name a folder above both the links and the media"
+            )
+        raise ConfigError(
+            f"media root {job.media_root}: expected the manifest's files there, got none of "
+            f"{len(looked_at)} that were looked for, such as {looked_at[0].path!r}; "
+            f"{what_to_type}, or, to go on without them, --max-failures 100%"
+        )
+
+
+def _spread(clips: Sequence[Clip]) -> list[Clip]:
+    """Some of the clips, at equal distances from the first one on."""
+    count = min(len(clips), LOOKED_AT)
+    return [clips[i * len(clips) // count] for i in range(count)]
+
+
+def _why_absent(clip: Clip, media_root: Path) -> str:
+    """The code of a clip that another media root may have; empty where this one has something."""
+    try:
+        find_media(clip.path, media_root)
+    except DecodeError as error:
+        return error.code if error.code in ("missing", "outside_root") else ""
+    return ""
+
+
+def end_run(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> None:
+    """Say what became of it, and end the process."""
+    for summary, plan in zip(summaries, plans, strict=True):
+        _report(summary, plan)
+    if as_json:
+        told = [asdict(summary) for summary in summaries]
+        click.echo(json.dumps(told[0] if len(told) == 1 else told))
+    stopped_by = summaries[0].stopped_by
+    if stopped_by == ALL_FAILED:
+        click.echo(
+            f"stopped: the first {max(summary.failed for summary in summaries)} clips all failed, "
+            "and nothing is stored. They are not in failures.csv: when the cause is mended, type "
+            "the same command, which tries them again. To go on all the same, add "
+            "--max-failures 100%",
+            err=True,
+        )
+    elif stopped_by == TOO_MANY_FAILED:
+        click.echo(
+            "stopped: more clips failed than --max-failures allows; look at failures.csv, then "
+            "type the same command with --retry-failed to go on",
+            err=True,
+        )
+    elif stopped_by:
+        click.echo(f"stopped by {stopped_by}; type the same command to go on", err=True)
+        # Decoders still at work are left behind: they would hold the process up for minutes.
+        sys.stdout.flush()
+        os._exit(StopFlag(stopped_by).exit_code)
+    failed = any(summary.failed or summary.failed_before for summary in summaries)
+    sys.exit(EXIT_FAILURES if failed else 0)
+
+
+def announce(plan: Plan, *media: Path) -> None:
+    """Tell what a run is going to do."""
+    spec = plan.header.spec
+    first = "T" if spec.hop_s else "L"
+    click.echo(
+        f"{spec.backbone}: {spec.modality} features of shape "
+        f"({', '.join([first, *map(str, spec.shape)])}) from weights {spec.weights} "
+        f"(sha256 {spec.weights_sha256[:12]})",
+        err=True,
+    )
+    click.echo(f"wants {json.dumps(dict(spec.preprocessing))}", err=True)
+    if spec.modality != "text":
+        click.echo(f"media root {', '.join(map(str, media))}", err=True)
+    part = f", part {plan.part}" if plan.part else ""
+    if plan.replaces:
+        shards = len(list(plan.folder.glob("shard-*.h5")))
+        click.echo(
+            f"{plan.folder}: removes {shards} shards that were made with other settings", err=True
+        )
+    click.echo(
+        f"{plan.folder}{part}: {plan.todo} clips to extract"
+        f"{f' ({len(plan.again)} of them were missing)' if plan.again else ''}, "
+        f"{plan.done} done, {plan.failed} failed earlier",
+        err=True,
+    )
+
+
+def _plan_json(plan: Plan) -> dict[str, Any]:
+    return {
+        "folder": str(plan.folder),
+        "part": str(plan.part) if plan.part else None,
+        "todo": plan.todo,
+        "done": plan.done,
+        "failed": plan.failed,
+        "replaces": plan.replaces,
+        "bytes_needed": plan.bytes_needed,
+        "shards": [shard.number for shard in plan.shards],
+        "shard_rows": plan.header.shard_rows,
+        "header": plan.header.to_json(),
+    }
+
+
+def _report(summary: Summary, plan: Plan) -> None:
+    codes = ", ".join(f"{count} {code}" for code, count in sorted(summary.codes.items()))
+    click.echo(
+        f"extracted {summary.extracted}, failed {summary.failed}{f' ({codes})' if codes else ''}, "
+        f"left {summary.left}, damaged {summary.damaged}; read {summary.read_s:.1f} s, "
+        f"infer {summary.infer_s:.1f} s, write {summary.write_s:.1f} s, "
+        f"wall {summary.wall_s:.1f} s",
+        err=True,
+    )
+    if summary.shared:
+        click.echo(
+            f"{plan.folder}: nothing is stored: all {_tried(summary, plan)} clips that were tried "
+            f"failed. What they share: {summary.shared}",
+            err=True,
+        )
+    if (summary.failed or summary.failed_before) and summary.stopped_by != ALL_FAILED:
+        click.echo(
+            f"failures are listed in {plan.ledger_path}; to try them again, add --retry-failed "
+            "(files that were missing are looked for again without it)",
+            err=True,
+        )
+
+
+def _tried(summary: Summary, plan: Plan) -> int:
+    """Clips of a run that are through, well or not."""
+    return summary.extracted + summary.failed + summary.failed_before - plan.failed
