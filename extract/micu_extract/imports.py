@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from micu.base.errors import ConfigError, ManifestError
 from micu.base.files import check_room
 from micu.base.process import Source, record_source
+from micu.store.hdf5 import open_plain
 from micu.store.manifest import Clip, read_manifest
 from micu.store.sets import FeatureSpec, Steps
 from micu_extract.backbones.base import Gives, InputSpec, Media, Option, TextInput, step_centres
-from micu_extract.hdf5 import open_plain
 from micu_extract.pipeline.decode_ahead import Target, extract_several
 from micu_extract.pipeline.plan import Job, plan_extraction
 from micu_extract.progress import Progress

@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import DecodeError, StoreError, shorten
+from micu.store.hdf5 import open_plain
 from micu.store.manifest import Clip, youtube_id
 from micu_extract.backbones.base import Media
-from micu_extract.hdf5 import open_plain
 from micu_extract.media.media_file import MediaFile
 
 MAX_BYTES = 128 * 2**20

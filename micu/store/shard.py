@@ -15,8 +15,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 
 from micu.base.errors import FeatureError, ShapeError, StoreError, check_shape, shorten
 from micu.base.files import parse_json
+from micu.store.hdf5 import check_data_sets, damage_named, open_file
 from micu.store.manifest import MODALITIES
 
 FORMAT = 1
@@ -36,6 +36,7 @@ MAX_STEP = 2**28
 """Most numbers in one step."""
 MAX_HEADER_BYTES = 64 * 2**10
 """Longest header of a shard; HDF5 keeps no longer attribute in one piece."""
+_ADVICE = "; delete it and type the extraction command again"
 _DATASETS = ("clip_id", "features", "mask", "times_s")
 
 
@@ -296,9 +297,10 @@ class Shard:
                 storage, filters, unknown data sets, or shapes that its bytes cannot fill.
             ShapeError: Its data sets do not fit one another, or its header.
         """
-        file = _open_file(path)
+        file = open_file(path, _ADVICE)
         try:
-            with _damage_named(path):
+            with damage_named(path, _ADVICE):
+                _check_layout(file, path)
                 return cls(path, file)
         except BaseException:
             file.close()
@@ -328,7 +330,7 @@ class Shard:
         Raises:
             StoreError: Its bytes cannot be read.
         """
-        with _damage_named(self.path):
+        with damage_named(self.path, _ADVICE):
             # h5py's own indexing takes longer than the reading.
             place = self._features.id.get_space()
             place.select_hyperslab((row,) + (0,) * out.ndim, (1, *out.shape))
@@ -366,51 +368,12 @@ class Shard:
         self.close()
 
 
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Whatever h5py raises about a damaged file becomes one `StoreError` about `path`."""
-    try:
-        yield
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        # The operating system's own refusals, which have a number, say nothing about the file.
-        refused = isinstance(error, OSError) and error.errno
-        advice = "" if refused else "; delete it and type the extraction command again"
-        raise StoreError(f"{path}: cannot be read as HDF5 ({error}){advice}") from error
-
-
-def _open_file(path: Path) -> h5py.File:
-    """Open the HDF5 file of a shard after checking everything but its header; see `Shard.open`."""
-    if not path.is_file():  # opening a pipe would wait for its writer
-        raise StoreError(f"{path}: not a file; delete it and type the extraction command again")
-    with _damage_named(path):
-        file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
-        try:
-            _refuse_hostile(file, path)
-        except BaseException:
-            file.close()
-            raise
-    return file
-
-
-def _refuse_hostile(file: h5py.File, path: Path) -> None:
+def _check_layout(file: h5py.File, path: Path) -> None:
+    """Check everything of an open shard but its header; see `Shard.open`."""
     if len(file) != len(_DATASETS) or sorted(file) != sorted(_DATASETS):
         got = shorten(repr(tuple(file)[:8]), 200)
         raise StoreError(f"{path}: expected the data sets {_DATASETS}, got {len(file)}: {got}")
-    declared = 0
-    for name in _DATASETS:
-        link = file.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            raise StoreError(f"{path}: {name} is a {type(link).__name__}; shards hold no links")
-        data = file[name]
-        if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external:
-            raise StoreError(f"{path}: {name} does not hold its own data")
-        if data.id.get_create_plist().get_nfilters():
-            raise StoreError(f"{path}: {name} is filtered; shards are stored plain")
-        declared += math.prod(data.shape or ()) * data.dtype.itemsize
-    if declared > path.stat().st_size:
-        raise StoreError(
-            f"{path}: declares {declared} bytes of data in a file of {path.stat().st_size}"
-        )
+    check_data_sets(file, _DATASETS, path)
     kinds = {"features": np.dtype("f4"), "mask": np.dtype("?"), "times_s": np.dtype("f8")}
     for name, kind in kinds.items():
         if file[name].dtype != kind:
@@ -419,7 +382,7 @@ def _refuse_hostile(file: h5py.File, path: Path) -> None:
         raise StoreError(
             f"{path}: clip_id is {file['clip_id'].dtype}, expected strings of a fixed length"
         )
-    shapes: dict[str, tuple[int, ...]] = {name: file[name].shape or () for name in _DATASETS}
+    shapes: dict[str, tuple[int, ...]] = {name: file[name].shape for name in _DATASETS}
     n, steps = shapes["features"][:2] if len(shapes["features"]) >= 2 else (-1, -1)
     check_shape(shapes["mask"], "n T", f"{path}: mask", n=n, T=steps)
     check_shape(shapes["times_s"], "n T", f"{path}: times_s", n=n, T=steps)
@@ -442,9 +405,7 @@ def _read_header(file: h5py.File, path: Path) -> Header:
         return Header.from_json(parse_json(bytes(file.attrs["header"])), path)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         told = shorten(repr(error), 200)
-        raise StoreError(
-            f"{path}: no readable header: {told}; delete it and type the extraction command again"
-        ) from error
+        raise StoreError(f"{path}: no readable header: {told}{_ADVICE}") from error
 
 
 def _read_clip_ids(file: h5py.File) -> tuple[str, ...]:

@@ -390,7 +390,7 @@ def test_a_packed_table_is_read_unless_its_chunks_are_huge(
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("avadataset", data=values, compression="gzip", shuffle=True)
     assert np.array_equal(read_h5_row(tmp_path / "a.h5", 2, 3), values[2].astype(np.float32))
-    monkeypatch.setattr("micu_extract.hdf5.MAX_CHUNK_BYTES", 100)
+    monkeypatch.setattr("micu.store.hdf5.MAX_CHUNK_BYTES", 100)
     with pytest.raises(StoreError, match="has chunks of"):
         read_h5_row(tmp_path / "a.h5", 2, 3)
 

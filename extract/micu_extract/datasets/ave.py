@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import ManifestError
+from micu.store.hdf5 import open_plain
 from micu.store.manifest import Clip
 from micu_extract.datasets.base import (
     File,
@@ -24,7 +25,6 @@ from micu_extract.datasets.base import (
     read_lines,
     with_unique_ids,
 )
-from micu_extract.hdf5 import open_plain
 
 CLIP_S = 10.0
 SPLITS = ("train", "val", "test")
