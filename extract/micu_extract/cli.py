@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from micu.base.command_line import RememberingCommand
 from micu.base.devices import resolve_device
 from micu.base.errors import StoreError
 from micu.base.process import EXIT_FAILURES, guard_screen, run_command
@@ -44,7 +45,6 @@ from micu_extract.options import (
 )
 from micu_extract.run import Order, run_extraction
 from micu_extract.sets.verify import SetReport, verify_set
-from micu_extract.typed import RememberingCommand
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from micu.base.command_line import typed_command
 from micu.base.errors import ConfigError, ManifestError
 from micu.base.files import check_room
 from micu.base.process import Source, record_source
@@ -20,7 +21,6 @@ from micu_extract.pipeline.plan import Job, plan_extraction
 from micu_extract.progress import Progress
 from micu_extract.released import DATA, ReadReleased
 from micu_extract.run import announce, end_run
-from micu_extract.typed import typed_command
 
 STEPS = 10
 """T of the published code: longer clips are cut, shorter ones repeat their last step."""

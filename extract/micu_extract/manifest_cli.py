@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from micu.base.command_line import RememberingCommand
 from micu.base.devices import count_cores
 from micu.base.errors import ManifestError
 from micu.base.files import write_atomically
@@ -19,7 +20,6 @@ from micu_extract.datasets import DATASETS
 from micu_extract.datasets.layout import locate_media
 from micu_extract.imports import RELEASED, ImportOrder, import_features
 from micu_extract.probe import describe_probes, probe_media, probe_path, write_probes
-from micu_extract.typed import RememberingCommand
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 

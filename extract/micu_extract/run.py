@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from micu.base.command_line import typed_command
 from micu.base.errors import ConfigError, DecodeError
 from micu.base.files import check_held, check_room, hold_folder
 from micu.base.process import EXIT_FAILURES, Source, StopFlag, find_source, record_source
@@ -27,7 +28,6 @@ from micu_extract.pipeline.decode_ahead import ALL_FAILED, TOO_MANY_FAILED, Targ
 from micu_extract.pipeline.plan import Job, Limit, Plan, plan_extraction, usual_rows
 from micu_extract.pipeline.writer import Summary
 from micu_extract.progress import Progress
-from micu_extract.typed import typed_command
 
 GPU_WORKERS = 2
 """Workers at most where flow is computed on a GPU: each holds a context and a network there."""

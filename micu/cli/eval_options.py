@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from micu.base.errors import ConfigError
 from micu.base.process import LAST_SEED, FiniteRange
@@ -323,16 +322,6 @@ def _output_options() -> list[Callable[..., Any]]:
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
         click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON."),
     ]
-
-
-def typed_options(context: click.Context) -> frozenset[str]:
-    """Options that were typed, whatever their value."""
-    return frozenset(
-        option
-        for parameter in context.command.params
-        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-        for option in parameter.opts
-    )
 
 
 def parse_splits(text: str | None) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from micu.base.command_line import typed_options
 from micu.base.devices import resolve_device
 from micu.base.errors import ConfigError, StoreError
 from micu.base.files import check_held, file_sha256, hold_folder, write_atomically
@@ -25,7 +26,6 @@ from micu.cli.eval_options import (
     evaluation_options,
     parse_splits,
     refuse_idle_options,
-    typed_options,
 )
 from micu.cli.features import FeatureSets, find_feature_sets, parse_pairs
 from micu.cli.outputs import refuse_shared, try_file, try_folder
@@ -84,7 +84,7 @@ def main(source: str | None, target: str | None, pairs: str | None, **arguments:
         typed = Arguments(
             chosen=chosen,
             pairs=parse_pairs(source, target, pairs),
-            options=typed_options(click.get_current_context()),
+            options=frozenset(typed_options(click.get_current_context())),
             **arguments,
         )
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

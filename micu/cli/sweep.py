@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
+from micu.base.command_line import (
+    ArrayJob,
+    array_script,
+    option_words,
+    typed_options,
+)
 from micu.base.errors import ConfigError
 from micu.base.files import hold_folder
 from micu.base.process import EXIT_FAILURES, exit_codes, stop_signals
-from micu.base.slurm import ArrayJob, array_script
 from micu.cli.outputs import try_file
 from micu.sweep.conduct import CHECKPOINT, Job, conduct, launcher, share_cores, share_gpus
 from micu.sweep.plan import PRESET, Build, SweepRun, choose_part, parse_axes, plan_runs
@@ -80,8 +84,7 @@ def is_sweep(context: click.Context) -> bool:
     """
     if context.params["sweep"] or context.params["seeds"]:
         return True
-    idle = _typed(context, OWN)
-    if idle:
+    if idle := ", ".join(typed_options(context, OWN)):
         raise ConfigError(f"{idle}: only a sweep reads it; add --sweep or --seeds")
     return False
 
@@ -101,14 +104,14 @@ def run_sweep(context: click.Context, build: Build) -> int:
     out: Path = given["out"] or Path("runs") / f"{given['preset']}-sweep"
     evaluation = _evaluation(context)
     if given["sweep_print"] is not None:
-        if idle := _typed(context, ["part", "jobs"]):
+        if idle := ", ".join(typed_options(context, ["part", "jobs"])):
             raise ConfigError(f"{idle}: a job script has a part, and one run, in each task")
         click.echo(_job_script(context, out, len(runs)), nl=False)
         return 0
     chosen = choose_part(runs, given["part"])
     if given["part"] is None:
         try_file("--out, its table", out / TABLE)
-    typed = _words(context, leave_out=(*OWN, *REPLACED))
+    typed = option_words(context, leave_out=(*OWN, *REPLACED))
     jobs = [_job(run, out / run.name, typed, evaluation) for run in chosen]
     cores = share_cores(given["jobs"], os.environ)
     gpus = _gpus(given["jobs"], [given["device"], *(evaluation or ())])
@@ -129,15 +132,14 @@ def run_sweep(context: click.Context, build: Build) -> int:
 def _plan(context: click.Context, build: Build) -> list[SweepRun]:
     """The runs of the sweep that was typed."""
     given = context.params
-    refused = _typed(context, REFUSED)
-    if refused:
+    if refused := ", ".join(typed_options(context, REFUSED)):
         raise ConfigError(
             f"{refused}: a sweep does not take it. Finished runs are not repeated and others "
             "resume; to begin again, delete their folders or name another --out"
         )
     axes = parse_axes(given["sweep"])
     fixed = {text.partition("=")[0].strip() for text in given["assignments"]}
-    fixed |= {name for name in (PRESET, "modalities") if _typed(context, [name])}
+    fixed |= {name for name in (PRESET, "modalities") if typed_options(context, [name])}
     if fixed & axes.keys():
         raise ConfigError(
             f"--sweep {', '.join(sorted(fixed & axes.keys()))}: has one value by another option, "
@@ -184,7 +186,7 @@ def _tell_table(finished: Sequence[SweepRun], out: Path) -> None:
 def _job_script(context: click.Context, out: Path, tasks: int) -> str:
     """A script for `sbatch`: the same sweep, of which each task does its part."""
     given = context.params
-    words = ["micu-train", *_words(context, leave_out=("out", "part", "jobs", "sweep_print"))]
+    words = ["micu-train", *option_words(context, leave_out=("out", "part", "jobs", "sweep_print"))]
     own = shlex.join([*words, "--out", str(out)])
     return array_script(
         ArrayJob(
@@ -224,37 +226,7 @@ def _evaluation(context: click.Context) -> list[str] | None:
     except (click.UsageError, ValueError) as error:
         told = error.format_message() if isinstance(error, click.UsageError) else str(error)
         raise ConfigError(f"--then: {told}") from error
-    if _typed(typed, ["out"]) or len(typed.params["checkpoints"]) > 1:
+    if typed_options(typed, ["out"]) or len(typed.params["checkpoints"]) > 1:
         raise ConfigError("--then: the sweep says itself which checkpoint, and where its rows go")
-    shared = [name for name in SHARED if not _typed(typed, [name])]
-    return [*_words(context, only=shared), *words]
-
-
-def _typed(context: click.Context, names: Sequence[str]) -> str:
-    """Which of these options were typed, as they are spelled; empty if none was."""
-    return ", ".join(
-        parameter.opts[0]
-        for parameter in context.command.params
-        if parameter.name in names and _is_typed(context, parameter)
-    )
-
-
-def _is_typed(context: click.Context, parameter: click.Parameter) -> bool:
-    return context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-
-
-def _words(
-    context: click.Context, *, leave_out: Sequence[str] = (), only: Sequence[str] | None = None
-) -> list[str]:
-    """Options as they were typed, as words of a command line."""
-    words: list[str] = []
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        wanted = name not in leave_out if only is None else name in only
-        if not wanted or not _is_typed(context, parameter):
-            continue
-        value = context.params[name]
-        is_flag = isinstance(parameter, click.Option) and parameter.is_flag
-        for each in value if parameter.multiple else [value]:
-            words += [parameter.opts[0]] if is_flag else [parameter.opts[0], str(each)]
-    return words
+    shared = [name for name in SHARED if not typed_options(typed, [name])]
+    return [*option_words(context, shared), *words]

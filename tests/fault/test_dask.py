@@ -18,6 +18,7 @@ import pytest
 from distributed import Client
 
 import micu_extract.cluster.dask.engine as engine
+from micu.base.command_line import typed_words
 from micu.base.files import file_sha256, hold_file
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureStore, read_ledger, shard_name
@@ -29,7 +30,6 @@ from micu_extract.cluster.dask.worker import Errand, Report, look_around
 from micu_extract.cluster.shares import parse_part
 from micu_extract.options import gather_settings
 from micu_extract.pipeline.plan import Job
-from micu_extract.typed import typed_words
 from tests.conftest import PROJECT, PYTHONPATH
 from tests.runs import (
     DELAY,

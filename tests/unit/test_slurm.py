@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from micu.base.command_line import ArrayJob, array_script
 from micu.base.errors import ConfigError
-from micu.base.slurm import ArrayJob, array_script
 from micu_extract.cluster.commands import slurm
-from micu_extract.cluster.slurm import SlurmJob, job_script
 from tests.conftest import PROJECT
 
 GOLDEN = PROJECT / "tests" / "golden" / "slurm.sh"
@@ -73,8 +72,8 @@ def slurm_environment(tmp_path: Path) -> dict[str, str]:
 
 def start(tmp_path: Path, environment: dict[str, str], extract: str) -> "subprocess.Popen[str]":
     program(tmp_path / "micu-extract", extract)
-    job = SlurmJob(modality="text", parts=3, arguments=["a b.csv"], cpus=1)
-    (tmp_path / "job.sh").write_text(job_script(job))
+    script = invoke("text", "--parts", "3", "--cpus", "1", "a b.csv").output
+    (tmp_path / "job.sh").write_text(script)
     return subprocess.Popen(
         ["bash", tmp_path / "job.sh"], env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -120,20 +119,17 @@ def test_a_signal_is_passed_on_and_the_end_is_waited_for(
 @pytest.mark.parametrize("place", ["argument", "out", "time", "partition"])
 def test_a_script_holds_no_control_characters(char: str, place: str) -> None:
     text = f"x{char}touch owned"
-    job = SlurmJob(
-        modality="text",
-        parts=2,
-        arguments=["m.csv", "--out", text if place == "out" else "f"]
-        + ([text] if place == "argument" else []),
-        cpus=1,
-        time=text if place == "time" else "",
-        partition=text if place == "partition" else "",
-    )
-    with pytest.raises(ConfigError, match="expected arguments of printable text, got ") as caught:
-        job_script(job)
-    assert repr(char) in str(caught.value)
-    assert char not in str(caught.value)
-    assert len(str(caught.value)) < 400
+    asked = [
+        word for name in ("time", "partition") if place == name for word in (f"--{name}", text)
+    ]
+    words = ["m.csv", "--out", text if place == "out" else "f"]
+    done = invoke("text", "--parts", "2", *asked, "--", *words, *[text] * (place == "argument"))
+    told = str(done.exception)
+    assert isinstance(done.exception, ConfigError)
+    assert "expected arguments of printable text, got " in told
+    assert repr(char) in told
+    assert char not in told
+    assert len(told) < 400
 
 
 def test_the_script_of_a_sweep_holds_none_either() -> None:
@@ -144,9 +140,8 @@ def test_the_script_of_a_sweep_holds_none_either() -> None:
 
 def test_what_a_shell_would_understand_is_quoted(tmp_path: Path) -> None:
     hostile = "a 'b' \"c\" $(touch owned) `touch owned` \\ ; & 日本"
-    job = SlurmJob(modality="text", parts=2, arguments=["m.csv", "--out", hostile], cpus=1)
     script = tmp_path / "job.sh"
-    script.write_text(job_script(job))
+    script.write_text(invoke("text", "--parts", "2", "--", "m.csv", "--out", hostile).output)
     program(tmp_path / "srun", 'shift 2; printf "%s\\n" "$@"')
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -11,11 +12,11 @@ from typing import Any
 
 import click
 
+from micu.base.command_line import ArrayJob, array_script, typed_value
 from micu.base.errors import ConfigError, StoreError, shorten
 from micu.base.process import EXIT_FAILURES
 from micu.store.sets import find_lost_sets, find_sets
 from micu_extract.cluster.shares import MergeReport, Part, choose_part, join_folder, merge_set
-from micu_extract.cluster.slurm import SlurmJob, job_script
 from micu_extract.pipeline.plan import Limit, parse_share
 from micu_extract.sets.repair import repair_set
 from micu_extract.sets.status import describe_status, read_status
@@ -243,7 +244,9 @@ _NOT_IN_A_SCRIPT = {
 @click.option("--time", default="", help="Limit of one task, for example 24:00:00.")
 @click.option("--partition", default="", help="Where to run [default: the cluster's].")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def slurm(*, modality: str, arguments: tuple[str, ...], **asked: Any) -> None:
+def slurm(
+    *, modality: str, parts: int, cpus: int, arguments: tuple[str, ...], **asked: Any
+) -> None:
     """Print a job script for sbatch that extracts in parts.
 
     After -- follow the ARGUMENTS of `micu-extract MODALITY`: the manifest and its options.
@@ -252,4 +255,23 @@ def slurm(*, modality: str, arguments: tuple[str, ...], **asked: Any) -> None:
         why = _NOT_IN_A_SCRIPT.get(word.partition("=")[0])
         if why:
             raise ConfigError(f"micu-extract slurm: expected arguments without {word}: {why}")
-    click.echo(job_script(SlurmJob(modality=modality, arguments=arguments, **asked)), nl=False)
+    workers = [] if typed_value(arguments, "--workers") is not None else ["--workers", str(cpus)]
+    own = shlex.join(["micu-extract", modality, *arguments, *workers])
+    merge = shlex.join(["micu-extract", "merge", typed_value(arguments, "--out") or "features"])
+    job = ArrayJob(
+        name=f"micu-{modality}",
+        what="extraction",
+        tasks=parts,
+        command=f'{own} --part "$SLURM_ARRAY_TASK_ID/{parts}"',
+        notes=(
+            f"{parts} parts of one extraction. Submit with: sbatch THIS_FILE",
+            "A task that is stopped (time limit, preemption) publishes what is whole and goes "
+            "back into the",
+            "queue. To join the parts when all are through, or to see which are missing:",
+            f"  sbatch --dependency=afterany:ARRAY_JOB_ID --wrap {shlex.quote(merge)}",
+            "To run single parts again: sbatch --array=2,5 THIS_FILE",
+        ),
+        cpus=cpus,
+        **asked,
+    )
+    click.echo(array_script(job), nl=False)

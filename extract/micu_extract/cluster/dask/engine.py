@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from micu.base.command_line import typed_words
 from micu.base.errors import ConfigError, ExtraError, MicuError
 from micu.base.files import TEMPORARY_SUFFIX, check_held, hold_file, remove_stale_temporaries
 from micu.base.process import stop_signals
@@ -34,7 +35,6 @@ from micu_extract.pipeline.plan import (
     plan_extraction,
 )
 from micu_extract.pipeline.writer import Summary, enter_folder
-from micu_extract.typed import typed_words
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,232 @@
+"""What was typed, and typed again: its words, quoted for a shell and as a job script for Slurm."""
+
+import shlex
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import click
+from click.core import ParameterSource
+
+from micu.base.errors import UNSEEN, ConfigError
+from micu.base.process import EXIT_STOPPED
+
+_TYPED = "micu.typed"
+"""Where the context of a command keeps its words."""
+_ONCE = (
+    *("--part", "--retry-failed", "--overwrite", "--dry-run", "--json", "--dask"),
+    "--max-failures",
+)
+"""Options that say how one run goes about it, not what it makes."""
+
+
+class RememberingCommand(click.Command):
+    """A command that keeps the words that it was typed with."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:  # noqa: D102
+        ctx.meta[_TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
+
+
+def typed_words(leave_out: Container[str] = _ONCE) -> list[str]:
+    """Name and words of the running command, as they were typed; nothing where none is running.
+
+    Args:
+        leave_out: Options that are left out, with their values.
+    """
+    context = click.get_current_context(silent=True)
+    if context is None or _TYPED not in context.meta:
+        return []
+    flags = {
+        name: isinstance(option, click.Option) and option.is_flag
+        for option in context.command.params
+        for name in option.opts
+    }
+    kept, coming = [context.info_name or ""], iter(context.meta[_TYPED])
+    for word in coming:
+        name, has_value, _ = word.partition("=")
+        if name not in leave_out:
+            kept.append(word)
+        elif not has_value and not flags.get(name, True):
+            next(coming, None)
+    return kept
+
+
+def typed_command(manifest: Path, media_root: Path) -> str:
+    """The running extraction as a line for a shell; empty where none is running.
+
+    Options of the single run, such as `--part` and `--overwrite`, are left out. Where the manifest
+    was not typed, it stands there all the same, with its media root: the next run may be over
+    another one.
+
+    Args:
+        manifest: That the command turned out to be about.
+        media_root: Where its media are.
+    """
+    words = typed_words()
+    if not words:
+        return ""
+    chosen = click.get_current_context().params
+    if chosen.get("manifest") is None:
+        words.insert(1, str(manifest.resolve()))
+        if chosen.get("media_root", media_root) is None:
+            words[2:2] = ["--media-root", str(media_root.resolve())]
+    return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(['micu-extract', *words])}"
+
+
+# --- options, whatever their order -----------------------------------------------------------
+
+
+def typed_options(context: click.Context, names: Container[str] | None = None) -> list[str]:
+    """Options that were typed, whatever their value, as they are spelled.
+
+    Args:
+        context: Of the command.
+        names: Parameters among which to look; None for all.
+    """
+    return [parameter.opts[0] for parameter in _typed(context, names)]
+
+
+def option_words(
+    context: click.Context, names: Container[str] | None = None, leave_out: Container[str] = ()
+) -> list[str]:
+    """Options that were typed, with their values, in the command's own order.
+
+    Args:
+        context: Of the command.
+        names: Parameters among which to look; None for all.
+        leave_out: Parameters that are left out.
+    """
+    words: list[str] = []
+    for parameter in _typed(context, names, leave_out):
+        value = context.params[parameter.name or ""]
+        is_flag = isinstance(parameter, click.Option) and parameter.is_flag
+        for each in value if parameter.multiple else [value]:
+            words += [parameter.opts[0]] if is_flag else [parameter.opts[0], str(each)]
+    return words
+
+
+def _typed(
+    context: click.Context, names: Container[str] | None, leave_out: Container[str] = ()
+) -> list[click.Parameter]:
+    return [
+        parameter
+        for parameter in context.command.params
+        if (names is None or parameter.name in names)
+        and parameter.name not in leave_out
+        and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    ]
+
+
+def typed_value(words: Sequence[str], option: str) -> str | None:
+    """What stands after an option among words that no command has read; None if it is not there."""
+    value = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == option:
+            value = following
+        elif word.startswith(f"{option}="):
+            value = word.removeprefix(f"{option}=")
+    return value
+
+
+# --- Slurm -----------------------------------------------------------------------------------
+
+NOTICE_S = 120
+"""How long before the time limit Slurm says so, s: what a task finishes when stopped takes less."""
+
+_SCRIPT = Template("""\
+#!/bin/bash
+$directives
+$notes
+
+run=
+signalled=0
+pass_on() {
+  signalled=1
+  [ -z "$$run" ] || kill -USR1 "$$run" 2>/dev/null
+}
+trap pass_on USR1 TERM
+
+# In the background: bash runs a trap only after a command in the foreground has ended.
+$command &
+run=$$!
+
+code=1
+while :; do
+  signalled=0
+  wait "$$run"
+  ended=$$?
+  [ "$$ended" = 127 ] || code=$$ended  # 127: waited for already
+  [ "$$signalled" = 1 ] || break      # a signal cut the waiting short: wait again
+done
+
+# Slurm does not requeue a task that ends by itself. $stopped: stopped, and can go on; 138 and 143:
+# the same signals (USR1, TERM), but before the $what had begun.
+case "$$code" in
+  $stopped | 138 | 143) scontrol requeue "$$SLURM_JOB_ID" ;;
+esac
+exit "$$code"
+""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayJob:
+    """What to run, and what to ask Slurm for."""
+
+    name: str
+    what: str
+    """What a task does, one word."""
+    tasks: int
+    command: str
+    """Of one task, for bash; it ends with `EXIT_STOPPED` when it was stopped and can go on."""
+    notes: Sequence[str]
+    """Lines that say how to use the script."""
+    cpus: int
+    gpus: int = 0
+    time: str = ""
+    """Limit of one task as Slurm writes it, for example `24:00:00`; empty takes the cluster's."""
+    partition: str = ""
+
+
+def array_script(job: ArrayJob) -> str:
+    """The text of a script for `sbatch`.
+
+    Raises:
+        ConfigError: What was typed holds characters that a script must not: a line feed would end a
+            comment, and what follows it would be run.
+    """
+    for text in (job.name, job.time, job.partition, job.command, *job.notes):
+        for place, char in enumerate(text):
+            if char in "\n\t" or UNSEEN.match(char):
+                raise ConfigError(
+                    "a script for Slurm: expected arguments of printable text, got "
+                    f"{char!r} in {text[max(0, place - 40) : place + 20]!r}; rename that file or "
+                    "folder, or type the argument without it"
+                )
+    options = {
+        "job-name": job.name,
+        "array": f"1-{job.tasks}",
+        "ntasks": "1",
+        "cpus-per-task": str(job.cpus),
+        "gres": f"gpu:{job.gpus}" if job.gpus else "",
+        "time": job.time,
+        "partition": job.partition,
+        "signal": f"B:USR1@{NOTICE_S}",
+        "requeue": None,
+        "open-mode": "append",
+        "output": f"{job.name}-%A_%a.log",
+    }
+    directives = "".join(
+        f"#SBATCH --{name}{'' if value is None else f'={shlex.quote(value)}'}\n"
+        for name, value in options.items()
+        if value != ""
+    )
+    return _SCRIPT.substitute(
+        directives=directives,
+        notes="\n".join(f"# {line}" for line in job.notes),
+        # Signals reach what srun started, and srun passes them on; a bare command may get none.
+        command=f"srun --cpus-per-task={job.cpus} {job.command}",
+        what=job.what,
+        stopped=EXIT_STOPPED,
+    )
