@@ -35,6 +35,7 @@ from micu.base.process import StopFlag
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import FlowInput, FrameInput, Media, WaveformInput
 from micu_extract.flow.methods import FlowSettings
+from micu_extract.flow.tvl1 import TVL1
 from micu_extract.media.readers import read_several
 from micu_extract.media.source import Reading
 from micu_extract.media.workers import Trouble, decode_in_processes
@@ -48,6 +49,7 @@ CLIP_S = 60.0
 """A worker that decodes one file for longer is killed, s."""
 FRAMES = 15
 FPS = 10
+FLOW = FlowSettings(tvl1=TVL1(warps=1, inner_iterations=3, outer_iterations=1, median=0))
 SIZE = (48, 64)
 
 # --- files ---------------------------------------------------------------------------------------
@@ -254,9 +256,7 @@ class ReadBoth:
         """Media, or why there are none, by the names of `READINGS`."""
         found: dict[str, Media | DecodeError] = {}
         for decoder, wanted in (("pyav", WANTS), ("decord", {n: WANTS[n] for n in PICTURES})):
-            reading = Reading(
-                media_root=self.media_root, decoder=decoder, flow=FlowSettings(method="farneback")
-            )
+            reading = Reading(media_root=self.media_root, decoder=decoder, flow=FLOW)
             read = read_several(clip, wanted, reading)
             found |= {f"{decoder} {name}": outcome for name, outcome in read.items()}
         return {name: found[name] for name in names}

@@ -13,11 +13,18 @@ from numpy.typing import NDArray
 from micu.base.errors import MicuError
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import InputSpec, Media
+from micu_extract.flow.methods import FlowSettings
+from micu_extract.flow.tvl1 import TVL1
 from micu_extract.media.pictures import check_decoder
 from micu_extract.media.readers import read
 from micu_extract.media.source import Reading
 
 Array = NDArray[Any]
+
+HASTY_FLOW = FlowSettings(
+    engine="opencv", tvl1=TVL1(warps=2, inner_iterations=10, outer_iterations=1, median=0)
+)
+"""TV-L1 that hardly iterates, for tests in which flow need not be good."""
 
 
 def skip_without_decord() -> None:

@@ -19,13 +19,12 @@ from micu.store.manifest import Clip
 from micu.store.sets import indexed_shards
 from micu.sweep.conduct import conduct
 from micu_extract.backbones.base import FlowInput
-from micu_extract.flow.methods import FlowSettings
 from micu_extract.media.readers import read
 from micu_extract.media.source import Reading
 from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
 from tests.e2e.test_evaluate import evaluate, run  # noqa: F401 - a fixture
 from tests.feature_sets import make_clips, write_features
-from tests.media_files import write_media
+from tests.media_files import HASTY_FLOW, write_media
 from tests.toy import Toy, toy_plan, toy_read
 from tests.training import train
 from tests.unit.test_sweep import EIGHT, FOUR, Processes, jobs_in
@@ -194,7 +193,7 @@ def test_a_flow_cache_that_goes_away_is_not_begun_anew(tmp_path: Path, fate: Fat
     for name in ("a.mp4", "b.mp4"):
         write_media(tmp_path / name, frames=12)
     folder = tmp_path / "cache"
-    reading = Reading(media_root=tmp_path, flow=FlowSettings(method="farneback"), flow_cache=folder)
+    reading = Reading(media_root=tmp_path, flow=HASTY_FLOW, flow_cache=folder)
 
     def compute(name: str) -> None:
         read(

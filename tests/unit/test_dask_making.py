@@ -102,7 +102,7 @@ def test_what_is_asked_runs_as_shares_do(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_libraries_are_those_of_the_headers() -> None:
-    flow = {"preprocessing": {"flow": {"method": "dis", "versions": {"opencv": "4"}}}}
+    flow = {"preprocessing": {"flow": {"method": "tvl1", "versions": {"opencv": "4"}}}}
     video = {
         "spec": {"versions": {"torch": "2"}, "preprocessing": {"decoder_versions": {"d": "0"}}}
     }

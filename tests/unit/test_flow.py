@@ -5,15 +5,13 @@ import sys
 import numpy as np
 import pytest
 
-from micu.base.errors import ConfigError, MicuError, RegistryError, ShapeError, WeightsError
+from micu.base.errors import ConfigError, MicuError, ShapeError, WeightsError
 from micu_extract.flow.methods import FLOW_METHODS, FlowSettings, estimate_flow
 from micu_extract.flow.quantize import STILL, quantize_flow, still_level
 from micu_extract.flow.tvl1 import TVL1
 
 FAST = {
     "tvl1": FlowSettings(engine="opencv", tvl1=TVL1(warps=2, outer_iterations=3)),
-    "farneback": FlowSettings(method="farneback"),
-    "dis": FlowSettings(method="dis"),
     "raft": FlowSettings(method="raft", raft="small", weights="random"),
 }
 UNTRAINED = {"raft"}
@@ -67,8 +65,8 @@ def test_truncating_is_the_single_precision_arithmetic_of_mmaction2():
 # --- every method ----------------------------------------------------------------------------
 
 
-def test_the_methods_are_the_four_of_the_command_line():
-    assert list(FLOW_METHODS) == ["tvl1", "farneback", "dis", "raft"]
+def test_the_methods_are_the_two_of_the_command_line():
+    assert FLOW_METHODS == ("tvl1", "raft")
     assert FAST.keys() == set(FLOW_METHODS)
 
 
@@ -161,24 +159,12 @@ def test_the_header_tells_engines_parameters_and_weights_apart_but_not_devices()
     )
 
 
-def test_the_parameters_in_the_header_are_those_of_dis():
-    import cv2
-
-    solver = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    stated = FAST["dis"].describe()["parameters"]
-    assert stated == {
-        "preset": "medium",
-        "finest_scale": solver.getFinestScale(),
-        "patch_size": solver.getPatchSize(),
-        "patch_stride": solver.getPatchStride(),
-        "gradient_descent_iterations": solver.getGradientDescentIterations(),
-        "variational_refinement_iterations": solver.getVariationalRefinementIterations(),
-    }
-
-
 def test_unknown_methods_engines_and_sizes_are_refused_by_name():
-    with pytest.raises(RegistryError, match="did you mean 'tvl1'"):
-        FlowSettings(method="tvl")
+    for gone in ("dis", "farneback"):
+        with pytest.raises(
+            ConfigError, match=f"--flow-method: expected one of tvl1, raft, got '{gone}'"
+        ):
+            FlowSettings(method=gone)
     with pytest.raises(ConfigError, match="--flow-engine: expected one of numba, opencv, torch"):
         FlowSettings(engine="cuda")
     with pytest.raises(ConfigError, match="--raft-model: expected one of large, small"):

@@ -24,7 +24,7 @@ from micu_extract.flow.methods import FlowSettings
 from micu_extract.media.readers import read
 from micu_extract.media.source import Reading
 from micu_extract.media.workers import decode_clip
-from tests.media_files import skip_without_decord, write_media
+from tests.media_files import HASTY_FLOW, skip_without_decord, write_media
 
 WANTS = FlowInput(clip_len=2, interval=3, resize=32, crop=24)
 CLIP = Clip(clip_id="c", path="a.mp4")
@@ -37,8 +37,7 @@ def noisy(i: int) -> np.ndarray:
 @pytest.fixture
 def reading(tmp_path) -> Reading:
     write_media(tmp_path / "a.mp4", frames=20, picture=noisy)
-    settings = FlowSettings(method="farneback")
-    return Reading(media_root=tmp_path, flow=settings, flow_cache=tmp_path / "flow")
+    return Reading(media_root=tmp_path, flow=HASTY_FLOW, flow_cache=tmp_path / "flow")
 
 
 @pytest.fixture
@@ -162,7 +161,7 @@ def test_fields_of_another_method_or_decoder_are_kept_apart(reading, computed):
     skip_without_decord()
     read(CLIP, WANTS, reading)
     for other in (
-        replace(reading, flow=FlowSettings(method="dis")),
+        replace(reading, flow=FlowSettings(method="raft", raft="small", weights="random")),
         replace(reading, decoder="decord"),
     ):
         computed.clear()

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from micu.base.errors import ConfigError
 from micu_extract.backbones.base import FlowInput
-from micu_extract.flow.methods import FlowSettings
+from micu_extract.flow.methods import FLOW_METHODS, FlowSettings
 from micu_extract.flow.options import FLOW_OPTIONS, flow_options, flow_settings
 from micu_extract.flow.tvl1 import TVL1
 
@@ -34,18 +34,25 @@ def help_of() -> str:
 
 
 def test_a_method_alone_is_its_defaults_and_leaves_the_backbones_conventions():
-    for name in ("tvl1", "farneback", "dis", "raft"):
-        assert type_in(f"--{name}") == (FlowSettings(method=name), {}, None)
+    for name in FLOW_METHODS:
+        expected = FlowSettings(method=name), {}, None
+        assert type_in(f"--{name}") == expected
+        assert type_in("--flow-method", name) == expected
+        assert type_in(f"--{name}", "--flow-method", name) == expected
 
 
 def test_exactly_one_method_must_be_typed():
     with pytest.raises(
         click.UsageError,
-        match="choose how optical flow is computed: type --tvl1, --farneback, --dis or --raft",
+        match="choose how optical flow is computed: type --tvl1 or --raft",
     ):
         type_in()
-    with pytest.raises(click.UsageError, match="got --tvl1 --dis"):
-        type_in("--dis", "--tvl1")
+    for words in (("--raft", "--tvl1"), ("--flow-method", "raft", "--tvl1")):
+        with pytest.raises(click.UsageError, match="expected one of --tvl1 or --raft, got both"):
+            type_in(*words)
+    for gone in ("--dis", "--farneback"):
+        with pytest.raises(click.UsageError, match="No such option"):
+            type_in(gone)
 
 
 def test_every_parameter_of_tvl1_is_an_option_with_its_default_in_the_help():
@@ -83,11 +90,11 @@ def test_the_engine_the_network_and_the_cache_are_passed_on(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--dis --lambda 0.1", "--lambda is for --tvl1"),
-        ("--farneback --inner-iterations 30", "--inner-iterations is for --tvl1"),
+        ("--raft --lambda 0.1", "--lambda is for --tvl1"),
+        ("--flow-method raft --inner-iterations 30", "--inner-iterations is for --tvl1"),
         ("--raft --flow-engine opencv", "--flow-engine is for --tvl1"),
         ("--tvl1 --flow-weights random", "--flow-weights is for --raft"),
-        ("--dis --raft-model small", "--raft-model is for --raft"),
+        ("--flow-method tvl1 --raft-model small", "--raft-model is for --raft"),
         ("--raft --gray before", "looks at colour"),
     ],
 )

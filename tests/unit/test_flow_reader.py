@@ -5,29 +5,29 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import micu_extract.flow.reader
 import micu_extract.media.damage
 import micu_extract.media.readers
-from micu.base.errors import ConfigError, DecodeError
-from micu.store.manifest import Clip
+from micu.base.errors import ConfigError, DecodeError, StoreError
+from micu.store.manifest import Clip, write_manifest
 from micu_extract.backbones.base import FlowInput, FrameInput, Media
+from micu_extract.cli import cli
 from micu_extract.flow.methods import FlowSettings
 from micu_extract.flow.tvl1 import TVL1
 from micu_extract.media.damage import Damage
 from micu_extract.media.pictures import read_pictures
 from micu_extract.media.readers import describe_reading, read
 from micu_extract.media.source import Reading, Source, Window
-from tests.media_files import flat_picture, write_media
-
-FAST = FlowSettings(method="farneback")
+from tests.media_files import HASTY_FLOW, flat_picture, write_media
 
 
 def clip_of(path) -> Clip:
     return Clip(clip_id="c", path=path.name)
 
 
-def read_flow_of(path, wants, settings=FAST) -> Media:
+def read_flow_of(path, wants, settings=HASTY_FLOW) -> Media:
     return read(clip_of(path), wants, Reading(media_root=path.parent, flow=settings))
 
 
@@ -274,3 +274,18 @@ def test_a_clip_whose_flow_would_not_fit_in_memory_is_refused(tmp_path, monkeypa
 def test_conventions_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=f"flow input {next(iter(wrong))}: expected"):
         FlowInput(**wrong)
+
+
+def test_a_set_of_a_method_that_is_gone_is_of_another_making(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_media(tmp_path / "a.mp4", frames=12)
+    write_manifest(tmp_path / "m.csv", [Clip(clip_id="a", path="a.mp4")])
+    words = ("--tvl1", "--backbone", "slowonly-demo", "--weights", "random", "--device", "cpu")
+    with monkeypatch.context() as then:
+        now = FlowSettings().describe()
+        then.setattr(FlowSettings, "describe", lambda settings: {**now, "method": "dis"})
+        assert CliRunner().invoke(cli, ["flow", *words, "m.csv"]).exit_code == 0
+    done = CliRunner().invoke(cli, ["flow", *words, "m.csv"])
+    assert isinstance(done.exception, StoreError)
+    assert "flow.method: expected 'tvl1', got 'dis'" in str(done.exception)
+    assert "--overwrite" in str(done.exception)

@@ -19,6 +19,9 @@ from micu.base.errors import ConfigError
 from micu.base.registry import Registry
 from micu.store.sets import FeatureSpec, Steps
 
+OPENCV = ("opencv-contrib-python-headless", "opencv-contrib-python")
+"""Packages that OpenCV comes in; one of them is installed."""
+
 MIN_STEP_S = 0.1
 """A last step that would hold less than this is not made: a 10.02 s clip has ten steps."""
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from micu.store.sets import Steps
 from micu_extract.backbones.base import (
     BACKBONES,
+    OPENCV,
     FlowInput,
     Gives,
     InputSpec,
@@ -36,7 +37,6 @@ from micu_extract.backbones.weights import (
     tensors_sha256,
     without,
 )
-from micu_extract.flow.methods import OPENCV
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,6 +21,7 @@ from micu.base.errors import WeightsError
 from micu.store.sets import Steps
 from micu_extract.backbones.base import (
     BACKBONES,
+    OPENCV,
     FrameInput,
     Gives,
     InputSpec,
@@ -44,7 +45,6 @@ from micu_extract.backbones.weights import (
     tensors_sha256,
     without,
 )
-from micu_extract.flow.methods import OPENCV
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from micu.base.errors import StoreError
 from micu.base.files import hold_folder, remove_stale_temporaries, write_atomically
 from micu.store.manifest import Clip
-from micu_extract.backbones.base import FlowInput
-from micu_extract.flow.methods import OPENCV, FlowSettings
+from micu_extract.backbones.base import OPENCV, FlowInput, versions_of
+from micu_extract.flow.methods import FlowSettings
 from micu_extract.flow.sampling import Pair
 from micu_extract.media import damage as streams
 from micu_extract.media.source import MAX_PIXELS, Reading, find_media
@@ -148,8 +148,6 @@ def _describe_conventions(
     wants: tuple[tuple[str, Any], ...], decoder: str, settings: FlowSettings
 ) -> str:
     """JSON of all that changes a field."""
-    from micu_extract.backbones.base import versions_of
-
     content = {
         "input": dict(wants),
         "decoder": decoder,

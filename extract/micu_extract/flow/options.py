@@ -5,7 +5,6 @@ that a backbone's own conventions hold until others are typed.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,21 @@ from micu_extract.flow.tvl1 import ENGINES, TVL1
 
 Command = Callable[..., None]
 
-METHODS = {
-    "tvl1": "TV-L1 optical flow, which two-stream networks were trained on.",
-    "farneback": "Farnebäck's optical flow: about fifty times as fast as OpenCV's TV-L1, coarser.",
-    "dis": "DIS optical flow, medium preset: about a hundred times as fast, coarser.",
-    "raft": "RAFT, a network (torchvision's).",
-}
-
 _DEFAULTS = FlowSettings()
 
-
-@dataclass(frozen=True, slots=True)
-class _TVL1Option:
-    """A parameter of TV-L1 as the command line shows it."""
-
-    type: type[int] | type[float]
-    help: str
-
-
 TVL1_OPTIONS = {
-    "tau": _TVL1Option(float, "TV-L1: time step of the dual variables."),
-    "lambda_": _TVL1Option(float, "TV-L1: weight of the brightness term; smaller is smoother."),
-    "theta": _TVL1Option(float, "TV-L1: coupling; smaller is tighter."),
-    "scales": _TVL1Option(int, "TV-L1: levels of the pyramid."),
-    "scale_step": _TVL1Option(float, "TV-L1: size of a level over the next finer one."),
-    "warps": _TVL1Option(int, "TV-L1: warpings per level."),
-    "epsilon": _TVL1Option(float, "TV-L1: change, px, that ends a warping."),
-    "inner_iterations": _TVL1Option(int, "TV-L1: iterations between two median filters."),
-    "outer_iterations": _TVL1Option(int, "TV-L1: median filters per warping."),
-    "median": _TVL1Option(int, "TV-L1: side of the median filter, px; 3, 5, or 0 for none."),
+    "tau": "TV-L1: time step of the dual variables.",
+    "lambda_": "TV-L1: weight of the brightness term; smaller is smoother.",
+    "theta": "TV-L1: coupling; smaller is tighter.",
+    "scales": "TV-L1: levels of the pyramid.",
+    "scale_step": "TV-L1: size of a level over the next finer one.",
+    "warps": "TV-L1: warpings per level.",
+    "epsilon": "TV-L1: change, px, that ends a warping.",
+    "inner_iterations": "TV-L1: iterations between two median filters.",
+    "outer_iterations": "TV-L1: median filters per warping.",
+    "median": "TV-L1: side of the median filter, px; 3, 5, or 0 for none.",
 }
-"""By the name of the parameter in `TVL1`."""
+"""Help by the name of the parameter in `TVL1`."""
 
 CONVENTIONS = {
     "bound": "bound",
@@ -58,7 +41,8 @@ CONVENTIONS = {
 """Field of `FlowInput` that each of these options replaces."""
 
 FLOW_OPTIONS = (
-    *METHODS,
+    "flow_method",
+    *FLOW_METHODS,
     "flow_engine",
     "flow_weights",
     "raft_model",
@@ -71,7 +55,16 @@ FLOW_OPTIONS = (
 def flow_options() -> list[Callable[[Command], Command]]:
     """Click's decorators of every flow option, in the order in which help shows them."""
     return [
-        *(click.option(f"--{name}", is_flag=True, help=text) for name, text in METHODS.items()),
+        click.option(
+            "--flow-method",
+            type=click.Choice(FLOW_METHODS),
+            help="How flow is computed: tvl1, which two-stream networks were trained on; or raft, "
+            "a network (torchvision's).",
+        ),
+        *(
+            click.option(f"--{name}", is_flag=True, help=f"Short for --flow-method {name}.")
+            for name in FLOW_METHODS
+        ),
         *_convention_options(),
         click.option(
             "--flow-cache",
@@ -85,7 +78,7 @@ def flow_options() -> list[Callable[[Command], Command]]:
             help="What computes TV-L1: numba is fast on a CPU, torch is for GPUs, opencv is the "
             f"slow original. [default: {_DEFAULTS.engine}]",
         ),
-        *(_tvl1_option(name, option) for name, option in TVL1_OPTIONS.items()),
+        *(_tvl1_option(name, text) for name, text in TVL1_OPTIONS.items()),
         click.option(
             "--raft-model",
             type=click.Choice(RAFT_SIZES),
@@ -135,10 +128,9 @@ def _convention_options() -> list[Callable[[Command], Command]]:
     ]
 
 
-def _tvl1_option(name: str, option: _TVL1Option) -> Callable[[Command], Command]:
+def _tvl1_option(name: str, text: str) -> Callable[[Command], Command]:
     default = getattr(_DEFAULTS.tvl1, name)
-    typed = _typed(name)
-    return click.option(typed, name, type=option.type, help=f"{option.help} [default: {default}]")
+    return click.option(_typed(name), name, type=type(default), help=f"{text} [default: {default}]")
 
 
 def _typed(name: str) -> str:
@@ -157,14 +149,12 @@ def flow_settings(*, device: str, **typed: Any) -> tuple[FlowSettings, dict[str,
         UsageError: Not exactly one method was typed, or an option that would do nothing.
         ConfigError: A parameter is out of range.
     """
-    methods = [name for name in METHODS if typed[name]]
-    flags = [_typed(name) for name in METHODS]
-    choice = f"{', '.join(flags[:-1])} or {flags[-1]}"
+    methods = [name for name in FLOW_METHODS if typed[name] or typed["flow_method"] == name]
+    choice = " or ".join(_typed(name) for name in FLOW_METHODS)
     if not methods:
         raise click.UsageError(f"choose how optical flow is computed: type {choice}")
     if len(methods) > 1:
-        got = " ".join(_typed(name) for name in methods)
-        raise click.UsageError(f"expected one of {choice}, got {got}")
+        raise click.UsageError(f"expected one of {choice}, got both")
     method = methods[0]
     _refuse_idle(method, typed)
     parameters = {name: typed[name] for name in TVL1_OPTIONS if typed[name] is not None}
@@ -191,5 +181,5 @@ def _refuse_idle(method: str, typed: Mapping[str, Any]) -> None:
                 f"{_typed(name)} is for --{owner}; leave it out, or type --{owner} instead of "
                 f"--{method}"
             )
-    if typed["gray"] is not None and FLOW_METHODS[method].pictures != "gray":
+    if typed["gray"] is not None and method == "raft":
         raise click.UsageError(f"--gray: --{method} looks at colour pictures; leave it out")

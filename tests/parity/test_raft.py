@@ -1,4 +1,4 @@
-"""Each way of computing flow beside the code that it stands for, called directly."""
+"""RAFT beside the code that it stands for, called directly."""
 
 from pathlib import Path
 
@@ -20,46 +20,6 @@ def textures(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     large = cv2.GaussianBlur(noise, (0, 0), 3)
     large = (127 + 100 * large / np.abs(large).max()).astype(np.uint8)
     return np.stack([large[i : i + height, 2 * i : 2 * i + width] for i in range(count)])
-
-
-def test_farneback_is_opencvs_with_the_parameters_of_its_guide() -> None:
-    """The same bits: largest difference 0."""
-    grays = textures(4, 61, 90)[..., 1]
-
-    ours = estimate_flow(grays[:-1], grays[1:], FlowSettings(method="farneback"))
-
-    for i in range(3):
-        first, second = grays[i].copy(), grays[i + 1].copy()
-        theirs = cv2.calcOpticalFlowFarneback(
-            first, second, None, pyr_scale=0.5, levels=3, winsize=15, iterations=3, poly_n=5,
-            poly_sigma=1.2, flags=0,
-        )  # fmt: skip
-        np.testing.assert_array_equal(ours[i], theirs)
-    np.testing.assert_allclose(ours[0, 20:40, 20:70].mean((0, 1)), [-2, -1], atol=0.2)
-
-
-def test_dis_is_opencvs_medium_preset_with_a_fresh_object_for_each_pair() -> None:
-    """The same bits: largest difference 0."""
-    grays = textures(4, 61, 90)[..., 1]
-
-    ours = estimate_flow(grays[:-1], grays[1:], FlowSettings(method="dis"))
-
-    for i in range(3):
-        solver = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        theirs = solver.calc(grays[i].copy(), grays[i + 1].copy(), None)
-        np.testing.assert_array_equal(ours[i], theirs)
-    np.testing.assert_allclose(ours[0, 20:40, 20:70].mean((0, 1)), [-2, -1], atol=0.2)
-
-
-def test_dis_continues_small_pictures_by_their_edges() -> None:
-    grays = textures(2, 16, 50)[..., 1]
-    cut = grays[:, :11]
-
-    ours = estimate_flow(cut[:1], cut[1:], FlowSettings(method="dis"))
-
-    whole = [np.concatenate([gray] + [gray[-1:]] * 5) for gray in cut]
-    solver = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    np.testing.assert_array_equal(ours[0], solver.calc(whole[0], whole[1], None)[:11])
 
 
 @pytest.fixture(scope="module")
