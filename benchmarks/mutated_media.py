@@ -36,9 +36,10 @@ from micu.store.manifest import Clip
 from micu_extract.backbones.base import FlowInput, FrameInput, Media, WaveformInput
 from micu_extract.flow.methods import FlowSettings
 from micu_extract.flow.tvl1 import TVL1
+from micu_extract.media.decoding import Trouble
 from micu_extract.media.readers import read_several
 from micu_extract.media.source import Reading
-from micu_extract.media.workers import Trouble, decode_in_processes
+from micu_extract.media.workers import decode_in_processes
 from micu_extract.pipeline.decode_ahead import Work, decode_ahead
 
 OTHER = "other_pictures"

@@ -15,7 +15,7 @@ import numpy as np
 from micu.base.errors import ExtraError, StoreError
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import Media
-from micu_extract.probe import ReadProbe
+from micu_extract.pipeline.probe import ReadProbe
 from tests.toy import toy_read
 
 

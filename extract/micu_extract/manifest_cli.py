@@ -19,7 +19,7 @@ from micu.store.overlap import Shared, find_shared
 from micu_extract.datasets import DATASETS
 from micu_extract.datasets.layout import locate_media
 from micu_extract.imports import RELEASED, ImportOrder, import_features
-from micu_extract.probe import describe_probes, probe_media, probe_path, write_probes
+from micu_extract.pipeline.probe import describe_probes, probe_media, probe_path, write_probes
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 

@@ -21,9 +21,8 @@ from micu_extract.cluster.dask.engine import check_cluster_job, extract_on_clust
 from micu_extract.flow.methods import FlowSettings
 from micu_extract.media.pictures import check_decoder
 from micu_extract.media.readers import describe_reading, read_several
-from micu_extract.media.script import leave_import
 from micu_extract.media.source import Reading, find_media
-from micu_extract.media.workers import check_system
+from micu_extract.media.workers import check_system, leave_import
 from micu_extract.pipeline.decode_ahead import ALL_FAILED, TOO_MANY_FAILED, Target, extract_several
 from micu_extract.pipeline.plan import Job, Limit, Plan, plan_extraction, usual_rows
 from micu_extract.pipeline.writer import Summary

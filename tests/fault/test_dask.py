@@ -273,7 +273,7 @@ def worker_with_another_micu(address: str, folder: Path) -> Iterator[None]:
         shutil.copytree(
             PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
         )
-    code = folder / "extract/micu_extract/media/sampling.py"
+    code = folder / "extract/micu_extract/media/frames.py"
     code.write_text(code.read_text() + "\nHALF = 0.5\n")
     process = subprocess.Popen(
         [sys.executable, *ANOTHER, address],

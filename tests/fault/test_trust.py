@@ -13,8 +13,8 @@ import micu_extract.pipeline.writer as writer
 from micu.base.errors import DecodeError, StoreError
 from micu.store.manifest import Clip
 from micu.store.sets import Failure, FeatureStore, append_ledger, read_ledger
+from micu_extract.media.decoding import Trouble, decode_clip
 from micu_extract.media.source import find_media
-from micu_extract.media.workers import Trouble, decode_clip
 from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
 from tests.toy import Toy, shard_bytes, toy_plan, toy_read
 

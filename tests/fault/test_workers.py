@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-import micu_extract.media.blocks as blocks
+import micu_extract.media.decoding as decoding
 import micu_extract.media.workers as workers
-import micu_extract.probe as probe
+import micu_extract.pipeline.probe as probe
 from micu.base.errors import DeviceError, MicuError
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureStore, read_ledger
@@ -58,7 +58,7 @@ def shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that takes the place of the machine's shared memory."""
     folder = tmp_path / "shm"
     folder.mkdir()
-    monkeypatch.setattr(blocks, "shared_memory", lambda: folder)
+    monkeypatch.setattr(decoding, "shared_memory", lambda: folder)
     return folder
 
 
@@ -252,7 +252,7 @@ def test_a_block_without_room_is_not_written(
 
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     clip = Clip(clip_id="5", text="one")
-    parcel = workers._decode_to_block(read_arrays, tmp_path, clip, ("a",))
+    parcel = decoding.decode_to_block(read_arrays, tmp_path, clip, ("a",))
 
     assert parcel.block == ""
     np.testing.assert_array_equal(parcel.open().media["a"].units, array_read(clip, "a").units)
@@ -285,9 +285,9 @@ def test_blocks_of_a_killed_run_go_with_the_next_one_and_no_others_do(shared_mem
     code = (
         "import time\n"
         "from pathlib import Path\n"
-        "import micu_extract.media.blocks as blocks\n"
-        f"blocks.shared_memory = lambda: Path({str(shared_memory)!r})\n"
-        "with blocks.block_folder() as folder:\n"
+        "import micu_extract.media.decoding as decoding\n"
+        f"decoding.shared_memory = lambda: Path({str(shared_memory)!r})\n"
+        "with decoding.block_folder() as folder:\n"
         "    (folder / 'block').touch()\n"
         "    print(folder, flush=True)\n"
         "    time.sleep(600)\n"
@@ -296,13 +296,13 @@ def test_blocks_of_a_killed_run_go_with_the_next_one_and_no_others_do(shared_mem
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         theirs = Path(run.stdout.readline().strip())
-        with blocks.block_folder() as ours:
-            blocks.remove_abandoned()
+        with decoding.block_folder() as ours:
+            decoding.remove_abandoned()
             assert theirs.is_dir()
             assert ours.is_dir()
         run.kill()
     assert (theirs / "block").is_file()
-    with blocks.block_folder():
+    with decoding.block_folder():
         assert not theirs.exists()
     assert list(shared_memory.iterdir()) == []
 
@@ -584,7 +584,7 @@ def test_a_script_that_is_no_file_is_told_to_be_one(tmp_path: Path, script: str)
 PROBES = """
 import sys
 from pathlib import Path
-from micu_extract.probe import probe_media
+from micu_extract.pipeline.probe import probe_media
 from micu.store.manifest import read_manifest
 
 clips = read_manifest(Path("m.csv"), ("path",)).clips

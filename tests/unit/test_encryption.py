@@ -9,7 +9,7 @@ import pytest
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import FrameInput, WaveformInput
-from micu_extract.media.encryption import is_encrypted
+from micu_extract.media.formats import is_encrypted
 from tests.media_files import read_media, tone, write_media
 
 FRAMES = FrameInput(fps=1, resize=16, crop=16)

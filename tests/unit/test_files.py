@@ -22,7 +22,7 @@ from micu.base.files import (
     write_atomically,
 )
 from micu.cli.outputs import try_file, try_folder
-from micu_extract.media.blocks import block_folder
+from micu_extract.media.decoding import block_folder
 
 
 def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(tmp_path):

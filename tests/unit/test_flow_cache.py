@@ -21,9 +21,9 @@ from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import FlowInput, Media
 from micu_extract.flow.methods import FlowSettings
+from micu_extract.media.decoding import decode_clip
 from micu_extract.media.readers import read
 from micu_extract.media.source import Reading
-from micu_extract.media.workers import decode_clip
 from tests.media_files import HASTY_FLOW, skip_without_decord, write_media
 
 WANTS = FlowInput(clip_len=2, interval=3, resize=32, crop=24)

@@ -6,7 +6,7 @@ from click.testing import CliRunner, Result
 
 from micu.store.manifest import read_manifest
 from micu_extract.cli import cli
-from micu_extract.probe import probe_file
+from micu_extract.pipeline.probe import probe_file
 from tests.media_files import tone, write_media
 
 

@@ -16,8 +16,8 @@ from micu_extract.flow.quantize import quantize_flow, still_level
 from micu_extract.flow.sampling import FlowPlan, Pair, plan_fields
 from micu_extract.media import damage as streams
 from micu_extract.media.damage import Damage, check_unit_bytes, too_short
+from micu_extract.media.frames import find_covered_s, note_decoding
 from micu_extract.media.pictures import Picture, center_crop, fit_short_side
-from micu_extract.media.sampling import find_covered_s, note_decoding
 from micu_extract.media.source import Reading, Source, Window
 
 CALL_BYTES = 512 * 2**20

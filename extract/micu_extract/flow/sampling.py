@@ -7,7 +7,7 @@ from fractions import Fraction
 from itertools import takewhile
 
 from micu_extract.backbones.base import FlowInput, count_steps
-from micu_extract.media.sampling import find_first_second, iter_instants
+from micu_extract.media.frames import find_first_second, iter_instants
 from micu_extract.media.source import Window
 
 Pair = tuple[int, int]

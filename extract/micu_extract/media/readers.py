@@ -45,8 +45,8 @@ from micu_extract.media.stills import open_source
 
 __all__ = ["DECODERS", "DECODE_ERRORS", "READERS", "describe_reading", "read", "read_several"]
 
-Outcome = Media | DecodeError
-Reader = Callable[[Clip, Sequence[Any], Reading], list[Outcome]]
+Found = Media | DecodeError
+Reader = Callable[[Clip, Sequence[Any], Reading], list[Found]]
 READERS: Registry[Reader] = Registry("reader")
 
 PICTURE_READERS.register("decord")(read_pictures_with_decord)
@@ -80,9 +80,7 @@ def read(clip: Clip, wants: InputSpec, reading: Reading) -> Media:
     return outcome
 
 
-def read_several(
-    clip: Clip, wants: Mapping[str, InputSpec], reading: Reading
-) -> dict[str, Outcome]:
+def read_several(clip: Clip, wants: Mapping[str, InputSpec], reading: Reading) -> dict[str, Found]:
     """Decode a clip once for several backbones.
 
     Args:
@@ -101,7 +99,7 @@ def read_several(
     together: dict[Reader, list[str]] = {}
     for name, spec in wants.items():
         together.setdefault(READERS[spec.kind], []).append(name)
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, Found] = {}
     for reader, names in together.items():
         found = _read_safely(reader, clip, [wants[name] for name in names], reading)
         outcomes.update(zip(names, found, strict=True))
@@ -110,7 +108,7 @@ def read_several(
 
 def _read_safely(
     reader: Reader, clip: Clip, wants: Sequence[InputSpec], reading: Reading
-) -> list[Outcome]:
+) -> list[Found]:
     """What a reader gives; an error of the media is one for each of `wants`."""
     try:
         return reader(clip, wants, reading)
@@ -171,10 +169,10 @@ COLLECTORS: Mapping[str, Callable[[Clip, Any, Reading], PictureCollector]] = {
 
 @READERS.register("frames")
 @READERS.register("flow")
-def read_pictures_once(clip: Clip, wants: Sequence[InputSpec], reading: Reading) -> list[Outcome]:
+def read_pictures_once(clip: Clip, wants: Sequence[InputSpec], reading: Reading) -> list[Found]:
     """Frames and flow of a clip's pictures, which are decoded once."""
     collectors = [COLLECTORS[spec.kind](clip, spec, reading) for spec in wants]
-    outcomes: list[Outcome | None] = [collector.find_kept() for collector in collectors]
+    outcomes: list[Found | None] = [collector.find_kept() for collector in collectors]
     if all(outcomes):
         return [outcome for outcome in outcomes if outcome is not None]
     damage = Damage()
@@ -201,7 +199,7 @@ def _take(collector: PictureCollector, picture: Picture, source: Source) -> Deco
     return None
 
 
-def _finish(collector: PictureCollector, source: Source, damage: Damage) -> Outcome:
+def _finish(collector: PictureCollector, source: Source, damage: Damage) -> Found:
     try:
         return collector.finish(source, damage)
     except DecodeError as error:
@@ -209,7 +207,7 @@ def _finish(collector: PictureCollector, source: Source, damage: Damage) -> Outc
 
 
 @READERS.register("waveform")
-def read_sound_once(clip: Clip, wants: Sequence[WaveformInput], reading: Reading) -> list[Outcome]:
+def read_sound_once(clip: Clip, wants: Sequence[WaveformInput], reading: Reading) -> list[Found]:
     """Mono sound at each `sample_rate`, in windows of each `window_s` seconds; decoded once.
 
     Cut to the manifest's window at the file's own rate, exact to the sample, then resampled: what
@@ -236,7 +234,7 @@ def read_sound_once(clip: Clip, wants: Sequence[WaveformInput], reading: Reading
         real = sound.find_real(steps)
         if not real.any():
             raise too_short(source)
-    outcomes: list[Outcome] = []
+    outcomes: list[Found] = []
     for spec in wants:
         waveform = sound.resampled(spec.sample_rate)[: steps * spec.sample_rate]
         units, times_s = cut_windows(waveform, spec.sample_rate, spec.window_s)
@@ -245,7 +243,7 @@ def read_sound_once(clip: Clip, wants: Sequence[WaveformInput], reading: Reading
 
 
 @READERS.register("text")
-def read_text(clip: Clip, wants: Sequence[TextInput], reading: Reading) -> list[Outcome]:
+def read_text(clip: Clip, wants: Sequence[TextInput], reading: Reading) -> list[Found]:
     """The text of the manifest row; a single unit without a place in time."""
     if not clip.text.strip():
         raise DecodeError("no_text", f"clip {clip.clip_id!r}: the manifest's text is empty")

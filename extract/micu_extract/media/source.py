@@ -19,8 +19,15 @@ import av
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
 from micu_extract.flow.methods import FlowSettings
-from micu_extract.media.encryption import holds_encrypted, is_encrypted
-from micu_extract.media.formats import BARE, CONTAINERS, PILLOW, find_still, holds_one_photograph
+from micu_extract.media.formats import (
+    BARE,
+    CONTAINERS,
+    PILLOW,
+    find_still,
+    holds_encrypted,
+    holds_one_photograph,
+    is_encrypted,
+)
 from micu_extract.media.media_file import IO_ERROR as IO_ERROR
 from micu_extract.media.media_file import MediaFile
 from micu_extract.media.media_file import find_media as find_media

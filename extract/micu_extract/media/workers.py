@@ -7,64 +7,37 @@ others go on. Arrays come back through shared memory, not through a pipe.
 
 import functools
 import itertools
-import mmap
 import multiprocessing
 import os
 import signal
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, spawn
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+import click
 from pebble import ProcessExpired, ProcessPool
 
-from micu.base.errors import ClipError, ConfigError, DecodeError, DeviceError, MicuError, StoreError
+from micu.base.errors import ConfigError, MicuError
 from micu.base.files import hold_folders
-from micu.base.process import known_signals
+from micu.base.process import EXIT_USAGE, known_signals
 from micu.store.manifest import Clip
-from micu_extract.backbones.base import Media
-from micu_extract.media.blocks import block_folder, write_block
-from micu_extract.media.script import check_script, leave_import
-from micu_extract.media.source import IO_ERROR
+from micu_extract.media.decoding import (
+    Outcome,
+    Parcel,
+    Reader,
+    Trouble,
+    block_folder,
+    decode_clip,
+    decode_to_block,
+)
 from micu_extract.media.watch import Watch
-
-Reader = Callable[[Clip, Sequence[str]], Mapping[str, Media | DecodeError]]
-"""Decodes a clip for the backbones of those names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why a clip was not decoded."""
-
-    code: str
-    message: str
-    trace: str = ""
-    """Of an error that nobody foresaw."""
-    may_pass: bool = False
-    """It may have been chance: the clip deserves another try."""
-    wait_s: float = 0.0
-    """How long to wait before that, s."""
-    is_guilty: bool = True
-    """Whether it may be the clip's fault, so that it is tried a limited number of times."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one clip."""
-
-    media: Mapping[str, Media | Trouble]
-    """By the name of the backbone that it is for."""
-    read_s: float
-    """How long it took, s."""
 
 
 class Decoders(Protocol):
@@ -82,50 +55,6 @@ class Decoders(Protocol):
             OSError: The disk refused what a reader keeps.
         """
         ...
-
-
-def decode_clip(read: Reader, clip: Clip, names: Sequence[str]) -> Outcome:
-    """Read a clip; whatever its media cause becomes a value.
-
-    Raises:
-        MicuError: A mistake of the whole run, not of the clip.
-        OSError: The disk refused what a reader keeps, such as computed flow.
-    """
-    started = time.monotonic()
-    media: dict[str, Media | Trouble]
-    try:
-        media = {
-            name: _trouble(found) if isinstance(found, ClipError) else found
-            for name, found in read(clip, names).items()
-        }
-    except ClipError as error:
-        media = dict.fromkeys(names, _trouble(error))
-    except StoreError as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        # Only now: readers take an error of the system for one of the media.
-        raise OSError(str(error)) from error
-    except MicuError:
-        raise
-    except Exception as error:  # one clip must not end a run of days
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
-            raise DeviceError(
-                f"the device has no memory left to compute flow ({error}); {_LESS}"
-            ) from error
-        told = Trouble("unexpected", " ".join(repr(error).split()), traceback.format_exc())
-        media = dict.fromkeys(names, told)
-    return Outcome(media, time.monotonic() - started)
-
-
-IO_WAIT_S = 2.0
-"""How long a file system that did not answer is left alone, s."""
-_LESS = "type fewer --workers, or --device cpu"
-
-
-def _trouble(error: ClipError) -> Trouble:
-    may_pass = error.code == IO_ERROR
-    wait_s = IO_WAIT_S if may_pass else 0.0
-    return Trouble(error.code, " ".join(str(error).split()), may_pass=may_pass, wait_s=wait_s)
 
 
 # --- in this process ---------------------------------------------------------------------------
@@ -173,6 +102,53 @@ def check_system() -> None:
             "extract on one of them (WSL counts as Linux): features are read, trained on and "
             "evaluated everywhere"
         ) from error
+
+
+# --- scripts that start an extraction ----------------------------------------------------------
+
+
+def leave_import() -> None:
+    """End this process, without a word, if it is a worker that imports the script of the run."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(EXIT_USAGE)
+
+
+def check_script(context: BaseContext) -> None:
+    """End the run with a sentence and exit code 2 if workers cannot import the script that runs.
+
+    One that starts the extraction while it is imported would start it again in every worker.
+
+    Args:
+        context: What starts the workers.
+    """
+    data = spawn.get_preparation_data("")
+    main = data.get("init_main_from_path") or data.get("init_main_from_name")
+    if main is None:
+        return
+    if "init_main_from_path" in data and not Path(main).exists():
+        click.echo(
+            f"error: {main}: expected an extraction that is started from a file, which every "
+            "worker process imports, got a script that is none; save it as a file, and type: "
+            "python FILE",
+            err=True,
+        )
+        sys.exit(EXIT_USAGE)
+    # Only an import tells for certain: there are many ways to write a guard.
+    trial = context.Process(target=_nothing)  # type: ignore[attr-defined]
+    trial.start()
+    trial.join()
+    if trial.exitcode == EXIT_USAGE:
+        click.echo(
+            f"error: {main}: expected the extraction to start under if __name__ == '__main__', "
+            "got it while the script is imported, which every worker process does; write: "
+            "if __name__ == '__main__': and indent what starts it",
+            err=True,
+        )
+        sys.exit(EXIT_USAGE)
+
+
+def _nothing() -> None:
+    """What a trial does once it has imported the script."""
 
 
 # --- in processes that can be killed -----------------------------------------------------------
@@ -247,7 +223,7 @@ class _Processes:
     def __init__(
         self,
         build_pool: Callable[[], ProcessPool],
-        decode: "Callable[..., Parcel]",
+        decode: Callable[..., Parcel],
         watch: Watch,
     ) -> None:
         self._build_pool = build_pool
@@ -362,81 +338,11 @@ _for_life = ExitStack()
 """What a worker keeps to its end."""
 
 
-def _begin(read: Reader, blocks: Path, number: int, clip: Clip, names: Sequence[str]) -> "Parcel":
+def _begin(read: Reader, blocks: Path, number: int, clip: Clip, names: Sequence[str]) -> Parcel:
     """Read a clip in a worker, and say when that begins and ends."""
     assert _reports is not None
     _reports.send((number, os.getpid()))
     try:
-        return _decode_to_block(read, blocks, clip, names)
+        return decode_to_block(read, blocks, clip, names)
     finally:  # while a worker that hangs is killed, the others wait to hand over what they have
         _reports.send((number, 0))
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrays:
-    """The units of one `Media`, which lie in a block."""
-
-    dtype: str
-    shapes: tuple[tuple[int, ...], ...]
-    is_one: bool
-    """Whether they are one array, not a list."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """An outcome on its way out of a worker; large arrays lie in a block of shared memory."""
-
-    outcome: Outcome | None
-    fatal: str = ""
-    """Message of a mistake of the whole run."""
-    block: str = ""
-    """File of the block; empty if nothing is outside."""
-    arrays: Mapping[str, _Arrays] = field(default_factory=dict)
-    """By name, in the order of the block."""
-
-    def open(self) -> Outcome:
-        """The outcome with its arrays, which map the block; its file goes at once."""
-        assert self.outcome is not None
-        if not self.block:
-            return self.outcome
-        path = Path(self.block)
-        with path.open("r+b") as file:
-            memory = mmap.mmap(file.fileno(), 0)
-        path.unlink()
-        media, start = dict(self.outcome.media), 0
-        for name, described in self.arrays.items():
-            units: list[NDArray[Any]] = []
-            for shape in described.shapes:
-                flat = np.frombuffer(memory, described.dtype, int(np.prod(shape)), start)
-                units.append(flat.reshape(shape))
-                start += flat.nbytes
-            bare = media[name]
-            assert isinstance(bare, Media)
-            media[name] = replace(bare, units=units[0] if described.is_one else units)
-        return replace(self.outcome, media=media)
-
-
-def _decode_to_block(read: Reader, blocks: Path, clip: Clip, names: Sequence[str]) -> Parcel:
-    """Read a clip in a worker."""
-    try:
-        outcome = decode_clip(read, clip, names)
-    except DeviceError:
-        raise
-    except MicuError as error:
-        return Parcel(None, fatal=str(error))
-    media = dict(outcome.media)
-    arrays: list[NDArray[Any]] = []
-    described: dict[str, _Arrays] = {}
-    for name, found in outcome.media.items():
-        units: Any = found.units if isinstance(found, Media) else ()
-        is_one = isinstance(units, np.ndarray)
-        parts = [units] if is_one else list(units)
-        if isinstance(found, Media) and parts and isinstance(parts[0], np.ndarray):
-            arrays += parts
-            shapes = tuple(part.shape for part in parts)
-            described[name] = _Arrays(parts[0].dtype.str, shapes, is_one)
-            media[name] = replace(found, units=())
-    block = write_block(arrays, blocks)
-    if not block:
-        return Parcel(outcome)
-    return Parcel(replace(outcome, media=media), block=block, arrays=described)

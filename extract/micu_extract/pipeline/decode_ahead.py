@@ -18,14 +18,12 @@ from micu.base.files import hold_folders
 from micu.base.process import StopFlag, stop_signals
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import Backbone, Media
-from micu_extract.media.script import leave_import
+from micu_extract.media.decoding import Outcome, Reader, Trouble
 from micu_extract.media.workers import (
     Decoders,
-    Outcome,
-    Reader,
-    Trouble,
     decode_in_processes,
     decode_in_threads,
+    leave_import,
 )
 from micu_extract.pipeline.plan import JUDGED_FIRST, Limit, Plan
 from micu_extract.pipeline.writer import SetWriter, Summary

@@ -35,7 +35,6 @@ from micu.store.sets import (
 from micu.store.shard import Shard
 from micu_extract.backbones.base import count_steps
 from micu_extract.cluster.shares import Part, refuse_other_partitions
-from micu_extract.media.script import leave_import
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +169,6 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         StoreError: The folder holds features that were made otherwise, and `overwrite` is not set.
         ConfigError: The part does not go with the options, or with the parts in the folder.
     """
-    leave_import()
     folder = set_folder(job.out, job.manifest.name, spec.modality, spec.backbone)
     _check_part(job, folder)
     clips = job.manifest.clips

@@ -15,8 +15,9 @@ from micu.base.files import write_atomically
 from micu.base.process import StopFlag
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import MIN_STEP_S, Media
+from micu_extract.media.decoding import Outcome
 from micu_extract.media.stills import open_source
-from micu_extract.media.workers import Outcome, decode_in_processes
+from micu_extract.media.workers import decode_in_processes
 from micu_extract.pipeline.decode_ahead import Work, decode_ahead
 
 SHORT, GOOD = "short", "ok"
@@ -26,7 +27,7 @@ _NAME = "probe"
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class MediaProbe:
     """What the file of one clip is like, from its header: nothing is decoded."""
 
     clip_id: str
@@ -47,7 +48,7 @@ def probe_path(manifest: Path) -> Path:
 
 def probe_media(
     clips: Sequence[Clip], media_root: Path, workers: int, timeout_s: float = PROBE_S
-) -> list[Probe]:
+) -> list[MediaProbe]:
     """Open the file of every clip, each file once, in processes that a file may take along.
 
     Args:
@@ -80,19 +81,19 @@ class ReadProbe:
         return dict.fromkeys(names, Media([], np.zeros(0), 0.0, 0, notes))
 
 
-def _open(clip: Clip, outcome: Outcome, timeout_s: float) -> Probe:
+def _open(clip: Clip, outcome: Outcome, timeout_s: float) -> MediaProbe:
     """What a worker found out about a file, or what the file did to the worker."""
     found = outcome.media[_NAME]
     if isinstance(found, Media):
         noted: dict[str, Any] = {"duration_s": None, **found.notes}
-        return Probe(**noted)
+        return MediaProbe(**noted)
     message = found.message
     if found.code == "timeout":
         message = f"{clip.path!r}: opening it took longer than {timeout_s:g} s"
-    return Probe("", clip.path, found.code, None, video=False, audio=False, message=message)
+    return MediaProbe("", clip.path, found.code, None, video=False, audio=False, message=message)
 
 
-def probe_file(path: str, media_root: Path) -> Probe:
+def probe_file(path: str, media_root: Path) -> MediaProbe:
     """What a media file holds; `clip_id` is left empty."""
     clip = Clip(clip_id=path, path=path)
     duration_s: float | None = None
@@ -109,10 +110,10 @@ def probe_file(path: str, media_root: Path) -> Probe:
     if reason is None and not any(has.values()):
         reason = DecodeError("unreadable", f"{path!r}: the file has neither pictures nor sound")
     code, message = (reason.code, str(reason)) if reason else (GOOD, "")
-    return Probe("", path, code, duration_s, has["video"], has["audio"], message)
+    return MediaProbe("", path, code, duration_s, has["video"], has["audio"], message)
 
 
-def _judge(clip: Clip, probe: Probe) -> Probe:
+def _judge(clip: Clip, probe: MediaProbe) -> MediaProbe:
     """The probe of a clip's file, with what it means for the clip."""
     probe = replace(probe, clip_id=clip.clip_id)
     end_s = clip.end_s if clip.end_s is not None else (clip.start_s or 0.0) + MIN_STEP_S
@@ -124,11 +125,11 @@ def _judge(clip: Clip, probe: Probe) -> Probe:
     return probe
 
 
-def write_probes(path: Path, probes: Sequence[Probe]) -> None:
-    """Write the report: one row per clip with media, one column per field of `Probe`."""
+def write_probes(path: Path, probes: Sequence[MediaProbe]) -> None:
+    """Write the report: one row per clip with media, one column per field of `MediaProbe`."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Probe))
+    writer.writerow(field.name for field in fields(MediaProbe))
     for probe in probes:
         length = "" if probe.duration_s is None else f"{probe.duration_s:.3f}"
         values = astuple(replace(probe, message=" ".join(probe.message.split())))
@@ -137,7 +138,7 @@ def write_probes(path: Path, probes: Sequence[Probe]) -> None:
     write_atomically(path, table.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def describe_probes(probes: Sequence[Probe]) -> str:
+def describe_probes(probes: Sequence[MediaProbe]) -> str:
     """Counts in one line."""
     states = Counter(probe.state for probe in probes)
     told = ", ".join(f"{count} {state}" for state, count in states.most_common())
