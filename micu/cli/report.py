@@ -14,9 +14,9 @@ from micu.base.errors import ConfigError
 from micu.base.files import write_atomically
 from micu.base.process import exit_codes
 from micu.cli.evaluate import main as evaluate
-from micu.cli.outputs import refuse_shared, try_file
+from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.evaluate.report import Table, render_markdown
-from micu.report.clip_map import METHODS
+from micu.report.figures import METHODS
 from micu.report.paper import COLUMNS, SETTINGS, TABLES, Printed, select_table, tabulate_printed
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -81,8 +81,12 @@ def main() -> None:
     "outputs",
     type=click.Path(path_type=Path),
     multiple=True,
-    required=True,
     help="Where to; .html, .md or .csv says what. Repeatable.",
+)
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path),
+    help="Folder for every drawing as PDF, PNG (300 dpi) and SVG, for a paper.",
 )
 @click.option(
     "--map",
@@ -93,7 +97,9 @@ def main() -> None:
     help="How clips are placed in the plane. auto: t-SNE if scikit-learn is installed (extra "
     "`report`), else PCA; the report says which.",
 )
-def report(runs: tuple[Path, ...], outputs: tuple[Path, ...], map_method: str) -> None:
+def report(
+    runs: tuple[Path, ...], outputs: tuple[Path, ...], figures: Path | None, map_method: str
+) -> None:
     """Put results beside the paper's figures, with curves, maps and provenance.
 
     RUNS are results files and what else belongs to a report: details (--details), codebook counts
@@ -106,13 +112,21 @@ def report(runs: tuple[Path, ...], outputs: tuple[Path, ...], map_method: str) -
         for path in outputs:
             _renderer(path)
         from micu.report.build import build_report
+        from micu.report.drawings import write_drawings
+        from micu.report.page import drawings_of
         from micu.report.read import METRICS, gather
 
-        drawn = any(path.suffix == ".html" for path in outputs)
+        if not outputs and figures is None:
+            raise ConfigError("expected -o report.html, or --figures FOLDER, got neither")
+        drawn = figures is not None or any(path.suffix == ".html" for path in outputs)
         if map_method != "auto" and not drawn:
-            raise ConfigError(f"--map {map_method}: only a page (-o report.html) has maps")
+            raise ConfigError(
+                f"--map {map_method}: only a page (-o report.html) and --figures have maps"
+            )
         for path in outputs:
             try_file("-o", path)
+        if figures is not None:
+            try_folder("--figures", figures)
         material = gather(runs)
         read = (Path(name) for name in (*material.sources, *material.codebooks))
         metrics = (Path(name) / METRICS for name in material.trainings)
@@ -121,6 +135,9 @@ def report(runs: tuple[Path, ...], outputs: tuple[Path, ...], map_method: str) -
         for path in outputs:
             write_atomically(path, _renderer(path)(material, sections).encode())
             click.echo(f"{path}: {len(material.results)} figures", err=True)
+        if figures is not None:
+            count = write_drawings(drawings_of(sections), figures)
+            click.echo(f"{figures}: {count} drawings", err=True)
 
 
 def _renderer(path: Path) -> Callable[[Any, Any], str]:

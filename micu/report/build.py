@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from micu.evaluate.report import Row, Table, list_of, name_lists
 from micu.report.compare import MODEL, Line, compare, short_preset, tabulate_lines
+from micu.report.drawings import COLOURS, GREY, Bar, Drawing, draw_bars
 from micu.report.figures import draw_codebook, draw_training
 from micu.report.open_set import open_set_section
-from micu.report.page import Block, Code, Drawing, Fold, Section, Title, render_html
+from micu.report.page import Block, Code, Drawings, Fold, Section, Title, render_html
 from micu.report.paper import SETTINGS, TABLES, read_printed
 from micu.report.read import Material, Result, result_of
 from micu.report.remarks import tell_presets, tell_remarks
 from micu.report.summary import summary_blocks
-from micu.report.svg import draw_bars, figure, legend
 from micu.store.sets import Header
 
 EXTRA_METRICS = {
@@ -33,7 +33,7 @@ LEAKS = {
 }
 """What the names in "rests on" mean, up to their colon."""
 
-BLIND, ON_TEST = "var(--s0)", "var(--s4)"
+BLIND, ON_TEST = COLOURS[0], GREY
 """Colours of bars, by whether anything was chosen on the test set."""
 
 PAPER_SCORES = ("", "msp")
@@ -57,7 +57,7 @@ def build_report(material: Material, map_method: str = "auto") -> list[Section]:
 
     Args:
         material: What was found.
-        map_method: How clips are placed in the plane, see `micu.report.clip_map`.
+        map_method: How clips are placed in the plane, see `micu.report.figures`.
     """
     elsewhere = [row for row in material.results if row.other_split]
     lines = compare([row for row in material.results if not row.other_split])
@@ -96,25 +96,21 @@ def _overview(material: Material, lines: Sequence[Line]) -> list[Block]:
         _chart(setting, [line for line in compared if line.of.setting == setting])
         for setting in dict.fromkeys(line.of.setting for line in compared if "hos" in line.cells)
     ]
-    blocks += [Drawing("".join(charts))] if charts else []
+    blocks += [Drawings(charts)] if charts else []
     blocks += _tell_leaks(lines)
     if material.skipped:
         blocks.append(f"Not read: {'; '.join(material.skipped)}")
     return blocks
 
 
-def _chart(setting: str, lines: Sequence[Line]) -> str:
+def _chart(setting: str, lines: Sequence[Line]) -> Drawing:
     """HOS of one setting beside the paper's."""
     title = f"HOS, {setting}: ours (bar) and the paper's (mark), %"
-    keys = [
-        ("blind to the test set", BLIND, -1),
-        ("threshold, epoch or checkpoint chosen on it", ON_TEST, -1),
-    ]
-    drawing = draw_bars(title, "Bars are ours, marks the paper's.", _bars(lines), "paper")
-    return figure(drawing, title, legend(keys))
+    key = {"blind to the test set": BLIND, "threshold, epoch or checkpoint chosen on it": ON_TEST}
+    return draw_bars(title, "Bars are ours, marks the paper's.", _bars(lines), "paper", key)
 
 
-def _bars(lines: Sequence[Line]) -> list[tuple[str, float, float, str]]:
+def _bars(lines: Sequence[Line]) -> list[Bar]:
     """Label, HOS of ours and of the paper, colour; scores of ours only where a job has no `msp`."""
     found = [
         (line, cell, cell.printed)
@@ -278,7 +274,7 @@ def _codebooks(material: Material) -> list[Block]:
         blocks.append(tabulate_lines(lines, metrics))
     for name, use in material.codebooks.items():
         told = f"{name} (protocol {use.protocol})" if use.protocol else name
-        blocks += [Title(told), Drawing(draw_codebook(use))]
+        blocks += [Title(told), Drawings(draw_codebook(use))]
     return blocks
 
 
@@ -302,7 +298,7 @@ def _trainings(material: Material) -> list[Block]:
         ]
         terms = [term for term in (*LOSSES, *others) if term in columns]
         last = f"{int(columns['step'][-1])} steps"
-        blocks += [Title(f"{name}: {last}"), Drawing(draw_training(columns, terms))]
+        blocks += [Title(f"{name}: {last}"), Drawings(draw_training(columns, terms))]
     return blocks
 
 

@@ -4,10 +4,15 @@ from collections.abc import Sequence
 
 from micu.evaluate.details import Details
 from micu.evaluate.thresholds import ON_TEST
-from micu.report.clip_map import has_tsne
 from micu.report.compare import MODEL, short_preset
-from micu.report.figures import draw_acceptance, draw_confusion, draw_map, draw_thresholds
-from micu.report.page import Block, Drawing, Fold, Section, Title
+from micu.report.figures import (
+    draw_acceptance,
+    draw_confusion,
+    draw_map,
+    draw_thresholds,
+    has_tsne,
+)
+from micu.report.page import Block, Drawings, Fold, Section, Title
 from micu.report.paper import direction_of
 
 CEILING = "ceiling"
@@ -32,21 +37,21 @@ def open_set_section(found: Sequence[Details], map_method: str) -> Section:
         heading = " · ".join(filter(None, (*_names(main), f"seed {keys.get('seed', '')}")))
         drawn = [
             draw_thresholds(main),
-            draw_acceptance(methods),
+            *draw_acceptance(methods),
             draw_confusion(main),
         ]
         names = (*SHARED[:4], "classes_sha256")
         pair = (*(keys.get(name, "") for name in names), _label(main))
         if pair not in mapped and len(main.mapped.embedding):
             mapped.add(pair)
-            drawing, used = draw_map(main, map_method)
-            drawn.append(drawing)
+            maps, used = draw_map(main, map_method)
+            drawn += maps
             placed.add(used)
         told = f"Thresholds, confusion and map: {_label(main)}."
-        body: list[Block] = [Drawing("".join(drawn), told)]
+        body: list[Block] = [Drawings(drawn, told)]
         blocks += [Fold(heading, body)] if _looks_at_the_test(main) else [Title(heading), *body]
     if placed:
-        blocks.insert(0, Drawing("", _tell_maps(placed)))
+        blocks.insert(0, Drawings((), _tell_maps(placed)))
     return Section("Behind the open-set figures", blocks)
 
 

@@ -1,12 +1,14 @@
 """A report as one HTML page that needs nothing but itself, or as Markdown without the drawings."""
 
-from collections.abc import Sequence
+import html
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from micu.base.errors import show_unseen
 from micu.evaluate.markdown import paragraph
 from micu.evaluate.report import Table, render_markdown
-from micu.report.svg import escape
+from micu.report.drawings import Drawing, embed
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +19,10 @@ class Title:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
-    """Markup of `micu.report.figures`; Markdown leaves it out, with what is said of it."""
+class Drawings:
+    """Some drawings; Markdown leaves them out, with what is said of them."""
 
-    markup: str
+    drawn: Sequence[Drawing]
     told: str = ""
     """A paragraph above it."""
 
@@ -40,7 +42,7 @@ class Fold:
     blocks: "Sequence[Block]"
 
 
-Block = str | Title | Table | Drawing | Code | Fold
+Block = str | Title | Table | Drawings | Code | Fold
 """A text is a paragraph."""
 
 
@@ -54,13 +56,9 @@ class Section:
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d0d7de;
-  --soft: #59636e; --band: #f6f8fa;
-  --s0: #0969da; --s1: #bf5b04; --s2: #1a7f37; --s3: #8250df; --s4: #6e7781;
-  --three: #7c3aed; --two: #e8860c; --one: #0aa5b8; --four: #c2255c; --class-light: 40%; }
+  --band: #f6f8fa; --link: #0969da; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --line: #30363d;
-  --soft: #9198a1; --band: #161b22;
-  --s0: #58a6ff; --s1: #f0883e; --s2: #56d364; --s3: #bc8cff; --s4: #8b949e;
-  --three: #a78bfa; --two: #fb9a3c; --one: #22d3ee; --four: #f06595; --class-light: 65%; } }
+  --band: #161b22; --link: #58a6ff; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 76rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
@@ -69,7 +67,7 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin: 2.2
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p { max-width: 48rem; margin: .6rem 0; }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: 0; list-style: none; }
-a { color: var(--s0); }
+a { color: var(--link); }
 .wide { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem;
   overflow-wrap: normal; margin: .6rem 0; }
@@ -83,17 +81,9 @@ pre { border: 1px solid var(--line); background: var(--band); padding: .7rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem 1.6rem; align-items: flex-start; }
 figure { margin: .4rem 0; width: 22rem; max-width: 100%; flex: none; }
-figure:has(svg[style]) { width: auto; }
 figcaption { font-weight: 600; font-size: .9rem; margin-bottom: .3rem; max-width: 22rem; }
 svg.chart { display: block; width: 100%; height: auto; }
-svg text { fill: var(--ink); font-size: 12px; }
-svg .small { font-size: 10px; } svg.key { vertical-align: -1px; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem .9rem; padding: 0;
-  margin: .3rem 0; font-size: .85rem; max-width: 22rem; }
-path { fill: none; } .axis { stroke: var(--soft); } .grid { stroke: var(--line); }
-.faint { stroke: var(--soft); stroke-dasharray: 3 4; } .curve { stroke-width: 2; }
-.mark { stroke: var(--ink); stroke-dasharray: 4 3; } .points { stroke-width: 4.5; opacity: .75; }
-.target { stroke: var(--ink); stroke-width: 3; } .frame { fill: none; stroke: var(--line); }
+svg * { stroke-linejoin: round; stroke-linecap: butt; }
 details { margin: .8rem 0; } summary { cursor: pointer; font-weight: 600; }
 @page { size: landscape; margin: 1cm; }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
@@ -108,15 +98,21 @@ LONG, LONGER = 22, 60
 """Characters from which a cell is wrapped, and from which it is wide besides."""
 
 
+def escape(text: str) -> str:
+    """Text as markup; characters that XML does not have are replaced."""
+    return html.escape("".join(c if c.isprintable() else "�" for c in text))
+
+
 def render_html(title: str, sections: Sequence[Section]) -> str:
     """One HTML page: no network, no script; light and dark, for phones and for paper."""
+    numbers = itertools.count()
     shown = [section for section in sections if section.blocks]
     links = "".join(
         f'<li><a href="#part{i}">{escape(part.heading)}</a></li>' for i, part in enumerate(shown)
     )
     body = "\n".join(
-        f'<section><h2 id="part{i}">{escape(part.heading)}</h2>{_render_blocks(part.blocks)}'
-        "</section>"
+        f'<section><h2 id="part{i}">{escape(part.heading)}</h2>'
+        f"{_render_blocks(part.blocks, numbers)}</section>"
         for i, part in enumerate(shown)
     )
     return (
@@ -130,7 +126,7 @@ def render_html(title: str, sections: Sequence[Section]) -> str:
     )
 
 
-def _render_blocks(blocks: Sequence[Block]) -> str:
+def _render_blocks(blocks: Sequence[Block], numbers: Iterator[int]) -> str:
     parts: list[str] = []
     for block in blocks:
         match block:
@@ -140,14 +136,19 @@ def _render_blocks(blocks: Sequence[Block]) -> str:
                 parts.append(f"<h3>{escape(block.text)}</h3>")
             case Table():
                 parts.append(_render_table(block))
-            case Drawing():
+            case Drawings():
                 parts.append(f"<p>{escape(block.told)}</p>" if block.told else "")
-                parts.append(f'<div class="figures">{block.markup}</div>' if block.markup else "")
+                drawn = "".join(
+                    f"<figure><figcaption>{escape(one.caption)}</figcaption>"
+                    f"{embed(one, next(numbers))}</figure>"
+                    for one in block.drawn
+                )
+                parts.append(f'<div class="figures">{drawn}</div>' if drawn else "")
             case Code():
                 lines = "\n".join(escape(line) for line in block.text.splitlines())
                 parts.append(f"<pre>{lines}</pre>")
             case Fold():
-                inner = _render_blocks(block.blocks)
+                inner = _render_blocks(block.blocks, numbers)
                 parts.append(
                     f"<details><summary>{escape(block.summary)}</summary>{inner}</details>"
                 )
@@ -179,6 +180,22 @@ def _is_number(text: str) -> bool:
     return not text.strip("0123456789.,+−-±–* ")
 
 
+def drawings_of(sections: Sequence[Section]) -> Iterator[Drawing]:
+    """Every drawing of a report, in the order of the page."""
+    return (drawing for section in sections for drawing in _drawings_in(section.blocks))
+
+
+def _drawings_in(blocks: Sequence[Block]) -> Iterator[Drawing]:
+    for block in blocks:
+        match block:
+            case Drawings():
+                yield from block.drawn
+            case Fold():
+                yield from _drawings_in(block.blocks)
+            case _:
+                continue
+
+
 def render_report_markdown(title: str, sections: Sequence[Section]) -> str:
     """The report as Markdown: everything but the drawings."""
     parts = [f"# {paragraph(title)}"]
@@ -204,7 +221,7 @@ def _markdown_blocks(blocks: Sequence[Block]) -> list[str]:
             case Fold():
                 inner = _markdown_blocks(block.blocks)
                 parts += [f"**{paragraph(block.summary)}**", *inner] if inner else []
-            case Drawing():
+            case Drawings():
                 continue
     return _without_bare_titles(parts)
 

@@ -68,9 +68,14 @@ def test_a_folder_of_results_becomes_a_page_markdown_and_csv(
     for folder in find_sets(run / "features"):
         write_ledger(folder, [Failure("clip/99", "decode", "corrupt", "<b>damaged</b>")])
     outputs = [tmp_path / f"report.{suffix}" for suffix in ("html", "md", "csv")]
-    options = [word for path in outputs for word in ("-o", path)]
-    result = micu_eval("report", results, run / "features", *options, "--map", "pca")
+    options: list[object] = [word for path in outputs for word in ("-o", path)]
+    figures = tmp_path / "figures"
+    options += ["--figures", figures, "--map", "pca"]
+    result = micu_eval("report", results, run / "features", *options)
     assert result.exit_code == 0, result.output
+    drawn = [path.name for path in figures.iterdir()]
+    assert outputs[0].read_text().count("<figure>") == len(drawn) / 3
+    assert {name[-4:] for name in drawn} == {".pdf", ".png", ".svg"}
     page = outputs[0].read_text()
     check_page(page)
     for text in (
@@ -119,6 +124,8 @@ def test_a_damaged_file_in_a_folder_is_named_and_the_rest_is_shown(
         (("report", "nowhere.csv", "-o", "r.html"), "no such results file"),
         (("report", "results.csv", "-o", "r.pdf"), ".html, .md, .csv"),
         (("report", "results.csv", "-o", "r.md", "--map", "tsne"), "only a page"),
+        (("report", "results.csv"), "expected -o report.html, or --figures"),
+        (("report", "results.csv", "--figures", "results.csv"), "expected a folder"),
         (("report", "codebook.csv", "-o", "r.md"), "no results in it"),
         (("report", "results.commands.jsonl", "-o", "r.md"), "expected a results file"),
         (("last.pt", "--setting", "ave-15", "--pairs", "v:a"), "ave-14"),

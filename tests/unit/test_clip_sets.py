@@ -21,6 +21,7 @@ from micu.sweep.table import collect, render_sweep, write_table
 from tests.unit.test_compare import RESULT
 from tests.unit.test_details import make_details
 from tests.unit.test_report import ROW
+from tests.unit.test_report_drawings import drawn
 from tests.unit.test_splits import make_clips
 from tests.unit.test_summary import EIGHT, back, table_of
 from tests.unit.test_sweep import plan
@@ -194,10 +195,7 @@ def test_the_mean_of_both_directions_names_the_clips_of_both() -> None:
 
 def test_bars_over_other_clips_say_so() -> None:
     rows = [replace(row, setting="ave-14", preset="micu", seed="1") for row in (TESTED, OTHERS)]
-    sections = build_report(Material(results=rows), "pca")
-    chart = "".join(
-        getattr(block, "markup", "") for section in sections for block in section.blocks
-    )
+    chart = drawn(build_report(Material(results=rows), "pca"))
     assert "clips aaaaaaaa" in chart
     assert "clips bbbbbbbb" in chart
 
@@ -210,13 +208,13 @@ def test_curves_over_other_clips_are_not_laid_over_each_other_without_a_word() -
     for method, titles in (("untrained", 2), ("ceiling", 1)):
         beside = replace(other, keys={**keys, "method": method})
         section = open_set_section([own, beside], "pca")
-        text = "".join(getattr(block, "markup", "") for block in section.blocks)
+        text = drawn([section])
         assert sum(hasattr(block, "text") for block in section.blocks) == titles
         told = f"ceiling (on {len(details.clip_ids)} other clips)"
         assert (told in text) == (method == "ceiling")
     shuffled = replace(details, clip_ids=details.clip_ids[::-1], keys={**keys, "method": "ceiling"})
     section = open_set_section([own, shuffled], "pca")
-    assert "other clips" not in "".join(getattr(b, "markup", "") for b in section.blocks)
+    assert "other clips" not in drawn([section])
 
 
 # --- scores, checkpoints, sweeps -------------------------------------------------------------

@@ -1,7 +1,10 @@
-"""Drawings of a report: well-formed, at the right places, and safe whatever labels say."""
+"""Drawings of a report: what is drawn where, and that no label is anything but text."""
 
 import math
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,9 +13,28 @@ import pytest
 from micu.base.errors import ExtraError
 from micu.evaluate.codebook import CodebookUse
 from micu.evaluate.metrics import accept_rates, auroc, oscr
-from micu.report import clip_map
-from micu.report.clip_map import place_clips, principal_plane
+from micu.report import figures
+from micu.report.drawings import (
+    FORMATS,
+    INK,
+    NAME,
+    Curve,
+    Drawing,
+    Group,
+    draw_bars,
+    draw_curves,
+    draw_points,
+    draw_shares,
+    draw_squares,
+    embed,
+    paint,
+    plain,
+    render,
+    styled,
+    write_drawings,
+)
 from micu.report.figures import (
+    TAKERS,
     confusion,
     draw_acceptance,
     draw_codebook,
@@ -21,103 +43,147 @@ from micu.report.figures import (
     draw_thresholds,
     draw_training,
     oscr_curve,
+    place_clips,
+    principal_plane,
     roc_curve,
     threshold_curves,
 )
-from micu.report.svg import (
-    BOTTOM,
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    TOP,
-    WIDTH,
-    Axis,
-    Curve,
-    draw_bars,
-    draw_cells,
-    draw_curves,
-    draw_points,
-    draw_shares,
-    ticks,
-)
+from micu.report.page import Section, drawings_of
 from tests.unit.test_details import make_details
 
-HOSTILE = '</title></svg><script>alert("1")</script>\x00&'
-UNIT = Axis("share", 0, 1, percent=True)
+HOSTILE = '</title></svg><script>alert("1")</script>\x00&$\\frac{$ _中'
 
 
-def parse(markup: str) -> ElementTree.Element:
-    """Markup as XML; fails if it is not well-formed."""
-    return ElementTree.fromstring(f"<div>{markup}</div>")
+def painted(drawing: Drawing) -> Any:
+    """The only axes of a drawing."""
+    with styled():
+        (axes,) = paint(drawing).axes
+    return axes
 
 
-def numbers(text: str) -> list[float]:
-    return [float(number) for number in re.findall(r"-?\d+\.?\d*", text)]
+def drawn(sections: Sequence[Section]) -> str:
+    """All drawings of a report, as in its page."""
+    return "".join(embed(drawing, number) for number, drawing in enumerate(drawings_of(sections)))
 
 
-def test_a_curve_s_ends_are_where_its_values_say() -> None:
-    curve = Curve("c", [0, 0.5, 1], [0, math.nan, 1])
-    svg = parse(draw_curves("T", "D", [curve], UNIT, UNIT, marks=[(0.25, "here")]))
-    (path,) = [e for e in svg.iter("path") if e.get("class") == "curve"]
-    assert numbers(path.get("d", "")) == [LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, TOP]
-    assert path.get("d", "").count("M") == 2  # NaN breaks the line
-    (mark,) = [e for e in svg.iter("path") if e.get("class") == "mark"]
-    assert numbers(mark.get("d", ""))[0] == pytest.approx(LEFT + (WIDTH - RIGHT - LEFT) / 4)
-
-
-def test_every_drawing_has_a_title_and_a_description_and_escapes_its_labels() -> None:
+def drawings() -> list[Drawing]:
+    """One of each kind, whose labels are markup, formulas and signs without a shape."""
     one = np.eye(2)
-    drawings = [
-        draw_curves(HOSTILE, HOSTILE, [], Axis(HOSTILE, 0, 1), UNIT, marks=[(0.5, HOSTILE)]),
-        draw_bars(HOSTILE, HOSTILE, [(HOSTILE, 0.5, 0.7, "red")], HOSTILE),
+    curves = [Curve(HOSTILE, [0, 1], [0, 1])]
+    return [
+        draw_curves(HOSTILE, HOSTILE, curves, (HOSTILE, 0, 1), ("", 2, 2), mark=(0.5, HOSTILE)),
+        draw_bars(HOSTILE, HOSTILE, [(HOSTILE, 0.5, 0.7, "red")], HOSTILE, {HOSTILE: "red"}),
         draw_shares(HOSTILE, HOSTILE, one, [HOSTILE] * 2, [HOSTILE] * 2),
-        draw_cells(HOSTILE, HOSTILE, [("red", HOSTILE), ("", HOSTILE)]),
-        draw_points(HOSTILE, HOSTILE, one, {HOSTILE: ("red", True, np.array([0, 1]))}),
+        draw_squares(HOSTILE, HOSTILE, ["red", ""], {HOSTILE: "red", "none": ""}),
+        draw_points(
+            HOSTILE, HOSTILE, one, [Group("red", True, np.array([0, 1]))], {HOSTILE: "red"}
+        ),
     ]
-    for drawing in drawings:
-        assert "<script" not in drawing
-        (svg,) = parse(drawing)
-        assert svg.get("role") == "img"
-        assert [child.tag for child in list(svg)[:2]] == ["title", "desc"]
-        assert "alert" in (svg[0].text or "")
-        assert float(svg.get("viewBox", "").split()[2]) <= WIDTH + 100
+
+
+def test_curves_and_marks_are_where_their_values_say_and_nan_breaks_a_line() -> None:
+    curve = Curve("c", [0, 0.5, 1], [0, math.nan, 1])
+    axes = painted(
+        draw_curves("T", "D", [curve], ("x", 0, 1), ("y", 0, 2), percent="x", mark=(0.25, "here"))
+    )
+    mark, line = axes.lines
+    assert np.array_equal(line.get_xydata(), [[0, 0], [0.5, math.nan], [1, 1]], equal_nan=True)
+    assert list(mark.get_xdata()) == [0.25, 0.25]
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 1), (0, 2))
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("x, %", "y")
+    (word,) = axes.texts
+    assert (word.get_text(), word.get_ha()) == ("here", "left")
+    far = painted(draw_curves("T", "D", [], ("x", 0, 1), ("y", 0, 1), mark=(0.51, "here")))
+    assert far.texts[0].get_ha() == "right"  # else the word would leave the drawing
+
+
+@pytest.mark.parametrize("drawing", drawings(), ids=lambda drawing: drawing.paint.__qualname__)
+def test_every_drawing_has_a_title_and_a_description_and_its_labels_are_text(
+    drawing: Drawing,
+) -> None:
+    markup = embed(drawing, 3)
+    svg = ElementTree.fromstring(markup.replace("xlink:", ""))
+    assert "<script" not in markup
+    assert svg.get("role") == "img"
+    assert [child.tag for child in list(svg)[:2]] == ["title", "desc"]
+    assert [child.text for child in list(svg)[:2]] == [HOSTILE.replace("\x00", "�")] * 2
+    assert not re.search("https?:|//[a-z]|<style|<image|@import", markup)
+    assert not re.search(r"url\((?!#)", markup)
+
+
+def test_text_and_axes_have_the_page_s_ink_and_nothing_covers_the_page() -> None:
+    drawing = draw_curves("T", "D", [], ("a label", 0, 1), ("y", 0, 1))
+    markup = embed(drawing, 0)
+    assert re.search(r"fill: currentColor[^>]*>a label<", markup)
+    assert INK not in markup
+    assert "#ffffff" not in markup
+    assert INK in render(drawing, "svg").decode()
+
+
+def test_names_within_a_page_are_each_drawing_s_own() -> None:
+    drawing = drawings()[-1]
+    names = [set(re.findall(r'id="([^"]*)"', embed(drawing, number))) for number in (0, 1)]
+    assert names[0]
+    assert not names[0] & names[1]
+    assert embed(drawing, 0) == embed(drawing, 0)
+
+
+def test_every_drawing_is_written_for_papers_the_same_each_time(tmp_path: Path) -> None:
+    assert write_drawings(drawings(), tmp_path / "new") == 5
+    assert write_drawings(drawings(), tmp_path / "again") == 5
+    names = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert len(names) == 5 * len(FORMATS)
+    assert names[0] == "01-title-svg-script-alert-1-script-frac.pdf"
+    begins = {"pdf": b"%PDF", "png": b"\x89PNG", "svg": b"<?xml"}
+    for name in names:
+        data = (tmp_path / "new" / name).read_bytes()
+        assert data.startswith(begins[name[-3:]])
+        assert data == (tmp_path / "again" / name).read_bytes()
+
+
+def test_settings_of_the_user_s_change_no_drawing_and_stay() -> None:
+    import matplotlib
+
+    before = render(drawings()[0], "svg")
+    with matplotlib.rc_context({"text.color": "red", "text.usetex": True}):
+        assert render(drawings()[0], "svg") == before
+        assert matplotlib.rcParams["text.usetex"]
+
+
+@pytest.mark.parametrize(("length", "shown"), [(5, "x" * 5), (6, "xxxx…")])
+def test_names_that_are_drawn_have_an_end(length: int, shown: str) -> None:
+    assert plain("x" * length, 5) == shown
+
+
+def test_a_legend_has_short_names_in_two_columns_and_a_long_one_in_one() -> None:
+    for name, columns in (("n" * (NAME // 2), 2), ("n" * (NAME // 2 + 1), 1), ("_n", 2)):
+        with styled():
+            figure = paint(
+                draw_curves("T", "D", [Curve(name, [0], [0])] * 2, ("x", 0, 1), ("y", 0, 1))
+            )
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == [name, name]
+        assert legend._ncols == columns
 
 
 def test_bars_are_as_long_as_their_shares_and_marks_stand_at_the_other_one() -> None:
-    svg = parse(draw_bars("T", "D", [("a", 0.5, 0.25, "red"), ("b", math.nan, math.nan, "")], "p"))
-    (bar,) = svg.iter("rect")
-    (mark,) = svg.iter("path")
-    assert float(bar.get("width", "")) == 2 * numbers(mark.get("d", ""))[0]
-    assert "50.0 (p 25.0)" in [text.text for text in svg.iter("text")]
+    bars = [("a\nb", 0.5, 0.25, "red"), ("b", math.nan, math.nan, "")]
+    axes = painted(draw_bars("T", "D", bars, "p", {"ours": "red"}))
+    (bar,) = axes.patches
+    (mark,) = axes.lines
+    assert (bar.get_x(), bar.get_width()) == (0, 0.5)
+    assert list(mark.get_xdata()) == [0.25, 0.25]
+    texts = {text.get_text(): text for text in axes.texts}
+    assert {*texts} == {"a\nb", "b", "50.0 (p 25.0)", "–"}
+    assert texts["a\nb"].xy[1] < bar.get_y() + 1e-9 < texts["b"].xy[1]
 
 
-def test_a_bar_stands_below_every_line_of_its_label() -> None:
-    bars = [("a\nb", 0.5, 0.25, "red"), ("c\nd", 0.5, 0.25, "red")]
-    svg = parse(draw_bars("T", "D", bars, "p"))
-    names = {text.text: float(text.get("y", "")) for text in svg.iter("text")}
-    tops = [float(bar.get("y", "")) for bar in svg.iter("rect")]
-    assert names["a"] < names["b"] < tops[0] < tops[0] + 12 < names["c"] < names["d"] < tops[1]
-    (chart,) = svg
-    assert tops[1] + 12 <= float(chart.get("viewBox", "").split()[3])
-
-
-def test_points_keep_one_scale_and_stay_inside() -> None:
+def test_points_keep_one_scale() -> None:
     points = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 5.0]])
-    markup = draw_points("T", "D", points, {"g": ("red", False, np.arange(3))})
-    (path,) = parse(markup).iter("path")
-    x0, y0, x1, y1, x2, y2 = numbers(path.get("d", "").replace("h.1", ""))
-    assert (x1 - x0) == pytest.approx(2 * (y0 - y2))
-    assert (y0, x0) == (y1, x2)
-    assert min(x0, y2) >= 0
-    assert max(x1, y0) <= WIDTH
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 100, [0, 20, 40, 60, 80, 100]), (3, 3, [3])],
-)
-def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(expected)
+    axes = painted(draw_points("T", "D", points, [Group("red", False, np.array([2, 0]))], {}))
+    (line,) = axes.lines
+    assert line.get_xydata().tolist() == [[0, 5], [0, 0]]
+    assert axes.get_aspect() == 1
 
 
 # --- what is drawn ---------------------------------------------------------------------------
@@ -149,27 +215,22 @@ def test_confusion_counts_what_was_said_and_what_was_rejected() -> None:
     assert table[0, 0] > 0.7
     details = make_details(2)  # one unknown clip, one of the first class
     assert np.isnan(confusion(details)[1]).all()
-    assert "NaN" not in draw_confusion(details)
+    squares = painted(draw_confusion(details)).collections[0]
+    assert len(squares.get_paths()) == 2
+    assert [round(colour[3], 2) for colour in squares.get_facecolors()] == [1, 1]
 
 
-def test_the_figures_of_an_outcome_are_well_formed_and_say_what_is_in_them() -> None:
+def test_the_figures_of_an_outcome_say_what_is_in_them() -> None:
     details = make_details(60)
-    drawing, used = draw_map(details, "pca")
-    pages = [
-        draw_thresholds(details),
-        draw_acceptance({"<micu>": details, "untrained": details}),
-        draw_confusion(details),
-        drawing,
-    ]
-    for page in pages:
-        parse(page)
-        assert "<b>" not in page
+    maps, used = draw_map(details, "pca")
+    threshold = painted(draw_thresholds(details))
+    assert [text.get_text() for text in threshold.texts] == ["used: 1.5"]
     assert used == "PCA"
-    assert "used: 1.5" in pages[0]
-    assert "&lt;micu&gt;: 0." in pages[1]
-    points = [e for e in parse(drawing).iter("path") if e.get("class") == "points"]
-    drawn = sum(e.get("d", "").count("M") for e in points)
-    assert drawn == 2 * 120  # every clip of both modalities, in both maps
+    with styled():
+        roc, _ = (paint(drawing) for drawing in draw_acceptance({"<micu>": details}))
+    assert roc.legends[0].get_texts()[0].get_text().startswith("<micu>: 0.")
+    for drawing in maps:  # every clip of both modalities
+        assert sum(len(line.get_xdata()) for line in painted(drawing).lines) == 120
 
 
 def test_codes_are_coloured_by_how_many_modalities_take_part() -> None:
@@ -180,26 +241,25 @@ def test_codes_are_coloured_by_how_many_modalities_take_part() -> None:
             "text": np.array([20, 0, 0, 0]),
         }
     )
-    svg = parse(draw_codebook(use))
-    cells = [e for e in svg.iter("rect") if e.find("title") is not None]
-    looks = {(e.find("title").text or "").split(":")[0]: e for e in cells}  # type: ignore[union-attr]
-    assert looks["code 0"].get("fill") == "var(--three)"
-    assert looks["code 1"].get("fill") == "var(--two)"
-    assert looks["code 2"].get("fill") == "var(--one)"
-    assert looks["code 3"].get("class") == "frame"
-    assert "three (1)" in "".join(svg.itertext())
+    from matplotlib.colors import to_hex
+
+    codes = draw_codebook(use)[0]
+    faces = painted(codes).collections[0].get_facecolors()
+    assert [to_hex(colour) for colour in faces[:3]] == [TAKERS[3], TAKERS[2], TAKERS[1]]
+    assert faces[3][3] == 0  # an outline
+    assert codes.told == "three (1), two (1), one modality (1), unused (1)."
 
 
-def test_a_training_has_one_chart_per_loss_and_breaks_where_it_was_not_finite() -> None:
+def test_a_training_has_one_chart_per_loss_and_one_of_perplexities() -> None:
     columns = {
         "step": [1.0, 2, 3, 4],
         "total": [4.0, 3, math.nan, 1],
         "perplexity_audio": [1.0] * 4,
     }
-    svg = parse(draw_training(columns, ["total"]))
-    curves = [e for e in svg.iter("path") if e.get("class") == "curve"]
-    assert len(curves) == 2
-    assert curves[0].get("d", "").count("M") == 2
+    total, perplexity = map(painted, draw_training(columns, ["total"]))
+    assert total.get_ylim() == (0, 4)
+    assert np.isnan(total.lines[0].get_ydata()[2])
+    assert list(perplexity.lines[0].get_ydata()) == [1.0] * 4
 
 
 # --- clips in the plane ----------------------------------------------------------------------
@@ -224,7 +284,7 @@ def test_vectors_that_are_few_or_all_the_same_have_places_too() -> None:
 def test_without_scikit_learn_pca_takes_over_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = np.random.default_rng(0).normal(size=(40, 6))
     assert place_clips(vectors)[1] == "t-SNE"
-    monkeypatch.setattr(clip_map.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(figures.importlib.util, "find_spec", lambda _: None)
     assert place_clips(vectors)[1] == "PCA"
     with pytest.raises(ExtraError, match=r"micu\[report\]"):
         place_clips(vectors, "tsne")

@@ -19,6 +19,7 @@ from micu.report.remarks import tell_remarks
 from micu.report.summary import summarise, summary_blocks, tabulate
 from tests.unit.test_compare import RESULT
 from tests.unit.test_details import make_details
+from tests.unit.test_report_drawings import drawn
 
 PRESET = "dcid with optimizer.epochs=6"
 EIGHT = replace(
@@ -100,14 +101,10 @@ def test_bars_of_one_setting_say_how_many_classes_are_known() -> None:
     rows = [replace(row, setting="ave-14", preset="micu") for row in (EIGHT, TWELVE)]
     sections = build_report(Material(results=rows), "pca")
     (overview,) = [section for section in sections if section.heading == "Overview"]
-    chart = "".join(getattr(block, "markup", "") for block in overview.blocks)
+    chart = drawn([overview])
     assert "8 known" in chart
     assert "12 known" in chart
-    assert "known" not in "".join(
-        getattr(block, "markup", "")
-        for section in build_report(Material(results=rows[:1]), "pca")
-        for block in section.blocks
-    )
+    assert "known" not in drawn(build_report(Material(results=rows[:1]), "pca"))
 
 
 def test_clean_stands_first_paper_beside_it_and_auroc_once_for_each_epoch() -> None:
