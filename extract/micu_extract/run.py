@@ -15,6 +15,7 @@ from micu.base.errors import ConfigError, DecodeError
 from micu.base.files import check_held, check_room, hold_folder
 from micu.base.process import EXIT_FAILURES, Source, StopFlag, find_source, record_source
 from micu.store.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
+from micu.store.sets import shard_files
 from micu_extract.backbones import build_backbone, find_backbone
 from micu_extract.backbones.base import Backbone, InputSpec, Run
 from micu_extract.cluster.dask.engine import check_cluster_job, extract_on_cluster
@@ -294,7 +295,7 @@ def announce(plan: Plan, *media: Path) -> None:
         click.echo(f"media root {', '.join(map(str, media))}", err=True)
     part = f", part {plan.part}" if plan.part else ""
     if plan.replaces:
-        shards = len(list(plan.folder.glob("shard-*.h5")))
+        shards = len(shard_files(plan.folder))
         click.echo(
             f"{plan.folder}: removes {shards} shards that were made with other settings", err=True
         )

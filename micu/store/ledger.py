@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,14 @@ class ShardEntry:
     sha256: str
     size: int
     clip_ids: tuple[str, ...]
-    damaged: Mapping[str, int] = field(default_factory=dict)
+    damaged: Mapping[str, int]
     """Corrupt frames of those clips that were stored in spite of some."""
-    making: str = ""
-    """Fingerprint of the header that the shard was written with; empty in lines of before."""
+    making: str
+    """Fingerprint of the header that the shard was written with."""
+
+    def is_about(self, size: int, making: str | None) -> bool:
+        """Whether a shard of that size and making is the one that was noted; None is any making."""
+        return self.size == size and making in (None, self.making)
 
 
 def index_name(label: str = "") -> str:
@@ -227,9 +231,9 @@ def _read_one_index(path: Path) -> dict[str, ShardEntry]:
                 tuple(_text(clip_id) for clip_id in _of_kind(value["clip_ids"], list)),
                 {
                     _text(clip_id): _count(count)
-                    for clip_id, count in _of_kind(value.get("damaged", {}), dict).items()
+                    for clip_id, count in _of_kind(value["damaged"], dict).items()
                 },
-                _text(value["making"], _SHA256) if value.get("making") else "",
+                _text(value["making"], _SHA256),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, json.JSONDecodeError) and _is_cut_off(error):

@@ -22,7 +22,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ __all__ = [
     "remove_set",
     "rows_per_shard",
     "set_folder",
+    "shard_files",
     "shard_name",
     "shard_number",
     "write_index",
@@ -155,6 +156,11 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.h5"
 
 
+def shard_files(folder: Path) -> list[Path]:
+    """Every shard of a set, sorted."""
+    return sorted(folder.glob("shard-*.h5"))
+
+
 def shard_number(name: str) -> int | None:
     """The number in a shard's file name; None if there is none."""
     found = SHARD_FILE.fullmatch(name)
@@ -201,10 +207,9 @@ def remove_set(folder: Path) -> None:
     `set.json` goes last: whatever a kill leaves behind, it still says what made it.
     """
     labels = ("", *part_labels(folder))
-    records = [name(label) for label in labels for name in (index_name, ledger_name)]
-    for pattern in (*records, "shard-*.h5"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+    records = [folder / name(label) for label in labels for name in (index_name, ledger_name)]
+    for path in (*records, *shard_files(folder)):
+        path.unlink(missing_ok=True)
     flush_folder(folder)
     (folder / "set.json").unlink(missing_ok=True)
 
@@ -272,26 +277,22 @@ def read_index(
         StoreError: A shard that the index does not know cannot be opened, or is of another set.
     """
     noted = indexed_shards(folder) if noted is None else noted
-    fingerprint = header.fingerprint if header else ""
+    making = header.fingerprint if header else None
     entries: dict[str, ShardEntry] = {}
-    for shard in sorted(path for path in folder.glob("shard-*.h5") if wants(path.name)):
-        size = file_size(shard)
+    for shard in filter(lambda path: wants(path.name), shard_files(folder)):
         known = noted.get(shard.name)
-        if known is None or known.size != size:
-            known = _look_into(shard, header, None)
-        elif header is not None and known.making != fingerprint:
-            known = _look_into(shard, header, None if known.making else known)
+        if known is None or not known.is_about(file_size(shard), making):
+            known = _look_into(shard, header)
         entries[shard.name] = known
     return entries
 
 
-def _look_into(path: Path, header: Header | None, noted: ShardEntry | None) -> ShardEntry:
+def _look_into(path: Path, header: Header | None) -> ShardEntry:
     """What a shard of a set holds, from itself.
 
     Args:
         path: The shard.
         header: Of the set; None takes any shard.
-        noted: A line of before, which does not say what made the shard and is right otherwise.
 
     Raises:
         StoreError: It cannot be opened, or is of another set.
@@ -304,9 +305,7 @@ def _look_into(path: Path, header: Header | None, noted: ShardEntry | None) -> S
                 "it elsewhere and type the extraction command again, which makes the one that "
                 "belongs there"
             )
-    if noted is not None:
-        return replace(noted, making=making)
-    return ShardEntry(file_sha256(path), file_size(path), clip_ids, making=making)
+    return ShardEntry(file_sha256(path), file_size(path), clip_ids, {}, making)
 
 
 def most_open_shards() -> int:

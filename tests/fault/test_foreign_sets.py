@@ -53,7 +53,7 @@ SPEC = FeatureSpec(
 HEADER = Header(spec=SPEC, manifest="m", manifest_sha256="cd", shard_rows=4)
 RUN = RunRecord(manifest_path="m.csv", media_root=".", rows=4)
 HUGE = 10**30
-ENTRY = ShardEntry("0" * 64, 7, ("a", "é"), {"a": 2})
+ENTRY = ShardEntry("0" * 64, 7, ("a", "é"), {"a": 2}, "1" * 64)
 
 
 def row(clip_id: str, value: float = 1.0, steps: int = 2) -> FeatureRow:
@@ -397,7 +397,8 @@ def test_a_text_is_shortened_once(most: int) -> None:
 
 def line(**changes: Any) -> bytes:
     value = {"shard": "shard-00000.h5", "sha256": "0" * 64, "size": 7, "clip_ids": ["a"]}
-    return json.dumps({**value, "damaged": {}, **changes}).encode() + b"\n"
+    value |= {"damaged": {}, "making": "1" * 64, **changes}
+    return json.dumps(value).encode() + b"\n"
 
 
 INDEXES = {
@@ -422,6 +423,9 @@ INDEXES = {
     "damaged is a list": line(damaged=["a"]),
     "damaged is a text": line(damaged={"a": "1"}),
     "damaged is negative": line(damaged={"a": -1}),
+    "no damaged": line().replace(b'"damaged": {}, ', b""),
+    "no making": line().replace(b', "making": "' + b"1" * 64 + b'"', b""),
+    "an empty making": line(making=""),
     "another file": line(shard="../../x"),
     "another name": line(shard="shard-1.h5"),
     "deep": b'{"shard": ' + b"[" * 100_000 + b"\n",

@@ -1,6 +1,5 @@
 """Sets that one run replaces while another is at work, and shards of another making."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,6 @@ from click.testing import CliRunner
 import micu_extract.pipeline.writer as writer
 from micu.base.errors import ConfigError, StoreError
 from micu.base.files import LOCK
-from micu.store.sets import indexed_shards
-from micu.store.shard import Shard
 from micu_extract.cli import cli
 from micu_extract.cluster.shares import Part, join_folder
 from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
@@ -157,30 +154,6 @@ def test_a_shard_of_another_making_is_not_done_whatever_the_index_says(tmp_path:
     (folder / "shard-00001.h5").rename(tmp_path / "moved.h5")
     assert run(toy_plan(tmp_path / "mine")).extracted == 7
     assert verify_set(folder, data=True).problems == ()
-
-
-def test_lines_of_before_are_looked_into_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = Path(run(toy_plan(tmp_path)).folder)
-    index = folder / "index.jsonl"
-    lines = [json.loads(line) for line in index.read_text().splitlines() if line]
-    index.write_text(
-        "".join(
-            json.dumps({k: v for k, v in line.items() if k != "making"}) + "\n" for line in lines
-        )
-    )
-    assert read_status([folder])[0].stored == 23
-    opened: list[Path] = []
-    real = Shard.open
-    monkeypatch.setattr(Shard, "open", lambda path: opened.append(path) or real(path))
-    plan = toy_plan(tmp_path)
-    assert (plan.done, len(opened)) == (23, 4)
-    run(plan)
-    opened.clear()
-    assert toy_plan(tmp_path).done == 23
-    assert opened == []
-    assert all(entry.making for entry in indexed_shards(folder).values())
 
 
 def test_a_description_of_another_set_makes_nothing_done(tmp_path: Path) -> None:

@@ -280,20 +280,6 @@ def test_a_worker_that_would_make_other_features_is_given_nothing(
     ]
 
 
-def test_a_worker_of_an_older_micu_which_tells_nothing_is_given_nothing() -> None:
-    cluster = Cluster(lambda worker, part: None)
-    old = object.__new__(Sight)
-    object.__setattr__(old, "offers", 1)
-    object.__setattr__(old, "problems", ())
-    look = cluster.run
-    cluster.run = lambda *words, workers, **options: {  # type: ignore[method-assign]
-        **look(*words, workers=workers, **options),
-        **({"b": old} if "b" in workers else {}),
-    }
-    run(cluster)
-    assert {worker for worker, _ in cluster.given} == {"a"}
-
-
 def test_a_worker_that_has_more_libraries_is_welcome() -> None:
     cluster = Cluster(lambda worker, part: None, making={"b": {**HERE, "scipy": "1.0"}})
     run(cluster)

@@ -29,6 +29,7 @@ from micu.store.sets import (
     read_set,
     rows_per_shard,
     set_folder,
+    shard_files,
     shard_name,
     shard_number,
 )
@@ -205,7 +206,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
             else:
                 failed += 1
         if todo:
-            known = standing.index.get(shard_name(number), ShardEntry("", 0, ()))
+            known = standing.index.get(shard_name(number), ShardEntry("", 0, (), {}, ""))
             shards.append(
                 ShardPlan(number, rows, tuple(todo), known.sha256, known.size, known.damaged)
             )
@@ -223,7 +224,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         failed=failed,
         part=job.part,
         row_bytes=standing.row_bytes,
-        frees=sum(file_size(path) for path in folder.glob("shard-*.h5")) if replaces else 0,
+        frees=sum(file_size(path) for path in shard_files(folder)) if replaces else 0,
     )
 
 
@@ -297,7 +298,7 @@ def _compare_with_set(job: Job, folder: Path, header: Header) -> tuple[RunRecord
 
 def _header_of_shards(folder: Path, expected: Header) -> Header:
     """The header of a shard that is not of the set that is expected, else that one."""
-    for path in sorted(folder.glob("shard-*.h5")):
+    for path in shard_files(folder):
         with Shard.open(path) as shard:
             if shard.header.fingerprint != expected.fingerprint:
                 return shard.header

@@ -22,6 +22,7 @@ from micu.store.sets import (
     read_ledger,
     read_set,
     remove_set,
+    shard_files,
     shard_name,
     write_ledger,
     write_set,
@@ -167,7 +168,7 @@ class SetWriter:
 
     def _is_begun(self) -> bool:
         """Whether somebody else, such as another part, has stored a clip."""
-        return next(self._plan.folder.glob("shard-*.h5"), None) is not None
+        return bool(shard_files(self._plan.folder))
 
     def close(self) -> None:
         """Publish what is whole: an error on the way must not cost it.

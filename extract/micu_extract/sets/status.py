@@ -16,6 +16,7 @@ from micu.store.sets import (
     part_labels,
     read_ledger,
     read_set,
+    shard_files,
     shard_name,
     shard_number,
 )
@@ -81,16 +82,12 @@ def _status(folder: Path, manifests: dict[tuple[Path, str], tuple[str, ...]]) ->
     ledger = read_ledger(folder)
     sizes: dict[str, int] = {}
     newest = 0.0
-    for path in folder.glob("shard-*.h5"):
+    for path in shard_files(folder):
         facts = path.stat()
         sizes[path.name] = facts.st_size
         newest = max(newest, facts.st_mtime)
-    fingerprint = header.fingerprint
-    good = {
-        name
-        for name, size in sizes.items()
-        if name in noted and noted[name].size == size and noted[name].making in ("", fingerprint)
-    }
+    making = header.fingerprint
+    good = {n for n, size in sizes.items() if n in noted and noted[n].is_about(size, making)}
     stored = {clip_id for name in good for clip_id in noted[name].clip_ids}
     codes = Counter(row.code for clip_id, row in ledger.items() if clip_id not in stored)
     failed = sum(codes.values())

@@ -16,6 +16,7 @@ from micu.store.sets import (
     part_labels,
     read_ledger,
     read_set,
+    shard_files,
 )
 from micu.store.shard import Header, Shard, describe_difference
 
@@ -189,7 +190,7 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
 def check_shards(folder: Path, header: Header, *, data: bool) -> Iterator[ShardCheck]:
     """Open every shard of a set, in order; see `verify_set`."""
     index = indexed_shards(folder)
-    for path in sorted(folder.glob("shard-*.h5")):
+    for path in shard_files(folder):
         check = ShardCheck(path)
         try:
             _check_shard(check, header, index.get(path.name), data=data)
@@ -221,7 +222,7 @@ def _check_shard(
 
 def _unlisted_shards(folder: Path) -> list[str]:
     """One line about the shards of which no index notes what was written."""
-    there = {path.name for path in folder.glob("shard-*.h5")}
+    there = {path.name for path in shard_files(folder)}
     unlisted = sorted(there - indexed_shards(folder).keys())
     if not unlisted:
         return []

@@ -157,11 +157,7 @@ class Dispatcher:
             seen = sight if isinstance(sight, Sight) else Sight(1, (f"cannot look: {sight!r}",))
             if seen.offers < 1 or seen.problems:
                 self._unfit.add(address)
-            elif differences := tell_differences(
-                # An older micu has nothing to say.
-                self.errand.making,
-                getattr(seen, "making", {}),
-            ):
+            elif differences := tell_differences(self.errand.making, seen.making):
                 self._refuse(address, "; ".join(differences))
             else:
                 self._seats[address] = 0
