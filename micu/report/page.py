@@ -61,7 +61,6 @@ LONG, LONGER = 22, 60
 def render_html(title: str, sections: Sequence[Section]) -> str:
     """One HTML page, by `page.html.j2`."""
     from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
 
     numbers = itertools.count()
     pages = Environment(autoescape=True, undefined=StrictUndefined, finalize=_seen)
@@ -70,7 +69,7 @@ def render_html(title: str, sections: Sequence[Section]) -> str:
     ).render(
         title=title,
         sections=[section for section in sections if section.blocks],
-        embed=lambda drawing: Markup(embed(drawing, next(numbers))),
+        embed=lambda drawing: embed(drawing, next(numbers)),
         looks_of=_looks_of,
         zip=zip,
     )
