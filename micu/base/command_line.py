@@ -1,10 +1,11 @@
 """What was typed, and typed again: its words, quoted for a shell and as a job script for Slurm."""
 
 import shlex
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -19,6 +20,29 @@ _ONCE = (
     "--max-failures",
 )
 """Options that say how one run goes about it, not what it makes."""
+
+
+Decorator = Callable[[Any], Any]
+"""What gives a function an argument or options of a command."""
+
+
+def panel(title: str, *options: Decorator) -> Decorator:
+    """Options that stand together in help, in this order, as one decorator.
+
+    Args:
+        title: What they have in common.
+        *options: What `click.option` returns.
+    """
+
+    def decorate(command: Any) -> Any:
+        known = len(getattr(command, "__click_params__", ()))
+        for option in reversed(options):
+            command = option(command)
+        for parameter in command.__click_params__[known:]:
+            parameter.panel = title
+        return command
+
+    return decorate
 
 
 class RememberingCommand(click.Command):
@@ -39,16 +63,30 @@ def typed_words(leave_out: Container[str] = _ONCE) -> list[str]:
     if context is None or _TYPED not in context.meta:
         return []
     flags = {
-        name: isinstance(option, click.Option) and option.is_flag
+        name
         for option in context.command.params
         for name in option.opts
+        if not isinstance(option, click.Option) or option.is_flag
     }
-    kept, coming = [context.info_name or ""], iter(context.meta[_TYPED])
+    return [context.info_name or "", *drop_options(context.meta[_TYPED], leave_out, flags)]
+
+
+def drop_options(
+    words: Iterable[str], dropped: Container[str], flags: Container[str] = ()
+) -> list[str]:
+    """Words of a command line without some options and their values.
+
+    Args:
+        words: As they were typed.
+        dropped: Options that are left out.
+        flags: Which options take no value.
+    """
+    kept, coming = [], iter(words)
     for word in coming:
         name, has_value, _ = word.partition("=")
-        if name not in leave_out:
+        if name not in dropped:
             kept.append(word)
-        elif not has_value and not flags.get(name, True):
+        elif not has_value and name not in flags:
             next(coming, None)
     return kept
 

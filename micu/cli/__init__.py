@@ -13,7 +13,7 @@ def train_main() -> None:
 def eval_main() -> None:
     """Entry point of `micu-eval`."""
     from micu.base.process import guard_screen
-    from micu.cli.report import main
+    from micu.cli.evaluate import main
 
     guard_screen()
     main()

@@ -1,4 +1,4 @@
-"""`micu-eval`: a checkpoint and features in, rows of results out.
+"""`micu-eval`: a checkpoint and features in, rows of results out; and what is made of results.
 
 Exit codes: 0 all good, 2 usage or an error with a message, 74 input/output error, 130 Ctrl-C.
 """
@@ -7,29 +7,23 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from micu.base.command_line import typed_options
+from micu.base.command_line import drop_options, typed_options, typed_value
 from micu.base.devices import resolve_device
 from micu.base.errors import ConfigError, StoreError
 from micu.base.files import check_held, file_sha256, hold_folder, write_atomically
 from micu.base.process import LAST_SEED, exit_codes
 from micu.base.registry import closest, suggest
-from micu.cli.eval_options import (
-    PROBED,
-    Arguments,
-    evaluation_options,
-    parse_splits,
-    refuse_idle_options,
-)
+from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS, EvaluationOrder
 from micu.cli.features import FeatureSets, find_feature_sets, parse_pairs
 from micu.cli.outputs import refuse_shared, try_file, try_folder
-from micu.cli.selection import select
+from micu.cli.report import paper, report
 from micu.evaluate.class_map import read_class_map
 from micu.evaluate.columns import shown_metrics
 from micu.evaluate.ranking import rank_scores
@@ -42,6 +36,7 @@ from micu.evaluate.report import (
     write_rows,
 )
 from micu.evaluate.scores import SCORES
+from micu.evaluate.selection import CRITERIA, choose_checkpoint, merit
 from micu.evaluate.splits import CLEAN, PAPER
 from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
 from micu.report.build import render_rows
@@ -61,43 +56,138 @@ SEVERAL_SEEDS = 5
 """How many seeds `--protocol clean` takes for tasks with a probe, unless told otherwise."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+class Tasks(click.Group):
+    """The tasks, `report` and `paper`; a first word that is none of them begins the older form.
+
+    So `micu-eval last.pt --task cmg` does what `micu-eval cmg last.pt` does, and says so. A
+    checkpoint that is called like a command is typed with its folder: `./report`.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:  # noqa: D102
+        if args and args[0] not in ("-h", "--help", "--version"):
+            words = task_first(args, self.commands)
+            if words != args:
+                click.echo(
+                    f"the task stands first today: micu-eval {words[0]} CHECKPOINT; --task stays",
+                    err=True,
+                )
+            args = words
+        return super().parse_args(ctx, args)
+
+
+def task_first(words: Sequence[str], commands: Container[str]) -> list[str]:
+    """The words of a command line with the task as the first of them.
+
+    Args:
+        words: With it there already, or as `--task X` and `--localise` anywhere.
+        commands: What may stand first.
+
+    Raises:
+        UsageError: There is no such task.
+    """
+    task, *rest = words if words and words[0] in commands else ["", *words]
+    if not task:
+        task = typed_value(rest, "--task") or "oscmg"
+        rest = drop_options(rest, ("--task",))
+    if task not in commands:
+        raise click.UsageError(f"unknown task {task!r}; {suggest(task, OPTIONS)}")
+    if task == "cmg" and "--localise" in rest:
+        task = "localise"
+        rest.remove("--localise")
+    return [task, *rest]
+
+
+class TaskCommand(click.Command):
+    """A task; an option that it does not have is told with the tasks that have it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:  # noqa: D102
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            takers = [
+                name
+                for name, command in main.commands.items()
+                if any(error.option_name in option.opts for option in command.params)
+            ]
+            if not takers:
+                raise
+            raise click.UsageError(
+                f"{error.option_name}: only micu-eval {' or '.join(takers)} reads it, "
+                f"{self.name} does not; leave it out",
+                ctx,
+            ) from error
+
+
+@click.group(cls=Tasks, context_settings=HELP)
 @click.version_option(package_name="micu")
-@click.argument(
-    "checkpoints",
-    metavar="CHECKPOINT",
-    nargs=-1,
-    required=True,
-    type=click.Path(path_type=Path),
-)
-@evaluation_options
-def main(source: str | None, target: str | None, pairs: str | None, **arguments: Any) -> None:
-    """Evaluate CHECKPOINT: the last.pt of a micu-train run, or the authors' MICU.pt.
+def main() -> None:
+    """Evaluate a checkpoint, or make a report of results that are there.
 
-    Of several checkpoints of a run, --select-on chooses the one that is evaluated.
+    CHECKPOINT is the last.pt of a micu-train run, or the authors' MICU.pt. Each command has a
+    --help of its own.
 
-    Every task is done under two protocols, side by side: `clean` chooses epoch and threshold on
+    Tasks are done under two protocols, side by side: `clean` chooses epoch and threshold on
     held-out source clips; `paper` does as the published scripts did, and its rows say what leaks.
     """
-    with exit_codes("nothing was written for the task that was running; type it again"):
-        chosen = {name: arguments.pop(f"{name}_features") or "" for name in MODALITIES}
-        typed = Arguments(
-            chosen=chosen,
-            pairs=parse_pairs(source, target, pairs),
-            options=frozenset(typed_options(click.get_current_context())),
-            **arguments,
-        )
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        rows = run(typed)
-        record_command(typed.out, typed_line(click.get_current_context()))
-        _print(rows, typed)
 
 
-def run(typed: Arguments) -> list[Row]:
+TOLD = {
+    "oscmg": "Recognise known and unknown classes in one modality after training in another.\n\n"
+    "Of several checkpoints of a run, --select-on chooses the one that is evaluated.",
+    "cmg": "Classify clips by one modality with a probe that was trained on another.",
+    "localise": "Find which class is there in which second, from the manifest's events.",
+    "retrieval": "Find the clip of one modality that belongs to one of another.",
+    "codebook": "Count which codes are used, and by which modalities.",
+    "efficiency": "Measure parameters, memory and time; without features on random numbers.",
+}
+EXAMPLES = {
+    "oscmg": "--pairs v:a,a:v --known known.csv",
+    "cmg": "--manifest manifests/ave.csv --pairs v:a,a:v --setting ave",
+    "localise": "--manifest manifests/avvp.csv --pairs v:a,a:v --setting avvp",
+    "retrieval": "--manifest manifests/clotho.csv --pairs a:t --setting clotho",
+    "codebook": "--codebook-out codebook.csv",
+    "efficiency": "--batch-size 80",
+}
+
+
+def _add_task(task: str) -> None:
+    def run_task(**arguments: Any) -> None:
+        with exit_codes("nothing was written for the task that was running; type it again"):
+            context = click.get_current_context()
+            pairs = [arguments.pop(name, None) for name in ("source", "target", "pairs")]
+            order = EvaluationOrder(
+                task="cmg" if task == "localise" else task,
+                localise=task == "localise",
+                chosen={name: arguments.pop(f"{name}_features") or "" for name in MODALITIES},
+                pairs=parse_pairs(*pairs),
+                options=frozenset(typed_options(context)),
+                **arguments,
+            )
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            rows = run(order)
+            record_command(order.out, typed_line(context))
+            _print(rows, order)
+
+    command: Callable[..., None] = run_task
+    for option in reversed(OPTIONS[task]):
+        command = option(command)
+    example = f"Example: micu-eval {task} runs/micu-vaf-0/last.pt {EXAMPLES[task]}"
+    main.command(task, cls=TaskCommand, context_settings=HELP, help=TOLD[task], epilog=example)(
+        command
+    )
+
+
+for each in OPTIONS:
+    _add_task(each)
+main.add_command(report)
+main.add_command(paper)
+
+
+def run(typed: EvaluationOrder) -> list[Row]:
     """Evaluate as asked, and add the rows of each seed to the results file."""
-    from micu.evaluate.tasks import TASKS
-
-    TASKS[typed.task]
     if typed.score != "all":
         SCORES[typed.score]
     refuse_idle_options(typed)
@@ -108,8 +198,7 @@ def run(typed: Arguments) -> list[Row]:
     for folder in (typed.out.parent, typed.details):
         if folder is not None:
             hold_folder(folder, make=False)
-    judged = _selection_arguments(typed)
-    chosen, told = select(typed.checkpoints, typed.select_on, lambda path: _evaluate(judged, path))
+    chosen, told = _select(typed)
     rows: list[Row] = []
     for found in _evaluate(typed, chosen):
         noted = [replace(r, note=r.note + told) if r.checkpoint_sha256 else r for r in found]
@@ -119,13 +208,57 @@ def run(typed: Arguments) -> list[Row]:
     return rows
 
 
+def refuse_idle_options(typed: EvaluationOrder) -> None:
+    """Refuse options of the task that would change nothing, beside the others that were typed.
+
+    Raises:
+        ConfigError: There are some; all are named.
+    """
+    problems = []
+    if set(typed.encoders) == {"input"} and not typed.localise:
+        problems += [
+            f"{option}: --encoder input has a logistic regression, which does not read it"
+            for option in PROBE_OPTIONS
+            if option in typed.options
+        ]
+    if typed.protocol == PAPER and "--threshold" in typed.options:
+        problems.append("--threshold: --protocol paper has a threshold of its own")
+    if problems:
+        raise ConfigError("\n".join(problems) + "\nleave out what does nothing")
+
+
+def _select(typed: EvaluationOrder) -> tuple[Path, str]:
+    """The checkpoint to evaluate, and what to add to the note of its rows.
+
+    Raises:
+        ConfigError: There are several and no criterion, or a criterion and only one.
+    """
+    criterion, paths = typed.select_on, typed.checkpoints
+    if (criterion is None) != (len(paths) == 1):
+        raise ConfigError(
+            f"--select-on: expected with two checkpoints or more, and only then, got {criterion} "
+            f"and {len(paths)}; evaluate one, or choose between several by {' or '.join(CRITERIA)}"
+        )
+    if criterion is None:
+        return paths[0], ""
+    judged = _selection_order(typed)
+    candidates: dict[Path, list[Row]] = {}
+    for path in paths:
+        candidates[path] = [row for rows in _evaluate(judged, path) for row in rows]
+        merits = merit(candidates[path], criterion)
+        click.echo(f"{path}: {CRITERIA[criterion]} {merits:.4f}", err=True)
+    chosen, told = choose_checkpoint(candidates, criterion)
+    click.echo(told, err=True)
+    return chosen, f"; {told}"
+
+
 def refuse_no_checkpoints(paths: Sequence[Path], select_on: str | None) -> None:
     """Refuse what cannot be a checkpoint by its name, and say what may have been meant.
 
     Raises:
         ConfigError: One is a folder, or not there.
     """
-    command = closest(str(paths[0]), ("report", "paper"))
+    command = closest(str(paths[0]), main.commands)
     if command and not paths[0].exists():
         raise ConfigError(f"{paths[0]}: no such checkpoint; did you mean micu-eval {command}?")
     if len(paths) == 1 or select_on:  # else that is what is wrong
@@ -148,7 +281,7 @@ def _refuse_no_checkpoint(path: Path) -> None:
         raise ConfigError(f"{path}: no such checkpoint; {hint}")
 
 
-def try_outputs(typed: Arguments) -> None:
+def try_outputs(typed: EvaluationOrder) -> None:
     """Refuse what could not be written at the end, before anything is trained.
 
     Raises:
@@ -170,7 +303,7 @@ def try_outputs(typed: Arguments) -> None:
         read_rows(typed.out)
 
 
-def _selection_arguments(typed: Arguments) -> Arguments:
+def _selection_order(typed: EvaluationOrder) -> EvaluationOrder:
     """What is evaluated to select by: the protocol and threshold that the criterion is read from.
 
     They need not be those that are evaluated afterwards, nor need its score, if that is all.
@@ -188,12 +321,12 @@ def _selection_arguments(typed: Arguments) -> Arguments:
     )
 
 
-def _count_seeds(typed: Arguments) -> int:
-    several = SEVERAL_SEEDS if typed.protocols == (CLEAN,) and typed.task in PROBED else 1
+def _count_seeds(typed: EvaluationOrder) -> int:
+    several = SEVERAL_SEEDS if typed.protocols == (CLEAN,) and typed.task in ("oscmg", "cmg") else 1
     return typed.seeds or several
 
 
-def _evaluate(typed: Arguments, checkpoint: Path) -> Iterator[list[Row]]:
+def _evaluate(typed: EvaluationOrder, checkpoint: Path) -> Iterator[list[Row]]:
     """Rows of one checkpoint, seed by seed."""
     from micu.evaluate.models import load_model
     from micu.evaluate.tasks import TASKS
@@ -215,6 +348,23 @@ def _evaluate(typed: Arguments, checkpoint: Path) -> Iterator[list[Row]]:
         yield TASKS[typed.task](_evaluation(typed, sides, loaded, seed, made))
 
 
+def parse_splits(text: str | None) -> tuple[str, ...] | None:
+    """Values of `split` from an option: () if it was not typed, None for `all`.
+
+    Raises:
+        ConfigError: It was typed without a name.
+    """
+    if text is None:
+        return ()
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise ConfigError(
+            f"--train-splits and --test-splits: expected names of the manifest's splits, or all, "
+            f"got {text!r}; leave the option out for the usual ones"
+        )
+    return None if "all" in names else names
+
+
 def _refuse_foreign_splits(option: str, text: str | None, manifest: Manifest) -> None:
     """Refuse a split that no clip is of, beside others that would be taken without it.
 
@@ -230,7 +380,7 @@ def _refuse_foreign_splits(option: str, text: str | None, manifest: Manifest) ->
             )
 
 
-def open_sides(typed: Arguments, loaded: "LoadedModel") -> tuple[FeatureSets, FeatureSets]:
+def open_sides(typed: EvaluationOrder, loaded: "LoadedModel") -> tuple[FeatureSets, FeatureSets]:
     """Manifest and features of the clips to train on, and of those to test on.
 
     They are one object unless a target manifest was typed.
@@ -261,7 +411,9 @@ def open_sides(typed: Arguments, loaded: "LoadedModel") -> tuple[FeatureSets, Fe
     return source, target
 
 
-def _find_side(typed: Arguments, needed: tuple[str, ...], modalities: Sequence[str]) -> FeatureSets:
+def _find_side(
+    typed: EvaluationOrder, needed: tuple[str, ...], modalities: Sequence[str]
+) -> FeatureSets:
     """The source manifest's features; the target modality's too, where there are some."""
 
     def find(names: tuple[str, ...]) -> FeatureSets:
@@ -279,7 +431,7 @@ def _find_side(typed: Arguments, needed: tuple[str, ...], modalities: Sequence[s
     return FeatureSets(found.manifest, stores)
 
 
-def _refuse_idle_features(typed: Arguments, modalities: Sequence[str]) -> None:
+def _refuse_idle_features(typed: EvaluationOrder, modalities: Sequence[str]) -> None:
     """Refuse a choice of features for a modality that is not evaluated.
 
     Raises:
@@ -294,7 +446,7 @@ def _refuse_idle_features(typed: Arguments, modalities: Sequence[str]) -> None:
 
 
 def _evaluation(
-    typed: Arguments,
+    typed: EvaluationOrder,
     sides: tuple[FeatureSets, FeatureSets],
     loaded: "LoadedModel",
     seed: int,
@@ -362,7 +514,7 @@ def _evaluation(
 
 
 def _side(
-    typed: Arguments,
+    typed: EvaluationOrder,
     sets: FeatureSets,
     loaded: "LoadedModel",
     seed: int,
@@ -392,7 +544,7 @@ def _side(
     return Side(manifest=sets.manifest, clips=renamed, stores=sets.stores, encoders=dict(made))
 
 
-def _print(rows: Sequence[Row], typed: Arguments) -> None:
+def _print(rows: Sequence[Row], typed: EvaluationOrder) -> None:
     if typed.as_json:
         values = [row.values() for row in rows]
         for value in values:

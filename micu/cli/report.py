@@ -1,4 +1,4 @@
-"""`micu-eval` in its three forms: evaluate a checkpoint, `report` on results, `paper`'s figures."""
+"""`micu-eval report` on results, and `micu-eval paper`'s figures."""
 
 import csv
 import io
@@ -13,7 +13,6 @@ import click
 from micu.base.errors import ConfigError
 from micu.base.files import write_atomically
 from micu.base.process import exit_codes
-from micu.cli.evaluate import main as evaluate
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.evaluate.report import Table, render_markdown
 from micu.report.figures import METHODS
@@ -23,57 +22,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 TITLE = "micu-eval report"
 
 
-class Forms(click.Group):
-    """A group whose first word, if it is none of its commands, begins an evaluation.
-
-    So `micu-eval last.pt --task oscmg` needs no word before it. A checkpoint that is called like a
-    command is typed with its folder: `./report`.
-    """
-
-    default = evaluate
-
-    def make_context(  # noqa: D102
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
-        own = {*self.commands, "-h", "--help", "--version"}
-        if args and args[0] not in own:
-            return self.default.make_context(info_name, args, parent, **extra)
-        return super().make_context(info_name, args, parent, **extra)
-
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: D102
-        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
-
-    def format_usage(  # noqa: D102
-        self, ctx: click.Context, formatter: click.HelpFormatter
-    ) -> None:
-        formatter.write_usage(ctx.command_path, "CHECKPOINT [OPTIONS]")
-        formatter.write_usage(ctx.command_path, "report RUNS... -o report.html", prefix="       ")
-        formatter.write_usage(ctx.command_path, "paper [--table N]", prefix="       ")
-
-    def format_options(  # noqa: D102
-        self, ctx: click.Context, formatter: click.HelpFormatter
-    ) -> None:
-        self.format_commands(ctx, formatter)
-        records = [parameter.get_help_record(ctx) for parameter in self.default.get_params(ctx)]
-        with formatter.section("Options of micu-eval CHECKPOINT"):
-            formatter.write_dl([record for record in records if record])
-
-
-@click.group(cls=Forms, context_settings=HELP)
-@click.version_option(package_name="micu")
-def main() -> None:
-    """Evaluate CHECKPOINT: the last.pt of a micu-train run, or the authors' MICU.pt.
-
-    Or put results that are already there into a report, beside the paper's figures; or print these
-    alone. Each form has its own --help.
-    """
-
-
-@main.command(context_settings=HELP)
+@click.command(context_settings=HELP)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -159,7 +108,7 @@ def _renderer(path: Path) -> Callable[[Any, Any], str]:
     return known[path.suffix]
 
 
-@main.command(context_settings=HELP)
+@click.command(context_settings=HELP)
 @click.option("--table", type=int, help=f"One of {', '.join(map(str, TABLES))} [default: all].")
 @click.option("--csv", "as_csv", is_flag=True, help="As CSV, one figure per line, with notes.")
 @click.option("--markdown", is_flag=True, help="As Markdown.")
@@ -211,7 +160,3 @@ def _notes(figures: Sequence[Printed]) -> list[str]:
     names = dict.fromkeys(figure.setting for figure in figures if figure.setting in SETTINGS)
     rests = [f"{n}: {SETTINGS[n].told}. {'; '.join(SETTINGS[n].rests_on)}." for n in names]
     return [*single, "\n".join(rests)] if rests else single
-
-
-if __name__ == "__main__":
-    main()

@@ -163,13 +163,15 @@ def _job(
     """The command lines of one run."""
     settings = (*run.assignments, f"seed={run.config.seed}")
     own = [word for text in settings for word in ("--set", text)]
+    evaluate = None
+    if evaluation is not None:
+        task, *words = evaluation
+        evaluate = [task, str(folder / CHECKPOINT), *words, "--out", str(folder / RESULTS)]
     return Job(
         run=run,
         folder=folder,
         train=["--preset", run.preset, *typed, *own, "--out", str(folder)],
-        evaluate=None
-        if evaluation is None
-        else [str(folder / CHECKPOINT), *evaluation, "--out", str(folder / RESULTS)],
+        evaluate=evaluate,
     )
 
 
@@ -216,17 +218,17 @@ def _evaluation(context: click.Context) -> list[str] | None:
     Raises:
         ConfigError: `micu-eval` would not understand them.
     """
-    from micu.cli.evaluate import main as evaluate
+    from micu.cli.evaluate import main, task_first
 
     if context.params["then"] is None:
         return None
     try:
-        words = shlex.split(context.params["then"])
-        typed = evaluate.make_context("micu-eval", ["last.pt", *words])
+        task, *words = task_first(shlex.split(context.params["then"]), main.commands)
+        typed = main.commands[task].make_context(task, ["last.pt", *words])
     except (click.UsageError, ValueError) as error:
         told = error.format_message() if isinstance(error, click.UsageError) else str(error)
         raise ConfigError(f"--then: {told}") from error
     if typed_options(typed, ["out"]) or len(typed.params["checkpoints"]) > 1:
         raise ConfigError("--then: the sweep says itself which checkpoint, and where its rows go")
     shared = [name for name in SHARED if not typed_options(typed, [name])]
-    return [*option_words(context, shared), *words]
+    return [task, *option_words(context, shared), *words]

@@ -32,7 +32,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
 SETTINGS = flatten(asdict(TrainConfig()))
 OPTIONS = {
     option
-    for command in (eval_command, extract_command.commands["text"])
+    for command in (*eval_command.commands.values(), extract_command.commands["text"])
     for parameter in command.params
     if isinstance(parameter, click.Option)
     for option in parameter.opts

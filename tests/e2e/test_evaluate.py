@@ -352,17 +352,26 @@ def test_features_of_other_weights_are_refused_by_name(run: Path, tmp_path: Path
         (["--score", "mps", "--pairs", "v:a"], "did you mean 'msp'"),
         (["--encoder", "input", "--pairs", "v:a"], "--ceiling trains one"),
         (["--task", "codebook", "--encoder", "input"], "has no codebook"),
-        (["--pairs", "v:a", "--codebook-out", "c.csv"], "--codebook-out: only --task codebook"),
-        (["--task", "codebook", "--ceiling"], "--ceiling: only --task oscmg or cmg reads it"),
-        (["--task", "codebook", "--chance"], "--chance: only --task oscmg"),
-        (["--task", "codebook", "--score", "msp"], "--score: only --task oscmg"),
-        (["--task", "codebook", "--pairs", "v:a"], "--pairs: only --task oscmg"),
-        (["--task", "codebook", "--source", "v", "--target", "a"], "--target: only --task oscmg"),
-        (["--task", "codebook", "--known", "k.csv"], "--known: only --task oscmg"),
-        (["--task", "codebook", "--probe-epochs", "25"], "--probe-epochs: only --task oscmg"),
+        (
+            ["--pairs", "v:a", "--codebook-out", "c.csv"],
+            "--codebook-out: only micu-eval codebook reads",
+        ),
+        (["--task", "codebook", "--ceiling"], "--ceiling: only micu-eval oscmg or cmg reads it"),
+        (["--task", "codebook", "--chance"], "--chance: only micu-eval oscmg"),
+        (["--task", "codebook", "--score", "msp"], "--score: only micu-eval oscmg"),
+        (["--task", "codebook", "--pairs", "v:a"], "--pairs: only micu-eval oscmg"),
+        (
+            ["--task", "codebook", "--source", "v", "--target", "a"],
+            "--target: only micu-eval oscmg",
+        ),
+        (["--task", "codebook", "--known", "k.csv"], "--known: only micu-eval oscmg"),
+        (["--task", "codebook", "--probe-epochs", "25"], "--probe-epochs: only micu-eval oscmg"),
         (["--encoder", "input", "--pairs", "a:a", "--probe-batch-size", "8"], "does not read it"),
         (["--pairs", "v:a", "--text-features", "bert"], "text is not evaluated, only video, audio"),
-        (["--task", "codebook", "--probe-encoder-dropout"], "only --task oscmg or cmg reads it"),
+        (
+            ["--task", "codebook", "--probe-encoder-dropout"],
+            "only micu-eval oscmg or cmg or localise reads it",
+        ),
         (["--encoder", "input", "--pairs", "a:a", "--probe-epoch-offset", "8"], "does not read it"),
         (["--pairs", "v:a", "--probe-epoch-offset", "25"], "probe.epoch_offset: expected 0 to 24"),
         (["--pairs", "v:a", "--select-on", "oracle"], "--select-on: expected with two checkpoints"),
@@ -391,7 +400,7 @@ def test_pairs_may_be_letters_or_names_and_count_once() -> None:
 def test_help_does_not_wait_for_torch() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from micu.cli.evaluate import main; "
-        "r = CliRunner().invoke(main, ['--help']); assert r.exit_code == 0, r.output; "
+        "r = CliRunner().invoke(main, ['cmg', '--help']); assert r.exit_code == 0, r.output; "
         "assert 'torch' not in sys.modules; assert '--known' in r.output"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

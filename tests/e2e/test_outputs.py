@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from micu.base.errors import ConfigError
+from micu.cli.evaluate import main
 from micu.cli.outputs import TRIED, refuse_shared, try_file, try_folder
-from micu.cli.report import main
 from micu.evaluate.report import read_rows, write_rows
 from tests.e2e.test_evaluate import evaluate, run  # noqa: F401 - a fixture
 from tests.unit.test_report import ROW

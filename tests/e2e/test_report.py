@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from micu.cli.report import main
+from micu.cli.eval_options import OPTIONS
+from micu.cli.evaluate import main
 from micu.evaluate.details import SUFFIX, read_details
 from micu.evaluate.metrics import open_set_metrics
 from micu.evaluate.report import read_rows
@@ -82,7 +83,8 @@ def test_a_folder_of_results_becomes_a_page_markdown_and_csv(
         *("Table 2: Open-set cross-modal generalisation", "54.39", "threshold:test; epoch:test"),
         *("OS*, UNK and HOS against the threshold", "ROC", "OSCR", "Confusion", "PCA"),
         *("Codes by how many modalities take part", "&lt;b&gt;damaged&lt;/b&gt;", "corrupt 1"),
-        *(f"micu-eval {run / 'last.pt'} --features", "--setting ave-14", "Evaluated with python"),
+        *(f"micu-eval oscmg {run / 'last.pt'} --features", "--setting ave-14"),
+        "Evaluated with python",
     ):
         assert text in page, text
     hashes = {row.checkpoint_sha256[:12] for row in read_rows(results / "results.csv")} - {""}
@@ -129,8 +131,11 @@ def test_a_damaged_file_in_a_folder_is_named_and_the_rest_is_shown(
         (("report", "codebook.csv", "-o", "r.md"), "no results in it"),
         (("report", "results.commands.jsonl", "-o", "r.md"), "expected a results file"),
         (("last.pt", "--setting", "ave-15", "--pairs", "v:a"), "ave-14"),
-        (("last.pt", "--setting", "ave-14", "--task", "codebook"), "none for task codebook"),
-        (("last.pt", "--details", "d", "--task", "codebook"), "--details: only --task oscmg"),
+        (
+            ("last.pt", "--setting", "ave-14", "--task", "codebook"),
+            "--setting: only micu-eval oscmg",
+        ),
+        (("last.pt", "--details", "d", "--task", "codebook"), "--details: only micu-eval oscmg"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
@@ -147,13 +152,12 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert not (results / "r.html").exists()
 
 
-def test_help_shows_all_three_forms_and_each_has_its_own() -> None:
+def test_help_shows_all_commands_and_each_has_its_own() -> None:
     text = micu_eval("--help").output
-    for part in ("CHECKPOINT [OPTIONS]", "report RUNS...", "paper [--table N]", "--known"):
-        assert part in text
-    assert "Usage: micu-eval report" in micu_eval("report", "--help").output
-    assert "Usage: micu-eval paper" in micu_eval("paper", "--help").output
-    assert "Usage: micu-eval [OPTIONS] CHECKPOINT" in micu_eval("last.pt", "--help").output
+    for name in (*OPTIONS, "report", "paper"):
+        assert f"\n  {name} " in text
+        assert f"Usage: micu-eval {name} [OPTIONS]" in micu_eval(name, "--help").output
+    assert "Usage: micu-eval oscmg [OPTIONS] CHECKPOINT" in micu_eval("last.pt", "--help").output
     assert "micu" in micu_eval("--version").output
 
 
@@ -166,7 +170,7 @@ def test_options_may_come_before_the_checkpoint(tmp_path: Path) -> None:
 
 def test_a_report_needs_no_torch(results: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from click.testing import CliRunner; from micu.cli.report import main; "
+        "import sys; from click.testing import CliRunner; from micu.cli.evaluate import main; "
         f"r = CliRunner().invoke(main, ['report', {str(results)!r}, '-o', "
         f"{str(tmp_path / 'r.html')!r}, '--map', 'pca']); assert r.exit_code == 0, r.output; "
         "assert 'torch' not in sys.modules"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from micu.cli.report import main
+from micu.cli.evaluate import main
 from micu.evaluate.report import read_rows
 from micu.store.manifest import Clip
 from tests.e2e.test_evaluate import specs_of, write_checkpoint

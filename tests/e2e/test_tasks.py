@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from micu.cli.eval_options import OPTIONS
 from micu.cli.evaluate import main
 from micu.config.presets import PRESETS
 from micu.evaluate.report import Row, read_rows
 from micu.evaluate.scores import SCORES
 from micu.evaluate.splits import media_item
+from micu.evaluate.tasks import TASKS
 from micu.store.manifest import Clip, read_manifest
 from tests.oracle import (
     avvp_clips,
@@ -337,6 +339,44 @@ def test_a_protocol_that_cannot_be_is_told_of_and_the_other_one_stays(
     assert "not under the other protocol" in result.stderr
 
 
+# --- the older form --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("today", "before"),
+    [
+        (["codebook"], ["--task=codebook"]),
+        (["cmg", "--pairs", "v:a", *PROBE], ["--pairs", "v:a", *PROBE, "--task", "cmg"]),
+        (
+            ["localise", "--pairs", "v:a", *PROBE],
+            ["--localise", "--task", "cmg", "--pairs", "v:a", *PROBE],
+        ),
+    ],
+    ids=["codebook", "cmg", "localise"],
+)
+def test_the_older_form_gives_the_same_rows_and_says_how_it_is_typed_today(
+    root: Path, tmp_path: Path, today: list[str], before: list[str]
+) -> None:
+    task, *options = today
+    manifest = "avvp" if task == "localise" else "ave"
+    given = ["--features", root / "features", "--manifest", root / f"{manifest}.csv"]
+    told = []
+    for words, out in (
+        ([task, root / "last.pt", *options], "a"),
+        ([root / "last.pt", *before], "b"),
+    ):
+        typed = [str(x) for x in (*words, *given, "--out", tmp_path / f"{out}.csv")]
+        result = CliRunner().invoke(main, typed, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        told.append(result.stderr.count(f"today: micu-eval {task} CHECKPOINT"))
+    assert told == [0, 1]
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_every_task_has_a_command() -> None:
+    assert {*OPTIONS} == {name for name, _ in TASKS.items()} | {"localise"}
+
+
 # --- efficiency ------------------------------------------------------------------------------
 
 
@@ -363,11 +403,11 @@ def test_efficiency_is_measured_and_says_on_what(root: Path, tmp_path: Path, giv
     [
         (["--task", "cmg"], "cmg needs --source and --target"),
         (["--task", "retrieval"], "retrieval needs --source"),
-        (["--task", "efficiency", "--encoder", "untrained"], "leave out --encoder"),
-        (["--task", "efficiency", "--protocol", "paper"], "--protocol: only --task"),
-        (["--task", "retrieval", "--pairs", "v:a", "--known", "k.csv"], "--known: only --task"),
-        (["--task", "cmg", "--pairs", "v:a", "--score", "msp"], "--score: only --task oscmg"),
-        (["--task", "cmg", "--pairs", "v:a", "--localise", "--chance"], "--localise has none"),
+        (["--task", "efficiency", "--encoder", "untrained"], "efficiency does not; leave it out"),
+        (["--task", "efficiency", "--protocol", "paper"], "--protocol: only micu-eval"),
+        (["--task", "retrieval", "--pairs", "v:a", "--known", "k.csv"], "--known: only micu-eval"),
+        (["--task", "cmg", "--pairs", "v:a", "--score", "msp"], "--score: only micu-eval oscmg"),
+        (["--task", "cmg", "--pairs", "v:a", "--localise", "--chance"], "--chance: only micu-eval"),
         (["--task", "cmg", "--pairs", "v:a", "--class-map", "m.csv"], "no such class map"),
         (
             ["--protocol", "paper", "--threshold", "source-val", "--pairs", "v:a"],

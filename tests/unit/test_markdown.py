@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from micu.cli.report import main
+from micu.cli.evaluate import main
 from micu.evaluate.codebook import CodebookUse
 from micu.evaluate.markdown import neutral, paragraph
 from micu.evaluate.report import Table, read_rows, render_markdown, render_table, write_rows

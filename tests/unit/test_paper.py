@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from micu.base.errors import ConfigError
-from micu.cli.report import main
+from micu.cli.evaluate import main
 from micu.config.presets import ALIASES, PRESETS
 from micu.evaluate.metrics import harmonic_mean
 from micu.report.paper import (

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from micu.base.registry import Registry
-from micu.cli.report import main as eval_command
+from micu.cli.evaluate import main as eval_command
 from micu.cli.train import main as train_command
 from micu.config.presets import PRESETS
 from micu.evaluate.scores import SCORES
@@ -69,8 +69,6 @@ def describe_command(name: str, command: click.Command) -> dict[str, list[str]]:
     """Arguments and options of a command and of those below it, with their choices."""
     if isinstance(command, click.Group):
         below = [describe_command(f"{name} {n}", c) for n, c in command.commands.items()]
-        default = getattr(command, "default", None)
-        below += [describe_command(name, default)] if default else []
         return {path: options for found in below for path, options in found.items()}
     return {name: sorted(describe_parameter(parameter) for parameter in command.params)}
 
