@@ -13,13 +13,14 @@ from micu_extract.demo.media import (
     EVENTS,
     SAMPLE_RATES,
     SPLITS,
+    draw_scene,
     plan_clips,
+    render_frames,
+    render_sound,
     write_clip,
     write_media,
     write_sentence,
 )
-from micu_extract.demo.scenes import MOTIONS, SHAPES, draw_scene, render_frames
-from micu_extract.demo.sounds import SOUNDS, render_sound
 
 
 def draws(seed: int = 0) -> np.random.Generator:
@@ -94,11 +95,11 @@ def test_a_sentence_fits_in_ten_words_and_often_leaves_the_noun_out() -> None:
         assert 0.3 < np.mean(named) < 0.95
 
 
-@pytest.mark.parametrize("motion", MOTIONS)
-def test_a_motion_waits_for_its_start_and_then_moves(motion: str) -> None:
-    scene = draw_scene(motion, draws(), DURATION_S)
+@pytest.mark.parametrize("label", EVENTS)
+def test_a_motion_waits_for_its_start_and_then_moves(label: str) -> None:
+    scene = draw_scene(draws())
     times_s = np.arange(0, DURATION_S, 0.05)
-    poses = MOTIONS[motion](scene.cycles(times_s), draws())
+    poses = EVENTS[label].motion(scene.cycles(times_s), draws())
 
     still = times_s < scene.start_s
     steps = np.abs(np.diff(poses.reshape(len(times_s), -1), axis=0)).max(1)
@@ -109,7 +110,7 @@ def test_a_motion_waits_for_its_start_and_then_moves(motion: str) -> None:
 
 def test_a_beat_falls_on_the_end_of_a_cycle() -> None:
     for seed in range(5):
-        scene = draw_scene("bounce", draws(seed), DURATION_S)
+        scene = draw_scene(draws(seed))
         beats = scene.beats_s()
         assert ((beats >= scene.start_s) & (beats < DURATION_S)).all()
         assert scene.cycles(beats) == pytest.approx(np.round(scene.cycles(beats)))
@@ -118,8 +119,8 @@ def test_a_beat_falls_on_the_end_of_a_cycle() -> None:
 @pytest.mark.parametrize("label", EVENTS)
 def test_pictures_show_something_that_moves(label: str) -> None:
     event, rng = EVENTS[label], draws(3)
-    scene = draw_scene(event.motion, rng, DURATION_S)
-    frames = render_frames(scene, SHAPES[event.shape], rng)
+    scene = draw_scene(rng)
+    frames = render_frames(scene, event.shape, event.motion, rng)
 
     assert frames.dtype == np.uint8
     assert frames.shape == (DURATION_S * scene.fps, scene.height, scene.width, 3)
@@ -127,15 +128,15 @@ def test_pictures_show_something_that_moves(label: str) -> None:
     assert np.abs(half_second).max(axis=(1, 2, 3)).mean() > 60
 
 
-@pytest.mark.parametrize("name", SOUNDS)
+@pytest.mark.parametrize("label", EVENTS)
 @pytest.mark.parametrize("sample_rate", [16_000, 48_000])
 def test_sound_is_finite_within_range_and_starts_with_the_motion(
-    name: str, sample_rate: int
+    label: str, sample_rate: int
 ) -> None:
     before = []
     for seed in range(3):
-        scene = replace(draw_scene("bounce", draws(seed), DURATION_S), start_s=0.6)
-        sound = render_sound(name, scene, sample_rate, draws(seed))
+        scene = replace(draw_scene(draws(seed)), start_s=0.6)
+        sound = render_sound(EVENTS[label].sound, scene, sample_rate, draws(seed))
         assert sound.shape == (DURATION_S * sample_rate,)
         assert sound.dtype == np.float32
         assert np.isfinite(sound).all()
@@ -151,9 +152,8 @@ def test_neither_brightness_nor_loudness_tells_the_events_apart() -> None:
     for i, event in enumerate(EVENTS.values()):
         for seed in range(6):
             rng = draws(seed)
-            scene = draw_scene(event.motion, rng, 1.0)
-            brightness[i, seed] = render_frames(scene, SHAPES[event.shape], rng).mean()
-            scene = replace(scene, duration_s=2.0)
+            scene = draw_scene(rng)
+            brightness[i, seed] = render_frames(scene, event.shape, event.motion, rng).mean()
             loudness[i, seed] = np.abs(render_sound(event.sound, scene, 16_000, rng)).max()
 
     for table in (brightness, loudness):
