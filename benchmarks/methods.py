@@ -26,7 +26,8 @@ from micu.config.overrides import with_overrides
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
-from micu.train.step import TrainState, build_state, train_step
+from micu.train.state import TrainState
+from micu.train.step import build_state, train_step
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "video": (1536,),  # Swin-V2-L

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
-from micu.train.step import TrainState
+from micu.train.state import TrainState
 
 
 @dataclass(frozen=True, slots=True)

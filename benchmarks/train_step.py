@@ -59,7 +59,8 @@ from micu.config.presets import PRESETS
 from micu.data.dataset import Batch
 from micu.model import cpu_products as products
 from micu.model import grids, networks
-from micu.train.step import TrainState, build_state, train_step
+from micu.train.state import TrainState
+from micu.train.step import build_state, train_step
 
 SHAPES = {"audio": (128,), "video": (7, 7, 512), "text": (768,)}
 STEPS = 10

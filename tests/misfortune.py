@@ -12,7 +12,8 @@ from pathlib import Path
 import micu.train.fit
 from micu.cli.train import main
 from micu.data.dataset import Batch
-from micu.train.step import StepReport, TrainState, train_step
+from micu.train.state import TrainState
+from micu.train.step import StepReport, train_step
 
 NAME, RANK, STEP, FILE = os.environ["MISFORTUNE"].split()
 

@@ -13,16 +13,17 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from micu.base.distributed import ALONE, World, join, share_rows
 from micu.base.errors import ConfigError, MicuError, TrainError
-from micu.base.launch import Place
 from micu.cli.train import main
 from micu.config.overrides import with_overrides
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
-from micu.model.quantizer import UnifiedQuantizer
+from micu.model.quantizer import Assignment, UnifiedQuantizer
+from micu.train.processes.launch import Place
 from micu.train.processes.micro_batches import PartedBatch, Share, measure_share
-from micu.train.step import StepReport, TrainState, build_state, train_step
+from micu.train.processes.world import ALONE, World, join
+from micu.train.state import TrainState
+from micu.train.step import StepReport, build_state, train_step
 from tests.feature_sets import SHAPES, SMALL
 
 T = 5
@@ -115,7 +116,7 @@ def run_case(case: Case, world: World = ALONE) -> Run:
     dtype, reports = getattr(torch, config.optimizer.dtype), []
     for step in range(case.steps):
         batch = make_batch(case, step)
-        rows = share_rows(len(batch.clip_ids), world.rank, world.size)
+        rows = world.rows(len(batch.clip_ids))
         reports.append(train_step(state, batch.part(rows).to(world.device, dtype)))
     found = dict(state.model.state_dict(prefix="model."))
     found |= state.losses.state_dict(prefix="losses.")
@@ -150,12 +151,18 @@ def _divided_gradient(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _own_statistics(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Move each process's codebook by its own clips."""
-    update = UnifiedQuantizer.update_
+    assign, move, own = UnifiedQuantizer.assign, UnifiedQuantizer.move_, list[Assignment]()
 
-    def alone(self: UnifiedQuantizer, *features: Any, **rest: Any) -> None:
-        update(self, *features, **{**rest, "world": ALONE})
+    def remember(self: UnifiedQuantizer, *features: Any) -> Assignment:
+        found = assign(self, *features)
+        own.append(replace(found, counts=found.counts.clone(), sums=found.sums.clone()))
+        return found
 
-    monkeypatch.setattr(UnifiedQuantizer, "update_", alone)
+    def alone(self: UnifiedQuantizer, found: Assignment, **rest: Any) -> None:
+        move(self, own.pop(), **rest)
+
+    monkeypatch.setattr(UnifiedQuantizer, "assign", remember)
+    monkeypatch.setattr(UnifiedQuantizer, "move_", alone)
 
 
 def _mean_of_means(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +173,7 @@ def _mean_of_means(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         own = {"steps": int(mask.sum()), "clips": int(mask.any(-1).sum())}
         return replace(share, totals={name: count * world.size for name, count in own.items()})
 
-    monkeypatch.setattr("micu.train.step.measure_share", measured)
+    monkeypatch.setattr("micu.train.processes.micro_batches.measure_share", measured)
 
 
 TRAPS = {
@@ -192,7 +199,7 @@ def poisoned_steps(world: World) -> list[str]:
         batch = batch.part(slice(0, 3))
         batch.features["audio"][-1, 0, 0] = torch.nan
         try:
-            report = train_step(state, batch.part(share_rows(3, world.rank, world.size)))
+            report = train_step(state, batch.part(world.rows(3)))
             told.append(f"skipped {report.skipped}")
         except TrainError as error:
             told.append(str(error))

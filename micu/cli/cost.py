@@ -6,7 +6,7 @@ import click
 
 from micu.data.dataset import FeatureDataset
 from micu.train.cost import RunCost
-from micu.train.step import TrainState
+from micu.train.state import TrainState
 
 
 def tell_cost(cost: RunCost, state: TrainState, dataset: FeatureDataset, *, as_json: bool) -> None:

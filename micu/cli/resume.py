@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from micu.base.files import lock_folder, read_bounded, write_atomically
-from micu.base.launch import LAUNCHER, Place
 from micu.config.sections import TrainConfig
+from micu.train.processes.launch import LAUNCHER, Place
 
 if TYPE_CHECKING:
     from micu.train.checkpoint import Position, Record
-    from micu.train.step import TrainState
+    from micu.train.state import TrainState
 
 MAX_MARK_BYTES = 4096
 """Largest note of who began a run: it is a name."""

@@ -1,6 +1,6 @@
 """`micu-train`: features in, checkpoints out. Safe to interrupt and to type again with `--resume`.
 
-Under torchrun or srun one model is trained by all their processes (`micu.base.launch`).
+Under torchrun or srun one model is trained by all their processes (`micu.train.processes.launch`).
 
 Exit codes: 0 all good, 2 usage or an error with a message, 3 no step moved anything (of a sweep:
 some runs failed), 71 no memory left, 74 input/output error, 75 stopped but resumable, 130 Ctrl-C.
@@ -20,7 +20,6 @@ import click
 
 from micu.base.devices import resolve_device
 from micu.base.errors import ConfigError
-from micu.base.launch import Place, find_place
 from micu.base.process import EXIT_FAILURES, exit_codes
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
 from micu.cli.resume import RunFolder, resume_
@@ -30,16 +29,17 @@ from micu.config.overrides import idle_settings, to_json, with_overrides
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
 from micu.store.manifest import MODALITIES
+from micu.train.processes.launch import Place, find_place
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
 
-    from micu.base.distributed import World
     from micu.data.dataset import Batch, FeatureDataset
     from micu.store.sets import FeatureSpec
     from micu.train.checkpoint import Record
     from micu.train.fit import FitSummary, LoaderFactory
-    from micu.train.step import TrainState
+    from micu.train.processes.world import World
+    from micu.train.state import TrainState
 
 SHORTCUTS = {"seed": "seed", "precision": "optimizer.precision", "tf32": "optimizer.tf32"}
 """Options that set a setting, by their names, and the setting."""
@@ -161,7 +161,7 @@ def run(config: TrainConfig, typed: Arguments, place: Place) -> int:
     """Train as asked, tell about it, and return the exit code."""
     import torch
 
-    from micu.base.distributed import join
+    from micu.train.processes.world import join
 
     device = resolve_device(place.device_name(typed.device, torch.cuda.device_count()))
     with join(place, device) as world:
@@ -186,7 +186,7 @@ def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world
     clips = select_clips(sets.manifest.clips, config.data)
     dataset = FeatureDataset(sets.stores, clips, config.data)
     if typed.cache:
-        dataset = CachedDataset(dataset, shared=typed.workers > 0, world=world)
+        dataset = CachedDataset(dataset, shared=typed.workers > 0, ask_all=world.gather_texts)
 
     def load(epoch: int, start: int) -> "DataLoader[Batch]":
         return make_loader(
@@ -196,7 +196,7 @@ def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world
             epoch=epoch,
             start=start,
             workers=typed.workers,
-            world=world,
+            own_rows=world.rows,
             device=device,
         )
 

@@ -2,13 +2,12 @@
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from micu.base.distributed import ALONE, World
 from micu.base.errors import ConfigError
 from micu.base.memory import available_memory, shared_memory
 from micu.data.dataset import Batch, FeatureDataset
@@ -27,7 +26,8 @@ class CachedDataset(FeatureDataset):
     Args:
         dataset: What is read, all of it, before this returns; features keep its `config.dtype`.
         shared: Put them where loader processes see them, too, instead of a copy each.
-        world: The processes that train together; each calls this, and has a copy of its own.
+        ask_all: From this process's answers to those of all that make such a copy at the same time;
+            without others these are all.
 
     Raises:
         ConfigError: They would not fit in the memory that is available.
@@ -35,7 +35,11 @@ class CachedDataset(FeatureDataset):
     """
 
     def __init__(  # noqa: D107
-        self, dataset: FeatureDataset, *, shared: bool, world: World = ALONE
+        self,
+        dataset: FeatureDataset,
+        *,
+        shared: bool,
+        ask_all: Callable[[list[str]], list[str]] = list,
     ) -> None:
         self.stores, self.config, self.clips = dataset.stores, dataset.config, dataset.clips
         dtype = getattr(torch, self.config.dtype)
@@ -45,9 +49,9 @@ class CachedDataset(FeatureDataset):
         }
         size = sum(dtype.itemsize * torch.Size(shape).numel() for shape in shapes.values())
         machine = socket.gethostname()
-        copies = world.gather_texts([machine]).count(machine)
+        copies = ask_all([machine]).count(machine)
         # No process takes memory before all have looked.
-        misfits = world.gather_texts([_find_misfit(size, copies, self.config.dtype, shared)])
+        misfits = ask_all([_find_misfit(size, copies, self.config.dtype, shared)])
         if any(misfits):
             raise ConfigError(next(filter(None, misfits)))
         logger.info("reading %d clips into %.1f GiB of memory", len(self.clips), size / 2**30)

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import multiprocessing
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from micu.base.distributed import ALONE, World, share_rows
 from micu.base.errors import ConfigError, ManifestError, MicuError, ProcessError, StoreError
 from micu.base.files import most_handles
 from micu.base.process import STOP_SIGNALS
@@ -408,7 +407,7 @@ def make_loader(
     shuffle: bool = True,
     drop_last: bool = False,
     workers: int = 0,
-    world: World = ALONE,
+    own_rows: Callable[[int], slice] = slice,
     device: str = "cpu",
 ) -> DataLoader[Batch]:
     """Batches of one epoch, or one process's clips of each.
@@ -422,7 +421,8 @@ def make_loader(
         shuffle: In random order; else in the data set's.
         drop_last: Leave out a last batch that is smaller.
         workers: Processes that read; 0 reads in this one. The batches are the same.
-        world: The processes that train together.
+        own_rows: Which clips of a batch are read here, by how many it has; all of them, unless
+            others train on the rest.
         device: Where the batches go. For a GPU of NVIDIA those of `workers` come page-locked, which
             a thread does beside the steps.
 
@@ -440,7 +440,7 @@ def make_loader(
             f"optimizer.batch_size: expected at most the {len(dataset)} clips there are, "
             f"got {batch_size}"
         )
-    own = [batch[share_rows(len(batch), world.rank, world.size)] for batch in batches[start:]]
+    own = [batch[own_rows(len(batch))] for batch in batches[start:]]
     workers = affordable_workers(workers)
     # Two batches of each process wait; every tensor of them is an open file while it lives.
     shared = 2 * workers * (len(dataset.stores) + 1)

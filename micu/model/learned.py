@@ -55,7 +55,7 @@ class DirectionQuantizer(UnifiedQuantizer):
         return super().quantize(scaled, mask, null_code=null_code)
 
     @torch.no_grad()
-    def update_(self, *_: Any, **__: Any) -> None:
+    def move_(self, *_: Any, **__: Any) -> None:
         """Back to unit length; it is the optimiser that has moved the codes."""
         self.directions.copy_(functional.normalize(self.directions, dim=-1))
 

@@ -1,6 +1,6 @@
 """The codebook that all modalities share (section 3.2, equations 5 and 6).
 
-`UnifiedQuantizer.quantize` reads it, `update_` is the only place that writes it.
+`UnifiedQuantizer.quantize` reads it, `move_` is the only place that writes it in a step.
 Source: Huang et al., ICCV 2025, and the published code (3b31fa0).
 """
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from micu.base.distributed import ALONE, World
 from micu.base.errors import ShapeError, check_shape
 from micu.config.sections import QuantizerConfig
 
@@ -41,6 +40,8 @@ class Quantized:
 class Assignment:
     """What a batch says about the codebook: sums over steps, so that batches add up."""
 
+    modalities: tuple[str, ...]
+    """In the order in which the averages are updated."""
     counts: Tensor
     """Steps per modality and code, (M, K)."""
     sums: Tensor
@@ -168,22 +169,30 @@ class UnifiedQuantizer(nn.Module):
         generator: torch.Generator | None = None,
         picks: Tensor | None = None,
         codes: Mapping[str, Tensor] | None = None,
-        world: World = ALONE,
     ) -> None:
-        """Move the codebook towards the features and restart dead codes: the only codebook write.
+        """`assign`, then `move_` by what it found."""
+        self.move_(self.assign(semantic, mask, codes), generator=generator, picks=picks)
 
-        A batch without a real step changes nothing.
+    @torch.no_grad()
+    def assign(
+        self,
+        semantic: Mapping[str, Tensor],
+        mask: Tensor | None = None,
+        codes: Mapping[str, Tensor] | None = None,
+    ) -> Assignment:
+        """Sums over real steps of what the averages need, in at least float32; writes nothing.
+
+        A modality's codes average its own features and, at the same sample and step, those of the
+        others: own * f + (1 - own) / (n - 1) * (sum of the others).
 
         Args:
             semantic: By modality, in the order in which the averages are updated, (B, T, D).
             mask: (B, T) bool, True = real; other steps move nothing and use no code.
-            generator: Source of the draws for dead codes; None is torch's global one.
-            picks: Instead of a draw, each dead code's position among the active codes, both in
-                ascending order, int64.
             codes: The codes that `quantize` gave these features, if the codebook was not moved
                 since: (B, T) int64 by modality. Looked up if None.
-            world: The processes whose batches make one: counts and sums are added up over them, and
-                every decision about a code is taken from these. Each must draw the same.
+
+        Returns:
+            What this batch says; those of batches that make one are added up before `move_`.
 
         Raises:
             ShapeError: Modalities differ in shape, or the width is not the codebook's.
@@ -195,15 +204,42 @@ class UnifiedQuantizer(nn.Module):
             chosen = torch.stack([codes[name] for name in semantic])
             modalities, batch, steps, _ = stacked.shape
             check_shape(chosen.shape, "M B T", "codes", M=modalities, B=batch, T=steps)
-        found = self.assign(stacked, chosen, mask)
-        world.sum_([found.counts, found.sums])
+        n = len(stacked)
+        features = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+        own = self.config.ema_own if n > 1 else 1.0
+        share = (1 - own) / (n - 1) if n > 1 else 0.0
+        mixing = torch.full((n, n), share, dtype=features.dtype, device=features.device)
+        blended = torch.tensordot(mixing.fill_diagonal_(own), features, 1)
+        real = _weights(chosen[0], mask, features.dtype)
+        size = len(self.codebook)
+        counts = _add_up(chosen, real, size)
+        return Assignment(tuple(semantic), counts, _add_up(chosen, blended * real[..., None], size))
+
+    @torch.no_grad()
+    def move_(
+        self,
+        found: Assignment,
+        *,
+        generator: torch.Generator | None = None,
+        picks: Tensor | None = None,
+    ) -> None:
+        """Move the codebook towards the features and restart dead codes: the only codebook write.
+
+        A batch without a real step changes nothing.
+
+        Args:
+            found: What the whole batch says; every decision about a code is taken from it.
+            generator: Source of the draws for dead codes; None is torch's global one.
+            picks: Instead of a draw, each dead code's position among the active codes, both in
+                ascending order, int64.
+        """
         if not bool(found.counts.any()):
             return
         self._average_(found)
         # The published bookkeeping does not look at what text uses.
         counted = [
             i
-            for i, name in enumerate(semantic)
+            for i, name in enumerate(found.modalities)
             if not (self.config.reset == "reference" and name == "text")
         ]
         self.unused.add_(1)
@@ -223,29 +259,6 @@ class UnifiedQuantizer(nn.Module):
         self.ema_count.copy_(counts)
         self.ema_weight.copy_(centres * counts[:, None])
         self.unused.fill_(-1)
-
-    def assign(self, stacked: Tensor, codes: Tensor, mask: Tensor | None) -> Assignment:
-        """Sums over real steps of what the averages need, in at least float32.
-
-        A modality's codes average its own features and, at the same sample and step, those of the
-        others: own * f + (1 - own) / (n - 1) * (sum of the others).
-
-        Args:
-            stacked: (M, B, T, D).
-            codes: (M, B, T) int64.
-            mask: (B, T) bool or None.
-        """
-        n = len(stacked)
-        features = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
-        own = self.config.ema_own if n > 1 else 1.0
-        share = (1 - own) / (n - 1) if n > 1 else 0.0
-        mixing = torch.full((n, n), share, dtype=features.dtype, device=features.device)
-        blended = torch.tensordot(mixing.fill_diagonal_(own), features, 1)
-        real = _weights(codes[0], mask, features.dtype)
-        size = len(self.codebook)
-        return Assignment(
-            _add_up(codes, real, size), _add_up(codes, blended * real[..., None], size)
-        )
 
     def _average_(self, found: Assignment) -> None:
         """Moving averages, one modality after the other, then the codebook from them."""

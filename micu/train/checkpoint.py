@@ -37,7 +37,7 @@ from micu.config.sections import TrainConfig
 from micu.losses import LOSSES, Loss
 from micu.model.micu import MICU
 from micu.store.sets import FeatureSpec
-from micu.train.step import TrainState
+from micu.train.state import TrainState
 
 logger = logging.getLogger(__name__)
 

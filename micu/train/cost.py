@@ -17,7 +17,8 @@ from micu.base.devices import peak_memory
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch, iterate
 from micu.train.fit import LoaderFactory
-from micu.train.step import TrainState, train_step
+from micu.train.state import TrainState
+from micu.train.step import train_step
 
 MEASURED_STEPS = 3
 """After one that warms up."""

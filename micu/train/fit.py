@@ -31,7 +31,8 @@ from micu.data.dataset import Batch, iterate
 from micu.store.sets import FeatureSpec
 from micu.train.checkpoint import LAST, Position, Record, mark_last, save_checkpoint
 from micu.train.logs import METRICS, MetricsLog, Progress, Row, metrics_row
-from micu.train.step import TrainState, train_step
+from micu.train.state import TrainState
+from micu.train.step import train_step
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from typing import Any
 from micu.base.errors import ExtraError
 from micu.base.files import check_held, parse_json, write_atomically
 from micu.train.checkpoint import Position
-from micu.train.step import StepReport, TrainState
+from micu.train.state import TrainState
+from micu.train.step import StepReport
 
 logger = logging.getLogger(__name__)
 

@@ -1,65 +1,29 @@
-"""One optimisation step, and the state that it moves."""
+"""One optimisation step: the story of training, from a batch to a moved model."""
 
 import copy
 import hashlib
+import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from micu.base.distributed import ALONE, World
 from micu.base.errors import TrainError
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
-from micu.losses import Draws, Loss, Losses, LossTerms, compute_terms, derive_seed, draw, weigh
+from micu.losses import Draws, Loss, Losses, compute_terms, derive_seed, draw, weigh
 from micu.losses.terms import not_finite
-from micu.model.micu import MICU, MICUOutput
-from micu.model.precision import build_scaler, set_tf32_
+from micu.model.micu import MICU
+from micu.model.precision import LEAST_SCALE, build_scaler, set_tf32_
 from micu.model.quantizer import code_counts, code_perplexity
-from micu.train.gradients import clip_, gradient_norms, nonfinite_gradients, unscale_
-from micu.train.processes.micro_batches import (
-    Encoded,
-    Share,
-    add_up,
-    check_spreadable,
-    cut_batch,
-    measure_share,
-)
-
-FIRST_PASS = ("fine", "coarse", "jigsaw", "mmjp")
-"""Losses that the published script takes from the first of its two forward passes; MMJP, which it
-does not have, goes with the jigsaw that it stands for."""
-
-
-@dataclass(slots=True)
-class TrainState:
-    """What training moves.
-
-    Attributes:
-        model: On its device, in the configured dtype.
-        losses: Their parameters and buffers, likewise.
-        optimizer: Adam over both; one parameter group per part that is clipped on its own.
-        config: The run.
-        step: Steps taken, skipped ones included.
-        nonfinite: Steps in a row, up to this one, that were skipped; not those that overflowed.
-        world: The processes that train together; what they move stays the same in all of them.
-        scaler: Scales the loss in fp16; else it does nothing.
-    """
-
-    model: MICU
-    losses: Losses
-    optimizer: torch.optim.Optimizer
-    config: TrainConfig
-    step: int = 0
-    nonfinite: int = 0
-    world: World = ALONE
-    scaler: torch.amp.GradScaler = field(
-        default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
-    )
+from micu.train.processes.micro_batches import check_spreadable, is_in_parts, run_in_parts
+from micu.train.processes.world import ALONE, World
+from micu.train.state import CodebookInput, Passes, TrainState, losses_by_pass, update_codebook_
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +53,6 @@ class StepReport:
     learning_rate: float
     clips: int
     skipped: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Passes:
-    """The step's loss, and what its forward passes did to the codebook."""
-
-    loss: LossTerms
-    encoded: Encoded
-    """Of the last pass."""
-    number: int
-    """Of the last pass, from 0."""
-    output: MICUOutput | None = None
-    """Of the last pass; None where there are several, of parts."""
 
 
 def build_state(
@@ -213,137 +164,82 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
             step.
         ProcessError: Another process is gone.
     """
-    config, step = state.config, state.step
-    torch.manual_seed(derive_seed(config.seed, step, "forward"))
-    clips, length = batch.mask.shape
-    share = None
-    if state.world.size > 1 or 0 < config.optimizer.micro_batch < clips:
-        share = measure_share(state.world, batch.mask)
-        clips = share.clips
-    if draws is None:
-        draws = draw(config, clips, length, seed=config.seed, step=step, device=batch.mask.device)
+    torch.manual_seed(derive_seed(state.config.seed, state.step, "forward"))  # of dropout
     state.model.train()
     state.losses.train()
-    quantizer = state.model.quantizer
-    codebook = {name: buffer.clone() for name, buffer in quantizer.state_dict().items()}
-    estimators = _estimators(state)
     state.optimizer.zero_grad(set_to_none=True)
-    if share is not None:
-        passes = _passes_in_parts(state, batch, draws, share)
-    elif config.optimizer.double_forward:
-        passes = _two_passes(state, batch, draws)
-    else:
-        passes = _one_pass(state, batch, draws)
+    before = _remember(state)
+    run = run_in_parts if is_in_parts(state, batch) else _run_whole  # processes, micro-batches
+    passes = run(state, batch, draws)  # forward, estimators, losses, backward
     norms: dict[str, Tensor] = {}
-    overflowed = False
+    overflowed = skipped = False
     try:
-        _refuse(passes.loss.nonfinite(), state, batch)
-        if share is None:
-            state.scaler.scale(passes.loss.total).backward()  # type: ignore[no-untyped-call]
+        _refuse(passes.loss.nonfinite(), state, batch)  # before any weight moves
         overflowed = unscale_(state.optimizer, state.scaler)
         norms = gradient_norms(state.optimizer)
         _refuse(nonfinite_gradients(norms), state, batch)
-        clip_(state.optimizer, norms, config.optimizer)
-        _set_learning_rate_(state)
+        clip_(state, norms)
         state.optimizer.step()
-        _update_codebook_(state, passes.encoded, passes.number)
+        update_codebook_(state, passes.seen, passes.number)  # the only codebook write
         if passes.output is not None:
-            state.losses.after_step_(state.model, passes.output, batch, draws)
-        state.nonfinite, skipped = 0, False
+            state.losses.after_step_(state.model, passes.output, batch, passes.draws)
     except TrainError:
-        quantizer.load_state_dict(codebook)
-        for name, entries in estimators.items():
-            state.losses.get_submodule(name).load_state_dict(entries)
-        state.optimizer.zero_grad(set_to_none=True)
-        if state.nonfinite >= config.optimizer.skip_nonfinite and not overflowed:
+        _put_back_(state, before)
+        if state.nonfinite >= state.config.optimizer.skip_nonfinite and not overflowed:
             raise
-        state.nonfinite += not overflowed
         skipped = True
+    state.nonfinite = state.nonfinite + int(not overflowed) if skipped else 0
     state.step += 1
-    return replace(_report(state, passes, norms, batch.mask, clips), skipped=skipped)
+    return _report(state, passes, norms, batch.mask, skipped)
 
 
-def _estimators(state: TrainState) -> dict[str, dict[str, Any]]:
-    """A copy of the losses that train something before `compute`, to undo a skipped step."""
-    return {
-        name: copy.deepcopy(loss.state_dict())
-        for name, loss in state.losses.all().items()
-        if type(loss).fit_estimators_ is not Loss.fit_estimators_
-    }
+def _run_whole(state: TrainState, batch: Batch, draws: Draws | None) -> Passes:
+    """All losses and their gradients from the batch as a whole.
 
-
-def _one_pass(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
-    """All losses from one forward pass."""
-    output = state.model(batch, continuous=state.losses.is_continuous(state.step))
-    state.losses.fit_estimators_(output, batch, draws)
-    terms = compute_terms(output, batch, state.losses, draws)
-    return _Passes(weigh(terms, state.config.weights), Encoded.of(output, batch.mask), 0, output)
-
-
-def _two_passes(state: TrainState, batch: Batch, draws: Draws) -> _Passes:
-    """The published script's step: codes of the second pass see the first one's codebook update.
-
-    Contrastive and jigsaw losses come from the first pass, the others from the second, which has a
-    dropout of its own.
+    With `double_forward` it is the published script's step: contrastive and jigsaw losses come from
+    a first pass; a second one, with a dropout of its own, sees the codebook that the first has
+    moved, and gives the others.
     """
-    first = state.model(batch, reconstruct=False)
-    first_names, rest = _by_pass(state)
-    terms = compute_terms(first, batch, state.losses, draws, first_names)
-    _update_codebook_(state, Encoded.of(first, batch.mask), 0)
-    second = state.model(batch)
-    terms |= compute_terms(second, batch, state.losses, draws, rest)
-    return _Passes(weigh(terms, state.config.weights), Encoded.of(second, batch.mask), 1, second)
-
-
-def _by_pass(state: TrainState) -> list[list[str]]:
-    """Names of the losses, by the forward pass that they come from."""
-    names = [name for name, _ in state.losses.named_children()]
-    if not state.config.optimizer.double_forward:
-        return [names]
-    return [
-        [name for name in names if name in FIRST_PASS],
-        [name for name in names if name not in FIRST_PASS],
-    ]
-
-
-def _passes_in_parts(state: TrainState, batch: Batch, draws: Draws, share: Share) -> _Passes:
-    """The step over micro-batches and processes, one pass or two; gradients of all are added up.
-
-    The sums are those of one process with the whole batch, up to rounding. They are the same bits
-    in every process, so that whatever is decided from them is decided alike.
-    """
+    config, (clips, length) = state.config, batch.mask.shape
+    if draws is None:
+        device = batch.mask.device
+        draws = draw(config, clips, length, seed=config.seed, step=state.step, device=device)
     terms: dict[str, Tensor] = {}
-    passes = _by_pass(state)
-    for number, names in enumerate(passes):
-        seed = f"forward {state.step}/{number}"
-        parted = cut_batch(batch, draws, share, state.world, state.config, seed)
-        is_last = number == len(passes) - 1
-        spread = parted.run(state.model, state.losses, names, is_last, state.scaler)
-        terms |= spread.terms
+    by_pass = losses_by_pass(state)
+    for number, names in enumerate(by_pass):
+        is_last = number == len(by_pass) - 1
+        is_continuous = state.losses.is_continuous(state.step)
+        output = state.model(batch, reconstruct=is_last, continuous=is_continuous)
+        if is_last:
+            state.losses.fit_estimators_(output, batch, draws)
+        terms |= compute_terms(output, batch, state.losses, draws, names)
+        seen = CodebookInput.of(output, batch.mask)
         if not is_last:
-            _update_codebook_(state, spread.encoded, number)
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    whole = add_up(state.world, terms, parameters)
-    return _Passes(weigh(whole, state.config.weights), spread.encoded, number)
+            update_codebook_(state, seen, number)
+    loss = weigh(terms, config.weights)
+    state.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+    return Passes(loss, seen, number, clips, draws, output)
 
 
-def _update_codebook_(state: TrainState, encoded: Encoded, number: int) -> None:
-    """Move the codebook towards the features of the step's pass `number`, from 0.
+def _remember(state: TrainState) -> dict[torch.nn.Module, dict[str, Any]]:
+    """What a step moves before all its numbers are known to be finite, to undo a skipped one.
 
-    Its codes are those of the pass: nothing has moved the codebook in between. Before the end of a
-    warm start nothing is quantised, and the codebook waits.
+    That is the codebook, by a first pass of two, and the losses that train something before
+    `compute`.
     """
-    if state.losses.is_continuous(state.step):
-        return
-    seed = derive_seed(state.config.seed, state.step, f"codebook {number}")
-    generator = torch.Generator("cpu").manual_seed(seed)
-    state.model.quantizer.update_(
-        encoded.semantic,
-        encoded.mask,
-        generator=generator,
-        codes=encoded.codes,
-        world=state.world,
-    )
+    moved = [state.model.quantizer] + [
+        loss
+        for loss in state.losses.all().values()
+        if type(loss).fit_estimators_ is not Loss.fit_estimators_
+    ]
+    return {module: copy.deepcopy(module.state_dict()) for module in moved}
+
+
+def _put_back_(state: TrainState, before: Mapping[torch.nn.Module, dict[str, Any]]) -> None:
+    """Undo what a step has moved, and drop its gradients."""
+    for module, entries in before.items():
+        module.load_state_dict(entries)
+    state.optimizer.zero_grad(set_to_none=True)
 
 
 def _refuse(bad: list[str], state: TrainState, batch: Batch) -> None:
@@ -353,18 +249,50 @@ def _refuse(bad: list[str], state: TrainState, batch: Batch) -> None:
         raise TrainError(not_finite(state.step, bad, clip_ids))
 
 
-def _set_learning_rate_(state: TrainState) -> None:
-    """Give every group the rate of this step."""
+def unscale_(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+    """Divide gradients by the scale of the loss, and adapt it; whether it was too large."""
+    before = scaler.get_scale()
+    scaler.unscale_(optimizer)
+    scaler.update()
+    return LEAST_SCALE < before > scaler.get_scale()
+
+
+def gradient_norms(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """L2 norm of each group's gradient, (), by the group's name."""
+    norms = {}
+    for group in optimizer.param_groups:
+        gradients = [p.grad for p in group["params"] if p.grad is not None]
+        none = group["params"][0].new_zeros(())  # a loss of weight 0 leaves its classifier without
+        norms[group["name"]] = get_total_norm(gradients) if gradients else none
+    return norms
+
+
+def nonfinite_gradients(norms: dict[str, Tensor]) -> list[str]:
+    """What to say about each norm that is not finite."""
+    values = torch.stack(list(norms.values())).tolist()
+    return [
+        f"gradient of {name!r} is {value}"
+        for name, value in zip(norms, values, strict=True)
+        if not math.isfinite(value)
+    ]
+
+
+def clip_(state: TrainState, norms: dict[str, Tensor]) -> None:
+    """Scale each group's gradient to at most the configured norm, and set the step's rate."""
+    settings = state.config.optimizer
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.config, state.step)
+        if group["name"] in ("loss_jigsaw", "loss_mmjp") and not settings.clip_jigsaw:
+            continue
+        clip_grads_with_norm_(group["params"], settings.grad_clip, norms[group["name"]])
 
 
 def _report(
-    state: TrainState, passes: _Passes, norms: dict[str, Tensor], mask: Tensor, clips: int
+    state: TrainState, passes: Passes, norms: dict[str, Tensor], mask: Tensor, skipped: bool
 ) -> StepReport:
     """Numbers of the step just taken, of all processes, read from the device at once."""
     total = passes.loss.total
-    codes = passes.encoded.codes
+    codes = passes.seen.codes
     size = state.config.quantizer.codebook_size
     of_steps = torch.stack([*codes.values()])[:, :, : mask.shape[1]]  # without pooled means
     counts = code_counts(of_steps, mask, size, total.dtype)
@@ -390,5 +318,6 @@ def _report(
         active_codes=int(read["codes"]["any"]),
         shared_codes=read["codes"]["all"] / max(1.0, read["codes"]["any"]),
         learning_rate=learning_rate(state.config, state.step - 1),
-        clips=clips,
+        clips=passes.clips,
+        skipped=skipped,
     )

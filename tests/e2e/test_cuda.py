@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from micu.base.distributed import World
 from micu.config.sections import TrainConfig
 from micu.train.checkpoint import Position, restore_, save_checkpoint
-from micu.train.step import TrainState, build_state, train_step
+from micu.train.processes.world import World
+from micu.train.state import TrainState
+from micu.train.step import build_state, train_step
 from tests.processes import CASES, run_case, run_case_in_two
 from tests.unit.test_precision import SPECS
 from tests.unit.test_step import CONFIG, SHAPES, batch, snapshot

@@ -90,7 +90,7 @@ def test_a_run_in_which_no_step_moved_anything_does_not_end_with_0(features, tmp
 def test_weights_and_codes_that_stay_are_noticed_without_any_skipped_step(
     features, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(micu.train.step, "_update_codebook_", lambda *words: None)
+    monkeypatch.setattr(micu.train.step, "update_codebook_", lambda *words: None)
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self, closure=None: None)
     result = train(features, tmp_path / "run", *FOUR)
     assert result.exit_code == 3, result.output

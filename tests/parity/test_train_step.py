@@ -15,7 +15,8 @@ from micu.losses import Draws, Losses, compute_losses
 from micu.losses.autoencoder import masked_mse
 from micu.losses.jigsaw import JigsawLoss, permutation_rank
 from micu.model.micu import MICUOutput
-from micu.train.step import StepReport, TrainState, build_optimizer, train_step
+from micu.train.state import TrainState
+from micu.train.step import StepReport, build_optimizer, train_step
 from tests.parity import recipe
 from tests.parity.conftest import Golden
 from tests.parity.omitted import best_two_gap, matching_loss, most_frequent_agree

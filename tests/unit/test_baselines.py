@@ -21,7 +21,8 @@ from micu.model.kmeans import kmeans
 from micu.model.quantizer import nearest_code
 from micu.store.sets import FeatureSpec
 from micu.train.checkpoint import Position, load_checkpoint, restore_, save_checkpoint
-from micu.train.step import TrainState, build_state, train_step
+from micu.train.state import TrainState
+from micu.train.step import build_state, train_step
 from tests.feature_sets import SMALL
 
 B, T, STEPS = 6, 5, 8

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import micu.data.cache
-from micu.base.distributed import World
 from micu.base.errors import ConfigError
 from micu.base.memory import available_memory
 from micu.config.sections import DataConfig
@@ -94,11 +93,9 @@ def test_features_that_do_not_fit_are_refused_before_they_are_read(
         CachedDataset(plain, shared=shared)
 
 
-class OnTwoMachines(World):
-    """The second of three processes, two of them here."""
-
-    def gather_texts(self, texts):
-        return [*texts, *texts, *(text and f"{text} elsewhere" for text in texts)]
+def ask_all(texts):
+    """What three processes answer, two of them on this machine."""
+    return [*texts, *texts, *(text and f"{text} elsewhere" for text in texts)]
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -111,11 +108,11 @@ def test_every_process_of_a_machine_has_a_copy_that_counts(dataset, monkeypatch,
     monkeypatch.setattr(micu.data.cache, "available_memory", lambda: 2 * free)
 
     free = int(2.3 * size)
-    CachedDataset(plain, shared=shared, world=OnTwoMachines(1, 3))
+    CachedDataset(plain, shared=shared, ask_all=ask_all)
     monkeypatch.setattr(micu.data.cache, "available_memory", lambda: free)
     free = int(2.1 * size)
     with pytest.raises(ConfigError, match="the features of 2 processes of this machine take"):
-        CachedDataset(plain, shared=shared, world=OnTwoMachines(1, 3))
+        CachedDataset(plain, shared=shared, ask_all=ask_all)
 
 
 def write_group(root, limit, used, cached):

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from micu.base.errors import CheckpointError, ConfigError, ManifestError, MicuError, WeightsError
-from micu.base.launch import LAUNCHER, Place
 from micu.cli.resume import RunFolder
 from micu.config.overrides import to_json
 from micu.config.sections import TrainConfig
@@ -24,6 +23,7 @@ from micu.sweep.conduct import TAIL, _last_line
 from micu.sweep.table import collect
 from micu.train.checkpoint import load_checkpoint
 from micu.train.logs import MAX_ROW_BYTES, read_metrics
+from micu.train.processes.launch import LAUNCHER, Place
 from micu_extract.backbones.weights import find_weights_file
 from micu_extract.backbones.weights import read_index as read_weights_index
 from micu_extract.backbones.words import read_words

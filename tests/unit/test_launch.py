@@ -2,9 +2,9 @@
 
 import pytest
 
-from micu.base.distributed import join
 from micu.base.errors import ConfigError
-from micu.base.launch import Place, find_place, first_host
+from micu.train.processes.launch import Place, find_place, first_host
+from micu.train.processes.world import join
 
 TORCHRUN = {
     "RANK": "3",

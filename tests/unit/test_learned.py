@@ -11,7 +11,8 @@ from micu.config.overrides import with_overrides
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.model.learned import DirectionQuantizer
-from micu.train.step import TrainState, build_state, train_step
+from micu.train.state import TrainState
+from micu.train.step import build_state, train_step
 from tests.feature_sets import SMALL
 
 B, T, D = 6, 3, 64

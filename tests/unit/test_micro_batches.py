@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import micu.config.baselines  # noqa: F401 - registers presets
-from micu.base.distributed import ALONE, World, share_rows
 from micu.base.errors import ConfigError
 from micu.base.files import write_atomically
-from micu.base.launch import LAUNCHER, Place
 from micu.cli.resume import RunFolder
 from micu.config.overrides import to_json, with_overrides
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
 from micu.data.dataset import FeatureDataset, iterate, make_loader
 from micu.losses import Loss, compute_terms, draw, weigh
+from micu.train.processes.launch import LAUNCHER, Place
 from micu.train.processes.micro_batches import cut_batch, measure_share
+from micu.train.processes.world import ALONE, World
 from micu.train.step import build_state, train_step
 from tests.feature_sets import SHAPES, SMALL, make_clips, write_features
 from tests.processes import CASES, DOUBLE, NO_DROPOUT, VAT, Case, make_batch, run_case
@@ -141,7 +141,7 @@ def test_every_preset_is_spread_or_refused_by_the_name_of_a_setting(preset):
 
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_processes_share_the_rows_in_order_and_evenly(rows, size):
-    shares = [share_rows(rows, rank, size) for rank in range(size)]
+    shares = [World(rank, size).rows(rows) for rank in range(size)]
     taken = [list(range(rows))[share] for share in shares]
     assert [row for share in taken for row in share] == list(range(rows))
     assert max(map(len, taken)) - min(map(len, taken)) <= 1
@@ -183,7 +183,7 @@ def test_the_loaders_of_all_processes_read_the_batches_of_one(tmp_path, size):
     dataset = FeatureDataset(sets.stores, sets.manifest.clips, config.data)
 
     def read(world):
-        return list(iterate(make_loader(dataset, 4, seed=1, epoch=0, start=1, world=world)))
+        return list(iterate(make_loader(dataset, 4, seed=1, epoch=0, start=1, own_rows=world.rows)))
 
     shares = [read(World(rank, size)) for rank in range(size)]
     for i, batch in enumerate(read(ALONE)):

@@ -14,8 +14,8 @@ from micu.losses import draw
 from micu.model import quantizer
 from micu.store.sets import FeatureSpec
 from micu.train.checkpoint import Position, restore_, save_checkpoint
-from micu.train.gradients import unscale_
-from micu.train.step import TrainState, build_state, train_step
+from micu.train.state import TrainState
+from micu.train.step import build_state, train_step, unscale_
 from tests.unit.test_step import CONFIG, SHAPES, B, T, assert_same, batch, poisoned, snapshot
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}

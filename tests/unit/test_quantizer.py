@@ -204,10 +204,9 @@ def test_a_batch_without_a_real_step_changes_nothing() -> None:
 
 
 def test_sums_over_batches_add_up_to_the_whole() -> None:
-    quantizer, z = build(), torch.stack(list(features(3).values()))
-    codes = nearest_code(z, quantizer.codebook)
-    whole = quantizer.assign(z, codes, None)
-    parts = [quantizer.assign(z[:, i : i + 1], codes[:, i : i + 1], None) for i in range(B)]
+    quantizer, z = build(), features(3)
+    whole = quantizer.assign(z)
+    parts = [quantizer.assign({n: x[i : i + 1] for n, x in z.items()}) for i in range(B)]
     assert torch.equal(whole.counts, torch.stack([part.counts for part in parts]).sum(0))
     assert torch.allclose(whole.sums, torch.stack([part.sums for part in parts]).sum(0))
     assert whole.counts.sum() == 3 * B * T
@@ -215,8 +214,9 @@ def test_sums_over_batches_add_up_to_the_whole() -> None:
 
 def test_half_precision_features_are_summed_in_single() -> None:
     quantizer = build().float()
-    z = torch.full((2, 1, 5000, D), 1.0, dtype=torch.bfloat16)
-    found = quantizer.assign(z, torch.zeros(2, 1, 5000, dtype=torch.int64), None)
+    z = dict.fromkeys(("audio", "video"), torch.full((1, 5000, D), 1.0, dtype=torch.bfloat16))
+    codes = dict.fromkeys(z, torch.zeros(1, 5000, dtype=torch.int64))
+    found = quantizer.assign(z, codes=codes)
     assert found.counts[0, 0] == 5000
     assert found.sums[0, 0, 0] == 5000
 

@@ -19,7 +19,8 @@ from micu.config.sections import (
 from micu.data.dataset import Batch
 from micu.losses import draw
 from micu.model.quantizer import UnifiedQuantizer, nearest_code
-from micu.train.step import StepReport, TrainState, build_state, learning_rate, train_step
+from micu.train.state import TrainState
+from micu.train.step import StepReport, build_state, learning_rate, train_step
 
 B, T = 4, 5
 SHAPES: dict[str, tuple[int, ...]] = {"audio": (6,), "video": (5, 5, 4), "text": (7,)}

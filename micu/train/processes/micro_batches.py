@@ -22,13 +22,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from micu.base.distributed import World
 from micu.base.errors import ConfigError
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
-from micu.losses import ClipsLoss, Draws, Loss, Losses, compute_terms, weigh
-from micu.losses.terms import derive_seed, loss_weight
+from micu.losses import ClipsLoss, Draws, Loss, Losses, compute_terms, derive_seed, draw, weigh
+from micu.losses.terms import loss_weight
 from micu.model.micu import MICU, MICUOutput
+from micu.train.processes.world import World
+from micu.train.state import CodebookInput, Passes, TrainState, losses_by_pass, update_codebook_
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MicroBatch:
     """Clips that pass through the networks together."""
 
     batch: Batch
@@ -59,21 +60,34 @@ class Part:
         return output
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """What a pass does to the codebook, by modality and without gradient."""
+def is_in_parts(state: TrainState, batch: Batch) -> bool:
+    """Whether a step goes over parts of its batch: micro-batches, or those of several processes."""
+    return state.world.size > 1 or 0 < state.config.optimizer.micro_batch < len(batch.mask)
 
-    semantic: dict[str, Tensor]
-    """(B, T, D)"""
-    codes: dict[str, Tensor]
-    """(B, T) int64"""
-    mask: Tensor
-    """(B, T) bool, True = real step"""
 
-    @classmethod
-    def of(cls, output: MICUOutput, mask: Tensor) -> "Encoded":
-        """That of one forward pass over a batch of this mask; pooled means are one more step."""
-        return cls(output.semantic(), output.codes(), output.update_mask(mask))
+def run_in_parts(state: TrainState, batch: Batch, draws: Draws | None) -> Passes:
+    """A step's forward passes, one or two, and the gradients of all its parts, added up.
+
+    The sums are those of one process with the whole batch, up to rounding. They are the same bits
+    in every process, so that whatever is decided from them is decided alike.
+    """
+    config, world = state.config, state.world
+    share = measure_share(world, batch.mask)
+    if draws is None:
+        steps, device = batch.mask.shape[1], batch.mask.device
+        draws = draw(config, share.clips, steps, seed=config.seed, step=state.step, device=device)
+    terms: dict[str, Tensor] = {}
+    by_pass = losses_by_pass(state)
+    for number, names in enumerate(by_pass):
+        parted = cut_batch(batch, draws, share, world, config, f"forward {state.step}/{number}")
+        is_last = number == len(by_pass) - 1
+        spread = parted.run(state.model, state.losses, names, is_last, state.scaler)
+        terms |= spread.terms
+        if not is_last:
+            update_codebook_(state, spread.seen, number)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    whole = add_up(world, terms, parameters)
+    return Passes(weigh(whole, config.weights), spread.seen, number, share.clips, draws)
 
 
 def measure_share(world: World, mask: Tensor) -> Share:
@@ -152,14 +166,14 @@ class Spread:
 
     terms: dict[str, Tensor]
     """This process's share of each, (): their sum over the processes is the term."""
-    encoded: Encoded
+    seen: CodebookInput
 
 
 @dataclass(frozen=True, slots=True)
 class PartedBatch:
     """A process's clips of one step, cut into parts."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[MicroBatch, ...]
     """None is empty; a process without clips has none."""
     mask: Tensor
     """Of all the process's clips, (B, T) bool."""
@@ -201,7 +215,7 @@ class PartedBatch:
                 del output
             whole, gradients = self._compare(among, summaries, losses.config)
             terms |= whole if self.world.is_first else {}
-        encoded = []
+        seen = []
         alone = [name for name in names if name not in among]
         start = 0
         for part in self.parts:
@@ -215,9 +229,9 @@ class PartedBatch:
             if total.requires_grad:
                 scaler.scale(total).backward()  # type: ignore[no-untyped-call]
             terms |= {name: terms[name] + value.detach() for name, value in shares.items()}
-            encoded.append(Encoded.of(output, part.batch.mask))
+            seen.append(CodebookInput.of(output, part.batch.mask))
             start = rows.stop
-        return Spread(terms, self._join(encoded, losses.config))
+        return Spread(terms, self._join(seen, losses.config))
 
     def _compare(
         self,
@@ -240,7 +254,7 @@ class PartedBatch:
         return terms, gradients
 
     def _shares(
-        self, part: Part, output: MICUOutput, losses: Losses, names: Sequence[str]
+        self, part: MicroBatch, output: MICUOutput, losses: Losses, names: Sequence[str]
     ) -> dict[str, Tensor]:
         """A part's share of the losses that are means over its steps or clips."""
         counts = _counts(part.batch.mask)
@@ -250,7 +264,7 @@ class PartedBatch:
             shares[name] = value * (counts[over].to(value.dtype) / max(1, self.share.totals[over]))
         return shares
 
-    def _join(self, parts: Sequence[Encoded], config: TrainConfig) -> Encoded:
+    def _join(self, parts: Sequence[CodebookInput], config: TrainConfig) -> CodebookInput:
         """What all parts do to the codebook."""
         no_codes = self.mask.new_zeros((0, self.mask.shape[1]), dtype=torch.int64)
         none = _zeros((*no_codes.shape, config.encoder.embed_dim), config, self.mask)
@@ -258,7 +272,7 @@ class PartedBatch:
             n: torch.cat([none, *(p.semantic[n] for p in parts)]) for n in config.modalities
         }
         codes = {n: torch.cat([no_codes, *(p.codes[n] for p in parts)]) for n in config.modalities}
-        return Encoded(semantic, codes, self.mask)
+        return CodebookInput(semantic, codes, self.mask)
 
 
 def cut_batch(
@@ -281,11 +295,13 @@ def cut_batch(
     for start in range(0, clips, size):
         rows = slice(start, start + size)
         number = derive_seed(config.seed, share.rows.start + start, seed)
-        parts.append(Part(batch.part(rows), own.part(rows, steps), number))
+        parts.append(MicroBatch(batch.part(rows), own.part(rows, steps), number))
     return PartedBatch(tuple(parts), batch.mask, share, world)
 
 
-def _summarize(among: Mapping[str, ClipsLoss], output: MICUOutput, part: Part) -> dict[str, Tensor]:
+def _summarize(
+    among: Mapping[str, ClipsLoss], output: MICUOutput, part: MicroBatch
+) -> dict[str, Tensor]:
     return {name: loss.summarize(output, part.batch, part.draws) for name, loss in among.items()}
 
 

@@ -22,21 +22,10 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from micu.base.errors import MicuError, ProcessError
-from micu.base.launch import Place
+from micu.train.processes.launch import Place
 
 BUCKET_BYTES = 2**25
 """Gradients are added up by so much at a time: few calls, and little memory beside them."""
-
-
-def share_rows(rows: int, rank: int, size: int) -> slice:
-    """The rows of a batch that one process takes: contiguous, in order of rank, as even as can be.
-
-    Args:
-        rows: Of the whole batch; with fewer rows than processes some take none.
-        rank: Of the process, from 0.
-        size: Number of processes.
-    """
-    return slice(rows * rank // size, rows * (rank + 1) // size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +41,14 @@ class World:
     def is_first(self) -> bool:
         """Whether this process writes the run's files and speaks for all."""
         return self.rank == 0
+
+    def rows(self, count: int) -> slice:
+        """Which rows of a batch this process takes: contiguous, in order of rank, and even.
+
+        Args:
+            count: Rows of the whole batch; with fewer of them than processes some take none.
+        """
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, to the same bits in each of them.
