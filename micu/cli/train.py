@@ -231,13 +231,13 @@ def _fit(
     folder: RunFolder,
 ) -> "FitSummary":
     """Train in a folder that no other run is at work in."""
-    from micu.train.fit import Plan, fit
+    from micu.train.fit import RunOptions, fit
 
-    plan = Plan(specs, record, typed.save_every, typed.keep, typed.tensorboard)
+    options = RunOptions(specs, record, typed.save_every, typed.keep, typed.tensorboard)
     with ExitStack() as stack:
         begun = state.world.decide(lambda: folder.enter(state.config, stack))
         position = resume_(state, Path(begun), record) if begun else None
-        return fit(state, load, typed.out, plan, position)
+        return fit(state, load, typed.out, options, position)
 
 
 def describe_run(

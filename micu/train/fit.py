@@ -7,7 +7,7 @@ A run's folder holds `config.json`, `metrics.jsonl` and `metrics.csv` (one row p
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch, iterate
 from micu.store.sets import FeatureSpec
 from micu.train.checkpoint import LAST, Position, Record, mark_last, save_checkpoint
-from micu.train.logs import METRICS, MetricsLog, Progress, Row, metrics_row
+from micu.train.logs import METRICS, MetricsLog, EpochProgress, Row, metrics_row
 from micu.train.state import TrainState
 from micu.train.step import train_step
 
@@ -45,7 +45,7 @@ LoaderFactory = Callable[[int, int], DataLoader[Batch]]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunOptions:
     """What a run does beside its steps."""
 
     specs: Mapping[str, FeatureSpec]
@@ -80,7 +80,7 @@ def fit(
     state: TrainState,
     load: LoaderFactory,
     out: Path,
-    plan: Plan,
+    options: RunOptions,
     position: Position | None = None,
 ) -> FitSummary:
     """Train until the configured end, or until a signal asks to stop.
@@ -93,7 +93,7 @@ def fit(
         state: The run, fresh or restored.
         load: Makes the batches of one epoch.
         out: The run's folder.
-        plan: Checkpoints and logs.
+        options: Checkpoints and logs.
         position: The batch to go on with; None is the first.
 
     Returns:
@@ -103,62 +103,60 @@ def fit(
         TrainError: A loss or a gradient is not finite.
         OSError: The disk refused, or the run's folder has gone.
     """
-    with hold_folders():
-        summary = _fit(state, load, out, plan, position)
-        check_held(out)
-    return summary
-
-
-def _fit(
-    state: TrainState,
-    load: LoaderFactory,
-    out: Path,
-    plan: Plan,
-    position: Position | None,
-) -> FitSummary:
-    """`fit`, while the run's folder is held."""
     began = time.perf_counter()
     # A finished run that is resumed keeps its checkpoint, and with it the hash that results name.
     is_kept = position is not None and (out / LAST).is_file()
     saved_at = state.world.largest(state.step if is_kept else -1)
     position = position or Position()
-    limits = state.config.optimizer
-    device, dtype = next(state.model.parameters()).device, getattr(torch, limits.dtype)
     row: Row = {}
-    with stop_signals() as flag, _open_log(state, out, plan) as log:
+    with hold_folders(), stop_signals() as flag, _open_log(state, out, options) as log:
         stop = _agree(flag, state)
-        while position.epoch < limits.epochs and not _is_finished(state) and not stop.name:
-            loader = load(position.epoch, position.batch)
-            progress = Progress(state, len(loader) + position.batch)
-            for batch in iterate(loader):
-                report = train_step(state, batch.to(device, dtype))
-                stop = _agree(flag, state)
-                before, position = position, position.after_batch(progress.batches)
-                if log is not None:
-                    row = metrics_row(state, report, before, log.seconds())
-                    log.write(row)
-                    progress.show(row, log.skipped, stop.name)
-                if plan.save_every and state.step % plan.save_every == 0:
-                    _save(state, out, plan, position)
-                    saved_at = state.step
-                if stop.name or _is_finished(state):
-                    break
+        for batch, progress in () if stop.name else _batches(state, load, position):
+            report = train_step(state, batch)
+            stop = _agree(flag, state)
+            before, position = position, position.after_batch(progress.batches)
+            if log is not None:
+                row = metrics_row(state, report, before, log.seconds())
+                log.write(row)
+                progress.show(row, log.skipped, stop.name)
+            if options.save_every and state.step % options.save_every == 0:
+                _save(state, out, options, position)
+                saved_at = state.step
+            if stop.name:
+                break
         if saved_at != state.step:
-            _save(state, out, plan, position)
-        skipped = log.skipped if log is not None else 0
+            _save(state, out, options, position)
+        check_held(out)
+    skipped = log.skipped if log is not None else 0
     seconds = time.perf_counter() - began
     return FitSummary(state.step, position, out / LAST, seconds, stop, row, skipped)
 
 
+def _batches(
+    state: TrainState, load: LoaderFactory, position: Position
+) -> Iterator[tuple[Batch, EpochProgress]]:
+    """The batches from a position to the end of the run, where and as the model takes them."""
+    limits = state.config.optimizer
+    device, dtype = next(state.model.parameters()).device, getattr(torch, limits.dtype)
+    while position.epoch < limits.epochs and not _is_finished(state):
+        loader = load(position.epoch, position.batch)
+        progress = EpochProgress(state, len(loader) + position.batch)
+        for batch in iterate(loader):
+            yield batch.to(device, dtype), progress
+            if _is_finished(state):
+                return
+        position = Position(position.epoch + 1)
+
+
 def _open_log(
-    state: TrainState, out: Path, plan: Plan
+    state: TrainState, out: Path, options: RunOptions
 ) -> AbstractContextManager[MetricsLog | None]:
     """Make the folder ready, in the first process; the others log nothing."""
     if not state.world.is_first:
         return nullcontext()
     write_atomically(out / CONFIG, to_json(state.config).encode())
     remove_stale_temporaries(out)
-    return MetricsLog(out, state.step, plan.tensorboard)
+    return MetricsLog(out, state.step, options.tensorboard)
 
 
 def _agree(flag: StopFlag, state: TrainState) -> StopFlag:
@@ -171,17 +169,17 @@ def _is_finished(state: TrainState) -> bool:
     return 0 < state.config.optimizer.max_steps <= state.step
 
 
-def _save(state: TrainState, out: Path, plan: Plan, position: Position) -> None:
+def _save(state: TrainState, out: Path, options: RunOptions, position: Position) -> None:
     path = out / f"step-{state.step:06d}.pt"
-    save_checkpoint(state, path, specs=plan.specs, position=position, extra=plan.extra)
+    save_checkpoint(state, path, specs=options.specs, position=position, extra=options.extra)
     if not state.world.is_first:
         return
     mark_last(path)
-    if plan.keep:
+    if options.keep:
         # A run that went back to an earlier checkpoint has later ones still: they are not newer.
         numbered = sorted(out.glob("step-*.pt"), key=_step_of)
         known = [other for other in numbered if 0 <= _step_of(other) <= state.step]
-        for old in known[: -plan.keep]:
+        for old in known[: -options.keep]:
             old.unlink()
 
 

@@ -219,7 +219,7 @@ def import_tensorboard() -> Any:  # SummaryWriter is not always installed
     return SummaryWriter
 
 
-class Progress:
+class EpochProgress:
     """A line on the log every few seconds."""
 
     def __init__(self, state: TrainState, batches: int) -> None:  # noqa: D107
