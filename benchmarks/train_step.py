@@ -57,8 +57,8 @@ from operations import Row, carried_out, needed_operations, share_of
 from micu.base.devices import peak_memory, resolve_device, wait_for
 from micu.config.presets import PRESETS
 from micu.data.dataset import Batch
-from micu.model import cpu_products as products
 from micu.model import grids, networks
+from micu.model import onednn as products
 from micu.train.state import TrainState
 from micu.train.step import build_state, train_step
 

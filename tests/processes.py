@@ -19,8 +19,8 @@ from micu.config.overrides import with_overrides
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.model.quantizer import Assignment, UnifiedQuantizer
-from micu.train.processes.launch import Place
 from micu.train.processes.micro_batches import PartedBatch, Share, measure_share
+from micu.train.processes.place import Place
 from micu.train.processes.world import ALONE, World, join
 from micu.train.state import TrainState
 from micu.train.step import StepReport, build_state, train_step

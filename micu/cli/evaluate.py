@@ -24,7 +24,6 @@ from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS, EvaluationOrder
 from micu.cli.features import FeatureSets, find_feature_sets, parse_pairs
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.cli.report import paper, report
-from micu.evaluate.class_map import read_class_map
 from micu.evaluate.columns import shown_metrics
 from micu.evaluate.ranking import rank_scores
 from micu.evaluate.report import (
@@ -37,7 +36,7 @@ from micu.evaluate.report import (
 )
 from micu.evaluate.scores import SCORES
 from micu.evaluate.selection import CRITERIA, choose_checkpoint, merit
-from micu.evaluate.splits import CLEAN, PAPER
+from micu.evaluate.splits import CLEAN, PAPER, read_class_map
 from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
 from micu.report.build import render_rows
 from micu.report.commands import commands_path, read_commands, record_command, typed_line
@@ -453,11 +452,10 @@ def _evaluation(
     made: "dict[str, dict[str, ClipEncoder]]",
 ) -> "Evaluation":
     """What a task is told about one seed; encoders that no seed changes are kept in `made`."""
-    from micu.evaluate.evaluation import Evaluation
+    from micu.evaluate.evaluation import Evaluation, find_published
     from micu.evaluate.leaks import find_pretraining
     from micu.evaluate.models import describe_preset
     from micu.evaluate.probe import ProbeConfig
-    from micu.evaluate.published import find_published
 
     aliases = read_class_map(typed.class_map) if typed.class_map else {}
     source = _side(typed, sides[0], loaded, seed, made.setdefault("source", {}), aliases)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from micu.base.files import lock_folder, read_bounded, write_atomically
 from micu.config.sections import TrainConfig
-from micu.train.processes.launch import LAUNCHER, Place
+from micu.train.processes.place import LAUNCHER, Place
 
 if TYPE_CHECKING:
     from micu.train.checkpoint import Position, Record

@@ -1,6 +1,6 @@
 """`micu-train`: features in, checkpoints out. Safe to interrupt and to type again with `--resume`.
 
-Under torchrun or srun one model is trained by all their processes (`micu.train.processes.launch`).
+Under torchrun or srun one model is trained by all their processes (`micu.train.processes.place`).
 
 Exit codes: 0 all good, 2 usage or an error with a message, 3 no step moved anything (of a sweep:
 some runs failed), 71 no memory left, 74 input/output error, 75 stopped but resumable, 130 Ctrl-C.
@@ -29,7 +29,7 @@ from micu.config.overrides import idle_settings, to_json, with_overrides
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
 from micu.store.manifest import MODALITIES
-from micu.train.processes.launch import Place, find_place
+from micu.train.processes.place import Place, find_place
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader

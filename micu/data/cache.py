@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from micu.base.devices import available_memory, shared_memory
 from micu.base.errors import ConfigError
-from micu.base.memory import available_memory, shared_memory
 from micu.data.dataset import Batch, FeatureDataset
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from micu.base.errors import ConfigError, StoreError, check_shape
 from micu.data.dataset import Batch
-from micu.model.cpu_products import Linear
 from micu.model.micu import MICU
+from micu.model.onednn import Linear
 
 PREDICTED_AT_ONCE = 1024
 """Clips whose logits are computed at once."""

@@ -5,17 +5,21 @@ both trained and tested on, none of the tested ones was pretrained on, and class
 learned or tested are left out.
 """
 
+import csv
 import hashlib
+import io
 import logging
 import re
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import ManifestError
 from micu.base.registry import closest, suggest
+from micu.base.table import read_bytes
 from micu.evaluate.metrics import UNKNOWN
 from micu.store.manifest import Clip, youtube_id
 
@@ -494,3 +498,45 @@ def hold_out(
         held.update(items[i] for i in random.permutation(len(items))[:count])
     stays = tuple(clip for clip in clips if media_item(clip) not in held)
     return stays, tuple(clip for clip in clips if media_item(clip) in held)
+
+
+def read_class_map(path: Path) -> dict[str, str]:
+    """Read the names that one class has in two data sets.
+
+    Args:
+        path: A CSV file, whose first two columns are read; the first of them is `label`.
+
+    Returns:
+        Each name of the second column that differs → its `label`, by which both go from here on.
+
+    Raises:
+        ManifestError: The file is missing, empty, or has a name twice.
+    """
+    if not path.is_file():
+        raise ManifestError(
+            f"{path}: no such class map; expected a CSV file whose first two columns are label and "
+            "the other name"
+        )
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+        header, *lines = [*csv.reader(io.StringIO(text, newline=""), strict=True)] or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{path}: not a CSV file in UTF-8: {error}") from error
+    if len(header) < 2 or header[0].strip() != "label" or not lines:
+        raise ManifestError(
+            f"{path}: expected the column label, one of other names and at least one row, got "
+            f"{', '.join(header) or 'nothing'} and {len(lines)} rows"
+        )
+    seen: dict[str, int] = {}
+    renamed: dict[str, str] = {}
+    for number, line in enumerate(lines, 2):
+        name, other = (*(text.strip() for text in line), "", "")[:2]
+        for text in dict.fromkeys((name, other)):
+            if not text:
+                raise ManifestError(f"{path}: line {number}: a name is empty")
+            if text in seen:
+                raise ManifestError(f"{path}: line {number} repeats {text!r} of line {seen[text]}")
+            seen[text] = number
+        if other != name:
+            renamed[other] = name
+    return renamed

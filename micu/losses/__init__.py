@@ -16,7 +16,6 @@ from micu.losses import (  # noqa: F401
     cpc,
     jigsaw,
     mmjp,
-    one_way,
     self_cross,
     transport,
 )

@@ -15,9 +15,9 @@ from micu.base.tensors import load_adam_
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, Draws, Loss
-from micu.model.cpu_products import Linear
 from micu.model.micu import MICU, MICUOutput
 from micu.model.networks import SpecificEncoder
+from micu.model.onednn import Linear
 
 ESTIMATOR_LAYERS = 3
 HEAD_REDUCTION = 2

@@ -13,8 +13,8 @@ from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.losses.contrastive import info_nce_pairs
 from micu.losses.terms import LOSSES, Draws, Loss
-from micu.model.cpu_products import Linear
 from micu.model.micu import MICUOutput
+from micu.model.onednn import Linear
 
 
 def predictive_pairs(

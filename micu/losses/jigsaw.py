@@ -18,8 +18,8 @@ from torch.nn import functional
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, Draws, Loss
-from micu.model.cpu_products import linear
 from micu.model.micu import MICUOutput
+from micu.model.onednn import linear
 from micu.model.precision import autocast
 
 CHUNK_ELEMENTS = 2**21

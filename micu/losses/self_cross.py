@@ -19,8 +19,8 @@ from micu.config.methods import SelfCrossConfig
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, Draws, Loss, needed_steps
-from micu.model.cpu_products import Linear
 from micu.model.micu import MICU, MICUOutput
+from micu.model.onednn import Linear
 
 POSITION_SCALE = 0.02
 

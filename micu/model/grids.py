@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from micu.model.cpu_products import linear, product
+from micu.model.onednn import linear, product
 
 Kind = Literal["valid", "same", "full"]
 """Cells off, cells kept (padding 1), cells added (transposed convolution): -2, 0, +2 per side."""

@@ -11,7 +11,6 @@ from micu.base.errors import ConfigError, check_shape
 from micu.base.registry import suggest
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
-from micu.model.learned import build_quantizer
 from micu.model.networks import (
     FRONTS,
     Reconstructor,
@@ -21,7 +20,7 @@ from micu.model.networks import (
     check_step_shape,
 )
 from micu.model.precision import autocast
-from micu.model.quantizer import Quantized
+from micu.model.quantizer import Quantized, build_quantizer
 
 
 @dataclass(frozen=True, slots=True)

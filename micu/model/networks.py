@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from micu.base.errors import ShapeError
 from micu.config.sections import EncoderConfig, ReconstructionConfig
-from micu.model.cpu_products import Linear
 from micu.model.grids import GridConv, GridConvTranspose, by_products
+from micu.model.onednn import Linear
 
 FRONTS: dict[str, Literal["none", "gate", "words"]] = {
     "audio": "none",

@@ -30,7 +30,7 @@ from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch, iterate
 from micu.store.sets import FeatureSpec
 from micu.train.checkpoint import LAST, Position, Record, mark_last, save_checkpoint
-from micu.train.logs import METRICS, MetricsLog, EpochProgress, Row, metrics_row
+from micu.train.logs import METRICS, EpochProgress, MetricsLog, Row, metrics_row
 from micu.train.state import TrainState
 from micu.train.step import train_step
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from micu.cli.evaluate import main
 from micu.evaluate.codebook import read_codebook
-from micu.evaluate.published import Published, find_published
+from micu.evaluate.evaluation import Published, find_published
 from micu.evaluate.report import Row, read_rows
 from micu.report.paper import SETTINGS
 from micu.store.manifest import Clip, read_manifest, write_manifest

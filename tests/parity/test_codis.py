@@ -17,8 +17,8 @@ from micu.config.sections import EncoderConfig, QuantizerConfig, TrainConfig
 from micu.data.dataset import Batch
 from micu.losses import Draws, Losses
 from micu.losses.transport import TransportLoss, assignment_loss, sinkhorn
-from micu.model.learned import DirectionQuantizer
 from micu.model.micu import MICU
+from micu.model.quantizer import DirectionQuantizer
 
 B, T, D, K, Q = 4, 5, 8, 6, 7
 NAMES = ("audio", "video", "flow")

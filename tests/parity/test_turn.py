@@ -13,7 +13,7 @@ from micu.config.methods import BaselinesConfig, SelfCrossConfig
 from micu.config.sections import DataConfig, EncoderConfig, QuantizerConfig, TrainConfig
 from micu.data.dataset import Batch
 from micu.losses import Draws, Losses
-from micu.losses.one_way import OneWayLoss
+from micu.losses.contrastive import OneWayLoss
 from micu.losses.self_cross import SelfCrossLoss, StepDecoder, mask_ratio, masked_l1
 from micu.model.micu import MICU, MICUOutput
 from micu.model.quantizer import UnifiedQuantizer

@@ -16,8 +16,7 @@ from micu.config.presets import PRESETS
 from micu.config.sections import LossWeights, TrainConfig
 from micu.data.dataset import Batch
 from micu.losses import Losses
-from micu.losses.code_matching import CodeMatchingLoss
-from micu.model.kmeans import kmeans
+from micu.losses.code_matching import CodeMatchingLoss, kmeans
 from micu.model.quantizer import nearest_code
 from micu.store.sets import FeatureSpec
 from micu.train.checkpoint import Position, load_checkpoint, restore_, save_checkpoint

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import micu.data.cache
+from micu.base.devices import available_memory
 from micu.base.errors import ConfigError
-from micu.base.memory import available_memory
 from micu.config.sections import DataConfig
 from micu.data.cache import CachedDataset
 from micu.data.dataset import FeatureDataset, iterate, make_loader
@@ -131,14 +131,14 @@ def test_available_memory_is_the_least_of_machine_and_container(
     meminfo = tmp_path / "meminfo"
     meminfo.write_text(f"MemTotal: 99 kB\nMemAvailable: {8 * GIB // 1024} kB\n")
     write_group(tmp_path / "group", limit, 2 * GIB, GIB)
-    monkeypatch.setattr("micu.base.memory.MEMINFO", meminfo)
-    monkeypatch.setattr("micu.base.memory.CGROUP", tmp_path / "group")
+    monkeypatch.setattr("micu.base.devices.MEMINFO", meminfo)
+    monkeypatch.setattr("micu.base.devices.CGROUP", tmp_path / "group")
 
     assert available_memory() == expected
 
 
 def test_a_system_that_does_not_say_has_no_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr("micu.base.memory.MEMINFO", tmp_path / "none")
-    monkeypatch.setattr("micu.base.memory.CGROUP", tmp_path / "none")
+    monkeypatch.setattr("micu.base.devices.MEMINFO", tmp_path / "none")
+    monkeypatch.setattr("micu.base.devices.CGROUP", tmp_path / "none")
 
     assert available_memory() is None

@@ -15,15 +15,15 @@ from micu.cli.resume import RunFolder
 from micu.config.overrides import to_json
 from micu.config.sections import TrainConfig
 from micu.evaluate import details, report
-from micu.evaluate.class_map import read_class_map
 from micu.evaluate.sheets import first_words, read_columns, read_sheet
+from micu.evaluate.splits import read_class_map
 from micu.report.commands import commands_path, read_commands, record_command
 from micu.report.read import gather
 from micu.sweep.conduct import TAIL, _last_line
 from micu.sweep.table import collect
 from micu.train.checkpoint import load_checkpoint
 from micu.train.logs import MAX_ROW_BYTES, read_metrics
-from micu.train.processes.launch import LAUNCHER, Place
+from micu.train.processes.place import LAUNCHER, Place
 from micu_extract.backbones.weights import find_weights_file
 from micu_extract.backbones.weights import read_index as read_weights_index
 from micu_extract.backbones.words import read_words

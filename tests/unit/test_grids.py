@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from micu.model import grids
-from micu.model.cpu_products import Linear, has_onednn, linear, product
 from micu.model.grids import GridConv, GridConvTranspose, grid_algorithm
+from micu.model.onednn import Linear, has_onednn, linear, product
 
 LAYERS = {
     "valid": lambda: GridConv(6, 5, 3),
@@ -143,8 +143,8 @@ def test_without_onednn_products_are_torchs(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_gradient_of_a_linear_map_is_that_of_finite_differences(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("micu.model.cpu_products._is_ours", lambda x: True)
-    monkeypatch.setattr("micu.model.cpu_products.product", lambda x, y, bias=0: x @ y + bias)
+    monkeypatch.setattr("micu.model.onednn._is_ours", lambda x: True)
+    monkeypatch.setattr("micu.model.onednn.product", lambda x, y, bias=0: x @ y + bias)
     inputs = [torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in SHAPES]
     assert torch.autograd.gradcheck(linear, inputs)
 

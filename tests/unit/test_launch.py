@@ -3,7 +3,7 @@
 import pytest
 
 from micu.base.errors import ConfigError
-from micu.train.processes.launch import Place, find_place, first_host
+from micu.train.processes.place import Place, find_place, first_host
 from micu.train.processes.world import join
 
 TORCHRUN = {

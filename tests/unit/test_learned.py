@@ -10,7 +10,7 @@ from micu.config.baselines import BASELINES
 from micu.config.overrides import with_overrides
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
-from micu.model.learned import DirectionQuantizer
+from micu.model.quantizer import DirectionQuantizer
 from micu.train.state import TrainState
 from micu.train.step import build_state, train_step
 from tests.feature_sets import SMALL

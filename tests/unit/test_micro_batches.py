@@ -16,8 +16,8 @@ from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
 from micu.data.dataset import FeatureDataset, iterate, make_loader
 from micu.losses import Loss, compute_terms, draw, weigh
-from micu.train.processes.launch import LAUNCHER, Place
 from micu.train.processes.micro_batches import cut_batch, measure_share
+from micu.train.processes.place import LAUNCHER, Place
 from micu.train.processes.world import ALONE, World
 from micu.train.step import build_state, train_step
 from tests.feature_sets import SHAPES, SMALL, make_clips, write_features

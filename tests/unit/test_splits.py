@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 
 from micu.base.errors import ConfigError, ManifestError
-from micu.evaluate.class_map import read_class_map
 from micu.evaluate.leaks import Pretraining, find_pretraining
-from micu.evaluate.splits import OpenSetSplit, SplitRules, hold_out, media_item, split_clips
+from micu.evaluate.splits import (
+    OpenSetSplit,
+    SplitRules,
+    hold_out,
+    media_item,
+    read_class_map,
+    split_clips,
+)
 from micu.store.manifest import Clip, Event, Manifest, read_manifest, write_manifest
 from tests.models import loaded_model
 

@@ -11,7 +11,7 @@ are in `micu.losses.transport`.
 
 Adapted: encoders and reconstruction are MICU's; the codebook that clips are transported to is the
 quantizer's own, learnt by gradient and kept at unit length as SwAV's prototypes are, and steps take
-the code of the largest cosine (`micu.model.learned` says what differs there); the momentum rises to
+the code of the largest cosine (`DirectionQuantizer` says what differs there); the momentum rises to
 its value, so that a short run has a teacher.
 """
 

@@ -9,7 +9,7 @@ Over modalities m with embeddings z and their means z̄ over a clip's steps,
 
 L_commit(z) = 1/4 MSE(z, its codes); EMA of each modality alone, from steps and means both. The
 formulas of the last two, and what differs in them, are in `micu.losses.self_cross` and
-`micu.losses.one_way`.
+`micu.losses.contrastive`.
 
 Adapted:
 - Encoders, decoders, optimiser and batches are MICU's, where TURN has BERTs of six layers and AdamW

@@ -22,7 +22,7 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from micu.base.errors import MicuError, ProcessError
-from micu.train.processes.launch import Place
+from micu.train.processes.place import Place
 
 BUCKET_BYTES = 2**25
 """Gradients are added up by so much at a time: few calls, and little memory beside them."""
