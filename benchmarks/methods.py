@@ -21,9 +21,8 @@ import torch
 
 from micu.base.devices import resolve_device
 from micu.cli.features import parse_modalities
-from micu.config.baselines import BASELINES
 from micu.config.overrides import with_overrides
-from micu.config.presets import PRESETS
+from micu.config.presets import BASELINES, PRESETS
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.train.state import TrainState

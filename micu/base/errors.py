@@ -22,7 +22,7 @@ tools catch `MicuError` only: anything else is a bug and keeps its traceback.
 
 import errno
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -134,21 +134,6 @@ def brief(what: object, most: int = 120) -> str:
         most: Characters that are kept.
     """
     return shorten(str(what), most)
-
-
-def check_settings(section: str, problems: Mapping[str, bool]) -> None:
-    """Raise one error that names every problem whose condition is true.
-
-    Args:
-        section: Where the settings are, put before each problem.
-        problems: Problem, `name: expected X, got Y` → whether there is that problem.
-
-    Raises:
-        ConfigError: There is one or more.
-    """
-    found = [f"{section}.{problem}" for problem, is_bad in problems.items() if is_bad]
-    if found:
-        raise ConfigError("\n".join(found))
 
 
 def check_shape(

@@ -1,8 +1,8 @@
 """Named runs: `micu` (recommended), `paper` (as printed), `reference` (as published code runs).
 
 The rest are the ablations of the paper's tables and figures: `micu` with one thing changed. What
-the paper has in the same table or figure as its own method is `micu`. `micu.config.baselines` has
-the methods that it is compared with.
+the paper has in the same table or figure as its own method is `micu`. The methods that it is
+compared with stand at the end.
 """
 
 from collections.abc import Callable
@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from micu.base.registry import Registry
-from micu.config.baselines import BASELINES
-from micu.config.jigsaw import JigsawConfig
 from micu.config.sections import (
+    BaselinesConfig,
+    CodeMatchingConfig,
     ContrastiveConfig,
     DataConfig,
     EncoderConfig,
+    JigsawConfig,
     LossWeights,
     OptimizerConfig,
     QuantizerConfig,
@@ -24,6 +25,8 @@ from micu.config.sections import (
 )
 
 PRESETS: Registry[Callable[[], TrainConfig]] = Registry("preset")
+BASELINES: Registry[Callable[[], TrainConfig]] = Registry("baseline")
+"""The methods among the presets that MICU is compared with."""
 
 ALIASES = {"coarse": "ablation-coarse"}
 """Second names of presets, as they stand beside the methods; results have the first."""
@@ -174,6 +177,146 @@ for _size in (256, 512, 800, 1024):
         f"fig5-{_size}",
         f"Figure 5: {_size} codes.",
         quantizer=QuantizerConfig(codebook_size=_size),
+    )
+
+
+# --- the methods that MICU is compared with -------------------------------------------------------
+#
+# A method is a configuration: which losses it has and with which weight (`LossWeights`), how its
+# codebook moves (`QuantizerConfig`), and the settings of its losses (`BaselinesConfig`). What it
+# does in a step beside its loss is in the hooks of its losses (`micu.losses.terms.Loss`); there is
+# one training loop. Encoders, decoders, optimiser and data are MICU's for every method.
+
+COMMITMENT = 0.25
+"""Beta of a modality's distance to its own code."""
+
+
+def own_codes(commitment: float = COMMITMENT) -> QuantizerConfig:
+    """A codebook in which each modality moves and approaches its own codes alone."""
+    return QuantizerConfig(ema_own=1.0, commitment_own=commitment, commitment_cross=0.0)
+
+
+@BASELINES.register("cmcm")
+def cmcm() -> TrainConfig:
+    """CMCM: code matching after a warm start without codes.
+
+    Modalities must use codes alike.
+
+    Source: Liu et al., *Cross-modal discrete representation learning*, ACL 2022; no code of the
+    authors is public, the loss is in DCID's. L = reconstruction + commitment + 1/2 CMCM over pairs;
+    EMA and commitment of each modality alone.
+
+    Adapted: encoders, codebook and reconstruction are MICU's, where the authors have 1,024 codes
+    and a retrieval loss over clips. The warm start takes the first 3 of 8 epochs: MICU's paper
+    gives CMCM 8 where the others have 5, and does not say how they are split. What differs within
+    the loss and its warm start is said in `micu.losses.code_matching`.
+    """
+    return TrainConfig(
+        quantizer=own_codes(),
+        weights=LossWeights(fine=None, coarse=None, jigsaw=None, code_matching=0.5),
+        optimizer=OptimizerConfig(epochs=8),
+        baselines=BaselinesConfig(code_matching=CodeMatchingConfig(warmup=3 / 8)),
+    )
+
+
+@BASELINES.register("codis")
+def codis() -> TrainConfig:
+    """CODIS: transport to codes that are learnt by gradient.
+
+    Clips are aligned through their optimal transport to a shared codebook.
+
+    Source: Duan et al., *Multi-modal alignment using representation codebook*, CVPR 2022; no code
+    of the authors is public, and constants that its abstract does not give are from memory of the
+    paper. Over modalities m with embeddings z,
+
+        L = sum_m (L_rec(m) + 1/4 MSE(z(m), its codes)) + L_assign + L_ica,
+
+    momentum 0.995, temperatures 0.1 and 0.07. The formulas of the last two, and what differs in
+    them, are in `micu.losses.transport`.
+
+    Adapted: encoders and reconstruction are MICU's; the codebook that clips are transported to is
+    the quantizer's own, learnt by gradient and kept at unit length as SwAV's prototypes are, and
+    steps take the code of the largest cosine (`DirectionQuantizer` says what differs there); the
+    momentum rises to its value, so that a short run has a teacher.
+    """
+    return TrainConfig(
+        quantizer=replace(own_codes(), learning="gradient", reset="off"),
+        weights=LossWeights(fine=None, coarse=None, jigsaw=None, transport=1.0),
+    )
+
+
+@BASELINES.register("dcid")
+def dcid() -> TrainConfig:
+    """DCID: everything that its published code adds up.
+
+    Information between codes and specific encodings is lowered, between modalities raised.
+
+    Source: Xia et al., *Achieving cross modal generalization with multimodal unified
+    representation*, NeurIPS 2023, and its published code. L = reconstruction + commitment + CLUB +
+    Cross-CPC + CMCM, all of weight 1, CMCM's pairs of 1/2; EMA of 1/2 own and 1/2 others;
+    commitment of 1/2 own and 1/4 others, which is twice equation 8, as published.
+
+    Differs from the paper as the published code does: the moving average takes the other
+    modalities' embeddings at the same step, without attention; CMCM is part of the loss. Differs
+    from that code: more or fewer modalities than it has classes for, the others' weights shared
+    among them; restarted codes keep their place (`quantizer.reset`); CMCM's index is the paper's
+    (`baselines.code_matching.index`); 5 epochs, as for MICU. What differs within the losses is said
+    in `micu.losses.club`, `micu.losses.cpc` and `micu.losses.code_matching`.
+    """
+    return TrainConfig(
+        weights=LossWeights(
+            fine=None, coarse=None, jigsaw=None, club=1.0, cpc=1.0, code_matching=0.5
+        )
+    )
+
+
+@BASELINES.register("skeleton")
+def skeleton() -> TrainConfig:
+    """Encoders, codebook and reconstruction: nothing tells modalities that they belong together.
+
+    What the parts are worth without any alignment.
+
+    Source: the *Baseline* of section 4.1 of Xia et al. (DCID), NeurIPS 2023, which is at chance
+    there.
+    """
+    return TrainConfig(
+        quantizer=own_codes(), weights=LossWeights(fine=None, coarse=None, jigsaw=None)
+    )
+
+
+@BASELINES.register("turn")
+def turn() -> TrainConfig:
+    """TURN: self-cross reconstruction from pooled codes.
+
+    Each modality's masked steps are rebuilt from the pooled code of every modality.
+
+    Source: Zhao et al., *Towards effective multi-modal interchanges in zero-resource sounding
+    object localization*, NeurIPS 2022, and its published code (AwalkZY/TURN, 3640ef9):
+    `calc_overall_vq_loss` of `loss/__init__.py`, `codebook/EMA_codebook.py`, `config/default.py`.
+    Over modalities m with embeddings z and their means z̄ over a clip's steps,
+
+        L = sum_m (L_rec(m) + L_commit(z(m)) + L_commit(z̄(m))) + 0.1 L_self-cross + 0.1 L_InfoNCE,
+
+    L_commit(z) = 1/4 MSE(z, its codes); EMA of each modality alone, from steps and means both. The
+    formulas of the last two, and what differs in them, are in `micu.losses.self_cross` and
+    `micu.losses.contrastive`.
+
+    Adapted:
+    - Encoders, decoders, optimiser and batches are MICU's, where TURN has BERTs of six layers and
+      AdamW with decay; clips are drawn alike, where TURN weighs them by files of its own (adaptive
+      sampling).
+    - The codebook is MICU's: 400 codes of the whole width, a moving average without bias
+      correction, dead codes restart. TURN has two groups of half the width and 256 codes, which
+      share one codebook, and a bias-corrected average.
+    - There are codes per step as well, since what is evaluated is. TURN has those of clips alone.
+    - Words that pad a sentence are zeros, and steps like others here, as everywhere in MICU: they
+      enter a clip's mean and are rebuilt. TURN's mean is over real words.
+    - L_rec is MICU's, and TURN has none beside the self-cross one. Its localisation losses have no
+      place here.
+    """
+    return TrainConfig(
+        quantizer=replace(own_codes(), pool=True),
+        weights=LossWeights(fine=None, coarse=None, jigsaw=None, self_cross=0.1, one_way=0.1),
     )
 
 

@@ -15,8 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from micu.config.methods import SelfCrossConfig
-from micu.config.sections import TrainConfig
+from micu.config.sections import SelfCrossConfig, TrainConfig
 from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, Draws, Loss, needed_steps
 from micu.model.micu import MICU, MICUOutput

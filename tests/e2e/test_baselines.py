@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from micu.cli.evaluate import main as evaluate
-from micu.config.baselines import BASELINES
+from micu.config.presets import BASELINES
 from micu.evaluate.report import read_rows
 from tests.feature_sets import make_clips, write_features
 from tests.training import assert_same_run, train

@@ -10,8 +10,7 @@ import torch
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
-from micu.config.baselines import BASELINES
-from micu.config.presets import PRESETS
+from micu.config.presets import BASELINES, PRESETS
 from micu.model.grids import GridConv, GridConvTranspose
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.config.baselines import BASELINES
 from micu.config.overrides import with_overrides
-from micu.config.presets import PRESETS
+from micu.config.presets import BASELINES, PRESETS
 from micu.data.dataset import Batch
 from micu.train.step import build_state, train_step
 from tests.feature_sets import SMALL

@@ -11,9 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from micu.config.baselines import BASELINES
-from micu.config.methods import BaselinesConfig, TransportConfig
-from micu.config.sections import EncoderConfig, QuantizerConfig, TrainConfig
+from micu.config.presets import BASELINES
+from micu.config.sections import (
+    BaselinesConfig,
+    EncoderConfig,
+    QuantizerConfig,
+    TrainConfig,
+    TransportConfig,
+)
 from micu.data.dataset import Batch
 from micu.losses import Draws, Losses
 from micu.losses.transport import TransportLoss, assignment_loss, sinkhorn

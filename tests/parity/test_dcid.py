@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.config.baselines import BASELINES
-from micu.config.methods import BaselinesConfig, ClubConfig, CodeMatchingConfig, CpcConfig
-from micu.config.sections import EncoderConfig, TrainConfig
+from micu.config.presets import BASELINES
+from micu.config.sections import (
+    BaselinesConfig,
+    ClubConfig,
+    CodeMatchingConfig,
+    CpcConfig,
+    EncoderConfig,
+    TrainConfig,
+)
 from micu.data.dataset import Batch
 from micu.losses import Draws, Losses
 from micu.losses.club import ClubLoss, Estimator, club_bound, log_likelihood

@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.config.baselines import BASELINES
-from micu.config.methods import BaselinesConfig, SelfCrossConfig
-from micu.config.sections import DataConfig, EncoderConfig, QuantizerConfig, TrainConfig
+from micu.config.presets import BASELINES
+from micu.config.sections import (
+    BaselinesConfig,
+    DataConfig,
+    EncoderConfig,
+    QuantizerConfig,
+    SelfCrossConfig,
+    TrainConfig,
+)
 from micu.data.dataset import Batch
 from micu.losses import Draws, Losses
 from micu.losses.contrastive import OneWayLoss

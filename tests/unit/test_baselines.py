@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from micu.base.errors import ConfigError, TrainError
-from micu.config.baselines import BASELINES
 from micu.config.overrides import config_differences, from_json, to_json, with_overrides
-from micu.config.presets import PRESETS
+from micu.config.presets import BASELINES, PRESETS
 from micu.config.sections import LossWeights, TrainConfig
 from micu.data.dataset import Batch
 from micu.losses import Losses

@@ -7,10 +7,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from micu.base.errors import ConfigError
-from micu.config.jigsaw import JigsawConfig
 from micu.config.overrides import config_differences, from_json, to_json, with_overrides
 from micu.config.presets import PRESETS
-from micu.config.sections import DataConfig, LossWeights, OptimizerConfig, TrainConfig
+from micu.config.sections import DataConfig, JigsawConfig, LossWeights, OptimizerConfig, TrainConfig
 
 
 @pytest.mark.parametrize(

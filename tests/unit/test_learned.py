@@ -6,8 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from micu.config.baselines import BASELINES
 from micu.config.overrides import with_overrides
+from micu.config.presets import BASELINES
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.model.quantizer import DirectionQuantizer

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from micu.base.errors import ConfigError
-from micu.config.jigsaw import JigsawConfig, MmjpConfig
-from micu.config.methods import BaselinesConfig, TransportConfig
 from micu.config.sections import (
+    BaselinesConfig,
     ContrastiveConfig,
     DataConfig,
     EncoderConfig,
+    JigsawConfig,
     LossWeights,
+    MmjpConfig,
     QuantizerConfig,
     ReconstructionConfig,
     TrainConfig,
+    TransportConfig,
 )
 from micu.data.dataset import Batch
 from micu.losses import (

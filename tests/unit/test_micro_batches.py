@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import micu.config.baselines  # noqa: F401 - registers presets
 from micu.base.errors import ConfigError
 from micu.base.files import write_atomically
 from micu.cli.resume import RunFolder

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from micu.base.errors import ConfigError, ShapeError
-from micu.config.jigsaw import JigsawConfig
 from micu.config.presets import PRESETS
 from micu.config.sections import (
     EncoderConfig,
+    JigsawConfig,
     LossWeights,
     QuantizerConfig,
     ReconstructionConfig,

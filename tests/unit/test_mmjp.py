@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from micu.config.jigsaw import JigsawConfig
 from micu.config.overrides import with_overrides
 from micu.config.presets import PRESETS
-from micu.config.sections import TrainConfig
+from micu.config.sections import JigsawConfig, TrainConfig
 from micu.data.dataset import Batch
 from micu.losses import LOSSES, Losses, draw
 from micu.losses.jigsaw import permutation_rank

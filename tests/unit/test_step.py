@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from micu.base.errors import TrainError
-from micu.config.jigsaw import JigsawConfig
 from micu.config.sections import (
     EncoderConfig,
+    JigsawConfig,
     OptimizerConfig,
     QuantizerConfig,
     ReconstructionConfig,
