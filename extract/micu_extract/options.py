@@ -14,10 +14,10 @@ from micu.base.registry import suggest
 from micu_extract.backbones import BACKBONES, TIMM_PREFIX, find_backbone
 from micu_extract.backbones.base import Option, Precision, Run
 from micu_extract.cluster.commands import dask_option, max_failures_option, part_option
-from micu_extract.cluster.shares import Part
 from micu_extract.flow.options import flow_options
 from micu_extract.media.readers import DECODERS
 from micu_extract.run import Settings
+from micu_extract.sets.shares import Part
 
 DEFAULT_BACKBONE = {"video": "swinv2", "audio": "htsat", "flow": "slowonly", "text": "bert"}
 

@@ -14,7 +14,6 @@ from micu.base.errors import ConfigError, DecodeError
 from micu.store.manifest import Clip, write_manifest
 from micu.store.sets import Failure, read_ledger
 from micu_extract.cli import cli
-from micu_extract.cluster.shares import Part, merge_set
 from micu_extract.pipeline.decode_ahead import (
     ALL_FAILED,
     ReadOne,
@@ -24,6 +23,8 @@ from micu_extract.pipeline.decode_ahead import (
     extract_several,
 )
 from micu_extract.pipeline.plan import JUDGED_FIRST, Limit, describe_shared, plan_extraction
+from micu_extract.sets.merge import merge_set
+from micu_extract.sets.shares import Part
 from micu_extract.sets.status import describe_status, read_status
 from micu_extract.sets.verify import verify_set
 from tests.media_files import tone, write_media

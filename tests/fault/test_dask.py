@@ -26,10 +26,10 @@ from micu_extract.backbones import Run
 from micu_extract.cli import cli
 from micu_extract.cluster.dask.engine import CALLERS_OWN
 from micu_extract.cluster.dask.making import describe_making
-from micu_extract.cluster.dask.worker import Errand, Report, look_around
-from micu_extract.cluster.shares import parse_part
+from micu_extract.cluster.dask.worker import Errand, ShareEnd, look_around
 from micu_extract.options import gather_settings
 from micu_extract.pipeline.plan import Job
+from micu_extract.sets.shares import parse_part
 from tests.conftest import PROJECT, PYTHONPATH
 from tests.runs import (
     DELAY,
@@ -342,12 +342,12 @@ def test_a_worker_says_what_it_does_not_see(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("report", "ending"),
     [
-        (Report(-9, "", "a\nb\n"), "signal SIGKILL"),
-        (Report(1, "", "Traceback\nMemoryError: 5\n"), "exit code 1 (MemoryError: 5)"),
-        (Report(74, "", "a\nerror: disk full\ngo on\n"), "exit code 74 (disk full go on)"),
+        (ShareEnd(-9, "", "a\nb\n"), "signal SIGKILL"),
+        (ShareEnd(1, "", "Traceback\nMemoryError: 5\n"), "exit code 1 (MemoryError: 5)"),
+        (ShareEnd(74, "", "a\nerror: disk full\ngo on\n"), "exit code 74 (disk full go on)"),
     ],
 )
-def test_a_report_says_how_a_share_ended(report: Report, ending: str) -> None:
+def test_a_report_says_how_a_share_ended(report: ShareEnd, ending: str) -> None:
     assert report.ending == ending
 
 

@@ -12,9 +12,9 @@ import micu_extract.cluster.dask.dispatch as dispatch
 from micu.base.errors import ConfigError, DeviceError, MicuError
 from micu.base.process import StopFlag
 from micu_extract.cluster.dask.dispatch import Dispatcher
-from micu_extract.cluster.dask.worker import UNLIKE, Report, Sight, look_around
-from micu_extract.cluster.shares import Part, parse_part
+from micu_extract.cluster.dask.worker import UNLIKE, ShareEnd, Sight, look_around
 from micu_extract.pipeline.plan import Limit
+from micu_extract.sets.shares import Part, parse_part
 
 MADE = json.dumps(dict.fromkeys(("extracted", "failed", "damaged"), 1) | {"folder": "f"})[:-1]
 MADE += ', "stopped_by": "", "read_s": 0.1, "infer_s": 0.1, "write_s": 0.1}\n'
@@ -32,7 +32,7 @@ class Cluster:
             `gone` takes the worker along.
     """
 
-    does: Callable[[str, Part], Report | str | None]
+    does: Callable[[str, Part], ShareEnd | str | None]
     shards: int = 8
     there: list[str] = field(default_factory=lambda: ["a", "b"])
     blind: dict[str, str] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Future:
     cluster: Cluster
     worker: str
     part: Part
-    ended: Report | None = None
+    ended: ShareEnd | None = None
 
     def done(self) -> bool:
         self.cluster.out -= 1
@@ -94,13 +94,13 @@ class Future:
             self.cluster.there.remove(self.worker)
             self.cluster.there.append(self.worker + "'")
             return False
-        self.ended = deed if isinstance(deed, Report) else Report(0, MADE, "")
+        self.ended = deed if isinstance(deed, ShareEnd) else ShareEnd(0, MADE, "")
         return True
 
     def cancel(self) -> None:
         pass
 
-    def result(self, timeout: float) -> Report:
+    def result(self, timeout: float) -> ShareEnd:
         assert self.ended is not None
         return self.ended
 
@@ -133,13 +133,13 @@ def test_a_share_reaches_over_shards_that_are_made_but_not_over_others() -> None
     assert cluster.made == set(range(9))
 
 
-@pytest.mark.parametrize("deed", ["gone", Report(-9, "", ""), Report(1, "", "Error: 5")])
+@pytest.mark.parametrize("deed", ["gone", ShareEnd(-9, "", ""), ShareEnd(1, "", "Error: 5")])
 def test_a_shard_that_fails_three_times_is_guilty_and_was_alone_the_last_time(
-    deed: Report | str,
+    deed: ShareEnd | str,
 ) -> None:
     cluster = Cluster(lambda worker, part: None)
 
-    def up_to_the_third(worker: str, part: Part) -> Report | str | None:
+    def up_to_the_third(worker: str, part: Part) -> ShareEnd | str | None:
         if not part.owns(3):
             return None
         cluster.made |= {shard for shard in range(3) if part.owns(shard)}
@@ -168,7 +168,9 @@ def test_what_fails_beside_others_only_is_innocent() -> None:
 
 
 def test_a_worker_that_fails_what_others_do_not_is_given_no_more() -> None:
-    cluster = Cluster(lambda worker, part: Report(1, "", "") if worker == "b" else None, shards=40)
+    cluster = Cluster(
+        lambda worker, part: ShareEnd(1, "", "") if worker == "b" else None, shards=40
+    )
     dispatcher = run(cluster)
     assert dispatcher.guilty == {}
     assert cluster.made == set(range(40))
@@ -176,7 +178,7 @@ def test_a_worker_that_fails_what_others_do_not_is_given_no_more() -> None:
 
 
 def test_a_run_whose_every_share_fails_stops_without_blaming_a_shard() -> None:
-    cluster = Cluster(lambda worker, part: Report(1, "", "no driver"), shards=400)
+    cluster = Cluster(lambda worker, part: ShareEnd(1, "", "no driver"), shards=400)
     dispatcher = cluster.dispatcher()
     with pytest.raises(MicuError, match=r"20 shares in a row that failed.*exit code 1 \(no driver"):
         dispatcher.run(range(400), StopFlag())
@@ -184,14 +186,14 @@ def test_a_run_whose_every_share_fails_stops_without_blaming_a_shard() -> None:
 
 
 def test_a_full_disk_ends_the_run_without_blaming_a_shard() -> None:
-    cluster = Cluster(lambda worker, part: Report(74, "", "error: disk full"))
+    cluster = Cluster(lambda worker, part: ShareEnd(74, "", "error: disk full"))
     dispatcher = cluster.dispatcher()
     with pytest.raises(OSError, match="disk full"):
         dispatcher.run([0], StopFlag())
     assert dispatcher.guilty == {}
 
 
-NO_MEMORY = Report(71, "", "error: cuda:0: expected memory for a batch of one unit")
+NO_MEMORY = ShareEnd(71, "", "error: cuda:0: expected memory for a batch of one unit")
 
 
 def test_a_worker_whose_device_has_no_memory_is_given_no_more_and_costs_no_shard() -> None:
@@ -209,7 +211,7 @@ def test_workers_that_all_lack_memory_end_the_run_without_blaming_a_shard() -> N
 
 
 def test_what_a_worker_refuses_ends_the_run() -> None:
-    cluster = Cluster(lambda worker, part: Report(2, "", "error: other weights\nretype"))
+    cluster = Cluster(lambda worker, part: ShareEnd(2, "", "error: other weights\nretype"))
     with pytest.raises(MicuError, match="worker a: other weights\nretype"):
         run(cluster)
 
@@ -323,7 +325,7 @@ def test_of_many_refused_workers_eight_are_named(workers: int, rest: int | None)
 def test_a_worker_whose_micu_changes_midway_loses_its_share_to_another(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    changed = Report(UNLIKE, "", "micu code 2 (here code 1)")
+    changed = ShareEnd(UNLIKE, "", "micu code 2 (here code 1)")
     cluster = Cluster(lambda worker, part: changed if worker == "b" else None, shards=20)
     assert run(cluster).guilty == {}
     assert cluster.made == set(range(20))
@@ -335,7 +337,7 @@ def test_a_run_whose_last_worker_changes_ends_with_what_it_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dispatch, "WORKERLESS_S", 0.0)
-    changed = Report(UNLIKE, "", "micu code 2 (here code 1)")
+    changed = ShareEnd(UNLIKE, "", "micu code 2 (here code 1)")
     dispatcher = Cluster(lambda worker, part: changed).dispatcher()
     with pytest.raises(MicuError, match=r"got none for 0 s.*\nworker a has micu code 2 .here"):
         dispatcher.run(range(8), StopFlag())
@@ -346,13 +348,13 @@ def test_a_suspect_is_left_in_doubt_by_a_worker_that_changes() -> None:
     cluster = Cluster(lambda worker, part: None)
     alone: list[str] = []
 
-    def does(worker: str, part: Part) -> Report | None:
+    def does(worker: str, part: Part) -> ShareEnd | None:
         if not part.owns(3):
             return None
         if part.number == part.last == 4 and not cluster.out and not alone:
             alone.append(worker)
-            return Report(UNLIKE, "", "micu code 2 (here code 1)")
-        return Report(1, "", "no driver") if not alone else None
+            return ShareEnd(UNLIKE, "", "micu code 2 (here code 1)")
+        return ShareEnd(1, "", "no driver") if not alone else None
 
     cluster.does = does
     assert run(cluster).guilty == {}

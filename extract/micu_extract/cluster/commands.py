@@ -16,9 +16,10 @@ from micu.base.command_line import ArrayJob, array_script, typed_value
 from micu.base.errors import ConfigError, StoreError, shorten
 from micu.base.process import EXIT_FAILURES
 from micu.store.sets import find_lost_sets, find_sets
-from micu_extract.cluster.shares import MergeReport, Part, choose_part, join_folder, merge_set
 from micu_extract.pipeline.plan import Limit, parse_share
+from micu_extract.sets.merge import MergeReport, merge_set
 from micu_extract.sets.repair import repair_set
+from micu_extract.sets.shares import Part, choose_part, join_folder
 from micu_extract.sets.status import describe_status, read_status
 
 Command = Callable[..., Any]

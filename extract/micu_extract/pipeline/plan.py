@@ -35,7 +35,7 @@ from micu.store.sets import (
 )
 from micu.store.shard import Shard
 from micu_extract.backbones.base import count_steps
-from micu_extract.cluster.shares import Part, refuse_other_partitions
+from micu_extract.sets.shares import Part, refuse_other_partitions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

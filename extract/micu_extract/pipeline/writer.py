@@ -29,7 +29,6 @@ from micu.store.sets import (
 )
 from micu.store.shard import Shard
 from micu_extract.backbones.base import Backbone, Media
-from micu_extract.cluster.shares import STALE_S, join_folder
 from micu_extract.media.decoding import Trouble
 from micu_extract.pipeline.encode import ClipEncoder, Decoded, Encoded
 from micu_extract.pipeline.plan import (
@@ -40,6 +39,7 @@ from micu_extract.pipeline.plan import (
     describe_shared,
     padded_bytes,
 )
+from micu_extract.sets.shares import STALE_S, join_folder
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from micu.store.sets import (
     write_index,
     write_ledger,
 )
-from micu_extract.cluster.shares import join_folder
+from micu_extract.sets.shares import join_folder
 from micu_extract.sets.verify import ShardCheck, check_shards
 
 

@@ -27,15 +27,15 @@ from micu_extract.cluster.dask.worker import (
     RESOURCE,
     UNLIKE,
     Errand,
-    Report,
+    ShareEnd,
     Sight,
     look_around,
     run_share,
     stop_shares,
 )
-from micu_extract.cluster.shares import Part
 from micu_extract.pipeline.decode_ahead import ALL_FAILED, RETRIES, TOO_MANY_FAILED
 from micu_extract.pipeline.plan import Limit, Plan
+from micu_extract.sets.shares import Part
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ class Dispatcher:
 
     def _judge(self, address: str, flight: Flight) -> None:
         try:
-            report: Report = flight.future.result(timeout=ANSWER_S)
+            report: ShareEnd = flight.future.result(timeout=ANSWER_S)
         except (Exception, CancelledError) as error:  # noqa: BLE001 - whatever Dask says, try again
             self._failed(address, flight, f"Dask gave no report: {error!r}")
             return

@@ -24,7 +24,6 @@ from micu_extract.backbones import find_backbone
 from micu_extract.cluster.dask.dispatch import Dispatcher, shards_left
 from micu_extract.cluster.dask.making import OWN, collect_libraries, describe_making
 from micu_extract.cluster.dask.worker import Errand
-from micu_extract.cluster.shares import Part, merge_set, refuse_other_partitions
 from micu_extract.pipeline.decode_ahead import ALL_FAILED, RETRIES
 from micu_extract.pipeline.plan import (
     JUDGED_FIRST,
@@ -35,6 +34,8 @@ from micu_extract.pipeline.plan import (
     plan_extraction,
 )
 from micu_extract.pipeline.writer import Summary, enter_folder
+from micu_extract.sets.merge import merge_set
+from micu_extract.sets.shares import Part, refuse_other_partitions
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,10 @@ UNLIKE = 1000
 TOLD_CHARACTERS = 4000
 """Of what a share said, its end is kept."""
 
-_CHILD = "from micu_extract.cluster.dask.worker import main; main()"
+_CHILD = (
+    "from micu_extract.cluster.dask.worker import end_with_input; end_with_input(); "
+    "from micu_extract.cli import main; main()"
+)
 _stopped: set[str] = set()
 """Runs that were told to stop, in this Dask worker."""
 
@@ -78,7 +81,7 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ShareEnd:
     """How the process of a share ended."""
 
     code: int
@@ -129,7 +132,7 @@ def look_around(errand: Errand, dask_worker: Any) -> Sight:
     return Sight(offers, tuple(problems), errand.ask() if offers >= 1 else {})
 
 
-def run_share(errand: Errand, part: str) -> Report:
+def run_share(errand: Errand, part: str) -> ShareEnd:
     """Run one share to its end; the task of a Dask future."""
     from distributed import get_worker
 
@@ -143,11 +146,11 @@ def run_share(errand: Errand, part: str) -> Report:
 
     differences = tell_differences(errand.making, errand.ask())
     if differences:  # changed since it was looked at
-        return Report(UNLIKE, "", "; ".join(differences))
+        return ShareEnd(UNLIKE, "", "; ".join(differences))
     return watch_share(errand, part, is_wanted)
 
 
-def watch_share(errand: Errand, part: str, is_wanted: Callable[[], bool]) -> Report:
+def watch_share(errand: Errand, part: str, is_wanted: Callable[[], bool]) -> ShareEnd:
     """Run a share in a process of its own, and stop it when it is not wanted any more."""
     listens, holds = os.pipe()
     command, *others = errand.words
@@ -172,7 +175,7 @@ def watch_share(errand: Errand, part: str, is_wanted: Callable[[], bool]) -> Rep
         while True:
             try:
                 printed, told = process.communicate(timeout=POLL_S)
-                return Report(process.returncode, printed, told[-TOLD_CHARACTERS:])
+                return ShareEnd(process.returncode, printed, told[-TOLD_CHARACTERS:])
             except subprocess.TimeoutExpired:
                 if not is_wanted():
                     pipe.close()
@@ -186,15 +189,12 @@ def stop_shares(run: str) -> None:
 # --- in the process of a share -----------------------------------------------------------------
 
 
-def main() -> None:
-    """`micu-extract`, which ends as after SIGTERM when its standard input closes."""
-    threading.Thread(target=_end_with_input, daemon=True).start()
-    from micu_extract.cli import main as extract
-
-    extract()
+def end_with_input() -> None:
+    """Have this process end as after SIGTERM when its standard input closes."""
+    threading.Thread(target=_wait_and_end, daemon=True).start()
 
 
-def _end_with_input() -> None:
+def _wait_and_end() -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

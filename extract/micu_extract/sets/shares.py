@@ -1,16 +1,14 @@
-"""Sharing one extraction among processes that know nothing of each other, and joining it again.
+"""Sharing one extraction among processes that know nothing of each other.
 
 Shard k belongs to part (k mod n) + 1: every process works out its own share from the manifest, so
 that nothing is locked and nobody is asked. Parts i to j of n can be done as one, `i-j/n`; with as
 many parts as shards that is any run of shards. A part writes shards, and notes them in files of its
-own (see `micu.store.ledger`); `merge_set` proves that the parts make a whole and folds those files
-into one.
+own (see `micu.store.ledger`), which `micu_extract.sets.merge` folds into one.
 """
 
 import contextlib
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +17,8 @@ from pathlib import Path
 from micu.base.errors import ConfigError
 from micu.base.files import LOCK, NO_LOCKS, hold_folder
 from micu.store.sets import (
-    index_name,
-    ledger_name,
     part_labels,
-    read_index,
-    write_index,
-    write_ledger,
 )
-from micu_extract.sets.verify import Contents, inspect_set
 
 STALE_S = 3600.0
 """Age from which a temporary file is taken for that of a dead writer, s: the locks of writers on
@@ -175,95 +167,3 @@ def join_folder(folder: Path, *, alone: bool) -> Iterator[Callable[[], None]]:
             with contextlib.suppress(OSError):  # others are there, or the folder is not
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
-
-
-# --- joining ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class MergeReport:
-    """What `merge_set` found and did."""
-
-    folder: str
-    rows: int
-    stored: int
-    failed: int
-    left: int
-    """Rows that are in no shard and not in the ledger."""
-    parts: tuple[str, ...]
-    """Labels of the parts whose files were there."""
-    problems: tuple[str, ...]
-    folded: bool
-    """Whether there is now one index and one ledger."""
-
-
-def merge_set(
-    folder: Path, manifest: Path | None = None, *, incomplete: bool = False
-) -> MergeReport:
-    """Check that the parts of a set make a whole, and fold their files into one.
-
-    The result is that of one run: `failures.csv` in the order of the manifest, without clips that
-    are stored. A merge that was killed is finished by typing it again.
-
-    Args:
-        folder: A feature set.
-        manifest: Where its manifest is now; None takes the path noted by the extraction.
-        incomplete: Fold though rows are missing; only while no part is at work.
-
-    Raises:
-        StoreError: The folder is not a feature set.
-        ManifestError: The manifest cannot be read.
-    """
-    contents = inspect_set(folder, manifest)
-    labels = part_labels(folder)
-    ledger = contents.ledger
-    failed = [
-        ledger[clip.clip_id]
-        for clip in contents.clips
-        if clip.clip_id in ledger and clip.clip_id not in contents.homes
-    ]
-    left = contents.missing()
-    problems = (*contents.shard_problems, *contents.strangers(), *contents.twice())
-    folds = bool(labels) and not problems and (incomplete or not left)
-    if folds:
-        write_ledger(folder, failed)
-        write_index(folder, read_index(folder))
-        for label in labels:
-            (folder / ledger_name(label)).unlink(missing_ok=True)
-            (folder / index_name(label)).unlink(missing_ok=True)
-    return MergeReport(
-        folder=str(folder),
-        rows=contents.rows,
-        stored=len(contents.homes),
-        failed=len(failed),
-        left=len(left),
-        parts=labels,
-        problems=(
-            *contents.nothing_stored(),
-            *problems,
-            *_missing_by_part(contents, labels, left),
-        ),
-        folded=folds,
-    )
-
-
-def _missing_by_part(contents: Contents, labels: tuple[str, ...], left: list[int]) -> list[str]:
-    """One line per part that has rows left, with what to type."""
-    if not left:
-        return []
-    count = int(labels[0].split("of")[1]) if labels else 1
-    begun = [parse_part(label.replace("of", "/")) for label in labels]
-    shards = Counter(row // contents.header.shard_rows for row in left)
-    lines = []
-    for number in range(1, count + 1):
-        part = Part(number, count)
-        rows = sum(missing for shard, missing in shards.items() if part.owns(shard))
-        is_begun = count == 1 or any(other.owns(number - 1) for other in begun)
-        state = "is not finished" if is_begun else "has not begun"
-        if rows:
-            share = f" with --part {part}" if count > 1 else ""
-            lines.append(
-                f"part {part} {state}: {rows} rows are in no shard and not in the ledger; "
-                f"type its extraction command again{share}"
-            )
-    return lines
