@@ -25,7 +25,8 @@ from micu_extract.media.readers import describe_reading, read_several
 from micu_extract.media.source import Reading, find_media
 from micu_extract.media.workers import check_system, leave_import
 from micu_extract.pipeline.decode_ahead import ALL_FAILED, TOO_MANY_FAILED, Target, extract_several
-from micu_extract.pipeline.plan import Job, Limit, Plan, plan_extraction, usual_rows
+from micu_extract.pipeline.failures import Limit
+from micu_extract.pipeline.plan import Job, Plan, plan_extraction, usual_rows
 from micu_extract.pipeline.writer import Summary
 from micu_extract.progress import Progress
 

@@ -22,7 +22,8 @@ from micu_extract.pipeline.decode_ahead import (
     extract_manifest,
     extract_several,
 )
-from micu_extract.pipeline.plan import JUDGED_FIRST, Limit, describe_shared, plan_extraction
+from micu_extract.pipeline.failures import JUDGED_FIRST, Limit, describe_shared
+from micu_extract.pipeline.plan import plan_extraction
 from micu_extract.sets.merge import merge_set
 from micu_extract.sets.shares import Part
 from micu_extract.sets.status import describe_status, read_status

@@ -7,7 +7,7 @@ from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
 from micu.store.sets import Failure, FeatureRow, FeatureSpec, Steps
 from micu_extract.backbones.base import Media
-from micu_extract.pipeline.encode import ClipEncoder, Decoded, Encoded
+from micu_extract.pipeline.encode import ClipEncoder, Encoded
 
 
 class Doubler:
@@ -36,19 +36,19 @@ class Doubler:
         return Steps(np.stack(outputs), np.ones(len(outputs), bool), np.arange(len(outputs)) + 0.5)
 
 
-def clips(*units: Sequence[float]) -> list[Decoded]:
+def clips(*units: Sequence[float]) -> list[tuple[Clip, Media | Failure]]:
     return [
-        Decoded(Clip(clip_id=str(i)), Media(list(u), np.zeros(len(u)), 1.0, len(u)))  # type: ignore[arg-type]
+        (Clip(clip_id=str(i)), Media(list(u), np.zeros(len(u)), 1.0, len(u)))
         for i, u in enumerate(units)
     ]
 
 
-def encode(decoded: list[Decoded]) -> tuple[Doubler, list[Encoded]]:
+def encode(decoded: list[tuple[Clip, Media | Failure]]) -> tuple[Doubler, list[Encoded]]:
     doubler = Doubler()
     encoder = ClipEncoder(doubler)  # type: ignore[arg-type]
     whole: list[Encoded] = []
-    for clip in decoded:
-        encoder.add(clip)
+    for clip, media in decoded:
+        encoder.add(clip, media)
         while encoder.is_full:
             encoder.encode_batch()
         whole += encoder.pop_whole()
@@ -78,7 +78,7 @@ def test_batches_are_filled_across_clips_and_clips_come_out_whole() -> None:
 def test_a_clip_that_failed_keeps_its_place() -> None:
     decoded = clips([1], [2], [3])
     lost = Failure("1", "decode", "missing", "there is no such file")
-    decoded[1] = Decoded(decoded[1].clip, lost)
+    decoded[1] = decoded[1][0], lost
 
     doubler, encoded = encode(decoded)
 

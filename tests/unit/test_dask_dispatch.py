@@ -13,7 +13,7 @@ from micu.base.errors import ConfigError, DeviceError, MicuError
 from micu.base.process import StopFlag
 from micu_extract.cluster.dask.dispatch import Dispatcher
 from micu_extract.cluster.dask.worker import UNLIKE, ShareEnd, Sight, look_around
-from micu_extract.pipeline.plan import Limit
+from micu_extract.pipeline.failures import Limit
 from micu_extract.sets.shares import Part, parse_part
 
 MADE = json.dumps(dict.fromkeys(("extracted", "failed", "damaged"), 1) | {"folder": "f"})[:-1]

@@ -6,7 +6,8 @@ import pytest
 from micu.base.errors import ConfigError
 from micu.store.manifest import Clip, write_manifest
 from micu_extract.pipeline.decode_ahead import extract_manifest
-from micu_extract.pipeline.plan import Limit, Plan, parse_share, plan_extraction
+from micu_extract.pipeline.failures import Limit, parse_share
+from micu_extract.pipeline.plan import Plan, plan_extraction
 from tests.toy import Toy, toy_job, toy_plan, toy_read
 
 

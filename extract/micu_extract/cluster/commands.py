@@ -16,7 +16,7 @@ from micu.base.command_line import ArrayJob, array_script, typed_value
 from micu.base.errors import ConfigError, StoreError, shorten
 from micu.base.process import EXIT_FAILURES
 from micu.store.sets import find_lost_sets, find_sets
-from micu_extract.pipeline.plan import Limit, parse_share
+from micu_extract.pipeline.failures import Limit, parse_share
 from micu_extract.sets.merge import MergeReport, merge_set
 from micu_extract.sets.repair import repair_set
 from micu_extract.sets.shares import Part, choose_part, join_folder

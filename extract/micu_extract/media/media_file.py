@@ -10,7 +10,6 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path, PurePath
-from types import TracebackType
 
 import av
 
@@ -134,12 +133,7 @@ class MediaFile:
     def __enter__(self) -> "MediaFile":  # noqa: D105
         return self
 
-    def __exit__(  # noqa: D105
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:  # noqa: D105
         self.close()
 
 

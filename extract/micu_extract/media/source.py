@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import av
@@ -324,12 +323,7 @@ class Source:
     def __enter__(self) -> "Source":  # noqa: D105
         return self
 
-    def __exit__(  # noqa: D105
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:  # noqa: D105
         self.close()
 
 

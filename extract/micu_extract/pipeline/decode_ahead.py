@@ -25,7 +25,8 @@ from micu_extract.media.workers import (
     decode_in_threads,
     leave_import,
 )
-from micu_extract.pipeline.plan import JUDGED_FIRST, Limit, Plan
+from micu_extract.pipeline.failures import JUDGED_FIRST, Limit
+from micu_extract.pipeline.plan import Plan
 from micu_extract.pipeline.writer import SetWriter, Summary
 
 logger = logging.getLogger(__name__)

@@ -20,14 +20,6 @@ from micu_extract.backbones.base import Backbone, Media
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """A clip, decoded, or why it could not be."""
-
-    clip: Clip
-    media: Media | Failure
-
-
-@dataclass(frozen=True, slots=True)
 class Encoded:
     """A clip's row, or why there is none."""
 
@@ -80,13 +72,12 @@ class ClipEncoder:
         """Whether the waiting units fill a batch."""
         return self.waiting >= self._backbone.batch_size
 
-    def add(self, decoded: Decoded) -> None:
-        """Take a clip in; one that failed keeps its place in the order."""
-        if isinstance(decoded.media, Failure):
-            nothing = Media((), np.empty(0), 0.0, 0)
-            self._queue.append(_Open(decoded.clip, nothing, decoded.media))
+    def add(self, clip: Clip, media: Media | Failure) -> None:
+        """Take in a clip, decoded, or why it could not be: it keeps its place in the order."""
+        if isinstance(media, Failure):
+            self._queue.append(_Open(clip, Media((), np.empty(0), 0.0, 0), media))
         else:
-            self._queue.append(_Open(decoded.clip, decoded.media))
+            self._queue.append(_Open(clip, media))
 
     def encode_batch(self) -> None:
         """Run the network over the oldest waiting units, at most a batch of them."""

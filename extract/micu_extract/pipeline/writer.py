@@ -30,15 +30,9 @@ from micu.store.sets import (
 from micu.store.shard import Shard
 from micu_extract.backbones.base import Backbone, Media
 from micu_extract.media.decoding import Trouble
-from micu_extract.pipeline.encode import ClipEncoder, Decoded, Encoded
-from micu_extract.pipeline.plan import (
-    JUDGED_FIRST,
-    Limit,
-    Plan,
-    ShardPlan,
-    describe_shared,
-    padded_bytes,
-)
+from micu_extract.pipeline.encode import ClipEncoder, Encoded
+from micu_extract.pipeline.failures import JUDGED_FIRST, Limit, describe_shared
+from micu_extract.pipeline.plan import Plan, ShardPlan, padded_bytes
 from micu_extract.sets.shares import STALE_S, join_folder
 
 logger = logging.getLogger(__name__)
@@ -122,7 +116,7 @@ class SetWriter:
 
     def add(self, clip: Clip, media: Media | Trouble, stop: StopFlag) -> None:
         """Take a decoded clip in, and run the batches that it fills, unless asked to stop."""
-        self._encoder.add(Decoded(clip, self._judge(clip, media)))
+        self._encoder.add(clip, self._judge(clip, media))
         while self._encoder.is_full and not stop.name:
             self._encoder.encode_batch()
         self._store(self._encoder.pop_whole())

@@ -34,7 +34,8 @@ from micu_extract.cluster.dask.worker import (
     stop_shares,
 )
 from micu_extract.pipeline.decode_ahead import ALL_FAILED, RETRIES, TOO_MANY_FAILED
-from micu_extract.pipeline.plan import Limit, Plan
+from micu_extract.pipeline.failures import Limit
+from micu_extract.pipeline.plan import Plan
 from micu_extract.sets.shares import Part
 
 logger = logging.getLogger(__name__)

@@ -25,14 +25,8 @@ from micu_extract.cluster.dask.dispatch import Dispatcher, shards_left
 from micu_extract.cluster.dask.making import OWN, collect_libraries, describe_making
 from micu_extract.cluster.dask.worker import Errand
 from micu_extract.pipeline.decode_ahead import ALL_FAILED, RETRIES
-from micu_extract.pipeline.plan import (
-    JUDGED_FIRST,
-    Job,
-    Limit,
-    Plan,
-    describe_shared,
-    plan_extraction,
-)
+from micu_extract.pipeline.failures import JUDGED_FIRST, Limit, describe_shared
+from micu_extract.pipeline.plan import Job, Plan, plan_extraction
 from micu_extract.pipeline.writer import Summary, enter_folder
 from micu_extract.sets.merge import merge_set
 from micu_extract.sets.shares import Part, refuse_other_partitions
