@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from micu.base.errors import StoreError
 from micu.base.files import hold_folder, remove_stale_temporaries, write_atomically
+from micu.store.hdf5 import check_data_sets, open_file
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import OPENCV, FlowInput, versions_of
 from micu_extract.flow.methods import FlowSettings
@@ -104,9 +105,10 @@ class FlowCache:
         if not self.path.is_file():  # opening a pipe would wait for its writer
             return None
         try:
-            with h5py.File(self.path, "r", locking=False, rdcc_nbytes=0) as file:
-                return _read(file, self.path.stat().st_size, self._facts)
+            with open_file(self.path) as file:
+                return _read(file, self.path, self._facts)
         except (
+            StoreError,
             OSError,
             LookupError,
             RuntimeError,  # RecursionError is one
@@ -192,13 +194,15 @@ def _digest(header: bytes, pairs: NDArray[np.int32]) -> str:
     return hashlib.sha256(header + pairs.astype("<i4").tobytes()).hexdigest()
 
 
-def _read(file: h5py.File, file_bytes: int, facts: Mapping[str, Any]) -> CachedFlow | None:
+def _read(file: h5py.File, path: Path, facts: Mapping[str, Any]) -> CachedFlow | None:
     """The content of a file; None if it is about something else.
 
     Raises:
         ValueError: It is not what our writer makes. h5py raises others, as does a hostile header.
+        StoreError: Likewise.
     """
-    _refuse_hostile(file, file_bytes)
+    file_bytes = path.stat().st_size
+    _refuse_hostile(file, path, file_bytes)
     header, pairs = file["header"][:].tobytes(), file["pairs"][:]
     if file.attrs.get_id("sha256").dtype != np.dtype("S64"):
         raise ValueError("its checksum is not one")
@@ -223,16 +227,11 @@ def _read(file: h5py.File, file_bytes: int, facts: Mapping[str, Any]) -> CachedF
     )
 
 
-def _refuse_hostile(file: h5py.File, file_bytes: int) -> None:
+def _refuse_hostile(file: h5py.File, path: Path, file_bytes: int) -> None:
     """Check names, links, types, shapes and filters before any data are read."""
-    if sorted(file) != sorted(_DATASETS):
+    if len(file) != len(_DATASETS) or sorted(file) != sorted(_DATASETS):
         raise ValueError(f"expected the data sets {', '.join(_DATASETS)}, got {len(file)} others")
-    for name in _DATASETS:
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{name} is a link")
-        data = file[name]
-        if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external:
-            raise ValueError(f"{name} does not hold its own data")
+    check_data_sets(file, _DATASETS, path, packed=True)
     for name, dtype, dims, limit in (
         ("header", np.dtype("u1"), 1, MAX_HEADER_BYTES),
         ("pairs", np.dtype("i4"), 2, file_bytes),
