@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from micu.base.command_line import RememberingCommand
+from micu.base.command_line import ToolGroup
 from micu.base.devices import resolve_device
 from micu.base.errors import StoreError
 from micu.base.process import EXIT_FAILURES, guard_screen, run_command
@@ -47,7 +47,7 @@ from micu_extract.run import Order, run_extraction
 from micu_extract.sets.verify import SetReport, verify_set
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=ToolGroup)
 @click.version_option(package_name="micu")
 def cli() -> None:
     """Turn raw video, audio and text into feature shards."""
@@ -64,21 +64,21 @@ def main() -> None:
 # --- extraction ------------------------------------------------------------------------------
 
 
-@cli.command(cls=RememberingCommand)
+@cli.command(example="micu-extract video my.csv --media-root media")
 @extraction_options("video")
 def video(**arguments: Any) -> None:
     """Features of the pictures of every clip in MANIFEST."""
     _extract("video", **arguments)
 
 
-@cli.command(cls=RememberingCommand)
+@cli.command(example="micu-extract audio my.csv --workers 8")
 @extraction_options("audio")
 def audio(**arguments: Any) -> None:
     """Features of the sound of every clip in MANIFEST."""
     _extract("audio", **arguments)
 
 
-@cli.command(cls=RememberingCommand)
+@cli.command(example="micu-extract flow --tvl1 my.csv")
 @extraction_options("flow")
 def flow(*, device: str, **arguments: Any) -> None:
     """Features of the optical flow of every clip in MANIFEST."""
@@ -88,14 +88,14 @@ def flow(*, device: str, **arguments: Any) -> None:
     _extract("flow", device=device, flow=settings, conventions=conventions, **arguments)
 
 
-@cli.command(cls=RememberingCommand)
+@cli.command(example="micu-extract text my.csv")
 @extraction_options("text")
 def text(**arguments: Any) -> None:
     """Features of the sentence of every clip in MANIFEST."""
     _extract("text", media_root=None, workers=1, clip_timeout_s=None, **arguments)
 
 
-@cli.command("all", cls=RememberingCommand)
+@cli.command("all", example="micu-extract all my.csv --backbones swinv2,htsat")
 @extraction_options("all")
 def extract_all(
     *,
@@ -147,14 +147,14 @@ def _extract(
 # --- looking ---------------------------------------------------------------------------------
 
 
-@cli.command("list")
+@cli.command("list", example="micu-extract list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_backbones(*, as_json: bool) -> None:
     """Show the backbones: what each wants, gives, and where its weights are."""
     click.echo(json.dumps(backbone_rows(), indent=1) if as_json else backbone_table())
 
 
-@cli.command()
+@cli.command(example="micu-extract verify features --data")
 @click.argument(
     "features",
     type=click.Path(path_type=Path, exists=True, file_okay=False),

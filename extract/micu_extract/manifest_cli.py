@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from micu.base.command_line import RememberingCommand
+from micu.base.command_line import ToolCommand
 from micu.base.devices import count_cores
 from micu.base.errors import ManifestError
 from micu.base.files import write_atomically
@@ -27,7 +27,11 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 # --- manifests -------------------------------------------------------------------------------
 
 
-@click.command("manifest")
+@click.command(
+    "manifest",
+    cls=ToolCommand,
+    example="micu-extract manifest folder --annotations media -o manifests/my.csv",
+)
 @click.argument("dataset", type=click.Choice(sorted(DATASETS)))
 @click.option(
     "--annotations",
@@ -122,7 +126,7 @@ def _publish(out: Path, clips: Sequence[Clip]) -> Manifest:
 # --- overlap ---------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(cls=ToolCommand, example="micu-extract overlap vggsound.csv ave.csv")
 @click.argument("first", type=_FILE)
 @click.argument("second", type=_FILE)
 @click.option(
@@ -159,7 +163,11 @@ def _shared_csv(shared: Sequence[Shared]) -> bytes:
 # --- released features -----------------------------------------------------------------------
 
 
-@click.command("import", cls=RememberingCommand)
+@click.command(
+    "import",
+    cls=ToolCommand,
+    example="micu-extract import ucf ucf101.csv --video visual --audio audio",
+)
 @click.argument("release", type=click.Choice(sorted(RELEASED)))
 @click.argument("manifest", type=_FILE)
 @click.option(

@@ -1,6 +1,5 @@
 """The arguments and options of the extraction commands; backbones add theirs."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, get_args
 
 import click
 
+from micu.base.command_line import Decorator, panel
 from micu.base.devices import count_cores
 from micu.base.process import FiniteRange
 from micu.base.registry import suggest
@@ -30,54 +30,39 @@ SETTINGS = (
 )
 """Names of what `gather_settings` takes; other arguments of a command are options of backbones."""
 
+_DECODER = click.option(
+    "--decoder",
+    type=click.Choice(DECODERS),
+    default=DECODERS[0],
+    show_default=True,
+    help="decord decodes once more what PyAV has decoded, in twice the time: it shows the same "
+    "pictures or the clip fails. It never opens a file itself.",
+)
 _WEIGHTS = "pretrained, a local file or folder, or random (by name only; shards say so)."
 
 
 def extraction_options(modality: str) -> Callable[[Command], Command]:
     """Decorator that gives a command its arguments, in the order in which help shows them."""
-    folder = click.Path(path_type=Path, file_okay=False)
-    options: list[Callable[[Command], Command]] = [
+    groups = [
         click.argument("manifest", required=False, type=click.Path(path_type=Path)),
-        *(_all_options() if modality == "all" else _one_options(modality)),
-        *(_media_options() if modality != "text" else []),
-        click.option(
-            "--out",
-            type=folder,
-            default=Path("features"),
-            show_default=True,
-            help="Root of the feature sets.",
-        ),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
-        *_run_options(),
-        click.option(
-            "--limit", type=click.IntRange(min=1), help="Only the first N rows of the manifest."
-        ),
-        click.option(
-            "--shard-rows",
-            type=click.IntRange(min=1),
-            help="Rows per shard [default: about 64 MiB, 64 to 1024 rows].",
-        ),
-        part_option,
-        dask_option,
-        max_failures_option,
-        click.option("--retry-failed", is_flag=True, help="Try the clips in the ledger again."),
-        click.option(
-            "--overwrite", is_flag=True, help="Replace features that were made with other settings."
-        ),
-        click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop."),
-        click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
-        *([_decoder_option()] if modality in ("video", "flow") else []),
-        *(flow_options() if modality in ("flow", "all") else []),
-        *(_backbone_options(modality) if modality != "all" else []),
+        panel("Backbone", *(_all_options() if modality == "all" else _one_options(modality))),
+        *([panel("Media", *_media_options(modality))] if modality != "text" else []),
+        panel("Run", *_run_options()),
+        panel("Network", *_network_options()),
+        panel("Parts", part_option, dask_option),
+        *([panel("Flow", *flow_options())] if modality in ("flow", "all") else []),
+        *([panel("Options of backbones", *found)] if (found := _own_options(modality)) else []),
     ]
 
     def decorate(command: Command) -> Command:
-        return functools.reduce(lambda made, option: option(made), reversed(options), command)
+        for group in reversed(groups):
+            command = group(command)
+        return command
 
     return decorate
 
 
-def _one_options(modality: str) -> list[Callable[[Command], Command]]:
+def _one_options(modality: str) -> list[Decorator]:
     return [
         click.option(
             "--backbone",
@@ -89,7 +74,7 @@ def _one_options(modality: str) -> list[Callable[[Command], Command]]:
     ]
 
 
-def _all_options() -> list[Callable[[Command], Command]]:
+def _all_options() -> list[Decorator]:
     return [
         click.option(
             "--backbones", required=True, metavar="NAME,…", help="See `micu-extract list`."
@@ -112,8 +97,36 @@ def _all_options() -> list[Callable[[Command], Command]]:
     ]
 
 
-def _run_options() -> list[Callable[[Command], Command]]:
+def _run_options() -> list[Decorator]:
     return [
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=Path("features"),
+            show_default=True,
+            help="Root of the feature sets.",
+        ),
+        click.option(
+            "--limit", type=click.IntRange(min=1), help="Only the first N rows of the manifest."
+        ),
+        click.option(
+            "--shard-rows",
+            type=click.IntRange(min=1),
+            help="Rows per shard [default: about 64 MiB, 64 to 1024 rows].",
+        ),
+        max_failures_option,
+        click.option("--retry-failed", is_flag=True, help="Try the clips in the ledger again."),
+        click.option(
+            "--overwrite", is_flag=True, help="Replace features that were made with other settings."
+        ),
+        click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop."),
+        click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+    ]
+
+
+def _network_options() -> list[Decorator]:
+    return [
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
         click.option(
             "--batch-size",
             type=click.IntRange(min=1),
@@ -136,7 +149,7 @@ def _run_options() -> list[Callable[[Command], Command]]:
     ]
 
 
-def _media_options() -> list[Callable[[Command], Command]]:
+def _media_options(modality: str) -> list[Decorator]:
     return [
         click.option(
             "--media-root",
@@ -169,21 +182,11 @@ def _media_options() -> list[Callable[[Command], Command]]:
             help="Memory that each worker may take; a clip that needs more fails alone "
             "[default: what there is].",
         ),
+        *([_DECODER] if modality in ("video", "flow") else []),
     ]
 
 
-def _decoder_option() -> Callable[[Command], Command]:
-    return click.option(
-        "--decoder",
-        type=click.Choice(DECODERS),
-        default=DECODERS[0],
-        show_default=True,
-        help="decord decodes once more what PyAV has decoded, in twice the time: it shows the same "
-        "pictures or the clip fails. It never opens a file itself.",
-    )
-
-
-def _backbone_options(modality: str) -> list[Callable[[Command], Command]]:
+def _own_options(modality: str) -> list[Decorator]:
     """One option per name that any backbone of the modality takes, with each one's default."""
     users: dict[str, dict[str, object]] = {}
     options: dict[str, Option] = {}
@@ -199,9 +202,7 @@ def _backbone_options(modality: str) -> list[Callable[[Command], Command]]:
     return [_backbone_option(name, option, users[name]) for name, option in options.items()]
 
 
-def _backbone_option(
-    name: str, option: Option, users: Mapping[str, object]
-) -> Callable[[Command], Command]:
+def _backbone_option(name: str, option: Option, users: Mapping[str, object]) -> Decorator:
     """An option that is None unless it is typed, so that it can be refused where it is unknown."""
     typed = f"--{name.replace('_', '-')}"
     if option.type is bool:

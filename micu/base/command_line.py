@@ -1,5 +1,6 @@
-"""What was typed, and typed again: its words, quoted for a shell and as a job script for Slurm."""
+"""Help of the commands; what was typed, and typed again for a shell or in a script for Slurm."""
 
+import re
 import shlex
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from rich_click import RichCommand, RichGroup
 
 from micu.base.errors import UNSEEN, ConfigError
 from micu.base.process import EXIT_STOPPED
@@ -45,12 +47,63 @@ def panel(title: str, *options: Decorator) -> Decorator:
     return decorate
 
 
-class RememberingCommand(click.Command):
-    """A command that keeps the words that it was typed with."""
+_HELP = {
+    "help_option_names": ["-h", "--help"],
+    "rich_help_config": {
+        "theme": "nu",
+        "enable_theme_env_var": False,
+        "color_system": None,  # plain text everywhere: `guard_screen` shows what steers a terminal
+        "text_markup": None,
+        "text_paragraph_linebreaks": "\n\n",
+        "max_width": 100,
+        "padding_helptext_first_line": (0, 0, 1, 0),
+        "show_arguments": False,
+    },
+}
+
+
+class ToolCommand(RichCommand):
+    """A command with help in groups, as wide as the screen, that keeps the words it is typed with.
+
+    Args:
+        *args: As click's.
+        example: A line that shows how it is typed.
+        **settings: As click's.
+    """
+
+    main = click.Command.main  # an error is a plain sentence, without a frame
+
+    def __init__(self, *args: Any, example: str = "", **settings: Any) -> None:  # noqa: D107
+        own = settings.get("context_settings") or {}
+        settings["context_settings"] = {**_HELP, **own}
+        if example:
+            settings["epilog"] = f"Example: {example}"
+        super().__init__(*args, **settings)
+
+    def get_help(self, ctx: click.Context) -> str:  # noqa: D102
+        text = "\n".join(line.rstrip() for line in super().get_help(ctx).splitlines())
+        return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+    def get_usage(self, ctx: click.Context) -> str:  # noqa: D102
+        return super().get_usage(ctx).strip()
+
+    def format_usage(self, ctx: click.Context, formatter: Any) -> None:  # noqa: D102
+        from rich.text import Text
+
+        # click's own: rich-click lays the words of a narrow screen out in columns.
+        usage = click.HelpFormatter(width=formatter.width)
+        click.Command.format_usage(self, ctx, usage)
+        formatter.write(Text(usage.getvalue()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:  # noqa: D102
         ctx.meta[_TYPED] = tuple(args)
         return super().parse_args(ctx, args)
+
+
+class ToolGroup(ToolCommand, RichGroup):  # type: ignore[misc]  # as RichGroup itself
+    """Commands that belong together."""
+
+    command_class = ToolCommand
 
 
 def typed_words(leave_out: Container[str] = _ONCE) -> list[str]:

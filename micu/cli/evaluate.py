@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from micu.base.command_line import drop_options, typed_options, typed_value
+from micu.base.command_line import (
+    ToolCommand,
+    ToolGroup,
+    drop_options,
+    typed_options,
+    typed_value,
+)
 from micu.base.devices import resolve_device
 from micu.base.errors import ConfigError, StoreError
 from micu.base.files import check_held, file_sha256, hold_folder, write_atomically
@@ -55,10 +61,7 @@ SEVERAL_SEEDS = 5
 """How many seeds `--protocol clean` takes for tasks with a probe, unless told otherwise."""
 
 
-HELP = {"help_option_names": ["-h", "--help"]}
-
-
-class Tasks(click.Group):
+class Tasks(ToolGroup):
     """The tasks, `report` and `paper`; a first word that is none of them begins the older form.
 
     So `micu-eval last.pt --task cmg` does what `micu-eval cmg last.pt` does, and says so. A
@@ -99,7 +102,7 @@ def task_first(words: Sequence[str], commands: Container[str]) -> list[str]:
     return [task, *rest]
 
 
-class TaskCommand(click.Command):
+class TaskCommand(ToolCommand):
     """A task; an option that it does not have is told with the tasks that have it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:  # noqa: D102
@@ -120,7 +123,7 @@ class TaskCommand(click.Command):
             ) from error
 
 
-@click.group(cls=Tasks, context_settings=HELP)
+@click.group(cls=Tasks)
 @click.version_option(package_name="micu")
 def main() -> None:
     """Evaluate a checkpoint, or make a report of results that are there.
@@ -173,10 +176,8 @@ def _add_task(task: str) -> None:
     command: Callable[..., None] = run_task
     for option in reversed(OPTIONS[task]):
         command = option(command)
-    example = f"Example: micu-eval {task} runs/micu-vaf-0/last.pt {EXAMPLES[task]}"
-    main.command(task, cls=TaskCommand, context_settings=HELP, help=TOLD[task], epilog=example)(
-        command
-    )
+    example = f"micu-eval {task} runs/micu-vaf-0/last.pt {EXAMPLES[task]}"
+    main.command(task, cls=TaskCommand, help=TOLD[task], example=example)(command)
 
 
 for each in OPTIONS:

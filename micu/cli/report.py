@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from micu.base.command_line import ToolCommand
 from micu.base.errors import ConfigError
 from micu.base.files import write_atomically
 from micu.base.process import exit_codes
@@ -18,11 +19,10 @@ from micu.evaluate.report import Table, render_markdown
 from micu.report.figures import METHODS
 from micu.report.paper import COLUMNS, SETTINGS, TABLES, Printed, select_table, tabulate_printed
 
-HELP = {"help_option_names": ["-h", "--help"]}
 TITLE = "micu-eval report"
 
 
-@click.command(context_settings=HELP)
+@click.command(cls=ToolCommand, example="micu-eval report results.csv runs features -o report.html")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -108,7 +108,7 @@ def _renderer(path: Path) -> Callable[[Any, Any], str]:
     return known[path.suffix]
 
 
-@click.command(context_settings=HELP)
+@click.command(cls=ToolCommand, example="micu-eval paper --table 2")
 @click.option("--table", type=int, help=f"One of {', '.join(map(str, TABLES))} [default: all].")
 @click.option("--csv", "as_csv", is_flag=True, help="As CSV, one figure per line, with notes.")
 @click.option("--markdown", is_flag=True, help="As Markdown.")

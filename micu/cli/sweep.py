@@ -6,14 +6,14 @@ fails does not stop the rest. Exit codes: 0 all runs are finished, 3 some failed
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from micu.base.command_line import (
     ArrayJob,
+    Decorator,
     array_script,
     option_words,
     typed_options,
@@ -38,7 +38,7 @@ SHARED = ("features", "manifest", "device")
 """Options of the training that its evaluation takes over."""
 
 
-def sweep_options() -> list[Callable[..., Any]]:
+def sweep_options() -> list[Decorator]:
     """The options of a sweep, in the order in which help shows them."""
     return [
         click.option(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from micu.base.command_line import ToolCommand
 from micu.base.devices import resolve_device
 from micu.base.errors import ConfigError
 from micu.base.process import EXIT_FAILURES, exit_codes
@@ -71,7 +72,10 @@ class Arguments:
     as_json: bool
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=ToolCommand,
+    example="micu-train --modalities v,a,f --manifest vggsound.csv --out runs/first",
+)
 @click.version_option(package_name="micu")
 @train_options
 def main(

@@ -1,25 +1,32 @@
 """The options of `micu-train`."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from micu.base.command_line import Decorator, panel
 from micu.cli.sweep import sweep_options
 from micu.config.presets import PRESETS, list_presets
 from micu.store.manifest import MODALITIES
 
 Command = Callable[..., None]
-Options = list[Callable[[Command], Command]]
+Options = list[Decorator]
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 def train_options(command: Command) -> Command:
     """Decorator that gives a command its options, in the order in which help shows them."""
-    options = [*_data_options(), *_setting_options(), *_run_options(), *sweep_options()]
-    return functools.reduce(lambda made, option: option(made), reversed(options), command)
+    groups = (
+        panel("Data", *_data_options()),
+        panel("Settings", *_setting_options()),
+        panel("Run", *_run_options()),
+        panel("Sweep", *sweep_options()),
+    )
+    for group in reversed(groups):
+        command = group(command)
+    return command
 
 
 def _data_options() -> Options:

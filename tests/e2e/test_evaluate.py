@@ -362,7 +362,7 @@ def test_features_of_other_weights_are_refused_by_name(run: Path, tmp_path: Path
         (["--task", "codebook", "--pairs", "v:a"], "--pairs: only micu-eval oscmg"),
         (
             ["--task", "codebook", "--source", "v", "--target", "a"],
-            "--target: only micu-eval oscmg",
+            "--source: only micu-eval oscmg",
         ),
         (["--task", "codebook", "--known", "k.csv"], "--known: only micu-eval oscmg"),
         (["--task", "codebook", "--probe-epochs", "25"], "--probe-epochs: only micu-eval oscmg"),

@@ -155,7 +155,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 def test_help_shows_all_commands_and_each_has_its_own() -> None:
     text = micu_eval("--help").output
     for name in (*OPTIONS, "report", "paper"):
-        assert f"\n  {name} " in text
+        assert f"\n {name} " in text
         assert f"Usage: micu-eval {name} [OPTIONS]" in micu_eval(name, "--help").output
     assert "Usage: micu-eval oscmg [OPTIONS] CHECKPOINT" in micu_eval("last.pt", "--help").output
     assert "micu" in micu_eval("--version").output

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import micu_extract.cli
 import micu_extract.demo.tour
 from micu.base.errors import ConfigError, DeviceError, WeightsError, no_memory
 from micu.base.process import FiniteRange, exit_codes, run_command
+from tests.unit.test_public_names import COMMANDS
 
 
 def tool(action):
@@ -94,6 +96,27 @@ def test_ctrl_c_ends_every_tool_with_130(monkeypatch, capsys, main, inside, argu
 
     assert caught.value.code == 130
     assert "to go on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("width", [40, 90])
+def test_help_is_plain_text_in_groups_with_an_example_as_wide_as_the_screen(
+    monkeypatch: pytest.MonkeyPatch, name: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    entry = COMMANDS[name]
+    below = [[word] for word in getattr(entry, "commands", {})]
+    for words in [[], *below]:
+        text = CliRunner().invoke(entry, [*words, "-h"], prog_name=name).output
+        assert text.startswith(f"Usage: {' '.join([name, *words])}")
+        assert all(char.isprintable() for char in text.replace("\n", ""))
+        assert max(map(len, text.splitlines())) <= width
+        if words or not below:
+            assert f"\n Example: {name}" in text
+    groups = ["Data", "Settings", "Run", "Sweep"] if name == "micu-train" else ["Options"]
+    for title in groups:
+        assert f"\n ═ {title} ═" in text
 
 
 def test_a_bug_keeps_its_traceback():

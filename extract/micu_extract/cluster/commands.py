@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from micu.base.command_line import ArrayJob, array_script, typed_value
+from micu.base.command_line import ArrayJob, ToolCommand, array_script, typed_value
 from micu.base.errors import ConfigError, StoreError, shorten
 from micu.base.process import EXIT_FAILURES
 from micu.store.sets import find_lost_sets, find_sets
@@ -153,7 +153,7 @@ def sets_below(features: Path) -> SetsBelow:
     return found
 
 
-@click.command()
+@click.command(cls=ToolCommand, example="micu-extract status features")
 @click.argument("features", type=_FEATURES, default=Path("features"))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(*, features: Path, as_json: bool) -> None:
@@ -172,7 +172,7 @@ def status(*, features: Path, as_json: bool) -> None:
     sys.exit(EXIT_FAILURES if unread else 0)
 
 
-@click.command()
+@click.command(cls=ToolCommand, example="micu-extract merge features")
 @click.argument("features", type=_FEATURES, nargs=-1)
 @click.option(
     "--manifest",
@@ -237,7 +237,7 @@ _NOT_IN_A_SCRIPT = {
 """Options that the tasks of an array cannot have, and why."""
 
 
-@click.command()
+@click.command(cls=ToolCommand, example="micu-extract slurm video --parts 8 -- my.csv")
 @click.argument("modality", type=click.Choice(["video", "audio", "flow", "text", "all"]))
 @click.option("--parts", type=click.IntRange(min=1), required=True, help="Tasks of the array.")
 @click.option("--cpus", type=click.IntRange(min=1), default=4, show_default=True, help="Per task.")

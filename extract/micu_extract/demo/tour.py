@@ -21,6 +21,7 @@ import click
 
 import micu
 import micu_extract
+from micu.base.command_line import ToolCommand
 from micu.base.errors import ConfigError, MicuError
 from micu.base.files import write_atomically
 from micu.base.process import run_command
@@ -181,7 +182,7 @@ def _shorten(line: str, width: int = 160) -> str:
     return text if len(text) <= width or text.startswith("|") else f"{text[: width - 1]}…"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=ToolCommand, example="micu-demo --quick")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
