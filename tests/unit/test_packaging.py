@@ -101,6 +101,7 @@ def test_what_is_imported_is_declared() -> None:
     called = {"cv2": "opencv-contrib-python-headless", "PIL": "pillow", "decord": "decord2"}
     called |= {
         "pi_heif": "pi-heif",
+        "rich_click": "rich-click",
         "huggingface_hub": "transformers",
         "tokenizers": "transformers",
     }
