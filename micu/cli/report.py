@@ -37,6 +37,7 @@ TITLE = "micu-eval report"
     type=click.Path(path_type=Path),
     help="Folder for every drawing as PDF, PNG (300 dpi) and SVG, for a paper.",
 )
+@click.option("--title", default=TITLE, show_default=True, help="Of the page, and of Markdown.")
 @click.option(
     "--map",
     "map_method",
@@ -47,7 +48,11 @@ TITLE = "micu-eval report"
     "`report`), else PCA; the report says which.",
 )
 def report(
-    runs: tuple[Path, ...], outputs: tuple[Path, ...], figures: Path | None, map_method: str
+    runs: tuple[Path, ...],
+    outputs: tuple[Path, ...],
+    figures: Path | None,
+    title: str,
+    map_method: str,
 ) -> None:
     """Put results beside the paper's figures, with curves, maps and provenance.
 
@@ -82,15 +87,15 @@ def report(
         refuse_shared({f"-o {path}": path for path in outputs}, [*read, *metrics])
         sections = build_report(material, map_method if drawn else "pca")
         for path in outputs:
-            write_atomically(path, _renderer(path)(material, sections).encode())
+            write_atomically(path, _renderer(path)(title, material, sections).encode())
             click.echo(f"{path}: {len(material.results)} figures", err=True)
         if figures is not None:
             count = write_drawings(drawings_of(sections), figures)
             click.echo(f"{figures}: {count} drawings", err=True)
 
 
-def _renderer(path: Path) -> Callable[[Any, Any], str]:
-    """What writes a file of this name: material and sections in, text out.
+def _renderer(path: Path) -> Callable[[str, Any, Any], str]:
+    """What writes a file of this name: title, material and sections in, text out.
 
     Raises:
         ConfigError: Its suffix is none that can be written.
@@ -98,10 +103,10 @@ def _renderer(path: Path) -> Callable[[Any, Any], str]:
     from micu.report.compare import compare, render_csv
     from micu.report.page import render_html, render_report_markdown
 
-    known: dict[str, Callable[[Any, Any], str]] = {
-        ".html": lambda _, sections: render_html(TITLE, sections),
-        ".md": lambda _, sections: render_report_markdown(TITLE, sections),
-        ".csv": lambda material, _: render_csv(compare(material.results)),
+    known: dict[str, Callable[[str, Any, Any], str]] = {
+        ".html": lambda title, _, sections: render_html(title, sections),
+        ".md": lambda title, _, sections: render_report_markdown(title, sections),
+        ".csv": lambda _, material, __: render_csv(compare(material.results)),
     }
     if path.suffix not in known:
         raise ConfigError(f"-o {path}: expected a name that ends in {', '.join(known)}")
