@@ -61,7 +61,7 @@ from benchmarks.real_tables import (
     split_name,
 )
 from micu.base.files import write_atomically
-from micu.evaluate.report import Table, render_markdown
+from micu.evaluate.markdown import TextTable, render_markdown
 
 STAGES = ("tune", "train", "evaluate", "cost", "table")
 
@@ -205,7 +205,7 @@ def _trials_table(plan: Plan, data: DataSet) -> str:
             for run in plan.trial_runs(data, name)
         ]
         lines.append((TITLES[name], *cells))
-    return render_markdown(Table((("method", *(trial.slug for trial in plan.trials)), *lines)))
+    return render_markdown(TextTable((("method", *(trial.slug for trial in plan.trials)), *lines)))
 
 
 def ablate(plan: Plan) -> str:

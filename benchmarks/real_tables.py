@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from benchmarks.real_methods import METHODS, DataSet
-from micu.evaluate.report import Row, Table, render_markdown
+from micu.evaluate.markdown import TextTable, render_markdown
+from micu.evaluate.report import Row
 from micu.evaluate.thresholds import ORACLE_AT_SOURCE_EPOCH
 
 CHANCE, CEILING, UNTRAINED = "chance", "ceiling", "untrained"
@@ -146,7 +147,7 @@ def main_table(
         step = f"{seconds[name]:.2f}" if name in seconds else ""
         lines.append((TITLES[name], *_cells(data, figures, name, columns), step))
     header = ("method", *(column.title for column in columns), "s per step")
-    return render_markdown(Table((header, *lines)), own_titles=True)
+    return render_markdown(TextTable((header, *lines)), own_titles=True)
 
 
 def ablation_table(data: DataSet, figures: Sequence[Figure], titles: Mapping[str, str]) -> str:
@@ -160,7 +161,7 @@ def ablation_table(data: DataSet, figures: Sequence[Figure], titles: Mapping[str
     )
     lines = [(title, *_cells(data, figures, name, columns)) for name, title in titles.items()]
     return render_markdown(
-        Table((("", *(column.title for column in columns)), *lines)), own_titles=True
+        TextTable((("", *(column.title for column in columns)), *lines)), own_titles=True
     )
 
 
@@ -191,7 +192,7 @@ def pairs_table(data: DataSet, figures: Sequence[Figure], names: Sequence[str]) 
         ]
         lines.append((TITLES[name], *map(str, cells)))
     header = ("method", *(f"{source} → {target}" for source, target in data.pairs))
-    return render_markdown(Table((header, *lines)), own_titles=True)
+    return render_markdown(TextTable((header, *lines)), own_titles=True)
 
 
 def figures_csv(figures: Iterable[Figure]) -> str:

@@ -31,13 +31,12 @@ from micu.cli.features import FeatureSets, find_feature_sets, parse_pairs
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.cli.report import paper, report
 from micu.evaluate.columns import shown_metrics
+from micu.evaluate.markdown import render_markdown
 from micu.evaluate.ranking import rank_scores
 from micu.evaluate.report import (
     CHANGES,
     Row,
     read_rows,
-    render_markdown,
-    render_table,
     write_rows,
 )
 from micu.evaluate.scores import SCORES
@@ -46,6 +45,7 @@ from micu.evaluate.splits import CLEAN, PAPER, read_class_map
 from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
 from micu.report.build import render_rows
 from micu.report.commands import commands_path, read_commands, record_command, typed_line
+from micu.report.compare import render_table
 from micu.report.paper import check_setting
 from micu.store.manifest import MODALITIES, Manifest, read_class_list, read_manifest
 

@@ -15,7 +15,7 @@ from micu.base.errors import ConfigError
 from micu.base.files import write_atomically
 from micu.base.process import exit_codes
 from micu.cli.outputs import refuse_shared, try_file, try_folder
-from micu.evaluate.report import Table, render_markdown
+from micu.evaluate.markdown import TextTable, render_markdown
 from micu.report.figures import METHODS
 from micu.report.paper import COLUMNS, SETTINGS, TABLES, Printed, select_table, tabulate_printed
 
@@ -146,7 +146,7 @@ def _figures_csv(figures: Sequence[Printed]) -> str:
     return text.getvalue()
 
 
-def _columns(table: Table) -> str:
+def _columns(table: TextTable) -> str:
     """A table for a terminal."""
     widths = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
     return "\n".join(

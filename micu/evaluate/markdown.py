@@ -1,4 +1,4 @@
-"""Foreign text in Markdown, where it is nothing but text.
+"""Tables and foreign text in Markdown, where foreign text is nothing but text.
 
 Names of classes, files, presets and columns may be anybody's. None of them makes a link, a picture,
 a heading, HTML or code, neither by Markdown's own signs nor by GitHub's: bare addresses, mentions,
@@ -6,6 +6,7 @@ formulas.
 """
 
 import re
+from dataclasses import dataclass
 
 from micu.base.errors import show_unseen
 
@@ -47,3 +48,32 @@ def paragraph(text: str) -> str:
     plain = neutral(text)
     plain = plain if "\\*" in plain else plain.replace("*", "\\*")
     return _BEGIN.sub(lambda found: f"{found[1] or ''}\\", plain)
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """Text in rows and columns; the first row is the header."""
+
+    rows: tuple[tuple[str, ...], ...]
+
+    def without_empty_columns(self) -> "TextTable":
+        """The columns that have a text below their title."""
+        columns = [column for column in zip(*self.rows, strict=True) if any(column[1:])]
+        return TextTable(tuple(zip(*columns, strict=True)))
+
+
+def render_markdown(content: TextTable, *, own_titles: bool = False) -> str:
+    """A table as Markdown, its columns aligned; nothing in a cell is markup.
+
+    With `own_titles` the first row is Markdown already.
+    """
+    titles, *body = content.rows
+    table = [titles if own_titles else [*map(neutral, titles)]]
+    table += [[*map(neutral, row)] for row in body]
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = [
+        f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |"
+        for row in table
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)

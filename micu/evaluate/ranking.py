@@ -4,14 +4,15 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from micu.evaluate.report import Row, Table
+from micu.evaluate.markdown import TextTable
+from micu.evaluate.report import Row
 from micu.evaluate.thresholds import ON_TEST
 
 RANKED_BY = ("auroc", "oscr", "fpr_unk_at_95tpr_known", "hos")
 """The first one decides; it needs no threshold."""
 
 
-def rank_scores(rows: Sequence[Row]) -> Table:
+def rank_scores(rows: Sequence[Row]) -> TextTable:
     """Scores by mean AUROC over pairs and seeds, one ranking per method, in percent.
 
     What is not defined, for want of clips of unknown classes, is a dash, and so is its rank. A
@@ -22,7 +23,7 @@ def rank_scores(rows: Sequence[Row]) -> Table:
     rows = [row for row in rows if row.task == "oscmg" and row.score]
     honest = [row for row in rows if row.threshold_source not in ON_TEST]
     values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
-    jobs: dict[tuple[str, str, str], set[tuple[str, str, int]]] = {}
+    jobs: dict[tuple[str, str, str], set[tuple[str, str, int | None]]] = {}
     for row in honest or rows:
         if row.metric in RANKED_BY:
             job = (row.train_modality, row.test_modality, row.seed)
@@ -59,7 +60,7 @@ def rank_scores(rows: Sequence[Row]) -> Table:
         name = score if own == every else f"{score} ({own} of {every} pairs and seeds)"
         lines.append((told, name, method, threshold, *map(_percent, found)))
     header = ("rank", "score", "method", "threshold", "AUROC", "OSCR", "FPR unk@95 known", "HOS")
-    return Table((header, *lines))
+    return TextTable((header, *lines))
 
 
 def _percent(value: float) -> str:

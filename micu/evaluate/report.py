@@ -1,18 +1,15 @@
-"""Results: rows in a long CSV file, and as a Markdown table; pages are `micu.report`'s."""
+"""Results: rows in a long CSV file; what is made of them is `micu.report`'s."""
 
 import logging
 import math
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
 
 from micu.base.errors import ConfigError
 from micu.base.files import hold_folder, wait_for_lock, write_atomically
-from micu.evaluate.columns import COLUMN_TITLES, NOT_RATES, SHOWN
-from micu.evaluate.markdown import neutral
+from micu.evaluate.columns import COLUMN_TITLES
 from micu.evaluate.sheets import (
     Sheet,
     count,
@@ -43,21 +40,22 @@ class Row:
     task: str
     method: str
     """`checkpoint`, `untrained`, `input`, `ceiling` (probe trained on the target) or `chance`."""
-    train_modality: str
-    test_modality: str
-    preset: str
+    train_modality: str = ""
+    test_modality: str = ""
+    preset: str = ""
     """Preset of the checkpoint, and what was changed in it."""
-    seed: int
-    threshold_source: str
+    seed: int | None = None
+    """None where a file of before does not say, as in the counts below."""
+    threshold_source: str = ""
     """`source-val`, `paired-quantile`, one that looks at the test set (`oracle`,
     `oracle-at-source-epoch`), or `none`."""
     metric: str
     value: float
     """Natural sign, rates in [0, 1]; NaN where `note` says why."""
-    n_clips: int
+    n_clips: int | None = None
     """Clips that the number is over."""
-    checkpoint_sha256: str
-    manifest_sha256: str
+    checkpoint_sha256: str = ""
+    manifest_sha256: str = ""
     classes_sha256: str = ""
     """Of the list of known classes."""
     score: str = ""
@@ -94,13 +92,44 @@ class Row:
     """What a results file has in columns that this version does not know, those left empty not."""
 
     def key(self) -> tuple[object, ...]:
-        """What two rows about the same number have in common.
+        """What two rows about the same number of one results file have in common.
 
         The hash of the list of known classes stands for its size, and its name may change.
         """
         free = ("leaks", *ADDED)
         shared = {name: value for name, value in self.shared().items() if name not in free}
         return (*shared.values(), self.metric, *self.more)
+
+    def group(self) -> tuple[object, ...]:
+        """What the rows that are averaged over seeds have in common."""
+        free = ("seed", "n_lacking", "checkpoint_sha256")
+        shared = {name: value for name, value in self.shared().items() if name not in free}
+        return (*shared.values(), *self.more)
+
+    def number(self) -> tuple[object, ...]:
+        """What two rows about the same number have in common, whatever files they are of."""
+        return (*self.group(), self.metric, self.seed, self.checkpoint_sha256)
+
+    def others(self) -> dict[str, str]:
+        """What else tells its number from others, by column."""
+        conditions = {"conditions": self.conditions} if self.conditions else {}
+        return {**conditions, **dict(self.more)}
+
+    def known_list(self) -> "ClassList":
+        """Its list of known classes."""
+        return str(self.known_classes or ""), self.class_list, self.classes_sha256
+
+    @property
+    def other_split(self) -> str:
+        """The splits that are tested in the test split's place; empty where it is among them.
+
+        So it is where the published script of a setting tests the training clips.
+        """
+        asked = dict(part.split("=", 1) for part in self.splits.split() if "=" in part)
+        leaks = dict(leak.split(":", 1) for leak in self.leaks.split(";") if ":" in leak)
+        tested = asked.get("test", leaks.get("test-split", ""))
+        published = tested == "train" and bool(self.setting)
+        return "" if published or {"test", "all"} & {*tested.split(",")} else tested
 
     def shared(self) -> dict[str, object]:
         """What all rows of one job have in common, by column."""
@@ -120,8 +149,14 @@ ADDED = ("known_classes", "class_list", "n_lacking", "test_sha256")
 MOST_RATE = 1 + 1e-6
 """Of metrics that are rates, rounded."""
 
-NUMBERS = ("value", "n_clips", "seed", "known_classes", "n_lacking")
-"""Columns of numbers."""
+NEEDED = frozenset({"task", "method", "metric", "value"})
+"""Columns without which a table is no results file of any version."""
+
+COUNTS = ("seed", "n_clips", "n_lacking", "known_classes")
+"""Columns of whole numbers."""
+
+ClassList = tuple[str, str, str]
+"""Of a list of known classes: size, or nothing where it is not known; name; hash."""
 
 
 def holds_results(columns: Iterable[str]) -> bool:
@@ -198,33 +233,43 @@ def read_rows(path: Path) -> list[Row]:
             f"{', '.join(COLUMNS)}, got {got[:200]} without {', '.join(lacking)}; "
             "choose another --out"
         )
-    sheet = read_sheet(path, ("value",), what="a results file")
+    return _read(path, "a results file", ("seed", "n_clips"))
+
+
+def read_results(path: Path) -> list[Row]:
+    """Read a results file of any version; a column that is missing is empty.
+
+    Raises:
+        ConfigError: It is not one, is damaged or was cut off.
+    """
+    columns = read_columns(path)
+    if not {*columns} >= NEEDED:
+        raise ConfigError(
+            f"{path}: expected a results file of micu-eval, with the columns "
+            f"{', '.join(sorted(NEEDED))} and others; got {', '.join(map(show, columns))[:200]}"
+        )
+    return _read(path, "a results file of micu-eval")
+
+
+def _read(path: Path, what: str, needed: Sequence[str] = ()) -> list[Row]:
+    sheet = read_sheet(path, ("value",), what=what)
     if sheet.changed:
         logger.warning("%s: saved by another program, with %s; it is read", path, sheet.changed)
     found: list[Row] = []
     for line, values in sheet.rows:
         try:
-            found.append(_parse(values, sheet))
+            counts = {name: count(values[name]) for name in COUNTS if values.get(name)}
+            counts |= {name: count(values[name]) for name in needed}
+            texts = {k: v for k, v in values.items() if k in COLUMNS and k not in COUNTS}
+            more = tuple((k, v) for k, v in values.items() if k not in COLUMNS and v)
+            value = _parse_value(sheet, values)
+            found.append(Row(**{**texts, **counts, "value": value}, more=more))  # type: ignore[arg-type]
         except ValueError as error:
             raise ConfigError(f"{path}: line {line}: {error}") from error
     return found
 
 
-def _parse(values: Mapping[str, str], sheet: Sheet) -> Row:
-    return Row(
-        **{
-            **{name: values[name] for name in COLUMNS if name in values and name not in NUMBERS},
-            "value": parse_value(sheet, values),
-            "n_clips": count(values["n_clips"]),
-            "seed": count(values["seed"]),
-            "known_classes": count(values.get("known_classes") or "0"),
-            "n_lacking": count(values["n_lacking"]) if values.get("n_lacking") else None,
-            "more": tuple((k, v) for k, v in values.items() if k not in COLUMNS and v),
-        }  # type: ignore[arg-type]
-    )
-
-
-def parse_value(sheet: Sheet, values: Mapping[str, str]) -> float:
+def _parse_value(sheet: Sheet, values: Mapping[str, str]) -> float:
     """The figure of one row of a results file.
 
     Raises:
@@ -247,217 +292,3 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which writers of its files share."""
     with wait_for_lock(folder / LOCK):
         yield
-
-
-# --- tables ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Text in rows and columns; the first row is the header."""
-
-    rows: tuple[tuple[str, ...], ...]
-
-
-def tabulate(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
-    """One line per method, pair of modalities and protocol; one column per metric.
-
-    Rates are in percent, here and nowhere else. Several seeds become mean ± standard deviation
-    (of the sample, n - 1). Rows of different probes, features or classes stand on lines of their
-    own, though probes and features have no column; so do several checkpoints that share a seed, and
-    rows over other test clips, which are named where another line of the table is over others.
-    """
-    clips = name_clips(rows)
-    jobs: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Row]] = {}
-    known = name_lists(map(list_of, rows))
-    for row in rows:
-        pair = " → ".join(filter(None, (row.train_modality, row.test_modality)))
-        where = (row.task, known[list_of(row)], pair)
-        how = (row.protocol, row.threshold_source, row.score, row.leaks)
-        tested = (clips.get(clips_of(row), ""), str(row.n_lacking or ""))
-        shown = (*where, row.method, row.preset, *how, *tested)
-        hidden = (
-            *(row.splits, row.probe, row.features, row.classes_sha256, row.setting),
-            *(row.conditions, row.manifest_sha256, row.test_sha256, *map("=".join, row.more)),
-        )
-        jobs.setdefault((shown, hidden), []).append(row)
-    groups: dict[tuple[tuple[str, ...], ...], dict[str, list[float]]] = {}
-    runs: dict[tuple[tuple[str, ...], ...], set[tuple[int, str]]] = {}
-    for (job, others), found in jobs.items():
-        apart = shares_seeds((row.seed, row.checkpoint_sha256) for row in found)
-        for row in found:
-            key = ((*job, row.checkpoint_sha256[:12] if apart else ""), others)
-            groups.setdefault(key, {}).setdefault(row.metric, []).append(row.value)
-            runs.setdefault(key, set()).add((row.seed, row.checkpoint_sha256))
-    columns = [metric for metric in metrics if any(metric in group for group in groups.values())]
-    header = (
-        *(
-            "task",
-            "known classes",
-            "modalities",
-            "method",
-            "preset",
-            "protocol",
-            "threshold",
-            "score",
-            "leaks",
-        ),
-        *("test clips", "lacking features", "checkpoint", "runs"),
-    )
-    lines = [
-        (
-            *map(_short, key[0]),
-            str(len(runs[key])),
-            *(_cell(group.get(name, []), name) for name in columns),
-        )
-        for key, group in groups.items()
-    ]
-    titles = tuple(COLUMN_TITLES.get(name, name) for name in columns)
-    return _without_empty_columns(((*header, *titles), *lines))
-
-
-Tested = tuple[str, ...]
-"""Task, setting, known classes, protocol and modality of a test, and the digest of its clips."""
-
-VALIDATION_METRIC = "val_acc"
-"""The metric that is not over test clips."""
-
-
-class HasClips(Protocol):
-    """What says over which test clips it is, as `Row` does."""
-
-    @property
-    def task(self) -> str: ...  # noqa: D102
-    @property
-    def metric(self) -> str: ...  # noqa: D102
-    @property
-    def setting(self) -> str: ...  # noqa: D102
-    @property
-    def classes_sha256(self) -> str: ...  # noqa: D102
-    @property
-    def protocol(self) -> str: ...  # noqa: D102
-    @property
-    def test_modality(self) -> str: ...  # noqa: D102
-    @property
-    def n_clips(self) -> int | str: ...  # noqa: D102
-    @property
-    def test_sha256(self) -> str: ...  # noqa: D102
-
-
-def clips_of(row: HasClips) -> Tested:
-    """The place in which a number stands beside others, and the test clips that it is over."""
-    place = (row.task, row.setting, row.classes_sha256, row.protocol, row.test_modality)
-    return (*place, row.test_sha256)
-
-
-def name_clips(rows: Iterable[HasClips]) -> dict[Tested, str]:
-    """What a table calls the test clips of rows that stand beside others over other clips.
-
-    Their number, and the first digits of their digest; `?` where an older file has none. Rows that
-    are all over the same clips, as far as they say, are not among them.
-    """
-    numbers: dict[Tested, dict[str, None]] = {}
-    for row in rows:
-        if row.metric != VALIDATION_METRIC:
-            numbers.setdefault(clips_of(row), {})[str(row.n_clips)] = None
-    places = [key[:-1] for key in numbers]
-    return {
-        key: f"{' or '.join(filter(None, found)) or '?'} ({key[-1][:8] or '?'})"
-        for key, found in numbers.items()
-        if places.count(key[:-1]) > 1 or len(found) > 1 or any(" to " in text for text in found)
-    }
-
-
-ClassList = tuple[str, str, str]
-"""Of a list of known classes: size, or nothing where it is not known; name; hash."""
-
-
-class HasClasses(Protocol):
-    """What names its list of known classes, as `Row` does."""
-
-    @property
-    def known_classes(self) -> int | str: ...  # noqa: D102
-    @property
-    def class_list(self) -> str: ...  # noqa: D102
-    @property
-    def classes_sha256(self) -> str: ...  # noqa: D102
-
-
-def list_of(row: HasClasses) -> ClassList:
-    """The list of known classes of a row."""
-    size = str(row.known_classes)
-    return "" if size == "0" else size, row.class_list, row.classes_sha256
-
-
-def name_lists(lists: Iterable[ClassList]) -> dict[ClassList, str]:
-    """What a table calls each list of known classes.
-
-    Its size; of several of one size also its file's name, or its hash where that is no help.
-    """
-    found = list(dict.fromkeys(lists))
-    sizes = [size or ("?" if digest else "") for size, _, digest in found]
-    names = [f"{size} ({key[1]})" for size, key in zip(sizes, found, strict=True)]
-    told: dict[ClassList, str] = {}
-    for i, key in enumerate(found):
-        told[key] = sizes[i]
-        if sizes[i] and (sizes.count(sizes[i]) > 1 or sizes[i] == "?"):
-            alone = key[1] and names.count(names[i]) == 1
-            told[key] = names[i] if alone else f"{sizes[i]} ({key[2][:12]})"
-    return told
-
-
-def shares_seeds(runs: Iterable[tuple[object, str]]) -> bool:
-    """Whether two checkpoints have a seed in common: no mean over the seeds of both is one of one.
-
-    Args:
-        runs: Seed and checkpoint of each.
-    """
-    seeds = [seed for seed, _ in set(runs)]
-    return len(seeds) > len(set(seeds))
-
-
-def _short(text: str) -> str:
-    """A preset that was changed, without its changes: `micu*`; what an oracle is; no `none`."""
-    if text == "none":
-        return ""
-    if text.startswith("oracle"):
-        return f"{text} (test set)"
-    name, *changes = text.split(CHANGES)
-    return f"{name}*" if changes else name
-
-
-def _cell(values: Sequence[float], metric: str) -> str:
-    if not values or any(math.isnan(value) for value in values):
-        return "–"
-    scale = 1 if metric in NOT_RATES else 100
-    if metric == "seconds_per_clip":
-        return f"{statistics.fmean(values):.3g}"
-    mean = f"{scale * statistics.fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.2f}"
-
-
-def _without_empty_columns(rows: Sequence[tuple[str, ...]]) -> Table:
-    kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
-    return Table(tuple(tuple(row[i] for i in kept) for row in rows))
-
-
-def render_table(rows: Sequence[Row], metrics: Sequence[str] = SHOWN) -> str:
-    """Rows as a Markdown table, rates in percent."""
-    return render_markdown(tabulate(rows, metrics))
-
-
-def render_markdown(content: Table, *, own_titles: bool = False) -> str:
-    """A table as Markdown, its columns aligned; nothing in a cell is markup.
-
-    With `own_titles` the first row is Markdown already.
-    """
-    titles, *body = content.rows
-    table = [titles if own_titles else [*map(neutral, titles)]]
-    table += [[*map(neutral, row)] for row in body]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = [
-        f"| {' | '.join(text.ljust(width) for text, width in zip(row, widths, strict=True))} |"
-        for row in table
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)

@@ -3,14 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from micu.evaluate.report import Row, Table, list_of, name_lists
-from micu.report.compare import MODEL, Line, compare, short_preset, tabulate_lines
+from micu.evaluate.markdown import TextTable
+from micu.evaluate.report import Row
+from micu.report.compare import MODEL, Line, compare, name_lists, short_preset, tabulate_lines
 from micu.report.drawings import COLOURS, GREY, Bar, Drawing, draw_bars
 from micu.report.figures import draw_codebook, draw_training
 from micu.report.open_set import open_set_section
 from micu.report.page import Block, Code, Drawings, Fold, Section, Title, render_html
 from micu.report.paper import SETTINGS, TABLES, read_printed
-from micu.report.read import Material, Result, result_of
+from micu.report.read import Material
 from micu.report.remarks import tell_presets, tell_remarks
 from micu.report.summary import summary_blocks
 from micu.store.sets import Header
@@ -78,7 +79,7 @@ def build_report(material: Material, map_method: str = "auto") -> list[Section]:
 
 def render_rows(title: str, rows: Iterable[Row]) -> str:
     """A page about rows alone, without what lies beside a results file."""
-    material = Material(results=[result_of(row) for row in rows])
+    material = Material(results=list(rows))
     return render_html(title, build_report(material))
 
 
@@ -123,10 +124,10 @@ def _bars(lines: Sequence[Line]) -> list[Bar]:
         for bar in found
         if bar[0].of.score in PAPER_SCORES or _but_score(bar[0]) not in as_printed
     ]
-    known = name_lists(list_of(line.of) for line, *_ in drawn)
+    known = name_lists(line.of.known_list() for line, *_ in drawn)
     several = len(set(known.values())) > 1
     labels = [
-        _label(line) + (f", {known[list_of(line.of)] or 'all'} known" if several else "")
+        _label(line) + (f", {known[line.of.known_list()] or 'all'} known" if several else "")
         for line, *_ in drawn
     ]
     bars = []
@@ -146,7 +147,7 @@ def _twin(line: Line) -> tuple[str, ...]:
 
 def _but_score(line: Line) -> tuple[str, ...]:
     row = line.of
-    names = (line.direction, row.preset, row.checkpoint_sha256, *list_of(row))
+    names = (line.direction, row.preset, row.checkpoint_sha256, *row.known_list())
     return (*names, row.protocol, row.threshold_source)
 
 
@@ -156,7 +157,7 @@ def _label(line: Line) -> str:
     return f"{_arrows(line.direction)} {short_preset(row.preset)}\n{_told_how(row)}"
 
 
-def _told_how(row: Result) -> str:
+def _told_how(row: Row) -> str:
     """Protocol, threshold, and the score if it is not the paper's."""
     score = "" if row.score in PAPER_SCORES else row.score
     return " ".join(filter(None, (row.protocol, row.threshold_source.replace("none", ""), score)))
@@ -313,7 +314,7 @@ def _failures(material: Material) -> list[Block]:
         counts = Counter(failure.code for failure in failures)
         told = ", ".join(f"{code} {count}" for code, count in counts.most_common())
         rows = [(f.clip_id, f.stage, f.code, f.message) for f in failures[:LISTED]]
-        table = Table((("clip", "stage", "code", "message"), *rows))
+        table = TextTable((("clip", "stage", "code", "message"), *rows))
         first = f", the first {LISTED}" if len(failures) > LISTED else ""
         blocks.append(Fold(f"{name}: {told}{first}", [table]))
     return blocks
@@ -323,18 +324,18 @@ def _provenance(material: Material) -> list[Block]:
     """Hashes and seeds of the results, and what the feature sets are."""
     groups: dict[tuple[str, ...], set[str]] = {}
     for row in material.results:
-        size, name, digest = list_of(row)
+        size, name, digest = row.known_list()
         known = " ".join(filter(None, (size, name, digest[:12])))
         hashes = (row.checkpoint_sha256, row.manifest_sha256)
         features = " ".join(sorted(row.features.split()))
         key = (row.method, short_preset(row.preset), *map(_short, hashes), known, features)
-        groups.setdefault(key, set()).add(row.seed)
+        groups.setdefault(key, set()).add("" if row.seed is None else str(row.seed))
     header = ("method", "preset", "checkpoint", "manifest", "known classes", "features", "seeds")
     rows = [(*key, ", ".join(sorted(seeds))) for key, seeds in groups.items()]
     changed = tell_presets(row.preset for row in material.results)
     blocks: list[Block] = [
         f"Read from {', '.join(material.sources)}. Hashes are the first twelve digits of SHA-256.",
-        Table((header, *rows)),
+        TextTable((header, *rows)),
         *changed,
     ]
     if material.sets:
@@ -349,7 +350,7 @@ def _short(hashes: str) -> str:
     return " ".join(digest[:12] for digest in hashes.split())
 
 
-def _sets_table(sets: Mapping[str, Header]) -> Table:
+def _sets_table(sets: Mapping[str, Header]) -> TextTable:
     header = ("features", "steps", "weights", "weights' SHA-256", "fingerprint", "versions")
     rows = [
         (
@@ -362,7 +363,7 @@ def _sets_table(sets: Mapping[str, Header]) -> Table:
         )
         for name, made in sets.items()
     ]
-    return Table((header, *rows))
+    return TextTable((header, *rows))
 
 
 def _versions(versions: Mapping[str, str]) -> str:

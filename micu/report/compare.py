@@ -6,18 +6,11 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from micu.evaluate.columns import NOT_RATES
-from micu.evaluate.report import (
-    CHANGES,
-    VALIDATION_METRIC,
-    Table,
-    clips_of,
-    list_of,
-    name_clips,
-    name_lists,
-    shares_seeds,
-)
+from micu.evaluate.columns import NOT_RATES, SHOWN
+from micu.evaluate.markdown import TextTable, render_markdown
+from micu.evaluate.report import CHANGES, ClassList, Row
 from micu.evaluate.sheets import render_sheet
+from micu.evaluate.thresholds import ON_TEST
 from micu.report.paper import (
     SETTINGS,
     Printed,
@@ -26,7 +19,6 @@ from micu.report.paper import (
     metric_title,
     paper_method,
 )
-from micu.report.read import Result
 
 MODEL = "checkpoint"
 """The method that the paper's figures are about; others are there to put it in its place."""
@@ -36,9 +28,6 @@ BOTH_WAYS = "-vaf"
 
 CHOSEN_ON_TEST = ("threshold:test", "epoch:test", "checkpoint:test")
 """Of the names of `micu.evaluate.leaks`, which needs torch."""
-
-MOST_DIGITS = 16
-"""Of a count in a file; what has as many is none."""
 
 ORACLE = "oracle"
 ORACLE_LEAKS = "threshold:test;epoch:test"
@@ -77,7 +66,7 @@ class Cell:
 class Line:
     """One job, over its seeds."""
 
-    of: Result
+    of: Row
     """One of its rows, for what all of them have in common; no hash of several checkpoints."""
     direction: str
     """V->A, V<->A; empty for tasks without."""
@@ -103,28 +92,28 @@ class Line:
         return any(leak in CHOSEN_ON_TEST for leak in self.leaks.split(";"))
 
 
-def compare(results: Sequence[Result]) -> list[Line]:
+def compare(results: Sequence[Row]) -> list[Line]:
     """One line per job, and one for each mean of both directions that the paper prints."""
-    groups: dict[tuple[object, ...], list[Result]] = {}
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in results:
         groups.setdefault(row.group(), []).append(row)
     lines = [_line(runs) for rows in groups.values() for runs in _repetitions(rows)]
     return in_reading_order([*lines, *_both_ways(results)])
 
 
-def _repetitions(rows: Sequence[Result]) -> Iterable[list[Result]]:
+def _repetitions(rows: Sequence[Row]) -> Iterable[list[Row]]:
     """Rows that a mean may be taken over: checkpoints that share a seed stand apart."""
     shared = shares_seeds((row.seed, row.checkpoint_sha256) for row in rows)
-    apart: dict[str, list[Result]] = {}
+    apart: dict[str, list[Row]] = {}
     for row in rows:
         apart.setdefault(row.checkpoint_sha256 if shared else "", []).append(row)
     return apart.values()
 
 
-def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
+def _line(rows: Sequence[Row], *, both_ways: bool = False) -> Line:
     first = rows[0]
     direction = direction_of(first.train_modality, first.test_modality, both_ways=both_ways)
-    found: dict[str, list[Result]] = {}
+    found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row.metric, []).append(row)
     own = first.method == MODEL
@@ -133,7 +122,7 @@ def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
         metric: Cell(
             tuple(row.value for row in same),
             find_printed(first.setting, method, direction, metric),
-            spell_range(counts_of(row.n_clips for row in same)),
+            spell_range(row.n_clips for row in same),
         )
         for metric, same in found.items()
     }
@@ -144,14 +133,10 @@ def _line(rows: Sequence[Result], *, both_ways: bool = False) -> Line:
     return Line(first, shown, runs, cells)
 
 
-def counts_of(texts: Iterable[str]) -> list[int]:
-    """Those of the texts that are counts."""
-    return [int(text) for text in texts if text.isdecimal() and len(text) < MOST_DIGITS]
-
-
-def spell_range(counts: Sequence[int]) -> str:
-    """One count, or the least and the largest of several; empty for none."""
-    ends = (min(counts), max(counts)) if counts else ()
+def spell_range(counts: Iterable[int | None]) -> str:
+    """One count, or the least and the largest of several; empty where none is known."""
+    known = [count for count in counts if count is not None]
+    ends = (min(known), max(known)) if known else ()
     return " to ".join(map(str, dict.fromkeys(ends)))
 
 
@@ -168,18 +153,18 @@ def in_reading_order(lines: Sequence[Line]) -> list[Line]:
         row = line.of
         known = settings.index(row.setting) if row.setting in settings else len(settings)
         train, test = (seen.get(name, 9) for name in (row.train_modality, row.test_modality))
-        classes = (len(row.known_classes), row.known_classes, row.class_list)
+        classes = (row.known_classes, row.class_list)
         return known, classes, "<->" in line.direction, test, train == test, train
 
     return sorted(lines, key=place)
 
 
-def _both_ways(results: Iterable[Result]) -> list[Line]:
+def _both_ways(results: Iterable[Row]) -> list[Line]:
     """Means of two directions, where the paper prints those: per seed, and where both are there.
 
     Either way may have manifests, feature sets and leaks of its own; the mean names those of both.
     """
-    runs: dict[tuple[object, ...], list[Result]] = {}
+    runs: dict[tuple[object, ...], list[Row]] = {}
     for row in results:
         known = SETTINGS.get(row.setting)
         averaged = row.setting.endswith(BOTH_WAYS) or (known and known.task == "retrieval")
@@ -194,8 +179,8 @@ def _both_ways(results: Iterable[Result]) -> list[Line]:
                 test_sha256="",
                 leaks="",
             )
-            runs.setdefault(same.key(), []).append(row)
-    jobs: dict[tuple[object, ...], list[Result]] = {}
+            runs.setdefault(same.number(), []).append(row)
+    jobs: dict[tuple[object, ...], list[Row]] = {}
     for rows in runs.values():
         for mean in _means_of_opposites(rows):
             jobs.setdefault(mean.group(), []).append(mean)
@@ -204,7 +189,7 @@ def _both_ways(results: Iterable[Result]) -> list[Line]:
     ]
 
 
-def _means_of_opposites(rows: Sequence[Result]) -> Iterator[Result]:
+def _means_of_opposites(rows: Sequence[Row]) -> Iterator[Row]:
     """The mean of a number and the one of the other way; of several, of those that look alike."""
     there = [row for row in rows if _rank(row.train_modality) < _rank(row.test_modality)]
     back = [row for row in rows if _rank(row.train_modality) > _rank(row.test_modality)]
@@ -228,13 +213,12 @@ def _means_of_opposites(rows: Sequence[Result]) -> Iterator[Result]:
             )
 
 
-def _sum(one: str, other: str) -> str:
-    """The sum of two counts; empty where one is not known."""
-    counts = counts_of((one, other))
-    return str(sum(counts)) if len(counts) > 1 else ""
+def _sum(one: int | None, other: int | None) -> int | None:
+    """The sum of two counts; None where one is not known."""
+    return None if one is None or other is None else one + other
 
 
-def _basis(row: Result) -> tuple[object, ...]:
+def _basis(row: Row) -> tuple[object, ...]:
     return row.leaks, *(set(text.split()) for text in (row.manifest_sha256, row.features))
 
 
@@ -284,12 +268,12 @@ TITLES = {
     "manifest_sha256": "manifest",
     "test_sha256": "test clips",
     "n_lacking": "lacking features",
-    "more": "conditions",
+    "others": "conditions",
 }
 """Of columns that stand only where lines look the same without."""
 
 
-def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> Table:
+def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> TextTable:
     """Lines as a table: ours, the paper's figure and the difference for each metric."""
     present = {name for line in lines for name in line.cells}
     shown = [name for name in dict.fromkeys(metrics) if name in present]
@@ -309,44 +293,100 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> Table:
     for name in shown:
         title = metric_title(name)
         header += [title, f"{title} paper", f"{title} Δ"] if name in compared else [title]
-    known = name_lists(list_of(line.of) for line in lines)
-    clips = name_clips(_tested(line) for line in lines)
-    body = [
+    known = name_lists(line.of.known_list() for line in lines)
+    clips = name_clips(lines)
+    rows = [
         (
             line.of.setting,
-            known[list_of(line.of)],
+            known[line.of.known_list()],
             *_identity(line, several, _unknown(lines))[2:-1],
-            clips.get(clips_of(line.of), ""),
-            line.of.n_lacking if line.of.n_lacking != "0" else "",
+            clips.get(_clips_of(line), ""),
+            str(line.of.n_lacking or ""),
             str(line.runs),
             *_figures(line, shown, compared),
         )
         for line in lines
     ]
-    rows = [tuple(header), *body]
-    kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
-    return Table(tuple(tuple(row[i] for i in kept) for row in rows))
+    return TextTable((tuple(header), *rows)).without_empty_columns()
 
 
-def _tested(line: Line) -> Result:
-    """A row of a line that says how many test clips it is over."""
-    for metric, cell in line.cells.items():
-        if metric != VALIDATION_METRIC:
-            return replace(line.of, metric=metric, n_clips=cell.n_clips)
-    return line.of
+def render_table(rows: Sequence[Row], metrics: Sequence[str] = SHOWN) -> str:
+    """Rows as a Markdown table, rates in percent."""
+    return render_markdown(tabulate_lines(compare(rows), metrics))
+
+
+Tested = tuple[str, ...]
+"""Task, setting, known classes, protocol and modality of a test, and the digest of its clips."""
+
+VALIDATION_METRIC = "val_acc"
+"""The metric that is not over test clips."""
+
+
+def _clips_of(line: Line) -> Tested:
+    """The place in which a line stands beside others, and the test clips that it is over."""
+    row = line.of
+    place = (row.task, row.setting, row.classes_sha256, row.protocol, row.test_modality)
+    return (*place, row.test_sha256)
+
+
+def name_clips(lines: Iterable[Line]) -> dict[Tested, str]:
+    """What a table calls the test clips of lines that stand beside others over other clips.
+
+    Their number, and the first digits of their digest; `?` where an older file has none. Lines that
+    are all over the same clips, as far as they say, are not among them.
+    """
+    numbers: dict[Tested, dict[str, None]] = {}
+    for line in lines:
+        tested = [cell.n_clips for name, cell in line.cells.items() if name != VALIDATION_METRIC]
+        if tested:
+            numbers.setdefault(_clips_of(line), {})[tested[0]] = None
+    places = [key[:-1] for key in numbers]
+    return {
+        key: f"{' or '.join(filter(None, found)) or '?'} ({key[-1][:8] or '?'})"
+        for key, found in numbers.items()
+        if places.count(key[:-1]) > 1 or len(found) > 1 or any(" to " in text for text in found)
+    }
+
+
+def name_lists(lists: Iterable[ClassList]) -> dict[ClassList, str]:
+    """What a table calls each list of known classes.
+
+    Its size; of several of one size also its file's name, or its hash where that is no help.
+    """
+    found = list(dict.fromkeys(lists))
+    sizes = [size or ("?" if digest else "") for size, _, digest in found]
+    names = [f"{size} ({key[1]})" for size, key in zip(sizes, found, strict=True)]
+    told: dict[ClassList, str] = {}
+    for i, key in enumerate(found):
+        told[key] = sizes[i]
+        if sizes[i] and (sizes.count(sizes[i]) > 1 or sizes[i] == "?"):
+            alone = key[1] and names.count(names[i]) == 1
+            told[key] = names[i] if alone else f"{sizes[i]} ({key[2][:12]})"
+    return told
+
+
+def shares_seeds(runs: Iterable[tuple[object, str]]) -> bool:
+    """Whether two checkpoints have a seed in common: no mean over the seeds of both is one of one.
+
+    Args:
+        runs: Seed and checkpoint of each.
+    """
+    seeds = [seed for seed, _ in set(runs)]
+    return len(seeds) > len(set(seeds))
 
 
 def _identity(line: Line, several: Sequence[str], unknown: Sequence[str]) -> tuple[str, ...]:
     row = line.of
-    others = dict(row.more)
+    others = row.others()
     return (
         row.setting,
-        "\n".join(list_of(row)),
+        "\n".join(row.known_list()),
         line.direction.replace("<->", " ↔ ").replace("->", " → "),
         row.method,
         short_preset(row.preset),
         row.protocol,
-        row.threshold_source.replace("none", ""),
+        row.threshold_source.replace("none", "")
+        + " (test set)" * (row.threshold_source in ON_TEST),
         *(_shown(row, name) for name in several),
         *(others.get(name, "") for name in unknown),
         line.leaks.replace(";", "; "),
@@ -354,7 +394,11 @@ def _identity(line: Line, several: Sequence[str], unknown: Sequence[str]) -> tup
     )
 
 
-def _shown(row: Result, name: str) -> str:
+def _threshold(source: str) -> str:
+    return f"{source} (test set)" if source in ON_TEST else source.replace("none", "")
+
+
+def _shown(row: Row, name: str) -> str:
     if name == "preset":
         return row.preset.partition(CHANGES)[2]
     text: str = getattr(row, name)
@@ -386,8 +430,8 @@ def _differ(lines: Sequence[Line], name: str) -> bool:
 
 def _unknown(lines: Sequence[Line]) -> list[str]:
     """Columns of other versions that tell lines apart."""
-    names = dict.fromkeys(name for line in lines for name, _ in line.of.more)
-    return [name for name in names if len({dict(line.of.more).get(name) for line in lines}) > 1]
+    names = dict.fromkeys(name for line in lines for name in line.of.others())
+    return [name for name in names if len({line.of.others().get(name) for line in lines}) > 1]
 
 
 def short_preset(preset: str) -> str:
@@ -398,7 +442,7 @@ def short_preset(preset: str) -> str:
 
 def render_csv(lines: Sequence[Line]) -> str:
     """Every line and metric: ours, deviation, runs, the paper's figure; rates in percent."""
-    unknown = list(dict.fromkeys(name for line in lines for name, _ in line.of.more))
+    unknown = list(dict.fromkeys(name for line in lines for name in line.of.others()))
     shared = ("task", "setting", "method", "preset", "protocol", "threshold_source", "score")
     rest: tuple[str, ...] = ("probe", "features", "checkpoint_sha256", "manifest_sha256")
     rest += ("classes_sha256", "known_classes", "class_list", "splits", "n_lacking", "test_sha256")
@@ -406,19 +450,20 @@ def render_csv(lines: Sequence[Line]) -> str:
     header += ["difference", "paper_table", "paper_method", "paper_note", "leaks", *rest, *unknown]
     rows: list[list[object]] = []
     for line in lines:
-        others = dict(line.of.more)
+        values = {**line.of.values(), "known_classes": line.of.known_list()[0]}
+        others = line.of.others()
         for metric, cell in line.cells.items():
             printed, scale = cell.printed, scale_of(metric)
             rows.append(
                 [
-                    *(getattr(line.of, name) for name in shared),
+                    *(values[name] for name in shared),
                     *(line.direction, metric, _number(scale * cell.mean)),
                     *(_number(scale * cell.deviation), line.runs, cell.n_clips),
                     printed.value if printed else "",
                     _number(cell.difference),
                     *((printed.table, printed.method, printed.note) if printed else ("", "", "")),
                     line.leaks,
-                    *(getattr(line.of, name) for name in rest),
+                    *(values[name] for name in rest),
                     *(others.get(name, "") for name in unknown),
                 ]
             )

@@ -5,28 +5,25 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from micu.base.errors import ManifestError
 from micu.base.files import file_sha256
+from micu.evaluate.report import Row
 from micu.report.commands import Command
 from micu.store.manifest import read_class_list
-
-if TYPE_CHECKING:
-    from micu.report.read import Result
 
 OPTION = "--known"
 LARGEST = 1 << 20
 """Bytes of a list that is looked at."""
 
 
-def complete_lists(results: Sequence["Result"], commands: Iterable[Command]) -> list["Result"]:
+def complete_lists(results: Sequence[Row], commands: Iterable[Command]) -> list[Row]:
     """The results, each with the size and the name of its list, which its hash stands for.
 
     They come from a row of a newer file with the same hash, else from the file that a command
     names, if it is still there and has that hash.
     """
-    told: dict[str, tuple[str, str]] = {}
+    told: dict[str, tuple[int, str]] = {}
     for row in results:
         if row.classes_sha256 and row.known_classes:
             told.setdefault(row.classes_sha256, (row.known_classes, row.class_list))
@@ -52,12 +49,12 @@ def _typed_lists(commands: Iterable[Command]) -> Iterator[Path]:
         yield from (Path(b) for a, b in itertools.pairwise(words) if a == OPTION)
 
 
-def _read(path: Path, wanted: set[str]) -> tuple[str, str] | None:
+def _read(path: Path, wanted: set[str]) -> tuple[str, int] | None:
     """Hash and number of names of a list, if it is one that is wanted."""
     try:
         if not path.is_file() or path.stat().st_size > LARGEST:
             return None
         digest = file_sha256(path)
-        return (digest, str(len(read_class_list(path)))) if digest in wanted else None
+        return (digest, len(read_class_list(path))) if digest in wanted else None
     except (OSError, ValueError, ManifestError):
         return None

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from micu.base.errors import show_unseen
-from micu.evaluate.markdown import paragraph
-from micu.evaluate.report import Table, render_markdown
+from micu.evaluate.markdown import TextTable, paragraph, render_markdown
 from micu.report.drawings import Drawing, embed
 
 
@@ -42,7 +41,7 @@ class Fold:
     blocks: "Sequence[Block]"
 
 
-Block = str | Title | Table | Drawings | Code | Fold
+Block = str | Title | TextTable | Drawings | Code | Fold
 """A text is a paragraph."""
 
 
@@ -82,7 +81,7 @@ def _seen(value: object) -> object:
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in value)
 
 
-def _looks_of(table: Table) -> list[list[str]]:
+def _looks_of(table: TextTable) -> list[list[str]]:
     """The class of each cell: columns of numbers are set to the right, long texts are wrapped."""
     columns = list(zip(*table.rows, strict=True))
     numeric = [len(column) > 1 and all(map(_is_number, column[1:])) for column in columns]
@@ -133,7 +132,7 @@ def _markdown_blocks(blocks: Sequence[Block]) -> list[str]:
                 parts.append(paragraph(block))
             case Title():
                 parts.append(f"### {paragraph(block.text)}")
-            case Table():
+            case TextTable():
                 parts.append(render_markdown(block))
             case Code():
                 parts.append("\n".join(f"    {show_unseen(x)}" for x in block.lines.splitlines()))

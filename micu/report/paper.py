@@ -24,7 +24,8 @@ from types import MappingProxyType
 
 from micu.base.errors import ConfigError
 from micu.evaluate.columns import COLUMN_TITLES
-from micu.evaluate.report import CHANGES, RELEASED, Table
+from micu.evaluate.markdown import TextTable
+from micu.evaluate.report import CHANGES, RELEASED
 
 DATA = "paper_results.csv"
 COLUMNS = ("table", "task", "setting", "method", "direction", "metric", "value", "note")
@@ -237,7 +238,7 @@ def select_table(number: int | None) -> tuple[Printed, ...]:
     return tuple(figure for figure in read_printed() if number in (None, figure.table))
 
 
-def tabulate_printed(figures: Sequence[Printed]) -> Table:
+def tabulate_printed(figures: Sequence[Printed]) -> TextTable:
     """One line per setting, direction and method; one column per metric, as printed."""
     metrics = list(dict.fromkeys(figure.metric for figure in figures))
     lines: dict[tuple[str, str, str], dict[str, str]] = {}
@@ -248,7 +249,7 @@ def tabulate_printed(figures: Sequence[Printed]) -> Table:
     header = ("setting", "direction", "method", *(metric_title(name) for name in metrics))
     ordered = sorted(lines, key=lambda key: (_place(key[0]), -key[1].find("V->"), key[1]))
     body = [(*key, *(lines[key].get(name, "") for name in metrics)) for key in ordered]
-    return Table((header, *body))
+    return TextTable((header, *body))
 
 
 def _place(setting: str) -> int:

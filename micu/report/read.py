@@ -6,24 +6,22 @@ that is not known here is kept, and rows that differ in it are never averaged to
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from micu.base.errors import ConfigError, StoreError
 from micu.evaluate import codebook, details
 from micu.evaluate.codebook import CodebookUse, read_codebook
 from micu.evaluate.details import Details, read_details
-from micu.evaluate.report import Row, parse_value, resembles_results, was_cut_in_header
-from micu.evaluate.sheets import (
-    Sheet,
-    count,
-    first_words,
-    read_columns,
-    read_sheet,
-    refuse_infinite,
-    show,
+from micu.evaluate.report import (
+    NEEDED,
+    Row,
+    read_results,
+    resembles_results,
+    was_cut_in_header,
 )
+from micu.evaluate.sheets import first_words, read_columns, read_sheet
 from micu.report.commands import SUFFIX as COMMANDS_SUFFIX
 from micu.report.commands import Command, read_commands
 from micu.report.known import complete_lists
@@ -39,69 +37,6 @@ SET = "set.json"
 """Marks the folder of a feature set."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """One row of a results file; the columns are those of `micu.evaluate.report.Row`."""
-
-    task: str
-    metric: str
-    value: float
-    """Rates in [0, 1]."""
-    method: str
-    train_modality: str = ""
-    test_modality: str = ""
-    preset: str = ""
-    seed: str = ""
-    threshold_source: str = ""
-    protocol: str = ""
-    score: str = ""
-    leaks: str = ""
-    """What the number rests on that a fair one would not, as `threshold:test;epoch:test`."""
-    setting: str = ""
-    probe: str = ""
-    features: str = ""
-    n_clips: str = ""
-    checkpoint_sha256: str = ""
-    manifest_sha256: str = ""
-    classes_sha256: str = ""
-    note: str = ""
-    splits: str = ""
-    known_classes: str = ""
-    """Size of the list of known classes; empty where none was given, or an older file says none."""
-    class_list: str = ""
-    n_lacking: str = ""
-    """Test clips that lack features, and are not tested; empty where an older file is silent."""
-    test_sha256: str = ""
-    """Of the ids of the test clips; rows with another one are not averaged together."""
-    more: tuple[tuple[str, str], ...] = ()
-    """Columns that this version does not know, by name."""
-
-    @property
-    def other_split(self) -> str:
-        """The splits that are tested in the test split's place; empty where it is among them.
-
-        So it is where the published script of a setting tests the training clips.
-        """
-        asked = dict(part.split("=", 1) for part in self.splits.split() if "=" in part)
-        leaks = dict(leak.split(":", 1) for leak in self.leaks.split(";") if ":" in leak)
-        tested = asked.get("test", leaks.get("test-split", ""))
-        published = tested == "train" and bool(self.setting)
-        return "" if published or {"test", "all"} & {*tested.split(",")} else tested
-
-    def group(self) -> tuple[object, ...]:
-        """What the rows that are averaged over seeds have in common."""
-        free = {"metric", "value", "seed", "n_clips", "n_lacking", "checkpoint_sha256", "note"}
-        return tuple(getattr(self, name) for name in self.__slots__ if name not in free)
-
-    def key(self) -> tuple[object, ...]:
-        """What two rows about the same number have in common."""
-        return (*self.group(), self.metric, self.seed, self.checkpoint_sha256)
-
-
-KNOWN = tuple(column.name for column in fields(Result) if column.name != "more")
-NEEDED = frozenset({"task", "method", "metric", "value"})
-COUNTS = ("seed", "n_clips", "n_lacking", "known_classes")
-"""Columns of whole numbers."""
 TABLES = (".csv", ".tsv")
 SHEETS = (*TABLES, ".txt")
 """Ends the names of files in which results are looked for."""
@@ -115,7 +50,7 @@ FEW = 10
 class Material:
     """Everything that was found; each part may be empty."""
 
-    results: list[Result] = field(default_factory=list)
+    results: list[Row] = field(default_factory=list)
     details: dict[Path, Details] = field(default_factory=dict)
     """By file."""
     codebooks: dict[str, CodebookUse] = field(default_factory=dict)
@@ -136,48 +71,6 @@ class Material:
         """Note what could not be read."""
         self.skipped.append(told)
         logger.warning("skipped: %s", told)
-
-
-def read_results(path: Path) -> list[Result]:
-    """Read a results file of any version, as a spreadsheet may have saved it.
-
-    Raises:
-        ConfigError: It is not one, is damaged or was cut off.
-    """
-    columns = read_columns(path)
-    if columns == FIGURES:
-        raise ConfigError(
-            f"{path}: expected a results file of micu-eval, got the paper's figures; the report "
-            "has them by itself"
-        )
-    if not {*columns} >= NEEDED:
-        raise ConfigError(
-            f"{path}: expected a results file of micu-eval, with the columns "
-            f"{', '.join(sorted(NEEDED))} and others; got {', '.join(map(show, columns))[:200]}"
-        )
-    sheet = read_sheet(path, ("value",), what="a results file of micu-eval")
-    found: list[Result] = []
-    for line, row in sheet.rows:
-        try:
-            found.append(_make_result(row, parse_value(sheet, row)))
-        except ValueError as error:
-            raise ConfigError(f"{path}: line {line}: {error}") from error
-    return found
-
-
-def _make_result(row: Mapping[str, str], value: float) -> Result:
-    known = {name: text for name, text in row.items() if name in KNOWN and name != "value"}
-    known |= {name: str(count(known[name])) for name in COUNTS if known.get(name)}
-    if known.get("known_classes") == "0":
-        del known["known_classes"]
-    more = tuple((name, text) for name, text in row.items() if name not in KNOWN and text)
-    return Result(**known, value=refuse_infinite(value), more=more)
-
-
-def result_of(row: Row) -> Result:
-    """A row of this version that was not written yet."""
-    texts = {name: "" if value is None else str(value) for name, value in row.values().items()}
-    return _make_result(texts, row.value)
 
 
 def gather(runs: Sequence[Path]) -> Material:
@@ -205,7 +98,7 @@ def gather(runs: Sequence[Path]) -> Material:
                 "a training's metrics"
             )
     named = complete_lists(found.results, found.commands)
-    found.results[:] = {row.key(): row for row in named}.values()
+    found.results[:] = {row.number(): row for row in named}.values()
     if not found.results:
         listed = ", ".join(map(str, runs))
         unread = "".join(f"\nnot read: {told}" for told in found.skipped[:FEW])
@@ -271,13 +164,19 @@ def _take_if_whole(path: Path, found: Material) -> None:
 
 def _take(path: Path, found: Material) -> bool:
     """Read a file, if it is of a kind that a report shows; whether it is."""
-    columns = {*read_columns(path)} if path.suffix.lower() in SHEETS else set()
+    names = read_columns(path) if path.suffix.lower() in SHEETS else ()
+    columns = {*names}
     if path.name.endswith(details.SUFFIX):
         _add_details(path, found)
     elif path.name == SET:
         _take_set(path.parent, found)
     elif path.name == METRICS and "step" in columns:
         found.trainings[str(path.parent)] = read_training(path)
+    elif names == FIGURES:
+        raise ConfigError(
+            f"{path}: expected a results file of micu-eval, got the paper's figures; the report "
+            "has them by itself"
+        )
     elif columns >= NEEDED or resembles_results(columns):
         found.results.extend(read_results(path))
         _take_beside(path, found)
@@ -322,7 +221,7 @@ def read_training(path: Path) -> dict[str, list[float]]:
     Raises:
         ConfigError: A value is not a number.
     """
-    sheet: Sheet = read_sheet(path, whole=False)
+    sheet = read_sheet(path, whole=False)
     columns: dict[str, list[float]] = {name: [] for name in sheet.columns} if sheet.rows else {}
     for line, row in sheet.rows:
         for name, text in row.items():

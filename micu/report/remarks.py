@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from micu.evaluate.report import CHANGES, list_of, name_lists
-from micu.report.compare import MODEL, Line, short_preset
+from micu.evaluate.report import CHANGES
+from micu.report.compare import MODEL, Line, name_lists, short_preset
 from micu.report.paper import metric_title
 
 CARRIED = "carried to the target modality by "
@@ -36,12 +36,12 @@ def tell_presets(presets: Iterable[str]) -> list[str]:
 
 def _tell_pairs(lines: Sequence[Line]) -> list[str]:
     """By which pairs thresholds were carried over, from the notes of the model's own rows."""
-    known = name_lists(list_of(line.of) for line in lines)
+    known = name_lists(line.of.known_list() for line in lines)
     told: dict[str, list[str]] = {}
     for line in lines:
         for part in line.of.note.split("; ") if line.of.method == MODEL else ():
             if part.startswith(CARRIED):
-                job = f"{line.direction}, {known[list_of(line.of)] or 'all'} known"
+                job = f"{line.direction}, {known[line.of.known_list()] or 'all'} known"
                 told.setdefault(part.removeprefix(CARRIED), []).append(job)
     parts = [f"{', '.join(dict.fromkeys(jobs))}: {pairs}" for pairs, jobs in told.items()]
     return [f"{PAIRED}{'; '.join(parts)}."] if parts else []

@@ -6,20 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from micu.evaluate.columns import COLUMN_TITLES
-from micu.evaluate.report import CHANGES, Table, list_of, name_lists, shares_seeds
+from micu.evaluate.markdown import TextTable
+from micu.evaluate.report import CHANGES, Row
 from micu.report.compare import (
     MODEL,
     ORACLE,
     TITLES,
     Cell,
-    counts_of,
+    name_lists,
+    shares_seeds,
     short_preset,
     show_mean,
     spell_range,
 )
 from micu.report.page import Block, Title
 from micu.report.paper import direction_of
-from micu.report.read import Result
 from micu.report.remarks import tell_presets
 
 MAIN = {
@@ -33,7 +34,7 @@ DIAGNOSTIC = "diagnostic"
 PROTOCOLS = ("clean", "", DIAGNOSTIC, "paper")
 """In the order of columns; the first ones look at no test set."""
 
-HIDDEN = ("score", "probe", "features", "manifest_sha256", "splits", "more")
+HIDDEN = ("score", "probe", "features", "manifest_sha256", "splits", "others")
 """What tells lines apart, and has no column unless two lines look the same without, or there are
 several manifests."""
 
@@ -51,10 +52,10 @@ NO_THRESHOLD = "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class Means:
     """One line: a method with one list of known classes."""
 
-    of: Result
+    of: Row
     """One of its rows; the checkpoint's hash only where checkpoints share a seed."""
     pairs: tuple[str, ...]
     cells: Mapping[Column, Cell]
@@ -76,7 +77,7 @@ class Summary:
         return name or row.method if row.method == MODEL else f"{row.method} {name}".strip()
 
 
-def summary_blocks(results: Iterable[Result]) -> list[Block]:
+def summary_blocks(results: Iterable[Row]) -> list[Block]:
     """A table for each task, and what the stars in it stand for."""
     kept = [row for row in results if row.metric in MAIN.get(row.task, ()) and not row.other_split]
     blocks: list[Block] = [READING] if kept else []
@@ -88,30 +89,30 @@ def summary_blocks(results: Iterable[Result]) -> list[Block]:
     return [*blocks, *tell_presets(row.preset for row in kept)]
 
 
-def summarise(rows: Sequence[Result]) -> list[Summary]:
+def summarise(rows: Sequence[Row]) -> list[Means]:
     """The lines of one task: by setting and list of known classes, the model's own first."""
-    groups: dict[tuple[object, ...], list[Result]] = {}
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        key = (row.setting, *list_of(row), row.method, row.preset, *_hidden(row))
+        key = (row.setting, *row.known_list(), row.method, row.preset, *_hidden(row))
         groups.setdefault(key, []).append(row)
     lines = [_sum_up(part) for group in groups.values() for part in _comparable(group)]
     manifests = list(dict.fromkeys(row.manifest_sha256 for row in rows))
 
-    def place(line: Summary) -> tuple[object, ...]:
+    def place(line: Means) -> tuple[object, ...]:
         row = line.of
-        known, manifest = row.known_classes, manifests.index(row.manifest_sha256)
-        return row.setting, manifest, len(known), known, row.method != MODEL
+        manifest = manifests.index(row.manifest_sha256)
+        return row.setting, manifest, row.known_classes, row.method != MODEL
 
     return sorted(lines, key=place)
 
 
-def _hidden(row: Result) -> tuple[object, ...]:
+def _hidden(row: Row) -> tuple[object, ...]:
     """What is one for all pairs and protocols of a line; a published split is its protocol's."""
     splits = "" if row.setting and row.splits == "test=train" else row.splits
-    return splits, row.score, row.probe, row.manifest_sha256, row.more
+    return splits, row.score, row.probe, row.manifest_sha256, *row.others().items()
 
 
-def _comparable(rows: Sequence[Result]) -> Iterable[list[Result]]:
+def _comparable(rows: Sequence[Row]) -> Iterable[list[Row]]:
     """Rows that one mean may be taken over: no seed twice, one feature set for each modality."""
     shared = shares_seeds((row.seed, row.checkpoint_sha256) for row in rows)
     sets: dict[str, set[str]] = {}
@@ -120,7 +121,7 @@ def _comparable(rows: Sequence[Result]) -> Iterable[list[Result]]:
             sets.setdefault(name.partition(":")[0], set()).add(name)
     several = any(len(found) > 1 for found in sets.values())
     clips = _other_clips(rows)
-    apart: dict[tuple[str, ...], list[Result]] = {}
+    apart: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         features = sorted(row.features.split()) if several else []
         run = (row.seed, row.checkpoint_sha256)
@@ -129,13 +130,13 @@ def _comparable(rows: Sequence[Result]) -> Iterable[list[Result]]:
     return [part for found in apart.values() for part in _over_the_same(found)]
 
 
-def _other_clips(rows: Sequence[Result]) -> dict[tuple[str, str], list[str]]:
+def _other_clips(rows: Sequence[Row]) -> dict[tuple[int | None, str], list[str]]:
     """By seed and checkpoint, the test clips of what was tested on others by another run."""
     found: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         found.setdefault(_place(row), set()).add(row.test_sha256)
     differ = {place for place, digests in found.items() if len(digests) > 1}
-    runs: dict[tuple[str, str], set[str]] = {}
+    runs: dict[tuple[int | None, str], set[str]] = {}
     for row in rows:
         if _place(row) in differ:
             told = " ".join((*_place(row), row.test_sha256))
@@ -143,25 +144,25 @@ def _other_clips(rows: Sequence[Result]) -> dict[tuple[str, str], list[str]]:
     return {run: sorted(told) for run, told in runs.items()}
 
 
-def _over_the_same(rows: Sequence[Result]) -> Iterable[list[Result]]:
+def _over_the_same(rows: Sequence[Row]) -> Iterable[list[Row]]:
     """The rows, those of one run that was tested twice, on other clips, apart."""
     found: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         found.setdefault(_place(row), set()).add(row.test_sha256)
-    apart: dict[str, list[Result]] = {}
+    apart: dict[str, list[Row]] = {}
     for row in rows:
         twice = len(found[_place(row)]) > 1
         apart.setdefault(row.test_sha256 if twice else "", []).append(row)
     return apart.values()
 
 
-def _place(row: Result) -> tuple[str, str]:
+def _place(row: Row) -> tuple[str, str]:
     return row.protocol, _pair(row)
 
 
-def _sum_up(rows: Sequence[Result]) -> Summary:
+def _sum_up(rows: Sequence[Row]) -> Means:
     pairs = tuple(dict.fromkeys(map(_pair, rows)))
-    found: dict[Column, dict[str, dict[str, float]]] = {}
+    found: dict[Column, dict[int | None, dict[str, float]]] = {}
     for row in rows:
         column = (row.protocol, row.threshold_source, row.metric)
         found.setdefault(column, {}).setdefault(row.seed, {})[_pair(row)] = row.value
@@ -179,32 +180,33 @@ def _sum_up(rows: Sequence[Result]) -> Summary:
         if row.protocol == "clean"
         for leak in row.leaks.split(";")
     )
-    return Summary(
+    return Means(
         rows[0],
         pairs,
         cells,
         ", ".join(filter(None, leaks)),
-        clips=spell_range(counts_of(row.n_clips for row in rows)),
-        lacking=spell_range([n for n in counts_of(row.n_lacking for row in rows) if n]),
+        clips=spell_range(row.n_clips for row in rows),
+        lacking=spell_range(row.n_lacking or None for row in rows),
         tested=frozenset(("\n".join(_place(row)), row.test_sha256) for row in rows),
         left_out=len(lacking),
     )
 
 
-def _pair(row: Result) -> str:
+def _pair(row: Row) -> str:
     return direction_of(row.train_modality, row.test_modality).replace("->", "→")
 
 
-def tabulate(lines: Sequence[Summary]) -> Table:
+def tabulate(lines: Sequence[Means]) -> TextTable:
     """Lines as a table, `clean` first and `paper` beside it."""
     columns = _columns(lines)
-    known = name_lists(list_of(line.of) for line in lines)
-    looks = [(line.of.setting, known[list_of(line.of)], line.label, line.pairs) for line in lines]
+    known = name_lists(line.of.known_list() for line in lines)
+    looks = [
+        (line.of.setting, known[line.of.known_list()], line.label, line.pairs) for line in lines
+    ]
     apart = [
         name
         for name in ("preset", *HIDDEN, "checkpoint_sha256")
-        if len({*zip(looks, (getattr(line.of, name) for line in lines), strict=True)})
-        > len({*looks})
+        if len({*zip(looks, (_show(line.of, name) for line in lines), strict=True)}) > len({*looks})
         or (name == "manifest_sha256" and len({line.of.manifest_sha256 for line in lines}) > 1)
     ]
     clips = _clips(lines)
@@ -224,20 +226,19 @@ def tabulate(lines: Sequence[Summary]) -> Table:
     ]
     last = ("clean rests on", "pairs", TITLES["test_sha256"], TITLES["n_lacking"], "seeds")
     table = [(*header, *map(_title, columns), *last), *rows]
-    kept = [i for i in range(len(table[0])) if any(row[i] for row in table[1:])]
-    return Table(tuple(tuple(row[i] for i in kept) for row in table))
+    return TextTable(tuple(table)).without_empty_columns()
 
 
-def _clips(lines: Sequence[Summary]) -> list[str]:
+def _clips(lines: Sequence[Means]) -> list[str]:
     """The test clips of each line, where a pair or another line is over others; with a digest."""
     places: dict[tuple[str, ...], set[str]] = {}
     for line in lines:
         for place, digest in line.tested:
-            places.setdefault((line.of.setting, *list_of(line.of), place), set()).add(digest)
+            places.setdefault((line.of.setting, *line.of.known_list(), place), set()).add(digest)
     differ = {place for place, digests in places.items() if len(digests) > 1}
     told = []
     for line in lines:
-        own = (line.of.setting, *list_of(line.of))
+        own = (line.of.setting, *line.of.known_list())
         others = sorted(digest for place, digest in line.tested if (*own, place) in differ)
         digest = hashlib.sha256(" ".join(others).encode()).hexdigest()[:8] if others else ""
         named = line.clips or "?"
@@ -249,14 +250,14 @@ def _clips(lines: Sequence[Summary]) -> list[str]:
     return told
 
 
-def _figure(line: Summary, column: Column) -> str:
+def _figure(line: Means, column: Column) -> str:
     """A cell; what guessing reaches, which has no threshold, stands under every one."""
     protocol, _, metric = column
     cell = line.cells.get(column) or line.cells.get((protocol, NO_THRESHOLD, metric))
     return show_mean(cell, metric) if cell else ""
 
 
-def _columns(lines: Sequence[Summary]) -> list[Column]:
+def _columns(lines: Sequence[Means]) -> list[Column]:
     """By protocol; AUROC, which needs no threshold, once for each choice of the epoch."""
     there = [column for line in lines for column in line.cells]
     places = [*PROTOCOLS, *(protocol for protocol, *_ in there)]
@@ -280,10 +281,10 @@ def _title(column: Column) -> str:
     return f"{how}: {COLUMN_TITLES.get(metric, metric)}".removeprefix(": ")
 
 
-def _show(row: Result, name: str) -> str:
-    value = getattr(row, name)
+def _show(row: Row, name: str) -> str:
     if name == "preset":
         return row.preset.partition(CHANGES)[2]
-    if name == "more":
-        return " ".join(f"{key}={text}" for key, text in row.more if text)
-    return value[:12] if name.endswith("_sha256") else str(value)
+    if name == "others":
+        return " ".join(f"{key}={text}" for key, text in row.others().items())
+    value = str(getattr(row, name))
+    return value[:12] if name.endswith("_sha256") else value

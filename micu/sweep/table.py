@@ -8,8 +8,9 @@ from pathlib import Path
 
 from micu.base.files import file_sha256, write_atomically
 from micu.evaluate.markdown import neutral
-from micu.evaluate.report import Row, read_rows, render_table, resembles_results, was_cut_in_header
+from micu.evaluate.report import Row, read_rows, resembles_results, was_cut_in_header
 from micu.evaluate.sheets import read_columns, render_sheet
+from micu.report.compare import render_table
 from micu.sweep.conduct import CHECKPOINT
 from micu.sweep.plan import SweepRun
 from micu.train.logs import METRICS, read_metrics

@@ -9,13 +9,13 @@ import pytest
 
 from micu.base.files import file_sha256
 from micu.evaluate.ranking import rank_scores
-from micu.evaluate.report import Row, clips_of, name_clips, read_rows, render_table, write_rows
+from micu.evaluate.report import Row, read_results, read_rows, write_rows
 from micu.evaluate.selection import choose_checkpoint
 from micu.evaluate.splits import SplitRules, clips_sha256, split_clips
 from micu.report.build import build_report
-from micu.report.compare import compare, render_csv, tabulate_lines
+from micu.report.compare import compare, name_clips, render_csv, render_table, tabulate_lines
 from micu.report.open_set import open_set_section
-from micu.report.read import Material, Result, read_results
+from micu.report.read import Material
 from micu.store.manifest import Clip
 from micu.sweep.table import collect, render_sweep, write_table
 from tests.unit.test_compare import RESULT
@@ -27,8 +27,8 @@ from tests.unit.test_summary import EIGHT, back, table_of
 from tests.unit.test_sweep import plan
 
 ALL, FEWER = "a" * 64, "b" * 64
-TESTED = replace(EIGHT, n_clips="20", test_sha256=ALL, n_lacking="0")
-OTHERS = replace(TESTED, n_clips="19", test_sha256=FEWER, n_lacking="1", seed="2", value=0.9)
+TESTED = replace(EIGHT, n_clips=20, test_sha256=ALL, n_lacking=0)
+OTHERS = replace(TESTED, n_clips=19, test_sha256=FEWER, n_lacking=1, seed=2, value=0.9)
 
 
 def lines_of(table: str) -> list[dict[str, str]]:
@@ -74,11 +74,11 @@ def test_a_row_says_how_many_clips_lack_features_and_an_older_file_is_silent(
     rows = [replace(ROW, n_lacking=0, test_sha256=ALL), replace(ROW, seed=2, n_lacking=3)]
     write_rows(rows, tmp_path / "r.csv")
     assert read_rows(tmp_path / "r.csv") == rows
-    assert [row.n_lacking for row in read_results(tmp_path / "r.csv")] == ["0", "3"]
+    assert [row.n_lacking for row in read_results(tmp_path / "r.csv")] == [0, 3]
     write_rows([replace(ROW, value=0.9, n_lacking=1, test_sha256=FEWER)], tmp_path / "r.csv")
     assert [row.value for row in read_rows(tmp_path / "r.csv")] == [0.9, ROW.value]
     (tmp_path / "old.csv").write_text("task,method,metric,value\na,b,c,1\n")
-    assert read_results(tmp_path / "old.csv")[0].n_lacking == ""
+    assert read_results(tmp_path / "old.csv")[0].n_lacking is None
 
 
 def test_seeds_over_other_clips_stand_on_lines_of_their_own_and_are_named() -> None:
@@ -116,16 +116,16 @@ def test_methods_over_other_clips_are_named_and_other_tests_are_not() -> None:
 
 def test_rows_of_an_older_file_that_count_other_clips_are_named() -> None:
     old = [replace(ROW, n_clips=20), replace(ROW, seed=2, n_clips=19)]
-    assert name_clips(old) == {clips_of(ROW): "20 or 19 (?)"}
-    assert lines_of(render_table(old))[0]["test clips"] == "20 or 19 (?)"
-    assert name_clips([old[0], replace(old[1], metric="val_acc")]) == {}
+    assert lines_of(render_table(old))[0]["test clips"] == "19 to 20 (?)"
+    assert [*name_clips(compare(old)).values()] == ["19 to 20 (?)"]
+    assert name_clips(compare([old[0], replace(old[1], metric="val_acc")])) == {}
 
 
 # --- the report ------------------------------------------------------------------------------
 
 
 def test_a_report_averages_no_seeds_over_other_clips_and_names_them() -> None:
-    lines = compare([TESTED, OTHERS, replace(TESTED, seed="3", value=0.1)])
+    lines = compare([TESTED, OTHERS, replace(TESTED, seed=3, value=0.1)])
     assert sorted((line.runs, line.cells["hos"].mean) for line in lines) == [(1, 0.9), (2, 0.3)]
     header, *rows = tabulate_lines(lines, ["hos"]).rows
     found = [dict(zip(header, row, strict=True)) for row in rows]
@@ -139,15 +139,15 @@ def test_a_report_averages_no_seeds_over_other_clips_and_names_them() -> None:
 
 
 def test_older_rows_that_count_other_clips_are_named_in_a_report() -> None:
-    old = [replace(EIGHT, n_clips="20"), replace(EIGHT, n_clips="19", seed="2")]
+    old = [replace(EIGHT, n_clips=20), replace(EIGHT, n_clips=19, seed=2)]
     header, row = tabulate_lines(compare(old), ["hos"]).rows
     assert row[header.index("test clips")] == "19 to 20 (?)"
-    same = [replace(row, n_clips="20") for row in old]
+    same = [replace(row, n_clips=20) for row in old]
     assert "test clips" not in tabulate_lines(compare(same), ["hos"]).rows[0]
 
 
 def test_the_summary_averages_no_seeds_over_other_clips() -> None:
-    there = [TESTED, replace(TESTED, seed="3", value=0.1), OTHERS]
+    there = [TESTED, replace(TESTED, seed=3, value=0.1), OTHERS]
     rows = [row for each in there for row in (each, back(replace(each, test_sha256=ALL), 0.5))]
     found = table_of(*rows)
     assert [(line["clean source-val: HOS"], line["seeds"]) for line in found] == [
@@ -166,25 +166,25 @@ def test_the_summary_keeps_a_run_that_was_tested_twice_apart() -> None:
 
 
 def test_the_summary_names_directions_and_methods_over_other_clips() -> None:
-    other_way = replace(back(TESTED, 0.4), test_sha256=FEWER, n_clips="18")
+    other_way = replace(back(TESTED, 0.4), test_sha256=FEWER, n_clips=18)
     (line,) = table_of(TESTED, other_way)
     assert line["test clips"] == "18 to 20"
-    beside = replace(OTHERS, method="untrained", seed="1")
+    beside = replace(OTHERS, method="untrained", seed=1)
     found = table_of(TESTED, beside)
     assert found[0]["test clips"].startswith("20 (")
     assert found[1]["test clips"].startswith("19 (")
     assert found[0]["test clips"][3:] != found[1]["test clips"][3:]
-    twelve = replace(beside, known_classes="12", classes_sha256="1212")
+    twelve = replace(beside, known_classes=12, classes_sha256="1212")
     assert "test clips" not in table_of(TESTED, twelve)[0]
 
 
 def test_the_mean_of_both_directions_names_the_clips_of_both() -> None:
     there = replace(TESTED, setting="ave-14-vaf", preset="micu")
-    other_way = replace(back(there, 0.3), test_sha256=FEWER, n_clips="19", n_lacking="1")
+    other_way = replace(back(there, 0.3), test_sha256=FEWER, n_clips=19, n_lacking=1)
     (mean,) = [line for line in compare([there, other_way]) if line.direction == "V<->A"]
     assert mean.of.test_sha256 == f"{ALL} {FEWER}"
-    assert (mean.of.n_lacking, mean.cells["hos"].n_clips) == ("1", "39")
-    again = replace(there, test_sha256=FEWER, n_clips="19", value=0.9)
+    assert (mean.of.n_lacking, mean.cells["hos"].n_clips) == (1, "39")
+    again = replace(there, test_sha256=FEWER, n_clips=19, value=0.9)
     (mean,) = [line for line in compare([there, again, other_way]) if "<->" in line.direction]
     assert mean.of.test_sha256 == FEWER
     assert mean.cells["hos"].values == (pytest.approx(0.6),)
@@ -194,7 +194,7 @@ def test_the_mean_of_both_directions_names_the_clips_of_both() -> None:
 
 
 def test_bars_over_other_clips_say_so() -> None:
-    rows = [replace(row, setting="ave-14", preset="micu", seed="1") for row in (TESTED, OTHERS)]
+    rows = [replace(row, setting="ave-14", preset="micu", seed=1) for row in (TESTED, OTHERS)]
     chart = drawn(build_report(Material(results=rows), "pca"))
     assert "clips aaaaaaaa" in chart
     assert "clips bbbbbbbb" in chart
@@ -308,6 +308,6 @@ def test_a_sweep_averages_neither_protocols_nor_seeds_over_other_clips(tmp_path:
 
 
 def test_unused_names_are_those_of_rows() -> None:
-    assert {"n_lacking", "test_sha256"} <= {*Row.__slots__} & {*Result.__slots__}
+    assert {"n_lacking", "test_sha256"} <= {*Row.__slots__} & {*Row.__slots__}
     assert RESULT.group() != replace(RESULT, test_sha256=ALL).group()
-    assert RESULT.group() == replace(RESULT, n_lacking="3").group()
+    assert RESULT.group() == replace(RESULT, n_lacking=3).group()

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from micu.base.errors import ConfigError
+from micu.evaluate.report import Row, read_results
 from micu.report.compare import compare, render_csv, tabulate_lines
 from micu.report.paper import read_printed
-from micu.report.read import Result, gather, read_results
+from micu.report.read import gather
 
-RESULT = Result(
+RESULT = Row(
     task="oscmg",
     method="checkpoint",
     metric="hos",
@@ -20,7 +21,7 @@ RESULT = Result(
     train_modality="video",
     test_modality="audio",
     preset="micu",
-    seed="1",
+    seed=1,
     threshold_source="source-val",
     setting="ave-14",
     checkpoint_sha256="aa",
@@ -28,7 +29,7 @@ RESULT = Result(
 
 
 def test_seeds_are_averaged_and_stand_beside_the_paper_s_figure() -> None:
-    (line,) = compare([RESULT, replace(RESULT, seed="2", value=0.6, checkpoint_sha256="bb")])
+    (line,) = compare([RESULT, replace(RESULT, seed=2, value=0.6, checkpoint_sha256="bb")])
     cell = line.cells["hos"]
     assert line.runs == 2
     assert cell.mean == pytest.approx(0.55)
@@ -45,7 +46,7 @@ def test_checkpoints_that_share_a_seed_stand_on_lines_of_their_own() -> None:
     there = replace(RESULT, setting="ave-14-vaf")
     back = replace(there, train_modality="audio", test_modality="video")
     rows = [replace(row, checkpoint_sha256=sha) for row in (there, back) for sha in ("aa", "bb")]
-    rows.append(replace(there, seed="2"))
+    rows.append(replace(there, seed=2))
     lines = compare(rows)
     assert sorted((line.direction, line.of.checkpoint_sha256, line.runs) for line in lines) == [
         *(("A->V", "aa", 1), ("A->V", "bb", 1), ("V->A", "aa", 2), ("V->A", "bb", 1)),
@@ -115,7 +116,7 @@ def test_means_of_both_directions_are_per_seed_and_only_of_what_has_both() -> No
         features="audio:b video:a",
         value=0.3,
     )
-    alone = replace(there, seed="2", value=0.9)
+    alone = replace(there, seed=2, value=0.9)
     lines = compare([there, back, alone])
     (mean,) = [line for line in lines if line.direction == "V<->A"]
     assert mean.cells["hos"].values == (pytest.approx(0.4),)
@@ -131,7 +132,7 @@ def test_the_mean_of_both_directions_joins_what_each_rests_on() -> None:
         features="video:a@1 audio:b@1",
         manifest_sha256="m1",
         leaks="threshold:test;pretraining-overlap:12",
-        n_clips="12",
+        n_clips=12,
     )
     back = replace(
         there,
@@ -140,7 +141,7 @@ def test_the_mean_of_both_directions_joins_what_each_rests_on() -> None:
         features="audio:b@2 video:a@2",
         manifest_sha256="m2",
         leaks="threshold:test;epoch:test",
-        n_clips="30",
+        n_clips=30,
         value=0.3,
     )
     (mean,) = [line for line in compare([there, back]) if line.direction == "V<->A"]
@@ -176,15 +177,15 @@ def test_small_numbers_that_are_no_rates_keep_their_digits() -> None:
 
 
 def test_an_undefined_figure_is_a_dash_and_hides_no_seed() -> None:
-    (line,) = compare([RESULT, replace(RESULT, seed="2", value=math.nan)])
+    (line,) = compare([RESULT, replace(RESULT, seed=2, value=math.nan)])
     assert tabulate_lines([line], ["hos"]).rows[1][-2:] == ("–", "54.39")
 
 
 def test_the_csv_says_over_how_many_clips_each_metric_is() -> None:
-    there = replace(RESULT, setting="ave-14-vaf", n_clips="30")
-    back = replace(there, train_modality="audio", test_modality="video", n_clips="12")
-    rows = [there, replace(there, metric="val_acc", n_clips="20"), back]
-    rows.append(replace(back, seed="2", n_clips="14"))
+    there = replace(RESULT, setting="ave-14-vaf", n_clips=30)
+    back = replace(there, train_modality="audio", test_modality="video", n_clips=12)
+    rows = [there, replace(there, metric="val_acc", n_clips=20), back]
+    rows.append(replace(back, seed=2, n_clips=14))
     found = csv.DictReader(render_csv(compare(rows)).splitlines())
     assert {(row["direction"], row["metric"]): row["n_clips"] for row in found} == {
         ("V->A", "hos"): "30",

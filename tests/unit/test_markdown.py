@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from micu.cli.evaluate import main
 from micu.evaluate.codebook import CodebookUse
-from micu.evaluate.markdown import neutral, paragraph
-from micu.evaluate.report import Table, read_rows, render_markdown, render_table, write_rows
+from micu.evaluate.markdown import TextTable, neutral, paragraph, render_markdown
+from micu.evaluate.report import read_rows, write_rows
 from micu.report.build import build_report
 from micu.report.commands import Command
+from micu.report.compare import render_table
 from micu.report.page import render_html, render_report_markdown
 from micu.report.read import Material
 from micu.store.sets import Failure
@@ -89,7 +90,7 @@ def test_no_text_is_markup(kind: str) -> None:
 @settings(deadline=None, max_examples=300)
 def test_any_text_is_one_paragraph_or_one_cell_and_nothing_else(text: str) -> None:
     assert tokens(paragraph(text)) <= PLAIN
-    table = render_markdown(Table((("a", "b"), (text, "c"), ("d", text))))
+    table = render_markdown(TextTable((("a", "b"), (text, "c"), ("d", text))))
     lines = table.splitlines()
     assert len(lines) == 4
     for line in lines:
@@ -114,7 +115,7 @@ def test_plain_words_stay_as_they_are() -> None:
 def hostile_material(text: str) -> Material:
     """Everything that a report shows, called like this."""
     rows = [
-        replace(RESULT, preset=text, setting="", note=text, class_list=text, known_classes="2"),
+        replace(RESULT, preset=text, setting="", note=text, class_list=text, known_classes=2),
         replace(RESULT, preset=f"micu with {text}", leaks=text, splits=text, probe=text),
         replace(RESULT, task=text, method=text, setting=text, features=text, protocol=text),
         replace(RESULT, train_modality=text, test_modality=text, score=text, seed=text),

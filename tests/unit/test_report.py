@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from micu.base.errors import ConfigError
-from micu.evaluate.report import ADDED, COLUMNS, Row, read_rows, render_table, write_rows
+from micu.evaluate.report import ADDED, COLUMNS, Row, read_rows, write_rows
+from micu.report.compare import render_table
 
 ROW = Row(
     task="oscmg",
@@ -127,7 +128,7 @@ def test_a_table_shows_rates_in_percent_and_other_numbers_as_they_are() -> None:
     assert set(line) <= set("|-")
     assert "| 50.00" in row
     assert "| 12.50" in row
-    assert "video → audio" in row
+    assert "V → A" in row
     assert "source-val" in row
     assert "micu*" in row
 

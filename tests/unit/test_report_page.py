@@ -11,7 +11,8 @@ from matplotlib.colors import to_hex
 
 from micu.base.errors import ConfigError
 from micu.evaluate.codebook import CodebookUse, read_codebook, write_codebook
-from micu.evaluate.report import Table
+from micu.evaluate.markdown import TextTable
+from micu.evaluate.report import Row
 from micu.report.build import BLIND, ON_TEST, build_report
 from micu.report.commands import Command, commands_path, read_commands, record_command
 from micu.report.page import (
@@ -25,7 +26,7 @@ from micu.report.page import (
     render_report_markdown,
 )
 from micu.report.paper import read_printed
-from micu.report.read import Material, Result
+from micu.report.read import Material
 from tests.unit.test_compare import RESULT
 from tests.unit.test_details import make_details
 from tests.unit.test_report_drawings import painted
@@ -70,7 +71,7 @@ def material() -> Material:
     """A little of everything, with labels that are markup."""
     rows = [replace(RESULT, metric=name, value=0.5) for name in ("hos", "os_star", "unk", "auroc")]
     rows.append(replace(RESULT, setting="", preset=f"micu with {SCRIPT}=1", note=SCRIPT))
-    rows.append(Result(task="codebook", method="checkpoint", metric="perplexity", value=3.5))
+    rows.append(Row(task="codebook", method="checkpoint", metric="perplexity", value=3.5))
     keys = {"method": "checkpoint", "setting": SCRIPT, "train_modality": "video"}
     found = Material(results=rows)
     found.details[Path("a")] = replace(make_details(), keys=keys)
@@ -181,7 +182,7 @@ def test_parts_without_content_are_left_out_and_linked_ones_are_there() -> None:
 
 
 def test_tables_scroll_by_themselves_and_numbers_are_set_to_the_right() -> None:
-    table = Table((("name", "n"), ("a", "1.50 ± 0.20"), ("b|c", "–")))
+    table = TextTable((("name", "n"), ("a", "1.50 ± 0.20"), ("b|c", "–")))
     blocks = [Title("t"), table, Code("$ x\n$ y"), Fold("more", ["inside"]), Drawings(())]
     page = render_html("T", [Section("S", blocks)])
     assert page.count('<td class="number">') == 2

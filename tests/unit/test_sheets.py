@@ -13,10 +13,10 @@ import pytest
 
 from micu.base.errors import ConfigError
 from micu.evaluate.codebook import CodebookUse, read_codebook, write_codebook
-from micu.evaluate.report import COLUMNS, Row, read_rows, write_rows
+from micu.evaluate.report import COLUMNS, Row, read_results, read_rows, write_rows
 from micu.evaluate.sheets import HEAD, inert, read_columns, read_sheet, render_sheet, restore
 from micu.report.compare import compare, render_csv
-from micu.report.read import gather, read_results, read_training
+from micu.report.read import gather, read_training
 from tests.unit.test_compare import RESULT
 from tests.unit.test_report import ROW
 
@@ -167,7 +167,7 @@ def test_a_count_that_became_a_decimal_number_is_the_count(tmp_path: Path) -> No
     for name in ("2.0", "2,0"):
         path.write_text(text.replace(",2,source", f',"{name}",source'))
         assert [row.seed for row in read_rows(path)] == [2]
-        assert [row.seed for row in read_results(path)] == ["2"]
+        assert [row.seed for row in read_results(path)] == [2]
     path.write_text(text.replace(",2,source", ",2.5,source"))
     with pytest.raises(ConfigError, match=r"whole number, got '2\.5'"):
         read_results(path)
@@ -256,7 +256,7 @@ def test_the_paper_s_figures_are_no_results(tmp_path: Path) -> None:
         "table,task,setting,method,direction,metric,value,note\n2,oscmg,ave-14,MICU,V->A,hos,54,\n"
     )
     with pytest.raises(ConfigError, match="the paper's figures"):
-        read_results(path)
+        gather([path])
     write_rows(ROWS, tmp_path / "r.csv")
     found = gather([tmp_path])
     assert len(found.results) == len(ROWS)

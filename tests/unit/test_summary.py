@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from micu.evaluate.report import COLUMNS, name_lists
+from micu.evaluate.report import COLUMNS, Row, read_results
 from micu.report.build import build_report
 from micu.report.commands import Command
-from micu.report.compare import compare, render_csv, tabulate_lines
+from micu.report.compare import compare, name_lists, render_csv, tabulate_lines
 from micu.report.known import complete_lists
 from micu.report.page import Fold, Title, render_report_markdown
-from micu.report.read import Material, Result, read_results
+from micu.report.read import Material
 from micu.report.remarks import tell_remarks
 from micu.report.summary import summarise, summary_blocks, tabulate
 from tests.unit.test_compare import RESULT
@@ -27,24 +27,24 @@ EIGHT = replace(
     setting="",
     protocol="clean",
     preset=PRESET,
-    known_classes="8",
+    known_classes=8,
     class_list="things-8",
     classes_sha256="8888",
 )
-TWELVE = replace(EIGHT, known_classes="12", class_list="things-12", classes_sha256="1212")
+TWELVE = replace(EIGHT, known_classes=12, class_list="things-12", classes_sha256="1212")
 
 
-def back(row: Result, value: float) -> Result:
+def back(row: Row, value: float) -> Row:
     return replace(row, train_modality="audio", test_modality="video", value=value)
 
 
-def table_of(*rows: Result) -> list[dict[str, str]]:
+def table_of(*rows: Row) -> list[dict[str, str]]:
     """The summary of one task, a line each."""
     header, *lines = tabulate(summarise(rows)).rows
     return [dict(zip(header, line, strict=True)) for line in lines]
 
 
-def render(*rows: Result) -> str:
+def render(*rows: Row) -> str:
     return render_report_markdown("T", build_report(Material(results=list(rows)), "pca"))
 
 
@@ -54,7 +54,7 @@ def part(text: str, heading: str) -> str:
 
 
 def test_means_are_over_pairs_within_a_seed_and_deviations_over_seeds() -> None:
-    seeds = [(EIGHT, 0.2, 0.4), (replace(EIGHT, seed="2", checkpoint_sha256="bb"), 0.6, 0.4)]
+    seeds = [(EIGHT, 0.2, 0.4), (replace(EIGHT, seed=2, checkpoint_sha256="bb"), 0.6, 0.4)]
     rows = [row for of, v, w in seeds for row in (replace(of, value=v), back(of, w))]
     (line,) = table_of(*rows)
     assert line["clean source-val: HOS"] == "40.00 ± 14.14"
@@ -62,7 +62,7 @@ def test_means_are_over_pairs_within_a_seed_and_deviations_over_seeds() -> None:
 
 
 def test_a_seed_that_lacks_a_pair_is_in_no_mean_and_told_of() -> None:
-    alone = replace(EIGHT, seed="2", checkpoint_sha256="bb", value=0.9)
+    alone = replace(EIGHT, seed=2, checkpoint_sha256="bb", value=0.9)
     rows = [EIGHT, back(EIGHT, 0.3), alone]
     (line,) = table_of(*rows)
     assert (line["clean source-val: HOS"], line["seeds"]) == ("40.00", "1")
@@ -72,7 +72,7 @@ def test_a_seed_that_lacks_a_pair_is_in_no_mean_and_told_of() -> None:
 def test_lists_of_known_classes_are_named_and_never_averaged_together() -> None:
     no_hash = [replace(row, classes_sha256="", class_list="") for row in (EIGHT, TWELVE)]
     for rows in ([EIGHT, TWELVE], no_hash):
-        rows = [rows[0], replace(rows[1], seed="2", value=0.9)]
+        rows = [rows[0], replace(rows[1], seed=2, value=0.9)]
         found = [(line["known classes"], line["clean source-val: HOS"]) for line in table_of(*rows)]
         assert found == [("8", "50.00"), ("12", "90.00")]
         header, *lines = tabulate_lines(compare(rows), ["hos"]).rows
@@ -132,7 +132,7 @@ def test_lines_that_look_alike_show_what_differs() -> None:
     lines = table_of(EIGHT, other, replace(EIGHT, checkpoint_sha256="cc", value=0.9))
     assert [line["preset"] for line in lines] == ["dcid*"] * 3
     assert len({(line["checkpoint"], line["clean source-val: HOS"]) for line in lines}) == 3
-    several = [replace(EIGHT, features="video:a@1"), replace(EIGHT, features="video:a@2", seed="2")]
+    several = [replace(EIGHT, features="video:a@1"), replace(EIGHT, features="video:a@2", seed=2)]
     assert [line["features"] for line in table_of(*several)] == ["video:a@1", "video:a@2"]
     assert "features" not in table_of(*several[:1])[0]
     trained = [EIGHT, replace(EIGHT, splits="train=all", value=0.9)]
@@ -164,7 +164,7 @@ def test_the_summary_comes_first_and_explains_its_stars() -> None:
     assert text.index("## Summary") < text.index("## Overview")
     assert f"dcid\\* is the preset {PRESET}." in part(text, "Summary")
     assert f"dcid\\* is the preset {PRESET}." in part(text, "Without a figure")
-    assert "Summary" not in render(Result(task="codebook", method="m", metric="used", value=0.5))
+    assert "Summary" not in render(Row(task="codebook", method="m", metric="used", value=0.5))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_the_summary_comes_first_and_explains_its_stars() -> None:
 )
 def test_validation_splits_have_a_part_of_their_own(marks: dict[str, str]) -> None:
     closed = replace(EIGHT, task="cmg", metric="acc", threshold_source="none")
-    tuned = replace(closed, value=0.1234, seed="7", **marks)  # type: ignore[arg-type]
+    tuned = replace(closed, value=0.1234, seed=7, **marks)  # type: ignore[arg-type]
     text = render(closed, tuned)
     assert "12.34" in part(text, "Tested on another split than test")
     assert "tested on split val, not on test" in text
@@ -203,17 +203,17 @@ def test_older_files_have_their_lists_from_newer_rows_or_from_the_commands(tmp_p
     listed = tmp_path / "own-2.csv"
     listed.write_text("label\na\nb\n")
     digest = hashlib.sha256(listed.read_bytes()).hexdigest()
-    unnamed = {"known_classes": "", "class_list": ""}
+    unnamed = {"known_classes": 0, "class_list": ""}
     old = [replace(EIGHT, **unnamed), replace(EIGHT, classes_sha256=digest, **unnamed)]  # type: ignore[arg-type]
     typed = [Command(f"micu-eval x.pt --known {path}", {}) for path in (listed, tmp_path / "gone")]
     typed.append(Command("micu-eval --known 'no end", {}))
 
-    def lists(rows: list[Result]) -> list[tuple[str, str]]:
+    def lists(rows: list[Row]) -> list[tuple[int, str]]:
         return [(row.known_classes, row.class_list) for row in complete_lists(rows, typed)]
 
-    assert lists([*old, EIGHT]) == [("8", "things-8"), ("2", "own-2"), ("8", "things-8")]
+    assert lists([*old, EIGHT]) == [(8, "things-8"), (2, "own-2"), (8, "things-8")]
     listed.write_text("label\na\nb\nc\n")
-    assert lists(old) == [("", ""), ("", "")]
+    assert lists(old) == [(0, ""), (0, "")]
 
 
 def test_no_list_and_an_older_file_look_the_same(tmp_path: Path) -> None:
