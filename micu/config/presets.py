@@ -50,8 +50,8 @@ def paper() -> TrainConfig:
         ),
         contrastive=ContrastiveConfig(
             tau=1.0,  # section 4.1
-            normalize=False,  # equations 2 and 3 are written with a dot product
-            mask_axis="feature",  # section 3.3: the mask of a sample is the same at every step
+            normalize=False,  # equations 4 and 5 are written with a dot product
+            mask_axis="feature",  # section 3.2: the mask of a sample is the same at every step
         ),
         quantizer=QuantizerConfig(
             commitment_own=1.0,  # equation 7 has the modality's own code alone
@@ -59,7 +59,7 @@ def paper() -> TrainConfig:
             reset="off",  # dead codes are not mentioned
         ),
         reconstruction=ReconstructionConfig(
-            text_target="input",  # section 3.2 rebuilds the features
+            text_target="input",  # section 3.4 rebuilds the features
         ),
         weights=LossWeights(  # section 4.1: lambda = 1, 2, 1, 1
             fine=1.0, coarse=1.0, jigsaw=2.0, reconstruction=1.0, commitment=1.0

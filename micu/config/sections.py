@@ -98,7 +98,7 @@ class EncoderConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizerConfig(Section):
-    """The shared codebook (section 3.2, equations 5 and 6)."""
+    """The shared codebook (section 3.3), and the commitment to it (equation 7)."""
 
     section = "quantizer"
 
@@ -145,7 +145,7 @@ class QuantizerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReconstructionConfig(Section):
-    """Modality-specific encoders and decoders (section 3.2)."""
+    """Modality-specific encoders and decoders (section 3.4)."""
 
     section = "reconstruction"
 
@@ -172,7 +172,7 @@ class ReconstructionConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContrastiveConfig(Section):
-    """FCMI: masked fine and coarse contrastive learning (section 3.3)."""
+    """FCMI: masked fine and coarse contrastive learning (section 3.2, equations 4 and 5)."""
 
     section = "contrastive"
 
@@ -191,7 +191,7 @@ class ContrastiveConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JigsawConfig(Section):
-    """CUJP: the cross-modal unified jigsaw puzzle (section 3.4)."""
+    """CUJP: the cross-modal unified jigsaw puzzle (section 3.3, equation 6)."""
 
     section = "jigsaw"
 

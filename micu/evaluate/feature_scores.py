@@ -27,6 +27,7 @@ def fit_knn(fitting: Fitting) -> Scorer:
     def score(clips: Evidence) -> Floats:
         rows = _unit(clips.pooled)
         found = [
+            # |a - b|^2 = 2 - 2 a b of vectors of length one.
             np.partition(2 - 2 * rows[i : i + AT_ONCE] @ known.T, place, axis=1)[:, place]
             for i in range(0, len(rows), AT_ONCE)
         ]
@@ -71,10 +72,13 @@ def fit_vim(fitting: Fitting) -> Scorer:
     Source: Wang et al., CVPR 2022. A quarter of the directions is kept.
     """
     weight, bias = fitting.weight.astype(np.float64), fitting.bias.astype(np.float64)
+    # The point whose logits are 0: W o + b = 0.
     origin = -np.linalg.pinv(weight) @ bias
     centred = fitting.train.pooled.astype(np.float64) - origin
     _, directions = np.linalg.eigh(centred.T @ centred / len(centred))
+    # eigh sorts upwards, so the principal directions are the last ones.
     rest = directions[:, : centred.shape[1] - max(1, centred.shape[1] // PRINCIPAL)]
+    # alpha makes the residual as large as the largest logit, on average over training clips.
     residual = np.linalg.norm(centred @ rest, axis=1).mean()
     scale = fitting.train.logits.max(1).mean() / residual if residual > 0 else 0.0
 
@@ -98,10 +102,12 @@ def shrunk_covariance(centred: Floats) -> Floats:
     """
     count, width = centred.shape
     covariance = centred.T @ centred / count
+    # m = tr(S) / D, d^2 = |S - m I|^2 / D, b^2 = mean_i |x_i x_i' - S|^2 / (n D).
     level = np.trace(covariance) / width
     squares = centred**2
     spread = (np.square(covariance).sum() - width * level**2) / width
     noise = ((squares.T @ squares).sum() / count - np.square(covariance).sum()) / (count * width)
+    # S* = (1 - b^2 / d^2) S + b^2 / d^2 m I.
     share = 0.0 if spread <= 0 else min(max(noise, 0.0), spread) / spread
     result: Floats = (1 - share) * covariance + share * level * np.eye(width)
     return result
@@ -113,6 +119,7 @@ def _distances(rows: Floats, means: Floats, precision: Floats) -> Floats:
     columns = []
     for mean in means:
         offset = exact - mean
+        # (x - mu)' P (x - mu)
         columns.append(((offset @ precision) * offset).sum(1))
     return np.stack(columns, 1)
 

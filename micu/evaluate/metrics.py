@@ -146,6 +146,7 @@ def accept_rates(
 ) -> tuple[float, float]:
     """OS* and UNK alone, for a search over thresholds; NaN where there is no such sample."""
     known, accepted = labels != UNKNOWN, scores >= threshold
+    # OS*: a known sample must be accepted and get its class. UNK: an unknown one be rejected.
     right = accepted & (logits.argmax(-1) == labels)
     return _mean(right[known]), _mean(~accepted[~known])
 
@@ -192,6 +193,7 @@ def fpr_at_tpr(positives: Floats, negatives: Floats, rate: float = TPR) -> float
     """Share of negatives accepted at the first ROC point that accepts `rate` of the positives."""
     if not len(positives) or not len(negatives):
         return math.nan
+    # The highest threshold that still accepts the rate of positives.
     falling = np.sort(positives)[::-1]
     reached = np.arange(1, len(falling) + 1) / len(falling) >= rate
     return float(np.mean(negatives >= falling[reached.argmax()]))
@@ -204,12 +206,14 @@ def average_precision(positives: Floats, negatives: Floats) -> float:
     levels = np.unique(positives)[::-1]
     caught = _at_or_above(positives, levels)
     precision = caught / (caught + _at_or_above(negatives, levels))
+    # sum over levels of (recall - recall before) * precision
     return float(np.sum(np.diff(caught, prepend=0) / len(positives) * precision))
 
 
 def _wins(above: Floats, below: Floats) -> float:
     """Number of pairs in which the first scores higher, a tie counted half."""
     ranks = np.sort(below)
+    # left counts those strictly below, right those at or below.
     left, right = (np.searchsorted(ranks, above, side).sum() for side in ("left", "right"))
     return float(left + right) / 2
 

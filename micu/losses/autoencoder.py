@@ -1,4 +1,13 @@
-"""Reconstruction of the inputs, and commitment of the encoders to their codes."""
+"""Reconstruction of the inputs, and commitment of the encoders to their codes.
+
+Over modalities m, whose features x(m) are rebuilt as x^(m) from codes e(m) of embeddings z(m),
+
+    L_rec    = sum_m mean over real steps and numbers of |x^(m) - x(m)|^2
+    L_commit = sum_m 1/2 |z(m) - sg(e(m))|^2 + 1/4 mean_{n!=m} |z(m) - sg(e(n))|^2, means likewise
+
+with the weights `quantizer.commitment_own` and `commitment_cross`. Source: section 3.4 of Huang et
+al., ICCV 2025; equation 7 has the own codes alone, the published code both.
+"""
 
 import torch
 from torch import Tensor
@@ -25,7 +34,7 @@ def masked_mse(x: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 @LOSSES.register("reconstruction")
 class ReconstructionLoss(Loss):
-    """Sum over modalities of the mean squared error of what is rebuilt (section 3.2)."""
+    """Sum over modalities of the mean squared error of what is rebuilt."""
 
     mean_over = "steps"
 
@@ -40,7 +49,7 @@ class ReconstructionLoss(Loss):
 
 @LOSSES.register("commitment")
 class CommitmentLoss(Loss):
-    """Sum over modalities of the quantizer's commitment losses (section 3.2).
+    """Sum over modalities of the quantizer's commitment losses.
 
     With `quantizer.pool`, those of the clips' means are added.
     """

@@ -36,6 +36,7 @@ def log_likelihood(mean: Tensor, log_variance: Tensor, y: Tensor, mask: Tensor) 
     Returns:
         ().
     """
+    # log N(y; mu, sigma^2) = -(mu - y)^2 / (2 sigma^2) - log(sigma^2) / 2 + constant.
     per_step = (-(mean - y).square() / log_variance.exp() - log_variance).sum(-1) / 2
     return (per_step * mask).sum() / mask.sum().clamp(min=1)
 
@@ -64,6 +65,7 @@ def club_bound(
     apart = _mean_over_steps((mean - y[other]).square(), both)
     together = _mean_over_steps((mean - y).square(), both)
     variance = _mean_over_steps(log_variance, both).exp()
+    # log q(y_i|x_i) - log q(y_j|x_i): the log-variance is that of x_i in both, and drops out.
     per_sample = ((apart - together) / variance).sum(-1) / 2  # (B,), 0 for clips that share no step
     return per_sample.sum() / both.any(1).sum().clamp(min=1)
 

@@ -38,6 +38,7 @@ def code_distributions(semantic: Tensor, codebook: Tensor, mask: Tensor | None) 
     """
     with torch.autocast(semantic.device.type, enabled=False):
         x, codes = semantic.to(codebook.dtype), codebook
+        # |z - e|^2 = |z|^2 - 2 z e + |e|^2.
         squared = x.square().sum(-1, keepdim=True) - 2 * x @ codes.T + codes.square().sum(-1)
         distances = squared.clamp(min=SMALLEST_DISTANCE_SQUARED).sqrt()
     return mean_over_steps(torch.softmax(-distances, -1), mask)
@@ -68,6 +69,7 @@ def matching_loss(
     back = one_log @ other.T
     if index == "reference":
         back = other @ one_log.T
+    # Equation 4: S_ij = sum_k p_i log q_j + q_j log p_i.
     scores = one @ other_log.T + back  # (B, B)
     if has_steps is None:
         return -torch.log_softmax(scores, 1).diagonal().mean()

@@ -1,7 +1,7 @@
 """FCMI: masked contrastive learning between modalities, by steps (fine) and by clips (coarse).
 
 Every ordered pair of modalities counts, a modality with itself included. All pairs are computed at
-once: no loop over samples or pairs. Source: section 3.3 of Huang et al., ICCV 2025.
+once: no loop over samples or pairs. Source: section 3.2 of Huang et al., ICCV 2025.
 """
 
 from typing import Literal
@@ -56,7 +56,7 @@ def info_nce_pairs(
         Mean over queries of a group, then over groups; row = modality of the queries, column = of
         the keys, (M, M). A zero query costs log(number of candidates).
 
-    Reference: section 3.3. Differs from the printed formula as the published code does: cosine.
+    Reference: equations 4 and 5. Differs from the printed ones as the published code does: cosine.
     """
     modalities, groups, count, dim = queries.shape
     candidates = keys.shape[2]
@@ -64,6 +64,7 @@ def info_nce_pairs(
         queries, keys = unit_rows(queries), unit_rows(keys)
     left = queries.transpose(0, 1).reshape(groups, modalities * count, dim)
     right = keys.transpose(0, 1).reshape(groups, modalities * candidates, dim)
+    # s_ij(m, n) = q_i(m) k_j(n) / tau, of all pairs of modalities at once.
     logits = torch.bmm(left, right.transpose(1, 2)) / tau
     logits = logits.view(groups, modalities, count, modalities, candidates)
 
@@ -75,10 +76,12 @@ def info_nce_pairs(
         # A group without any candidate keeps its logits: minus infinity alone has no gradient.
         dropped = ~key_mask & key_mask.any(-1, keepdim=True)
         logits = logits.masked_fill(dropped.view(groups, 1, 1, 1, candidates), -torch.inf)
+    # -log(exp s_ii / sum_j exp s_ij) = log sum_j exp s_ij - s_ii.
     losses = torch.logsumexp(logits, dim=-1) - positive
 
     if query_mask is None:
         return losses.mean(dim=(0, 2))
+    # The mean over the queries that count, then over the groups that have one.
     losses = losses * query_mask.view(groups, 1, count, 1)
     per_group = losses.sum(2) / query_mask.sum(-1).clamp(min=1).view(groups, 1, 1)  # (G, M, M)
     return per_group.sum(0) / query_mask.any(-1).sum().clamp(min=1)
@@ -115,7 +118,7 @@ def fine_pairs(
     Returns:
         Loss per ordered pair, (M, M).
 
-    Reference: section 3.3, fine-grained term.
+    Reference: section 3.2, fine-grained term.
     """
     return info_nce_pairs(
         masked, semantic, tau=tau, normalize=normalize, query_mask=mask, key_mask=mask
@@ -152,7 +155,7 @@ def coarse_pairs(
     Returns:
         Loss per ordered pair, (M, M).
 
-    Reference: section 3.3, coarse-grained term.
+    Reference: section 3.2, coarse-grained term.
     """
     return clip_pairs(
         mean_over_steps(masked, mask),

@@ -2,7 +2,7 @@
 
 A row (one step's code) is cut along its channels into O blocks, each block is taken from a randomly
 drawn modality, the blocks are put in the order of each of P fixed permutations, and a classifier
-must tell which permutation it was. Source: section 3.4 of Huang et al., ICCV 2025.
+must tell which permutation it was. Source: section 3.3 of Huang et al., ICCV 2025.
 """
 
 import math
@@ -64,7 +64,7 @@ def draw_permutations(splits: int, count: int, seed: int) -> Tensor:
     Returns:
         (P, O) int64; position j of permutation p holds block `[p, j]`.
 
-    Reference: section 3.4. Up to O = 20 these are the published code's for the same seed.
+    Reference: section 3.3. Up to O = 20 these are the published code's for the same seed.
     """
     source, total = random.Random(seed), math.factorial(splits)
     if total <= sys.maxsize:
@@ -139,7 +139,9 @@ def permuted_logits(blocks: Tensor, placed: Tensor, classifier: Sequence[Tensor]
     weight, bias, answer_weight, answer_bias = classifier
     splits, width = blocks.shape[1:]
     by_position = weight.view(-1, splits, width)
+    # W_j x_b: what block b adds to the hidden layer at position j.
     cases = torch.einsum("nbw,hjw->njbh", blocks, by_position).flatten(1, 2)  # (N, O * O, H)
+    # relu(sum_j W_j x_p(j) + bias), of every permutation p.
     hidden = torch.relu_(placed @ cases + bias)  # (N, P, H)
     return linear(hidden, answer_weight, answer_bias)
 
@@ -152,6 +154,7 @@ def _summed_losses(
     Weights of about one keep the gradient within the range of fp16.
     """
     logits = permuted_logits(blocks, placed, classifier)
+    # Equation 6: a row in permutation p has the label p.
     labels = torch.arange(len(placed), device=blocks.device).expand(len(blocks), -1)
     losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     return torch.dot(losses.view(len(blocks), -1).sum(1), row_weight)
@@ -216,7 +219,7 @@ def jigsaw_loss(
     Returns:
         ().
 
-    Reference: section 3.4. Labels run from 0; the paper prints 1 to P.
+    Reference: equation 6. Labels run from 0; the paper prints 1 to P.
     """
     counts = torch.ones_like(blocks[:, 0, 0]) if row_mask is None else row_mask.to(blocks.dtype)
     placed = placements(permutations, blocks.dtype)
@@ -246,6 +249,7 @@ def sampled_jigsaw_loss(
         ().
     """
     weight, bias, answer_weight, answer_bias = classifier
+    # Position j of a row holds block p(j), where p is the permutation that was drawn for it.
     rows = torch.take_along_dim(blocks, permutations[labels, :, None], dim=1).flatten(1)
     logits = linear(torch.relu(linear(rows, weight, bias)), answer_weight, answer_bias)
     losses = functional.cross_entropy(logits, labels, reduction="none")

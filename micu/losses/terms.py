@@ -96,7 +96,7 @@ def draw(
     Returns:
         The step's draws.
 
-    Reference: sections 3.3 and 3.4. The same mask serves every modality, unless `mask_share` says
+    Reference: sections 3.2 and 3.3. The same mask serves every modality, unless `mask_share` says
     otherwise; r > `mask_ratio` keeps.
     """
     generator = torch.Generator("cpu").manual_seed(derive_seed(seed, step, "losses"))
@@ -285,5 +285,6 @@ def weigh(terms: Mapping[str, Tensor], weights: LossWeights) -> LossTerms:
     for name, term in terms.items():
         weight = loss_weight(weights, name)
         if weight:
+            # L = sum of lambda_i L_i
             total = total + weight * term
     return LossTerms(total, dict(terms))

@@ -60,6 +60,7 @@ def sinkhorn(cost: Tensor, row_mass: Tensor, epsilon: float, iterations: int) ->
     rows = torch.ones_like(plan[..., :1])
     least = plan.new_ones(())
     for _ in range(iterations - 1):
+        # Rows are scaled to their mass, then columns to 1 / K.
         by_row = plan @ columns.mT  # (..., R, 1)
         rows = mass[:, None] / by_row.clamp(min=smallest)
         by_column = rows.mT @ plan  # (..., 1, K)
@@ -77,6 +78,7 @@ def _by_logarithms(scaled: Tensor, mass: Tensor, iterations: int) -> Tensor:
     columns = torch.zeros_like(scaled[..., 0, :])
     rows = torch.zeros_like(scaled[..., 0])
     for _ in range(iterations):
+        # The same on logarithms: log u = log mass - log sum_k exp(-cost / epsilon + log v).
         rows = mass.log() - torch.logsumexp(scaled + columns[..., None, :], -1)
         columns = log_column - torch.logsumexp(scaled + rows[..., None], -2)
     return torch.exp(scaled + rows[..., None] + columns[..., None, :])
@@ -103,8 +105,10 @@ def assignment_loss(
     count, clips = len(student), has_steps.sum().clamp(min=1)
     plan = plan.masked_fill(~has_steps[:, None], 0)
     log_chances = torch.log_softmax(student @ codes.T / gamma, -1)
+    # -sum_k t_ik(m) log p_ik(n) of every pair (m, n), of which those with m != n count.
     crossed = -torch.einsum("mbk,nbk->mn", plan, log_chances) / clips
     swapped = (crossed.sum() - crossed.trace()) / max(1, count * (count - 1))
+    # sum_k t_ik(m) (1 - g_i(m) c_k)
     cost = 1 - teacher @ codes.T
     return swapped + (plan * cost).sum() / (count * clips)
 

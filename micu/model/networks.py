@@ -3,7 +3,7 @@
 One class each for every modality. Features are vectors per step, (B, T, C), or grids per step,
 channel last, (B, T, H, W, C).
 
-Source: sections 3.1 and 3.2 of Huang et al., ICCV 2025, and the published code (3b31fa0).
+Source: sections 3.1 and 3.4 of Huang et al., ICCV 2025, and the published code (3b31fa0).
 """
 
 import copy
@@ -255,7 +255,7 @@ class ResidualBlock(nn.Module):
 
 
 class SpecificEncoder(nn.Module):
-    """What a modality keeps for itself, to be rebuilt from with its codes (section 3.2).
+    """What a modality keeps for itself, to be rebuilt from with its codes (section 3.4).
 
     Convolutions for grids of at least 5 x 5, a linear map with a ReLU for all else, smaller grids
     flattened.
@@ -290,7 +290,7 @@ class SpecificEncoder(nn.Module):
 
 
 class Reconstructor(nn.Module):
-    """Rebuilds a modality's features from its codes and its specific encoding (section 3.2).
+    """Rebuilds a modality's features from its codes and its specific encoding (section 3.4).
 
     Args:
         shape: Step shape of the features, (C,) or (H, W, C).

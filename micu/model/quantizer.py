@@ -1,4 +1,4 @@
-"""The codebook that all modalities share (section 3.2, equations 5 and 6).
+"""The codebook that all modalities share (section 3.3); its commitment is in equation 7.
 
 `UnifiedQuantizer.quantize` reads it, `move_` is the only place that writes it in a step.
 Source: Huang et al., ICCV 2025, and the published code (3b31fa0).
@@ -64,13 +64,14 @@ def nearest_code(x: Tensor, codebook: Tensor) -> Tensor:
     Raises:
         ShapeError: The last dimension of `x` is not D.
 
-    Reference: equation 6. Differs: |x|^2 is left out (argmin is unchanged).
+    Reference: section 3.3. Differs: |x|^2 is left out (argmin is unchanged).
     """
     check_shape(x.shape[-1:], "D", "vectors to quantise", D=codebook.shape[1])
     dtype = torch.promote_types(torch.promote_types(x.dtype, codebook.dtype), torch.float32)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         codes = codebook.to(dtype)
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
+        # |x - e|^2 without |x|^2, which is the same for every code: |e|^2 - 2 x e.
         distances = torch.addmm(codes.square().sum(1), flat, codes.T, alpha=-2)
         return distances.argmin(1).view(x.shape[:-1])
 
@@ -135,6 +136,7 @@ class UnifiedQuantizer(nn.Module):
         embedded = codebook[codes].to(stacked.dtype)
         real = _weights(codes[0], mask, stacked.dtype)
         commitment = self._commitment(stacked, embedded, real)
+        # Straight-through: the value of the code, the gradient of the feature.
         through = stacked + (embedded - stacked).detach()
         perplexity = code_perplexity(_add_up(codes, real, len(codebook)))
         return {
@@ -157,9 +159,11 @@ class UnifiedQuantizer(nn.Module):
     def _commitment(self, z: Tensor, embedded: Tensor, real: Tensor) -> Tensor:
         """Commitment loss of every modality, (M,)."""
         n, dim = len(z), z.shape[-1]
+        # |z^m - sg(e^n)|^2 of every modality m to the codes of every modality n.
         errors = (z[:, None] - embedded[None]).square().sum(-1)  # (M of z, M of codes, B, T)
         mse = (errors * real).sum((2, 3)) / (real.sum().clamp(min=1) * dim)
         share = self.config.commitment_cross / (n - 1) if n > 1 else 0.0
+        # Equation 7 has the own codes alone, the diagonal; the published code the others too.
         weights = torch.full_like(mse, share).fill_diagonal_(self.config.commitment_own)
         return (mse * weights).sum(1)
 
@@ -212,6 +216,7 @@ class UnifiedQuantizer(nn.Module):
         own = self.config.ema_own if n > 1 else 1.0
         share = (1 - own) / (n - 1) if n > 1 else 0.0
         mixing = torch.full((n, n), share, dtype=features.dtype, device=features.device)
+        # What codes of m average: own f^m + (1 - own) / (n - 1) sum of f^n over n != m.
         blended = torch.tensordot(mixing.fill_diagonal_(own), features, 1)
         real = _weights(chosen[0], mask, features.dtype)
         size = len(self.codebook)
@@ -269,12 +274,16 @@ class UnifiedQuantizer(nn.Module):
         dtype = torch.promote_types(found.sums.dtype, self.codebook.dtype)
         count, weight = self.ema_count.to(dtype), self.ema_weight.to(dtype)
         for counts, sums in zip(found.counts, found.sums, strict=True):
+            # N <- gamma N + (1 - gamma) n, by code.
             count = decay * count + (1 - decay) * counts
             total = count.sum()
+            # Laplace smoothing, so that no N is 0: the sum over codes stays.
             count = (count + epsilon) / (total + len(count) * epsilon) * total
+            # W <- gamma W + (1 - gamma) sum of the blended features of the code.
             weight = decay * weight + (1 - decay) * sums
         self.ema_count.copy_(count)
         self.ema_weight.copy_(weight)
+        # e = W / N.
         self.codebook.copy_(weight / count[:, None])
 
     def _restart_(self, generator: torch.Generator | None, picks: Tensor | None) -> None:
@@ -293,6 +302,7 @@ class UnifiedQuantizer(nn.Module):
             return
         noise = torch.rand(source.shape, generator=generator, device=device, dtype=source.dtype)
         restarted = source + ((2 * noise - 1) * RESET_NOISE).to(source.device)
+        # With N = 1 and W = e the next average does not throw the code back.
         self.codebook[dead] = restarted
         self.ema_weight[dead] = restarted
         self.ema_count[dead] = 1.0
@@ -377,6 +387,7 @@ def code_perplexity(counts: Tensor) -> Tensor:
         (M,).
     """
     usage = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    # exp(-sum_k p_k log p_k)
     return torch.exp(-(usage * (usage + ENTROPY_FLOOR).log()).sum(1))
 
 
