@@ -50,7 +50,7 @@ from micu.report.paper import check_setting
 from micu.store.manifest import MODALITIES, Manifest, read_class_list, read_manifest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
-    from micu.evaluate.encoders import ClipEncoder
+    from micu.evaluate.encoders import FeatureEncoder
     from micu.evaluate.evaluation import Evaluation, Side
     from micu.train.checkpoint import LoadedModel
 
@@ -343,7 +343,7 @@ def _evaluate(typed: EvaluationOrder, checkpoint: Path) -> Iterator[list[Row]]:
             f"--seeds {_count_seeds(typed)}: expected seeds up to {LAST_SEED}, got them from "
             f"{first} on; type a smaller --seed"
         )
-    made: dict[str, dict[str, ClipEncoder]] = {}
+    made: dict[str, dict[str, FeatureEncoder]] = {}
     for seed in range(first, first + _count_seeds(typed)):
         yield TASKS[typed.task](_evaluation(typed, sides, loaded, seed, made))
 
@@ -450,7 +450,7 @@ def _evaluation(
     sides: tuple[FeatureSets, FeatureSets],
     loaded: "LoadedModel",
     seed: int,
-    made: "dict[str, dict[str, ClipEncoder]]",
+    made: "dict[str, dict[str, FeatureEncoder]]",
 ) -> "Evaluation":
     """What a task is told about one seed; encoders that no seed changes are kept in `made`."""
     from micu.evaluate.evaluation import Evaluation, find_published
@@ -517,7 +517,7 @@ def _side(
     sets: FeatureSets,
     loaded: "LoadedModel",
     seed: int,
-    made: "dict[str, ClipEncoder]",
+    made: "dict[str, FeatureEncoder]",
     aliases: Mapping[str, str],
 ) -> "Side":
     """A manifest with its encoders; those that no seed changes are kept in `made`."""

@@ -13,7 +13,7 @@ import torch
 
 from micu.base.errors import ConfigError
 from micu.evaluate.encoders import check_same_space
-from micu.evaluate.evaluation import TASKS, Evaluation, Job, chance_rows, make_row
+from micu.evaluate.evaluation import TASKS, Evaluation, Trial, chance_rows, make_row
 from micu.evaluate.leaks import EPOCH_ON_TEST
 from micu.evaluate.localization import run_localization
 from micu.evaluate.metrics import Floats, Ints
@@ -37,18 +37,18 @@ def evaluate_closed_set(evaluation: Evaluation) -> list[Row]:
     """
     if not evaluation.pairs:
         raise ConfigError("cmg needs --source and --target, or --pairs v:a,a:v")
-    return evaluation.evaluate_jobs(_split, _evaluate_job, _chance_rows)
+    return evaluation.evaluate_jobs(_split, _evaluate_trial, _chance_rows)
 
 
-def _split(evaluation: Evaluation, protocol: str, job: Job) -> OpenSetSplit:
+def _split(evaluation: Evaluation, protocol: str, trial: Trial) -> OpenSetSplit:
     """Clips of known classes; every class that appears is known if none are named."""
     rules = evaluation.rules(protocol, closed=True)
     if evaluation.localise:
         rules = replace(
             rules,
             fewest_classes=1,
-            source_classes=partial(events_of, evaluation.known, job.source),
-            target_classes=partial(events_of, evaluation.known, job.target),
+            source_classes=partial(events_of, evaluation.known, trial.source),
+            target_classes=partial(events_of, evaluation.known, trial.target),
         )
     found = (
         name
@@ -60,7 +60,7 @@ def _split(evaluation: Evaluation, protocol: str, job: Job) -> OpenSetSplit:
         for name in classes(clip)
     )
     known = evaluation.known or tuple(dict.fromkeys(found))
-    return evaluation.split(rules, known, job)
+    return evaluation.split(rules, known, trial)
 
 
 def events_of(known: tuple[str, ...], modality: str, clip: Clip) -> tuple[str, ...]:
@@ -69,28 +69,28 @@ def events_of(known: tuple[str, ...], modality: str, clip: Clip) -> tuple[str, .
     return tuple(label for label in labels if not known or label in known)
 
 
-def _evaluate_job(evaluation: Evaluation, job: Job) -> list[Row]:
+def _evaluate_trial(evaluation: Evaluation, trial: Trial) -> list[Row]:
     run = _localise if evaluation.localise else _classify
     probe = evaluation.probe.describe()
     probe = (
         f"localisation {probe}"
         if evaluation.localise
-        else job.encoder.describe_probe(evaluation.probe)
+        else trial.encoder.describe_probe(evaluation.probe)
     )
 
     def rows_of(protocol: str) -> list[Row]:
-        split = _split(evaluation, protocol, job)
-        evaluation.tell(evaluation.describe(protocol, job, split))
-        values, note = run(evaluation, protocol, job, split)
+        split = _split(evaluation, protocol, trial)
+        evaluation.tell(evaluation.describe(protocol, trial, split))
+        values, note = run(evaluation, protocol, trial, split)
         chosen = (EPOCH_ON_TEST,) if protocol == PAPER else ()
         return [
             make_row(
                 evaluation,
                 task="cmg",
                 protocol=protocol,
-                method=job.method,
-                train=job.source,
-                test=job.target,
+                method=trial.method,
+                train=trial.source,
+                test=trial.target,
                 threshold_source="none",
                 metric=metric,
                 value=value,
@@ -98,8 +98,8 @@ def _evaluate_job(evaluation: Evaluation, job: Job) -> list[Row]:
                 n_lacking=split.lacking.get("test", 0),
                 test_sha256=split.test_sha256,
                 probe=probe,
-                features=(job.source, job.target),
-                leaks=evaluation.leaks(job.method, split, *chosen),
+                features=(trial.source, trial.target),
+                leaks=evaluation.leaks(trial.method, split, *chosen),
                 note=note,
             )
             for metric, value in values.items()
@@ -112,16 +112,16 @@ Values = tuple[Mapping[str, float], str]
 """Metrics by name, and how the epoch was chosen."""
 
 
-def _classify(evaluation: Evaluation, protocol: str, job: Job, split: OpenSetSplit) -> Values:
+def _classify(evaluation: Evaluation, protocol: str, trial: Trial, split: OpenSetSplit) -> Values:
     """Top-1 accuracy, over clips as published and over classes."""
-    encoder = job.encoder
-    check_same_space(encoder, job.source, job.target_encoder, job.target)
+    encoder = trial.encoder
+    check_same_space(encoder, trial.source, trial.target_encoder, trial.target)
     train, validation, test = (
         reader.encode(modality, [clip.clip_id for clip in clips]).to(encoder.device)
         for reader, modality, clips in (
-            (encoder, job.source, split.train),
-            (encoder, job.source, split.validation),
-            (job.target_encoder, job.target, split.test),
+            (encoder, trial.source, split.train),
+            (encoder, trial.source, split.validation),
+            (trial.target_encoder, trial.target, split.test),
         )
     )
     on_validation: list[Floats] = []
@@ -152,22 +152,22 @@ def _accuracy(logits: Floats, labels: Ints) -> float:
     return float((logits.argmax(-1) == labels).mean())
 
 
-def _localise(evaluation: Evaluation, protocol: str, job: Job, split: OpenSetSplit) -> Values:
+def _localise(evaluation: Evaluation, protocol: str, trial: Trial, split: OpenSetSplit) -> Values:
     """Precision, recall and F1 over seconds: as published, or micro without background."""
     published = protocol == PAPER
     steps = evaluation.loaded.config.data.steps
-    late = sum(event.onset_s >= steps for c in split.test for event in c.events_in(job.target))
+    late = sum(event.onset_s >= steps for c in split.test for event in c.events_in(trial.target))
     if late:
         evaluation.tell_once(
             f"{late} events of the test clips begin after the {steps} seconds that the model "
             "reads (data.steps): they are not looked for"
         )
     located = run_localization(
-        job.encoder,
-        job.target_encoder,
+        trial.encoder,
+        trial.target_encoder,
         split,
-        job.source,
-        job.target,
+        trial.source,
+        trial.target,
         config=evaluation.probe,
         seed=evaluation.seed,
         published=published,
@@ -190,7 +190,7 @@ def _tell_epoch(protocol: str, split: OpenSetSplit, epoch: int, probes: int) -> 
     return "; ".join(filter(None, (f"{told} ({origin})", split.note)))
 
 
-def _chance_rows(evaluation: Evaluation, job: Job, protocol: str) -> list[Row]:
-    split = _split(evaluation, protocol, job)
+def _chance_rows(evaluation: Evaluation, trial: Trial, protocol: str) -> list[Row]:
+    split = _split(evaluation, protocol, trial)
     values = dict.fromkeys(("acc", "acc_class_mean"), 1 / len(split.known))
-    return chance_rows(evaluation, "cmg", job, protocol, split, values, "uniform guesses")
+    return chance_rows(evaluation, "cmg", trial, protocol, split, values, "uniform guesses")

@@ -33,7 +33,7 @@ BATCH_SIZE = 80
 """Clips that are encoded at once."""
 
 
-class ClipEncoder(Protocol):
+class FeatureEncoder(Protocol):
     """Turns clips into features, and knows which probe suits them."""
 
     name: str
@@ -218,7 +218,7 @@ class InputEncoder:
         return f"logistic regression ridge={','.join(map(str, RIDGE))}"
 
 
-def encode_real(encoder: ClipEncoder, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
+def encode_real(encoder: FeatureEncoder, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
     """As `encode`, but the mask is that of what was extracted.
 
     Neither words that are not there, which are zeros, nor seconds that `data.padding=repeat`
@@ -230,7 +230,7 @@ def encode_real(encoder: ClipEncoder, modality: str, clip_ids: Sequence[str]) ->
 
 
 def check_same_space(
-    encoder: ClipEncoder, source: str, target_encoder: ClipEncoder, target: str
+    encoder: FeatureEncoder, source: str, target_encoder: FeatureEncoder, target: str
 ) -> None:
     """Refuse two modalities between which no probe can be carried over.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from micu.base.errors import ManifestError
 from micu.base.registry import Registry
-from micu.evaluate.encoders import ClipEncoder, check_same_space
+from micu.evaluate.encoders import FeatureEncoder, check_same_space
 from micu.evaluate.leaks import CHECKPOINT_ON_TEST, Pretraining
 from micu.evaluate.probe import ProbeConfig
 from micu.evaluate.report import Row
@@ -92,21 +92,21 @@ class Side:
     """Of the manifest, classes named as in the class map."""
     stores: Mapping[str, FeatureStore]
     """By modality."""
-    encoders: Mapping[str, ClipEncoder]
+    encoders: Mapping[str, FeatureEncoder]
     """By name: `checkpoint`, `untrained`, `input`, `ceiling`; those that were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Trial:
     """One encoder, trained on one modality and tested on another."""
 
     method: str
     """Name of the encoder, `ceiling` or `chance`."""
     source: str
     target: str
-    encoder: ClipEncoder
+    encoder: FeatureEncoder
     """Of the clips to train on."""
-    target_encoder: ClipEncoder
+    target_encoder: FeatureEncoder
     """Of the clips to test on."""
 
     def told(self) -> str:
@@ -238,13 +238,13 @@ class Evaluation:
                     "split of train, val and test you decide that"
                 )
 
-    def split(self, rules: SplitRules, known: Sequence[str], job: Job) -> OpenSetSplit:
+    def split(self, rules: SplitRules, known: Sequence[str], trial: Trial) -> OpenSetSplit:
         """The clips of one protocol and pair; of the ceiling, all from the target manifest.
 
         Raises:
-            ManifestError: A set of clips would be empty; the message names the job.
+            ManifestError: A set of clips would be empty; the message names the trial.
         """
-        source, target, is_ceiling = job.source, job.target, job.method == CEILING
+        source, target, is_ceiling = trial.source, trial.target, trial.method == CEILING
         key = (rules.protocol, source, target, is_ceiling)
         if key not in self._splits:
             side = self.target if is_ceiling else self.source
@@ -261,7 +261,7 @@ class Evaluation:
                 )
                 self._splits[key] = check_classes(split, rules)
             except ManifestError as error:
-                raise ManifestError(f"{job.told()}, {rules.protocol}: {error}") from error
+                raise ManifestError(f"{trial.told()}, {rules.protocol}: {error}") from error
         self._tell_twins(known)
         return self._splits[key]
 
@@ -295,72 +295,74 @@ class Evaluation:
             self.tell(f"not under the other protocol: {problem}")
         return rows
 
-    def jobs(self) -> Iterator[Job]:
+    def trials(self) -> Iterator[Trial]:
         """Every probe that is to be trained, those of the ceiling last."""
         for name in self.encoders:
             for source, target in self.pairs:
                 encoders = self.source.encoders[name], self.target.encoders[name]
-                yield Job(name, source, target, *encoders)
+                yield Trial(name, source, target, *encoders)
         if self.with_ceiling:
             ceiling = self.target.encoders[CEILING]
             for target in dict.fromkeys(target for _, target in self.pairs):
-                yield Job(CEILING, target, target, ceiling, ceiling)
+                yield Trial(CEILING, target, target, ceiling, ceiling)
 
-    def possible_jobs(self, plan: Callable[["Evaluation", str, Job], object]) -> list[Job]:
-        """The jobs, each of which can be under one protocol or more.
+    def possible_trials(self, plan: Callable[["Evaluation", str, Trial], object]) -> list[Trial]:
+        """The trials, each of which can be under one protocol or more.
 
         A ceiling for which there are no clips is told of, and left out: source and target modality
         may be those of two data sets.
 
         Raises:
-            ConfigError: A job cannot be as it was asked for.
-            ManifestError: There are not the clips for another job under any protocol.
+            ConfigError: A trial cannot be as it was asked for.
+            ManifestError: There are not the clips for another trial under any protocol.
         """
-        jobs: list[Job] = []
-        for job in self.jobs():
-            check_same_space(job.encoder, job.source, job.target_encoder, job.target)
+        trials: list[Trial] = []
+        for trial in self.trials():
+            check_same_space(trial.encoder, trial.source, trial.target_encoder, trial.target)
             problems: list[ManifestError] = []
             for protocol in self.protocols:
                 try:
-                    plan(self, protocol, job)
+                    plan(self, protocol, trial)
                 except ManifestError as error:
                     problems.append(error)
             if len(problems) < len(self.protocols):
-                jobs.append(job)
-            elif job.method == CEILING:
+                trials.append(trial)
+            elif trial.method == CEILING:
                 self.tell(f"left out: {problems[0]}")
             else:
                 raise problems[0]
-        return jobs
+        return trials
 
     def evaluate_jobs(
         self,
-        plan: Callable[["Evaluation", str, Job], object],
-        evaluate: Callable[["Evaluation", Job], list[Row]],
-        guess: Callable[["Evaluation", Job, str], list[Row]],
+        plan: Callable[["Evaluation", str, Trial], object],
+        evaluate: Callable[["Evaluation", Trial], list[Row]],
+        guess: Callable[["Evaluation", Trial, str], list[Row]],
     ) -> list[Row]:
-        """The rows of every job, and of guessing where that was asked for.
+        """The rows of every trial, and of guessing where that was asked for.
 
         All of them are planned before the first is trained.
 
         Args:
-            plan: Makes the sets of clips of a protocol and job, and checks what was asked of them.
-            evaluate: Gives the rows of a job under every protocol.
+            plan: Makes the sets of clips of a protocol and trial, and checks what was asked.
+            evaluate: Gives the rows of a trial under every protocol.
             guess: Gives those of guessing, for a pair and a protocol.
         """
-        jobs = self.possible_jobs(plan)
+        trials = self.possible_trials(plan)
         self.tell_splits()
-        rows = [row for job in jobs for row in evaluate(self, job)]
+        rows = [row for trial in trials for row in evaluate(self, trial)]
         if self.with_chance:
-            for job in jobs:
-                if job.method == self.encoders[0]:
-                    rows += self.each_protocol(partial(guess, self, replace(job, method="chance")))
+            for trial in trials:
+                if trial.method == self.encoders[0]:
+                    rows += self.each_protocol(
+                        partial(guess, self, replace(trial, method="chance"))
+                    )
         return rows
 
-    def describe(self, protocol: str, job: Job, split: OpenSetSplit) -> str:
+    def describe(self, protocol: str, trial: Trial, split: OpenSetSplit) -> str:
         """A line about the training that begins."""
         validation = f"{len(split.validation)} validation, " if split.validation else ""
-        sides = {"training": job.source, "test": job.target}
+        sides = {"training": trial.source, "test": trial.target}
         lacking = [
             f"{count} more {part} clips lack {sides[part]} features"
             for part, count in split.lacking.items()
@@ -368,7 +370,7 @@ class Evaluation:
         ]
         return "; ".join(
             (
-                f"seed {self.seed}: {job.told()}, {protocol}: "
+                f"seed {self.seed}: {trial.told()}, {protocol}: "
                 f"{len(split.train)} training, {validation}{len(split.test)} test clips",
                 *lacking,
                 *filter(None, [split.note]),
@@ -439,7 +441,7 @@ def make_row(
 def chance_rows(
     evaluation: Evaluation,
     task: str,
-    job: Job,
+    trial: Trial,
     protocol: str,
     split: OpenSetSplit,
     values: Mapping[str, float],
@@ -451,17 +453,17 @@ def chance_rows(
             evaluation,
             task=task,
             protocol=protocol,
-            method=job.method,
-            train=job.source,
-            test=job.target,
+            method=trial.method,
+            train=trial.source,
+            test=trial.target,
             threshold_source="none",
             metric=metric,
             value=value,
             n_clips=len(split.test),
             n_lacking=split.lacking.get("test", 0),
             test_sha256=split.test_sha256,
-            features=(job.source, job.target),
-            leaks=evaluation.leaks(job.method, split),
+            features=(trial.source, trial.target),
+            leaks=evaluation.leaks(trial.method, split),
             note=note,
         )
         for metric, value in values.items()

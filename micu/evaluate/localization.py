@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from micu.evaluate.encoders import ClipEncoder, check_same_space
+from micu.evaluate.encoders import FeatureEncoder, check_same_space
 from micu.evaluate.metrics import (
     Detection,
     Floats,
@@ -116,7 +116,7 @@ def predict_segments(probe: LocalizationProbe, features: ClipFeatures) -> Floats
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class LocalizationResult:
     """How well events were found, with the epoch that was chosen."""
 
     epoch: int
@@ -126,8 +126,8 @@ class Located:
 
 
 def run_localization(
-    encoder: ClipEncoder,
-    target_encoder: ClipEncoder,
+    encoder: FeatureEncoder,
+    target_encoder: FeatureEncoder,
     split: OpenSetSplit,
     source: str,
     target: str,
@@ -135,7 +135,7 @@ def run_localization(
     config: ProbeConfig,
     seed: int,
     published: bool,
-) -> Located:
+) -> LocalizationResult:
     """Train one probe, choose an epoch and say how well it finds events.
 
     Args:
@@ -169,11 +169,11 @@ def run_localization(
         return batch_averaged_detection(logits, labels, sizes)
 
     labels = segment_labels(split.train, split.known, source, steps)
-    best, best_f1 = Located(0, config.epochs, Detection(0.0, 0.0, 0.0)), -1.0
+    best, best_f1 = LocalizationResult(0, config.epochs, Detection(0.0, 0.0, 0.0)), -1.0
     for epoch, probe in enumerate(fit_localizer(train, labels, config, seed)):
         found = rate(probe, judged_clips, judged)
         if found.f1 > best_f1:
             best_f1 = found.f1
             tested = found if published else rate(probe, split.test, test)
-            best = Located(epoch, config.epochs, tested)
+            best = LocalizationResult(epoch, config.epochs, tested)
     return best

@@ -25,7 +25,7 @@ from micu.base.errors import ConfigError, ManifestError
 from micu.evaluate import feature_scores  # noqa: F401 - registers its scores
 from micu.evaluate.code_scores import CODE_SCORES, QUANTIZATION, no_codes
 from micu.evaluate.details import ClipMap, Details, map_clips
-from micu.evaluate.encoders import ClipEncoder, check_same_space
+from micu.evaluate.encoders import FeatureEncoder, check_same_space
 from micu.evaluate.metrics import (
     Floats,
     Ints,
@@ -62,7 +62,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class OpenSetResult:
     """What one score says at one threshold."""
 
     score: str
@@ -85,7 +85,7 @@ class Outcome:
 
 
 def scores_for(
-    encoder: ClipEncoder, split: OpenSetSplit, source: str, target: str, asked: str
+    encoder: FeatureEncoder, split: OpenSetSplit, source: str, target: str, asked: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The scores that a name stands for, and why the others are left out.
 
@@ -128,7 +128,7 @@ def thresholds_for(
 
 
 def run_oscmg(
-    encoder: ClipEncoder,
+    encoder: FeatureEncoder,
     split: OpenSetSplit,
     source: str,
     target: str,
@@ -137,8 +137,8 @@ def run_oscmg(
     seed: int,
     scores: Sequence[str] = ("msp",),
     thresholds: Sequence[str] = (SOURCE_VAL, ORACLE),
-    target_encoder: ClipEncoder | None = None,
-) -> list[Outcome]:
+    target_encoder: FeatureEncoder | None = None,
+) -> list[OpenSetResult]:
     """Train one probe, and evaluate it with every score and threshold.
 
     Args:
@@ -236,7 +236,7 @@ def _evidence(clips: ClipFeatures, predicted: Predicted) -> Evidence:
 
 
 def _training_errors(
-    encoder: ClipEncoder,
+    encoder: FeatureEncoder,
     split: OpenSetSplit,
     train: ClipFeatures,
     target: str,
@@ -282,7 +282,7 @@ def _conclude(
     mapped: ClipMap,
     score: str,
     threshold_source: str,
-) -> Outcome:
+) -> OpenSetResult:
     """One score at one threshold."""
     test_labels = split.labels(split.test)
 
@@ -309,7 +309,7 @@ def _conclude(
     if split.validation:
         right = (best.logits["validation"].argmax(-1) == split.labels(split.validation)).mean()
     tested, known_score = best.logits["test"], best.scores[score]["test"]
-    return Outcome(
+    return OpenSetResult(
         score,
         threshold_source,
         _tell_choice(split, threshold_source, chosen, len(candidates)),

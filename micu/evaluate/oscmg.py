@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 from micu.base.errors import ConfigError
 from micu.evaluate.details import write_details
-from micu.evaluate.evaluation import TASKS, Evaluation, Job, chance_rows, make_row
+from micu.evaluate.evaluation import TASKS, Evaluation, Trial, chance_rows, make_row
 from micu.evaluate.leaks import EPOCH_ON_TEST, THRESHOLD_ON_TEST
-from micu.evaluate.open_set import Outcome, chance, run_oscmg, scores_for, thresholds_for
+from micu.evaluate.open_set import OpenSetResult, chance, run_oscmg, scores_for, thresholds_for
 from micu.evaluate.report import Row
 from micu.evaluate.splits import DIAGNOSTIC, PAPER, OpenSetSplit
 from micu.evaluate.thresholds import ON_TEST, ORACLE, ORACLE_AT_SOURCE_EPOCH
@@ -29,16 +29,16 @@ def evaluate_open_set(evaluation: Evaluation) -> list[Row]:
             f"--target, or --pairs v:a,a:v; got {known or 'no'} known classes and the pairs "
             f"{pairs or 'none'}"
         )
-    return evaluation.evaluate_jobs(_plan, _evaluate_job, _chance_rows)
+    return evaluation.evaluate_jobs(_plan, _evaluate_trial, _chance_rows)
 
 
-def _split(evaluation: Evaluation, protocol: str, job: Job) -> OpenSetSplit:
-    return evaluation.split(evaluation.rules(protocol), evaluation.known, job)
+def _split(evaluation: Evaluation, protocol: str, trial: Trial) -> OpenSetSplit:
+    return evaluation.split(evaluation.rules(protocol), evaluation.known, trial)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What one protocol does for a job."""
+    """What one protocol does for a trial."""
 
     split: OpenSetSplit
     origins: tuple[str, ...]
@@ -46,57 +46,59 @@ class _Plan:
     scores: tuple[str, ...]
 
 
-def _plan(evaluation: Evaluation, protocol: str, job: Job) -> _Plan:
+def _plan(evaluation: Evaluation, protocol: str, trial: Trial) -> _Plan:
     """What will be done; nothing is trained or encoded.
 
     Raises:
         ConfigError: The score cannot be.
         ManifestError: A set of clips would be empty, or no threshold can be had from them.
     """
-    split = _split(evaluation, protocol, job)
-    scores, without = scores_for(job.encoder, split, job.source, job.target, evaluation.score)
+    split = _split(evaluation, protocol, trial)
+    scores, without = scores_for(trial.encoder, split, trial.source, trial.target, evaluation.score)
     origins: tuple[str, ...] = (ORACLE,)
     if protocol != PAPER:
-        origins, no_threshold = thresholds_for(split, job.source, job.target, evaluation.thresholds)
+        origins, no_threshold = thresholds_for(
+            split, trial.source, trial.target, evaluation.thresholds
+        )
         without += no_threshold
     if not split.has_unknown:
         evaluation.tell_once(
-            f"{job.source} → {job.target}: every test clip is of a known class, so that nothing "
-            "tells known from unknown ones: UNK, HOS and AUROC will be empty. Leave some classes "
-            "out of --known, or type --task cmg for the closed set"
+            f"{trial.source} → {trial.target}: every test clip is of a known class, so that "
+            "nothing tells known from unknown ones: UNK, HOS and AUROC will be empty. Leave some "
+            "classes out of --known, or type --task cmg for the closed set"
         )
     for reason in without:
-        evaluation.tell_once(f"{job.told()}: left out: {reason}")
+        evaluation.tell_once(f"{trial.told()}: left out: {reason}")
     return _Plan(split, origins, scores)
 
 
-def _evaluate_job(evaluation: Evaluation, job: Job) -> list[Row]:
+def _evaluate_trial(evaluation: Evaluation, trial: Trial) -> list[Row]:
     """Both protocols of one encoder and pair."""
-    trained: list[tuple[OpenSetSplit, list[Outcome]]] = []
+    trained: list[tuple[OpenSetSplit, list[OpenSetResult]]] = []
 
     def rows_of(protocol: str) -> list[Row]:
-        plan = _plan(evaluation, protocol, job)
+        plan = _plan(evaluation, protocol, trial)
         split = plan.split
         outcomes = next((found for known, found in trained if known.trains_as(split)), None)
         if outcomes is None:
-            evaluation.tell(evaluation.describe(protocol, job, split))
+            evaluation.tell(evaluation.describe(protocol, trial, split))
             also = (ORACLE,) if PAPER in evaluation.protocols and protocol != PAPER else ()
             outcomes = run_oscmg(
-                job.encoder,
+                trial.encoder,
                 split,
-                job.source,
-                job.target,
+                trial.source,
+                trial.target,
                 config=evaluation.probe,
                 seed=evaluation.seed,
                 scores=plan.scores,
                 thresholds=(*plan.origins, *also),
-                target_encoder=job.target_encoder,
+                target_encoder=trial.target_encoder,
             )
             trained.append((split, outcomes))
         rows: list[Row] = []
         for outcome in outcomes:
             if outcome.threshold_source in plan.origins:
-                rows += _outcome_rows(evaluation, protocol, job, split, outcome)
+                rows += _outcome_rows(evaluation, protocol, trial, split, outcome)
                 if evaluation.details is not None:
                     write_details(evaluation.details, outcome.details, rows[-1].shared())
         return rows
@@ -105,7 +107,7 @@ def _evaluate_job(evaluation: Evaluation, job: Job) -> list[Row]:
 
 
 def _outcome_rows(
-    evaluation: Evaluation, protocol: str, job: Job, split: OpenSetSplit, outcome: Outcome
+    evaluation: Evaluation, protocol: str, trial: Trial, split: OpenSetSplit, outcome: OpenSetResult
 ) -> list[Row]:
     values = {**outcome.metrics.values(), "probe": outcome.epoch + 1.0}
     on_test = [THRESHOLD_ON_TEST] if outcome.threshold_source in ON_TEST else []
@@ -117,9 +119,9 @@ def _outcome_rows(
             evaluation,
             task="oscmg",
             protocol=protocol,
-            method=job.method,
-            train=job.source,
-            test=job.target,
+            method=trial.method,
+            train=trial.source,
+            test=trial.target,
             threshold_source=outcome.threshold_source,
             metric=metric,
             value=value,
@@ -127,9 +129,9 @@ def _outcome_rows(
             n_lacking=split.lacking.get("test", 0),
             test_sha256=split.test_sha256,
             score=outcome.score,
-            probe=job.encoder.describe_probe(evaluation.probe),
-            features=(job.source, job.target),
-            leaks=evaluation.leaks(job.method, split, *on_test),
+            probe=trial.encoder.describe_probe(evaluation.probe),
+            features=(trial.source, trial.target),
+            leaks=evaluation.leaks(trial.method, split, *on_test),
             note=outcome.metrics.undefined.get(metric, outcome.note),
         )
         for metric, value in values.items()
@@ -140,8 +142,8 @@ def _outcome_rows(
     return rows
 
 
-def _chance_rows(evaluation: Evaluation, job: Job, protocol: str) -> list[Row]:
-    split = _split(evaluation, protocol, job)
+def _chance_rows(evaluation: Evaluation, trial: Trial, protocol: str) -> list[Row]:
+    split = _split(evaluation, protocol, trial)
     note = "expected for uniform guesses at the rate of rejection with the best HOS"
     values = chance(len(split.known))
-    return chance_rows(evaluation, "oscmg", job, protocol, split, values, note)
+    return chance_rows(evaluation, "oscmg", trial, protocol, split, values, note)

@@ -18,7 +18,7 @@ import numpy as np
 
 from micu.base.errors import ConfigError, ManifestError
 from micu.data.dataset import WORDS
-from micu.evaluate.encoders import ClipEncoder, check_same_space, encode_real
+from micu.evaluate.encoders import FeatureEncoder, check_same_space, encode_real
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.metrics import Floats, retrieval_recall
 from micu.evaluate.report import Row
@@ -185,7 +185,7 @@ def _of_split(clips: Sequence[Clip], splits: tuple[str, ...] | None) -> tuple[Cl
     return tuple(clip for clip in clips if clip.split in (splits or (TEST,)))
 
 
-def mean_embedding(encoder: ClipEncoder, modality: str, clips: Sequence[Clip]) -> Floats:
+def mean_embedding(encoder: FeatureEncoder, modality: str, clips: Sequence[Clip]) -> Floats:
     """Mean of each clip's features over its real steps, (n, D)."""
     features = encode_real(encoder, modality, [clip.clip_id for clip in clips])
     real = features.mask[..., None]

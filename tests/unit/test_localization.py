@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from micu.evaluate.encoders import ClipEncoder
+from micu.evaluate.encoders import FeatureEncoder
 from micu.evaluate.localization import (
-    Located,
+    LocalizationResult,
     fit_localizer,
     predict_segments,
     run_localization,
@@ -88,8 +88,8 @@ def split() -> OpenSetSplit:
     )
 
 
-def run(split: OpenSetSplit, *, published: bool, flawed: str = "") -> Located:
-    encoder: ClipEncoder = SecondEncoder((*split.train, *split.validation, *split.test), flawed)  # type: ignore[assignment]
+def run(split: OpenSetSplit, *, published: bool, flawed: str = "") -> LocalizationResult:
+    encoder: FeatureEncoder = SecondEncoder((*split.train, *split.validation, *split.test), flawed)  # type: ignore[assignment]
     return run_localization(
         encoder, encoder, split, "video", "audio", config=QUICK, seed=0, published=published
     )

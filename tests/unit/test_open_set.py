@@ -13,7 +13,7 @@ from micu.evaluate.details import ClipMap
 from micu.evaluate.metrics import UNKNOWN
 from micu.evaluate.open_set import (
     Candidate,
-    Outcome,
+    OpenSetResult,
     _conclude,
     _lacks_pairs,
     _tell_choice,
@@ -292,7 +292,7 @@ def test_the_paired_quantile_needs_pairs_and_looks_at_no_label_of_theirs() -> No
     ids = {clip.clip_id for clip in clips}
     split = split_clips(clips, ("a", "b"), source_ids=ids, target_ids=ids, seed=0, paired_ids=ids)
 
-    def outcome(given: OpenSetSplit) -> Outcome:
+    def outcome(given: OpenSetSplit) -> OpenSetResult:
         (found,) = run_oscmg(
             *(PatternEncoder(), given, "video", "audio"),
             config=QUICK,
