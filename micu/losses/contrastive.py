@@ -280,4 +280,5 @@ class OneWayLoss(ClipsLoss):
         """Sum over unordered pairs, ()."""
         clips = summaries.transpose(0, 1)
         pairs = clip_pairs(clips, clips, has_steps, tau=self.config.contrastive.tau)
+        # Pairs m < n alone: one direction.
         return torch.triu(pairs, diagonal=1).sum()

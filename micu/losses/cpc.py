@@ -74,6 +74,7 @@ class CpcLoss(Loss):
         """Sum over ordered pairs; a modality's prediction of itself weighs less, ()."""
         settings, steps = self.config.baselines.cpc, batch.mask.shape[1]
         last = int(torch.randint(1, steps - 1, (), generator=draws.generator("cpc")))
+        # From steps 0..t of one modality, c_t; from it W c_t, to be close to z_(t+1) of another.
         past = batch.mask[:, : last + 1, None]
         predicted, targets = {}, {}
         for name, entry in output.quantized.items():

@@ -152,6 +152,7 @@ class SelfCrossLoss(Loss):
             hidden = (torch.rand(mask.shape, generator=source) < ratio).to(mask.device)
             x = batch.features[name]
             x = x if x.ndim == 3 else x.flatten(2, -2).mean(2)
+            # x(m) with its hidden steps, beside the memory c(n) of every modality n at once.
             tiled = [part.repeat(count, *[1] * (part.ndim - 1)) for part in (x, hidden, mask, real)]
             decoder = cast(StepDecoder, self.decoders[name])
             rebuilt = decoder.fill(tiled[0], tiled[1], memory.flatten(0, 1), *tiled[2:])

@@ -132,7 +132,8 @@ class MICU(nn.Module):
         dtype, device = self.quantizer.codebook.dtype, batch.mask.device
         content = self._read({name: batch.features[name] for name in self.modalities}, mask)
         with autocast(self.config, device):
-            semantic = self._embed(content, mask)
+            semantic = embed(self.semantic_encoders, content, mask)
+        # Codes k(m) of z(m), and e_k with the gradient of z(m): what all modalities share.
         quantized = self.quantizer.quantize(_cast(semantic, dtype), mask)
         pooled = self._pool(quantized, mask) if self.config.quantizer.pool else {}
         if continuous:
@@ -143,11 +144,15 @@ class MICU(nn.Module):
         # A term of weight 0 is logged only; the graph of its convolutions would fill the memory.
         wanted = torch.is_grad_enabled() and bool(weights.reconstruction or weights.club)
         with torch.set_grad_enabled(wanted), autocast(self.config, device):
-            specific = {name: self._specific(name, x) for name, x in content.items()}
-            reconstruction = {
-                name: self._rebuild(name, quantized[name].quantized, specific[name])
-                for name in self.modalities
-            }
+            specific, reconstruction = {}, {}
+            for name, x in content.items():
+                encoder = cast(SpecificEncoder, self.specific_encoders[name])
+                decoder = cast(Reconstructor, self.reconstructors[name])
+                # x^(m) from what is shared, e_k, and from what is the modality's own.
+                specific[name] = encoder.encode(x)
+                reconstruction[name] = decoder.reconstruct(
+                    quantized[name].quantized, specific[name]
+                )
         reconstruction, specific = _cast(reconstruction, dtype), _cast(specific, dtype)
         settings = self.config.reconstruction
         targets = batch.features if settings.text_target == "input" else content
@@ -177,7 +182,7 @@ class MICU(nn.Module):
         if not features:
             raise ConfigError("encode: expected features of one modality or more, got none")
         mask = _needed(mask)
-        semantic = self._embed(self._read(features, mask), mask)
+        semantic = embed(self.semantic_encoders, self._read(features, mask), mask)
         null_code = self.config.quantizer.null_code
         return self.quantizer.quantize(semantic, mask, null_code=null_code)
 
@@ -209,19 +214,10 @@ class MICU(nn.Module):
             check_shape(x.shape, dims, f"{name} features", "are they of another backbone?")
         return read_words(self.word_readers, features, mask)
 
-    def _embed(self, content: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
-        return embed(self.semantic_encoders, content, mask)
-
     def _pool(self, steps: Mapping[str, Quantized], mask: Tensor | None) -> dict[str, Quantized]:
         """The means of the clips' real steps, quantised as one step each."""
         means = {name: mean_step(entry.semantic, mask) for name, entry in steps.items()}
         return self.quantizer.quantize(means, None if mask is None else mask.any(1, keepdim=True))
-
-    def _specific(self, name: str, content: Tensor) -> Tensor:
-        return cast(SpecificEncoder, self.specific_encoders[name]).encode(content)
-
-    def _rebuild(self, name: str, quantized: Tensor, specific: Tensor) -> Tensor:
-        return cast(Reconstructor, self.reconstructors[name]).reconstruct(quantized, specific)
 
 
 def read_words(

@@ -126,10 +126,12 @@ class GridPool(nn.Module):
         cells = features.flatten(2, 3) if features.ndim == 5 else features[:, :, None]
         total = cells.sum(2)  # (B, T, C)
         mean = total / cells.shape[2]
+        # 1 + s, the same for every cell: it can be taken out of their sum.
         gate = 1 + torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))
         if not self.attends:
             return total * gate
         gated = cells * gate[:, :, None]  # (B, T, H * W, C)
+        # A weight per cell, from the cell and from the mean of all: softmax(tanh(w u)).
         shared = F.relu(self.cell(gated)) * F.relu(self.context(mean))[:, :, None]
         weights = torch.softmax(torch.tanh(self.score(shared)), dim=2)
         return (gated * weights).sum(2)
@@ -168,6 +170,7 @@ class TransformerLayer(nn.Module):
         """
         packed = self.attention_in(steps).unflatten(-1, (3, self.heads, -1))
         query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, T, D / heads)
+        # softmax(Q K' / sqrt(D / heads)) V, by head; then LN(h + f(h)) twice.
         mixed = F.scaled_dot_product_attention(
             query,
             key,
@@ -214,6 +217,7 @@ class SemanticEncoder(nn.Module):
             (B, T, D).
         """
         pooled = features if self.pool is None else self.pool.pool(features)
+        # z = transformer(W p + b), with no position in it.
         steps: Tensor = self.project(pooled)
         for layer in self.layers:
             assert isinstance(layer, TransformerLayer)

@@ -97,6 +97,8 @@ def build_state(
 def build_optimizer(model: MICU, losses: Losses, config: TrainConfig) -> torch.optim.Optimizer:
     """Adam with a named group for each part whose gradient is clipped on its own.
 
+    Its rate is constant: the published schedule first halves it at epoch 10, of 5.
+
     Args:
         model: On its device.
         losses: Likewise; each one that has parameters is a group, `loss_<name>`. What needs no
@@ -125,19 +127,6 @@ def weights_digest(state: TrainState) -> str:
                 flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 digest.update(name.encode() + flat.numpy().tobytes())
     return digest.hexdigest()
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of a step.
-
-    Args:
-        config: The run.
-        step: From 0.
-
-    Returns:
-        The configured rate, constant: the published schedule first halves it at epoch 10, of 5.
-    """
-    return config.optimizer.learning_rate
 
 
 def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> StepReport:
@@ -278,10 +267,9 @@ def nonfinite_gradients(norms: dict[str, Tensor]) -> list[str]:
 
 
 def clip_(state: TrainState, norms: dict[str, Tensor]) -> None:
-    """Scale each group's gradient to at most the configured norm, and set the step's rate."""
+    """Scale each group's gradient to at most the configured norm."""
     settings = state.config.optimizer
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.config, state.step)
         if group["name"] in ("loss_jigsaw", "loss_mmjp") and not settings.clip_jigsaw:
             continue
         clip_grads_with_norm_(group["params"], settings.grad_clip, norms[group["name"]])
@@ -317,7 +305,7 @@ def _report(
         perplexity=read["perplexity"],
         active_codes=int(read["codes"]["any"]),
         shared_codes=read["codes"]["all"] / max(1.0, read["codes"]["any"]),
-        learning_rate=learning_rate(state.config, state.step - 1),
+        learning_rate=state.config.optimizer.learning_rate,
         clips=passes.clips,
         skipped=skipped,
     )

@@ -214,6 +214,43 @@ def test_a_weight_that_is_no_number_is_refused():
         LossWeights(coarse=math.nan)
 
 
+@pytest.mark.parametrize(
+    ("key", "inside", "outside", "expected"),
+    [
+        ("optimizer.max_steps", "0", "-1", "at least 0"),
+        ("encoder.layers", "1", "0", "at least 1"),
+        ("quantizer.codebook_size", "2", "1", "at least 2"),
+        ("contrastive.tau", "1e-9", "0", "> 0"),
+        ("quantizer.commitment_own", "0", "-1e-9", ">= 0"),
+        ("encoder.dropout", "0", "1", "[0, 1)"),
+        ("encoder.dropout", "0.999", "-1e-9", "[0, 1)"),
+        ("quantizer.ema_own", "1", "1.001", "(0, 1]"),
+        ("quantizer.ema_own", "1e-9", "0", "(0, 1]"),
+    ],
+)
+def test_the_range_of_a_setting_is_that_of_its_type(key, inside, outside, expected):
+    assert with_overrides(TrainConfig(), [f"{key}={inside}"]) is not None
+    with pytest.raises(ConfigError) as caught:
+        with_overrides(TrainConfig(), [f"{key}={outside}"])
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{key}: expected {expected}, got ")
+
+
+def test_all_problems_of_a_section_are_in_one_error():
+    with pytest.raises(ConfigError) as caught:
+        OptimizerConfig(grad_clip=0, epochs=0, dtype="float64", tf32=True)
+    assert str(caught.value).splitlines() == [
+        "optimizer.epochs: expected at least 1, got 0",
+        "optimizer.grad_clip: expected > 0, got 0",
+        "optimizer.tf32: expected false with dtype=float64, got true",
+    ]
+
+
+def test_a_weight_that_is_infinite_is_refused():
+    with pytest.raises(ConfigError, match="fine: expected >= 0, got inf"):
+        LossWeights(fine=math.inf)
+
+
 def test_one_loss_is_enough_and_without_text_steps_may_be_masked():
     alone = [f"weights.{name}=0" for name in TrainConfig().terms() if name != "jigsaw"]
     config = with_overrides(TrainConfig(), [*alone, "data.padding=mask", "modalities=audio,flow"])

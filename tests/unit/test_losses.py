@@ -311,7 +311,7 @@ def test_a_registered_loss_without_a_weight_says_where_to_add_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(LOSSES._entries, "other", LOSSES["fine"])
-    with pytest.raises(ConfigError, match=r"weights\.other: .*LossWeights in micu/config/sections\.py"):
+    with pytest.raises(ConfigError, match=r"weights\.other: .*LossWeights in .*sections\.py"):
         Losses(CONFIG)
 
 
