@@ -564,6 +564,22 @@ def test_a_script_without_a_guard_is_told_to_have_one(
     assert done.stderr.count("error:") == (code == 2)
 
 
+def test_a_module_without_a_guard_is_told_to_have_one(tmp_path: Path) -> None:
+    write_sounds(tmp_path, 4)
+    (tmp_path / "starts.py").write_text(NO_GUARD)
+    done = subprocess.run(
+        [sys.executable, "-m", "starts", tmp_path],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "starts: expected the extraction to start under if __name__" in done.stderr
+    assert done.stderr.count("error:") == 1
+
+
 @pytest.mark.parametrize("script", [NO_GUARD, TYPED], ids=["a call", "the command"])
 def test_a_script_that_is_no_file_is_told_to_be_one(tmp_path: Path, script: str) -> None:
     write_sounds(tmp_path, 4)
