@@ -136,7 +136,9 @@ def test_two_runs_in_one_folder_are_told_apart_where_there_are_locks_of_windows_
         "    write_atomically(Path('a'), b'whole')\n"
         "    remove_stale_temporaries(Path('.'))\n"
     )
-    done = run_there(tmp_path, "import micu.base.files\nmicu.base.files._MOVES_OPEN = False\n" + code)
+    done = run_there(
+        tmp_path, "import micu.base.files\nmicu.base.files._MOVES_OPEN = False\n" + code
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a").read_bytes() == b"whole"
 

@@ -86,7 +86,7 @@ class Plan:
     """What is there may be replaced, so that no other run may be at work when this one begins."""
     shards: tuple[ShardPlan, ...]
     """Only those with rows to extract."""
-    unlisted: dict[str, ShardEntry]
+    unlisted: Mapping[str, ShardEntry]
     """Shards that a killed run published without noting them in the index."""
     dropped: frozenset[str]
     """Clips whose rows leave the ledger, of a part its own: they are stored, or tried again."""
@@ -150,7 +150,7 @@ class _Standing:
     """Those of them whose files were missing, and that the run may look for again."""
     mended: frozenset[str] = frozenset()
     """Clips in the run's own ledger that are stored by now."""
-    unlisted: tuple[tuple[str, ShardEntry], ...] = ()
+    unlisted: Mapping[str, ShardEntry] = field(default_factory=dict)
     index: Mapping[str, ShardEntry] = field(default_factory=dict)
 
     @property
@@ -213,7 +213,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         replaces=replaces,
         overwrite=job.overwrite,
         shards=tuple(shards),
-        unlisted=dict(standing.unlisted),
+        unlisted=standing.unlisted,
         dropped=standing.mended | retried,
         again=again,
         done=done,
@@ -327,7 +327,7 @@ def _take_stock(job: Job, folder: Path, header: Header) -> _Standing:
             if job.look_again and ledger[clip_id].code == MISSING
         },
         mended=stored & own.keys(),
-        unlisted=tuple((name, entry) for name, entry in index.items() if noted.get(name) != entry),
+        unlisted={name: entry for name, entry in index.items() if noted.get(name) != entry},
         index=index,
     )
 

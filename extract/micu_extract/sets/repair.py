@@ -52,7 +52,7 @@ def repair_set(folder: Path) -> Repair:
 def _repair(folder: Path) -> Repair:
     """`repair_set`, while nobody else is at work there."""
     header, run = read_set(folder)
-    checks = list(check_shards(folder, header, data=True))
+    checks = list(check_shards(folder, header, indexed_shards(folder), data=True))
     # Where no shard is of the making that set.json states, it is set.json that is out of place.
     whole_set_differs = all(check.other_making for check in checks)
     broken: list[ShardCheck] = []

@@ -1,7 +1,7 @@
 """The proof of an extraction: every manifest row is in a shard or in the ledger, once."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +64,8 @@ class Contents:
     ledger_files: dict[str, str]
     """Name of the ledger that holds a clip, by clip id."""
     shard_problems: list[str]
+    damaged: int
+    """Stored clips some of whose frames were corrupt, as the index says."""
     has_parts: bool
     """Whether parts have files of their own there."""
 
@@ -151,7 +153,7 @@ def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False
             *_row_problems(contents),
             *contents.strangers(),
         ),
-        sum(len(entry.damaged) for entry in indexed_shards(folder).values()),
+        contents.damaged,
     )
 
 
@@ -169,27 +171,36 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
     if known.sha256 != header.manifest_sha256:
         problems.append(f"manifest {known.path} has changed since the extraction")
     homes: dict[str, list[str]] = {}
-    for check in check_shards(folder, header, data=data):
+    index = indexed_shards(folder)
+    for check in check_shards(folder, header, index, data=data):
         problems += check.problems
         for clip_id in check.clip_ids:
             homes.setdefault(clip_id, []).append(check.path.name)
     if data:
-        problems += _unlisted_shards(folder)
+        problems += _unlisted_shards(folder, index)
     labels = part_labels(folder)
     files = {
         clip_id: ledger_name(label)
         for label in ("", *labels)
         for clip_id in read_ledger(folder, [label])
     }
-    ledger = read_ledger(folder)
     return Contents(
-        header, run.rows, known.clips, homes, ledger, files, problems, has_parts=bool(labels)
+        header=header,
+        rows=run.rows,
+        known=known.clips,
+        homes=homes,
+        ledger=read_ledger(folder),
+        ledger_files=files,
+        shard_problems=problems,
+        damaged=sum(len(entry.damaged) for entry in index.values()),
+        has_parts=bool(labels),
     )
 
 
-def check_shards(folder: Path, header: Header, *, data: bool) -> Iterator[ShardCheck]:
+def check_shards(
+    folder: Path, header: Header, index: Mapping[str, ShardEntry], *, data: bool
+) -> Iterator[ShardCheck]:
     """Open every shard of a set, in order; see `verify_set`."""
-    index = indexed_shards(folder)
     for path in shard_files(folder):
         check = ShardCheck(path)
         try:
@@ -220,10 +231,9 @@ def _check_shard(
         check.problems.append(f"{path}: its bytes are not those that were written (sha256 differs)")
 
 
-def _unlisted_shards(folder: Path) -> list[str]:
+def _unlisted_shards(folder: Path, index: Mapping[str, ShardEntry]) -> list[str]:
     """One line about the shards of which no index notes what was written."""
-    there = {path.name for path in shard_files(folder)}
-    unlisted = sorted(there - indexed_shards(folder).keys())
+    unlisted = [path.name for path in shard_files(folder) if path.name not in index]
     if not unlisted:
         return []
     return [
