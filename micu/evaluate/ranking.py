@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 
 from micu.evaluate.markdown import TextTable
-from micu.evaluate.report import Row
+from micu.evaluate.report import COLUMNS, Row
 from micu.evaluate.thresholds import ON_TEST
 
 RANKED_BY = ("auroc", "oscr", "fpr_unk_at_95tpr_known", "hos")
@@ -20,45 +20,34 @@ def rank_scores(rows: Sequence[Row]) -> TextTable:
     and says over how many pairs it is. Rows whose threshold or epoch was chosen on the test set are
     left out, unless there are no others.
     """
-    rows = [row for row in rows if row.task == "oscmg" and row.score]
+    import pandas as pd
+
+    rows = [row for row in rows if row.task == "oscmg" and row.score and row.metric in RANKED_BY]
     honest = [row for row in rows if row.threshold_source not in ON_TEST]
-    values: dict[tuple[str, str, str], dict[str, list[float]]] = {}
-    jobs: dict[tuple[str, str, str], set[tuple[str, str, int | None]]] = {}
-    for row in honest or rows:
-        if row.metric in RANKED_BY:
-            job = (row.train_modality, row.test_modality, row.seed)
-            jobs.setdefault((row.method, row.threshold_source, row.score), set()).add(job)
-            group = values.setdefault((row.method, row.threshold_source, row.score), {})
-            group.setdefault(row.metric, []).append(row.value)
-    means = {
-        key: [statistics.fmean(group[metric]) for metric in RANKED_BY]
-        for key, group in values.items()
-    }
-    methods = {method: place for place, method in enumerate(dict.fromkeys(k[0] for k in means))}
-
-    most = {
-        (method, threshold): max(len(jobs[key]) for key in jobs if key[:2] == (method, threshold))
-        for method, threshold, _ in jobs
-    }
-
-    def lacks(key: tuple[str, str, str]) -> bool:
-        return len(jobs[key]) < most[key[:2]]
-
-    def place(item: tuple[tuple[str, str, str], list[float]]) -> tuple[object, ...]:
-        (method, threshold, _), found = item
-        return methods[method], threshold, lacks(item[0]), math.isnan(found[0]), -found[0]
-
-    ordered = sorted(means.items(), key=place)
-    lines: list[tuple[str, ...]] = []
-    previous: tuple[str, str] | None = None
-    rank = 0
-    for (method, threshold, score), found in ordered:
-        rank = rank + 1 if (method, threshold) == previous else 1
-        previous = (method, threshold)
-        own, every = len(jobs[method, threshold, score]), most[method, threshold]
-        told = str(rank) if own == every and not math.isnan(found[0]) else "–"
-        name = score if own == every else f"{score} ({own} of {every} pairs and seeds)"
-        lines.append((told, name, method, threshold, *map(_percent, found)))
+    frame = pd.DataFrame([row.values() for row in honest or rows], columns=COLUMNS)
+    job = ["method", "threshold_source", "score"]
+    frame["pair"] = list(zip(frame.train_modality, frame.test_modality, frame.seed, strict=True))
+    means = frame.groupby([*job, "metric"]).value.agg(statistics.fmean).unstack()
+    scores = pd.MultiIndex.from_frame(frame[job].drop_duplicates())
+    means = means.reindex(scores).reindex(columns=RANKED_BY)
+    means["own"] = frame.groupby(job).pair.nunique()
+    means = means.reset_index()
+    means["all"] = means.groupby(job[:2]).own.transform("max")
+    means["lacks"] = means.own < means["all"]
+    means["place"] = pd.factorize(means.method)[0]
+    order = ["place", "threshold_source", "lacks", RANKED_BY[0]]
+    means = means.sort_values(order, ascending=[True, True, True, False])
+    means["rank"] = means.groupby(job[:2]).cumcount() + 1
+    lines = [
+        (
+            "–" if line.lacks or math.isnan(line.auroc) else str(line.rank),
+            line.score + f" ({line.own} of {line.all} pairs and seeds)" * line.lacks,
+            line.method,
+            line.threshold_source,
+            *(_percent(getattr(line, name)) for name in RANKED_BY),
+        )
+        for line in means.itertuples()
+    ]
     header = ("rank", "score", "method", "threshold", "AUROC", "OSCR", "FPR unk@95 known", "HOS")
     return TextTable((header, *lines))
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from micu.base.files import file_sha256, write_atomically
-from micu.evaluate.markdown import neutral
+from micu.evaluate.markdown import TextTable, render_markdown
 from micu.evaluate.report import Row, read_rows, resembles_results, was_cut_in_header
 from micu.evaluate.sheets import read_columns, render_sheet
 from micu.report.compare import render_table
@@ -114,20 +114,26 @@ def write_table(rows: Iterable[Row], runs: Sequence[SweepRun], path: Path) -> No
         runs: For the values of the axes, each of which is a column.
         path: Where to.
     """
+    import pandas as pd
+
     axes: Mapping[str, Mapping[str, str]] = {run.setting: run.values for run in runs}
-    groups: dict[tuple[str, ...], list[float]] = {}
-    for row in rows:
-        groups.setdefault((row.preset, *_key(row)), []).append(row.value)
-    table: list[list[object]] = []
-    swept = list(dict.fromkeys(axis for values in axes.values() for axis in values))
+    swept = dict.fromkeys(axis for values in axes.values() for axis in values)
     keys = [PAPER_SETTING if name == "setting" else name for name in KEYS]
-    header = ["setting", *swept, *keys, "mean", "std", "runs"]
-    for (setting, *key), values in groups.items():
-        is_spread = len(values) > 1 and not any(map(math.isnan, values))
-        spread = statistics.stdev(values) if is_spread else ""
-        places = [axes[setting].get(axis, "") for axis in swept]
-        table.append([setting, *places, *key, statistics.fmean(values), spread, len(values)])
-    write_atomically(path, render_sheet(header, table).encode())
+    table = [
+        (row.preset, *(axes[row.preset].get(axis, "") for axis in swept), *_key(row), row.value)
+        for row in rows
+    ]
+    header = ["setting", *swept, *keys]
+    groups = pd.DataFrame(table, columns=[*header, "value"]).groupby(header, sort=False).value
+    means = groups.agg(mean=statistics.fmean, std=_deviation, runs="size").reset_index()
+    means["std"] = means["std"].map(lambda spread: "" if math.isnan(spread) else spread)
+    write_atomically(path, render_sheet(list(means), means.itertuples(index=False)).encode())
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Of the sample; NaN for one value, or where one is NaN."""
+    several = len(values) > 1 and not any(map(math.isnan, values))
+    return statistics.stdev(values) if several else math.nan
 
 
 def render_sweep(rows: Sequence[Row]) -> str:
@@ -140,20 +146,20 @@ def render_sweep(rows: Sequence[Row]) -> str:
 
 
 def _render_logged(rows: Sequence[Row]) -> str:
-    settings = dict.fromkeys(row.preset for row in rows)
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    lines = [["setting", "runs", *metrics], ["---"] * (len(metrics) + 2)]
-    for setting in settings:
-        own = [row for row in rows if row.preset == setting]
-        values = [[row.value for row in own if row.metric == metric] for metric in metrics]
-        lines.append([setting, str(max(map(len, values))), *map(_spread, values)])
-    lines = [line if "---" in line else list(map(neutral, line)) for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    import pandas as pd
+
+    frame = pd.DataFrame([row.values() for row in rows], columns=["preset", "metric", "value"])
+    settings, metrics = (list(frame[name].unique()) for name in ("preset", "metric"))
+    groups = frame.groupby(["preset", "metric"]).value
+    table = groups.agg(_spread).unstack(fill_value="–").reindex(settings, columns=metrics)
+    runs = groups.size().groupby("preset").max()
+    lines = [(setting, str(runs[setting]), *table.loc[setting]) for setting in settings]
+    return render_markdown(TextTable((("setting", "runs", *metrics), *lines)))
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, with four digits; a dash for a term that is left out or NaN."""
-    if not values or any(math.isnan(value) for value in values):
+    """Mean ± standard deviation, with four digits; a dash for what is NaN."""
+    mean, spread = statistics.fmean(values), _deviation(values)
+    if math.isnan(mean):
         return "–"
-    mean = f"{statistics.fmean(values):.4g}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2g}"
+    return f"{mean:.4g}" if math.isnan(spread) else f"{mean:.4g} ± {spread:.2g}"

@@ -12,9 +12,8 @@ from micu.evaluate.report import COLUMNS, Row, read_results
 from micu.report.build import build_report
 from micu.report.commands import Command
 from micu.report.compare import compare, name_lists, render_csv, tabulate_lines
-from micu.report.known import complete_lists
 from micu.report.page import Fold, Title, render_report_markdown
-from micu.report.read import Material
+from micu.report.read import Material, complete_lists
 from micu.report.remarks import tell_remarks
 from micu.report.summary import summarise, summary_blocks, tabulate
 from tests.unit.test_compare import RESULT
