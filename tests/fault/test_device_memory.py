@@ -9,7 +9,7 @@ import torch
 
 from micu.base.errors import DeviceError
 from micu_extract.backbones.base import Run
-from micu_extract.backbones.inference import Runner
+from micu_extract.backbones.torch_backbone import Runner
 
 NO_MEMORY: dict[str, Callable[[], None]] = {}
 

@@ -17,12 +17,10 @@ from transformers import (
 from transformers.audio_utils import mel_filter_bank
 
 from micu.base.errors import WeightsError
-from micu_extract.backbones import Run, build_backbone, htsat, htsat_clap
+from micu_extract.backbones import Run, build_backbone, htsat
 from micu_extract.backbones.base import Media
-from micu_extract.backbones.htsat import HTSAT, decibels
-from micu_extract.backbones.htsat_checkpoint import original_name
-from micu_extract.backbones.htsat_clap import HTSATClap, HTSATDemo
-from micu_extract.backbones.log_mel import LogMel, mel_filters
+from micu_extract.backbones.htsat import HTSAT, HTSATClap, HTSATDemo, decibels, original_name
+from micu_extract.backbones.sound import LogMel, mel_filters
 
 CPU = Run(device="cpu")
 GOLDEN = Path(__file__).parent.parent / "golden" / "htsat.npz"
@@ -36,7 +34,7 @@ def front_end(samples: np.ndarray, log_mel: LogMel) -> torch.Tensor:
 # --- front end -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("log_mel", [htsat.LOG_MEL, htsat_clap.LOG_MEL, htsat_clap.DEMO_LOG_MEL])
+@pytest.mark.parametrize("log_mel", [htsat.LOG_MEL, htsat.CLAP_LOG_MEL, htsat.DEMO_LOG_MEL])
 def test_the_bands_are_those_of_the_slaney_scale(log_mel: LogMel) -> None:
     """Against transformers' own bands; largest difference 2.1e-8, of values up to 0.03."""
     theirs = mel_filter_bank(
@@ -52,7 +50,7 @@ def test_the_bands_are_those_of_the_slaney_scale(log_mel: LogMel) -> None:
     np.testing.assert_allclose(mel_filters(log_mel), theirs, atol=5e-8, rtol=0)
 
 
-@pytest.mark.parametrize("log_mel", [htsat.LOG_MEL, htsat_clap.LOG_MEL], ids=["32k", "48k"])
+@pytest.mark.parametrize("log_mel", [htsat.LOG_MEL, htsat.CLAP_LOG_MEL], ids=["32k", "48k"])
 def test_the_front_end_is_that_of_laion_clap(log_mel: LogMel) -> None:
     """Largest difference 3.9e-5 dB."""
     rng = np.random.default_rng(0)
@@ -269,7 +267,7 @@ def test_tokens_are_the_network_s_own_and_in_the_order_of_time() -> None:
 
     tokens, changed = backbone.encode([window, late])
 
-    x = front_end(window, htsat_clap.DEMO_LOG_MEL)[None, None]
+    x = front_end(window, htsat.DEMO_LOG_MEL)[None, None]
     with torch.inference_mode():
         pooled = backbone._run.network(input_features=x).pooler_output[0].numpy()
     np.testing.assert_allclose(tokens.mean(axis=0), pooled, atol=1e-5)
@@ -320,7 +318,7 @@ def test_a_clap_directory_gives_its_audio_tower(clap: tuple[Path, ClapModel]) ->
     backbone = build_backbone("htsat-clap", str(folder), CPU)
     tokens = backbone.encode([window])[0]
 
-    mel = front_end(window, htsat_clap.LOG_MEL)[None, None]
+    mel = front_end(window, htsat.CLAP_LOG_MEL)[None, None]
     with torch.inference_mode():
         hidden = model.audio_model(input_features=mel).last_hidden_state[0]
     np.testing.assert_allclose(tokens, hidden.mean(dim=1).T, atol=1e-5)

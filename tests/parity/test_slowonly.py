@@ -11,10 +11,10 @@ import torch
 
 from micu.base.errors import WeightsError
 from micu_extract.backbones import build_backbone
-from micu_extract.backbones import slowonly as module
+from micu_extract.backbones import torch_backbone as module
 from micu_extract.backbones.base import Media, Run
 from micu_extract.backbones.slowonly import SlowOnly, SlowOnlyDemo
-from micu_extract.backbones.slowonly_network import SlowOnly as SlowOnlyNetwork
+from micu_extract.backbones.slowonly_network import SlowOnlyNetwork
 
 CPU = Run(device="cpu")
 DEPTHS = (3, 4, 6, 3)

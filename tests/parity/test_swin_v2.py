@@ -182,7 +182,7 @@ def test_a_model_of_tokens_has_no_grid() -> None:
 
 def test_every_format_of_the_same_weights_has_the_same_digest(tmp_path: Path) -> None:
     drawn: Any = build_backbone("timm:test_vit", "random:3", CPU)
-    state = drawn._network.state_dict()
+    state = drawn._run.network.state_dict()
     save_file(state, tmp_path / "a.safetensors")
     torch.save({"state_dict": state}, tmp_path / "b.pth")
 

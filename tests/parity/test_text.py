@@ -30,7 +30,7 @@ from transformers import (
 from micu.base.errors import ConfigError, WeightsError
 from micu_extract.backbones import build_backbone
 from micu_extract.backbones.base import Run
-from micu_extract.backbones.words import spelling_tokenizer
+from micu_extract.backbones.text import spelling_tokenizer
 
 CPU = Run(device="cpu")
 SENTENCE = "a dog, it barks"

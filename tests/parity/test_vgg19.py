@@ -15,6 +15,7 @@ import torchvision
 from numpy.typing import NDArray
 from PIL import Image
 
+from micu.base.errors import WeightsError
 from micu.store.manifest import Clip
 from micu_extract.backbones import build_backbone
 from micu_extract.backbones.base import FrameInput, Run
@@ -201,10 +202,17 @@ def keras(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return importlib.import_module("keras")
 
 
+def conversion_of_the_readme() -> str:
+    """What the README says to type for other files of Keras."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = (part for part in readme.split("```") if "layer.get_weights()" in part)
+    return code.removeprefix("python\n")
+
+
 # Keras's variables lack an argument of NumPy 2, and NumPy does without it.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't:DeprecationWarning")
-def test_vgg19_gives_the_output_of_keras_itself_from_each_file_that_it_writes(
-    keras: Any, tmp_path: Path
+def test_vgg19_gives_the_output_of_keras_itself_once_its_model_is_converted(
+    keras: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keras 3.15 on torch: no difference, in the network's input or output."""
     applications = keras.applications.vgg19
@@ -215,18 +223,18 @@ def test_vgg19_gives_the_output_of_keras_itself_from_each_file_that_it_writes(
         scale = np.sqrt(2 / kernel[..., 0].size)
         layer.set_weights([rng.normal(0, scale, kernel.shape), rng.normal(0, 0.1, bias.shape)])
     model.save(tmp_path / "model.h5")
-    model.save_weights(tmp_path / "model.weights.h5")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(keras.models, "load_model", lambda path: model)
+    exec(conversion_of_the_readme(), {"keras": keras})
     frames = random_frames(2, 224, 224)
     prepared = applications.preprocess_input(frames.astype(np.float32))
     expected = model.predict(prepared, verbose=0)
 
     np.testing.assert_array_equal(prepared, prepare_like_keras(frames))
-    hashes = set()
-    for name in ("model.h5", "model.weights.h5"):
-        backbone = build_backbone("vgg19", str(tmp_path / name), CPU)
-        assert largest_difference(backbone.encode(frames), expected) < 1e-5
-        hashes.add(backbone.spec.weights_sha256)
-    assert len(hashes) == 1
+    outputs = build_backbone("vgg19", "vgg19.safetensors", CPU).encode(frames)
+    assert largest_difference(outputs, expected) < 1e-5
+    with pytest.raises(WeightsError, match="other files of Keras are converted first"):
+        build_backbone("vgg19", "model.h5", CPU)
 
 
 # --- the AVE data set's frames ---------------------------------------------------------------

@@ -9,7 +9,7 @@ import torchvggish.torchvggish as reference
 from torchvggish import mel_features, vggish_input, vggish_params
 
 from micu_extract.backbones import Run, build_backbone, vggish
-from micu_extract.backbones.log_mel import mel_filters
+from micu_extract.backbones.sound import mel_filters
 
 CPU = Run(device="cpu")
 

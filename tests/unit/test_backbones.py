@@ -18,7 +18,7 @@ from micu_extract.backbones.base import (
     Run,
     WaveformInput,
 )
-from micu_extract.backbones.slowonly_network import SlowOnly as SlowOnlyNetwork
+from micu_extract.backbones.slowonly_network import SlowOnlyNetwork
 from micu_extract.backbones.timm_image import frame_input
 
 CPU = Run(device="cpu")

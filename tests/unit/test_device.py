@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from micu_extract.backbones import build_backbone, htsat, vgg19, vggish
+from micu_extract.backbones import build_backbone, htsat, torch_backbone, vgg19, vggish
 from micu_extract.backbones.base import FlowInput, FrameInput, Run, WaveformInput
-from micu_extract.backbones.htsat_clap import HTSATDemo
+from micu_extract.backbones.htsat import HTSATDemo
 from micu_extract.backbones.text import ClapText, ClipText
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
@@ -35,7 +35,7 @@ class Elsewhere:
 def run_elsewhere(backbone: Any) -> torch.Tensor:
     if not isinstance(backbone._run, Elsewhere):
         backbone._run = Elsewhere(backbone._run.network)
-    wants = backbone.wants
+    wants, run = backbone.wants, backbone._forward
     if isinstance(wants, FrameInput):
         units: Any = np.zeros((2, wants.crop, wants.crop, 3), np.uint8)
     elif isinstance(wants, FlowInput):
@@ -45,8 +45,9 @@ def run_elsewhere(backbone: Any) -> torch.Tensor:
         units = [np.zeros(samples, np.float32), np.zeros(samples // 2, np.float32)]
     else:
         units = backbone._tokenize(["a cat", "a dog"])[0]
+        run = backbone._embed
     with torch.inference_mode():
-        output: torch.Tensor = backbone._forward(units)
+        output: torch.Tensor = run(units)
     return output
 
 
@@ -83,8 +84,8 @@ def test_a_forward_pass_stays_on_the_device_of_the_network(
     small = {**HTSATDemo.CONFIG, "num_mel_bins": 64, "spec_size": 256, "depths": [1, 1, 1, 1]}
     small |= {"num_attention_heads": [1, 2, 4, 8], "hidden_size": 256}
     monkeypatch.setattr(htsat.HTSAT, "CONFIG", small)
-    for module in (htsat, vggish):  # from the start: they put the bands of the front end there
-        monkeypatch.setattr(module, "Runner", Elsewhere)
+    # From the start: sound backbones put the bands of their front end there.
+    monkeypatch.setattr(torch_backbone, "Runner", Elsewhere)
     backbone = build_backbone(name, "random", Run(device="cpu"), **options)
 
     output = run_elsewhere(backbone)

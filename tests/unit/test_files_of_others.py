@@ -24,16 +24,16 @@ from micu.sweep.table import collect
 from micu.train.checkpoint import load_checkpoint
 from micu.train.logs import MAX_ROW_BYTES, read_metrics
 from micu.train.processes.place import LAUNCHER, Place
+from micu_extract.backbones.text import read_words
 from micu_extract.backbones.weights import find_weights_file
 from micu_extract.backbones.weights import read_index as read_weights_index
-from micu_extract.backbones.words import read_words
 from micu_extract.datasets.base import read_lines, read_rows
 from micu_extract.datasets.valor32k import read_json
 from tests.unit.test_report import ROW
 from tests.unit.test_sweep import plan
 
 READERS: dict[str, tuple[Callable[[Path], object], type[MicuError], str]] = {
-    "words": (read_words, ConfigError, "micu_extract.backbones.words.MAX_WORDS_BYTES"),
+    "words": (read_words, ConfigError, "micu_extract.backbones.text.MAX_WORDS_BYTES"),
     "commands": (read_commands, ConfigError, "micu.report.commands.MAX_BYTES"),
     "index of weights": (
         read_weights_index,
@@ -97,9 +97,9 @@ def test_bounds_have_room_for_what_people_have() -> None:
     from micu.cli import resume
     from micu.evaluate import sheets
     from micu.report import commands
-    from micu_extract.backbones import weights, words
+    from micu_extract.backbones import text, weights
 
-    assert words.MAX_WORDS_BYTES == weights.MAX_INDEX_BYTES == 16 * 2**20
+    assert text.MAX_WORDS_BYTES == weights.MAX_INDEX_BYTES == 16 * 2**20
     assert commands.MAX_BYTES == 64 * 2**20
     assert sheets.LARGEST == 256 * 2**20
     assert table.MAX_BYTES == 2**31

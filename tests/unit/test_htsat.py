@@ -11,10 +11,14 @@ from transformers import ClapAudioConfig, ClapAudioModel
 from micu.base.errors import ConfigError, WeightsError
 from micu_extract.backbones import Run, build_backbone
 from micu_extract.backbones.base import Media, WaveformInput
-from micu_extract.backbones.htsat_checkpoint import load_original, original_name
-from micu_extract.backbones.htsat_clap import DEMO_LOG_MEL, HTSATClap, HTSATDemo
-from micu_extract.backbones.log_mel import mel_filters
-from micu_extract.backbones.sound_windows import overlap_weights, pool_tokens, repeat_to_length
+from micu_extract.backbones.htsat import (
+    DEMO_LOG_MEL,
+    HTSATClap,
+    HTSATDemo,
+    load_original,
+    original_name,
+)
+from micu_extract.backbones.sound import mel_filters, overlap_weights, pool_tokens, repeat_to_length
 
 CPU = Run(device="cpu")
 State = dict[str, torch.Tensor]

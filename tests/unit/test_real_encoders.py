@@ -95,7 +95,7 @@ def test_tensors_of_tensorflow_land_where_their_numbers_say():
 
 def test_yamnet_reads_its_checkpoint_and_hears_one_patch_a_second(tmp_path):
     write_checkpoint(tmp_path / "variables", tensorflow_tensors())
-    backbone = build_backbone("yamnet", str(tmp_path / "variables"), CPU)
+    backbone = build_backbone("yamnet", str(tmp_path), CPU)
     rng = np.random.default_rng(0)
     seconds = [rng.normal(0, 0.1, 16000).astype(np.float32) for _ in range(2)]
     loud, other = backbone.encode(seconds)
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     tensors.pop(next(key for key in tensors if "-7/" in key))
     write_checkpoint(tmp_path / "variables", tensors)
     with pytest.raises(WeightsError, match="yamnet"):
-        build_backbone("yamnet", str(tmp_path / "variables"), CPU)
+        build_backbone("yamnet", str(tmp_path), CPU)
 
 
 @pytest.fixture(scope="module")

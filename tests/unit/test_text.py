@@ -9,11 +9,11 @@ from transformers import BertConfig, BertModel, T5Config, T5Model
 from micu.base.errors import ConfigError, DecodeError, WeightsError
 from micu_extract.backbones import build_backbone, find_backbone
 from micu_extract.backbones.base import Media, Run
-from micu_extract.backbones.text import BERT
-from micu_extract.backbones.text_encoder import name_features
-from micu_extract.backbones.words import (
+from micu_extract.backbones.text import (
+    BERT,
     average_pieces,
     group_by_word,
+    name_features,
     read_words,
     spell,
     spelling_tokenizer,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -280,28 +281,168 @@ def test_a_torchvision_checkpoint_that_does_not_fit_is_an_error(
         build_backbone("vgg19-tv", str(tmp_path / "bad.pth"), CPU)
 
 
+# --- Keras's files -----------------------------------------------------------------------------
+
+FOUR = np.ones(4, np.float32)
+PLACE = "block1_conv1/block1_conv1_b_1:0"
+
+
+@pytest.fixture
+def keras_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A narrow network in the layout of the published file, with a classifier."""
+    monkeypatch.chdir(tmp_path)  # where external data would be written
+    monkeypatch.setattr(vgg19, "BLOCKS", ((4, 2), (4, 1)))
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        for name, tensor in build_network(keras_names=True).state_dict().items():
+            layer, _, leaf = name.rpartition(".")
+            shape = tuple(tensor.shape)
+            shape = (*shape[2:], shape[1], shape[0]) if len(shape) == 4 else shape
+            array = rng.random(shape, np.float32)
+            file[f"{layer}/{layer}_{'W' if leaf == 'weight' else 'b'}_1:0"] = array
+        file.create_group("block1_pool")
+        file["fc1/fc1_W_1:0"] = np.ones((2, 2), np.float32)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".hdf5"])
+def test_kernels_are_turned_to_the_order_of_torch(keras_file: Path, suffix: str) -> None:
+    path = keras_file.rename(keras_file.with_suffix(suffix))
+    state = vgg19.read_keras(path)
+    network: Any = build_backbone("vgg19", str(path), CPU)._run.network  # type: ignore[attr-defined]
+
+    assert sorted(state) == sorted(network.state_dict())
+    with h5py.File(path) as file:
+        kernel = file["block1_conv2/block1_conv2_W_1:0"][()]  # (kh, kw, in, out)
+        assert state["block1_conv1.bias"].tolist() == file[PLACE][()].tolist()
+    for row, column, before, after in np.ndindex(kernel.shape):
+        turned = state["block1_conv2.weight"][after, before, row, column].item()
+        assert turned == kernel[row, column, before, after]
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def _replace(file: h5py.File, value: Any, **storage: Any) -> None:
+    del file[PLACE]
+    if isinstance(value, np.ndarray):
+        file.create_dataset(PLACE, data=value, **storage)
+    elif value is not None:
+        file[PLACE] = value
+
+
+def _virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((4,), np.float32)
+    layout[:] = h5py.VirtualSource("/etc/hostname", "x", (4,))
+    del file[PLACE]
+    file.create_virtual_dataset(PLACE, layout)
+
+
+def _huge(file: h5py.File) -> None:
+    """Declares a terabyte; none of it is stored."""
+    del file[PLACE]
+    file.create_dataset(PLACE, (2**40,), np.uint8, chunks=(2**20,))
+
+
+def _link_the_group(link: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        file.move("block1_conv1", "elsewhere")
+        file["block1_conv1"] = link
+
+    return change
+
+
+LACKING = f"expected the layout of Keras's published file, got one without {PLACE[:13]}"
+BAD_FILES: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
+    "missing": (lambda file: _replace(file, None), f"got one without {PLACE}; other files"),
+    "another layout": (
+        lambda file: file.move(PLACE, "block1_conv1/block1_conv1/bias:0"),
+        f"got one without {PLACE}; other files",
+    ),
+    "misshapen": (lambda file: _replace(file, FOUR[:3]), r"bias \(3,\) instead of \(4,\)"),
+    "a group": (
+        lambda file: (_replace(file, None), file.create_group(PLACE)),
+        "does not hold its own data",
+    ),
+    "a type": (lambda file: _replace(file, np.dtype("f4")), "does not hold its own data"),
+    "integers": (
+        lambda file: _replace(file, np.ones(4, np.int32)),
+        "expected torch.float32, got torch.int32",
+    ),
+    "strings": (
+        lambda file: _replace(file, np.array(["a"] * 4, dtype=h5py.string_dtype())),
+        "has not the numbers that it declares",
+    ),
+    "soft link": (lambda file: _replace(file, h5py.SoftLink("/fc1")), "is a SoftLink"),
+    "external link": (
+        lambda file: _replace(file, h5py.ExternalLink("/etc/hostname", "/x")),
+        "is a ExternalLink",
+    ),
+    "a group of links": (_link_the_group(h5py.SoftLink("/elsewhere")), LACKING),
+    "a group elsewhere": (_link_the_group(h5py.ExternalLink("a.h5", "/elsewhere")), LACKING),
+    "external data": (
+        lambda file: _replace(file, FOUR, external=[("elsewhere", 0, 16)]),
+        "does not hold its own data",
+    ),
+    "virtual": (_virtual, "does not hold its own data"),
+    "compressed": (lambda file: _replace(file, FOUR, compression="gzip"), "is packed by filters"),
+    "never written": (
+        lambda file: (_replace(file, None), file.create_dataset(PLACE, (4,), np.float32)),
+        "has not the numbers that it declares",
+    ),
+    "huge": (_huge, "declares 109951162"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_keras_file_that_is_not_what_it_should_be_is_refused(case: str, keras_file: Path) -> None:
+    change, message = BAD_FILES[case]
+    build_backbone("vgg19", str(keras_file), CPU)
+    with h5py.File(keras_file, "r+") as file:
+        change(file)
+
+    with pytest.raises(WeightsError, match=message) as caught:
+        build_backbone("vgg19", str(keras_file), CPU)
+
+    assert keras_file.name in str(caught.value)
+
+
+def test_a_damaged_keras_file_is_an_error_about_the_file(keras_file: Path) -> None:
+    whole = keras_file.read_bytes()
+    for size in (0, 100, len(whole) // 2, len(whole) - 1):
+        keras_file.write_bytes(whole[:size])
+        with pytest.raises(WeightsError, match=r"a\.h5: cannot be read as HDF5"):
+            build_backbone("vgg19", str(keras_file), CPU)
+
+
 # --- what is refused -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "got"),
     [
-        ("weights.npz", r", got '\.npz'$"),
-        ("weights", ", got 'weights'$"),
-        ("folder/", ", got a directory$"),
-        ("folder.h5/", ", got a directory$"),
-        ("weights.pth", "; for torchvision's weights take --backbone vgg19-tv$"),
-        ("weights.safetensors", "; for torchvision's weights take --backbone vgg19-tv$"),
+        ("weights.npz", r"'\.npz'"),
+        ("weights", "'weights'"),
+        ("folder/", "a directory"),
+        ("folder.h5/", "a directory"),
     ],
 )
-def test_what_is_no_hdf5_file_by_name_is_refused(name: str, got: str, tmp_path: Path) -> None:
+def test_what_is_no_file_of_weights_by_name_is_refused(name: str, got: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.mkdir() if name.endswith("/") else path.touch()
 
     with pytest.raises(
-        WeightsError, match=rf"expected a file of Keras weights, \.h5 or \.hdf5{got}"
+        WeightsError,
+        match=rf"expected a file of Keras's weights, \.h5 or \.hdf5 or \.safetensors, got {got}$",
     ):
         build_backbone("vgg19", str(path), CPU)
+
+
+def test_a_file_of_torchvision_is_sent_to_the_backbone_that_takes_it(tmp_path: Path) -> None:
+    torch.save(torchvision_state(), tmp_path / "vgg19.pth")
+
+    with pytest.raises(WeightsError, match=r"got torchvision's; take --backbone vgg19-tv$"):
+        build_backbone("vgg19", str(tmp_path / "vgg19.pth"), CPU)
 
 
 def test_a_file_of_keras_is_sent_to_the_backbone_that_takes_it(tmp_path: Path) -> None:

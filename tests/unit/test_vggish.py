@@ -11,10 +11,9 @@ import torch
 from micu.base.errors import WeightsError
 from micu_extract.backbones import Run, build_backbone, hubs
 from micu_extract.backbones.base import Media
-from micu_extract.backbones.vggish import SAMPLES, VGGish, fill_with_zeros
-from micu_extract.backbones.vggish_network import VGGish as Network
+from micu_extract.backbones.vggish import MAX_PCA_BYTES, SAMPLES, VGGish, fill_with_zeros, read_pca
+from micu_extract.backbones.vggish_network import VGGishNetwork as Network
 from micu_extract.backbones.vggish_network import Whitening
-from micu_extract.backbones.vggish_pca import MAX_BYTES, read_pca
 
 CPU = Run(device="cpu")
 FILE, PCA_FILE = "vggish-10086976.pth", "vggish_pca_params-970ea276.pth"
@@ -318,7 +317,7 @@ def test_a_pca_file_that_is_cut_off_or_far_too_large_is_an_error(tmp_path: Path)
     torch.save(matrices(), tmp_path / PCA_FILE)
     whole = (tmp_path / PCA_FILE).read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[:1000])
-    (tmp_path / "large.pth").write_bytes(whole + bytes(MAX_BYTES))
+    (tmp_path / "large.pth").write_bytes(whole + bytes(MAX_PCA_BYTES))
 
     for name, message in (("cut.pth", "cannot be read"), ("large.pth", "expected at most")):
         with pytest.raises(WeightsError, match=f"{name}: {message}"):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from micu.base.errors import ConfigError
 from micu.base.registry import suggest
-from micu_extract.backbones import htsat, htsat_clap, slowonly, swin_v2, text, vgg19, vggish  # noqa: F401
+from micu_extract.backbones import htsat, slowonly, swin_v2, text, vgg19, vggish  # noqa: F401
 from micu_extract.backbones.base import BACKBONES, Backbone, Option, Run
 from micu_extract.backbones.timm_image import TIMM_PREFIX, TimmImage
 

@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
         return summed
 
 
-class SlowOnly(nn.Module):
+class SlowOnlyNetwork(nn.Module):
     """ResNet over clips of optical flow; with the defaults, SlowOnly-R50.
 
     Args:

@@ -10,13 +10,7 @@ from typing import Any, ClassVar
 
 from micu_extract.backbones.base import BACKBONES, FrameInput, Gives, InputSpec, Option, Run
 from micu_extract.backbones.timm_image import GRID, TimmImage
-from micu_extract.backbones.weights import (
-    Weights,
-    parse_demo_request,
-    parse_request,
-    seeded,
-    tensors_sha256,
-)
+from micu_extract.backbones.weights import Request, seeded
 
 
 @BACKBONES.register("swinv2")
@@ -26,6 +20,7 @@ class SwinV2(TimmImage):
     With `grid`, (T, 8, 8, 1536).
     """
 
+    NAME = "swinv2"
     MODEL = "swinv2_large_window12to16_192to256.ms_in22k_ft_in1k"
     wants: InputSpec = FrameInput(fps=16, resize=284, crop=256)
     gives = Gives(
@@ -35,17 +30,13 @@ class SwinV2(TimmImage):
         licence="MIT",
     )
 
-    def __init__(  # noqa: D107
-        self, weights: str, run: Run, *, frames_per_second: int = 16, grid: bool = False
-    ) -> None:
-        self._build_from_timm("swinv2", self.MODEL, parse_request(weights, "swinv2"))
-        self._finish("swinv2", run, frames_per_second, grid)
-
 
 @BACKBONES.register("swinv2-demo")
 class SwinV2Demo(TimmImage):
     """A tiny Swin V2 at 64 px with random weights, for the demo and the tests, (T, 64)."""
 
+    NAME = "swinv2-demo"
+    DEMO_OF = SwinV2.NAME
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "frames_per_second": Option(
             type=int, default=2, help="frames that are averaged in each second"
@@ -60,12 +51,31 @@ class SwinV2Demo(TimmImage):
     def __init__(  # noqa: D107
         self, weights: str, run: Run, *, frames_per_second: int = 2, grid: bool = False
     ) -> None:
+        super().__init__(weights, run, frames_per_second=frames_per_second, grid=grid)
+
+    def _draw(self) -> Any:
+        from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+        network = SwinTransformerV2(
+            img_size=64,
+            patch_size=4,
+            embed_dim=64,
+            depths=(1,),
+            num_heads=(4,),
+            window_size=8,
+            mlp_ratio=4.0,
+            num_classes=0,
+        ).eval()
+        _draw_demo_weights(network)
+        return network
+
+    def _load(self, request: Request) -> tuple[Any, str]:
+        return seeded(self._draw, request.seed), request.source
+
+    def _find_transform(self) -> Mapping[str, Any]:
         from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-        request = parse_demo_request(weights, "swinv2-demo", "swinv2")
-        self._network = seeded(_build_demo, request.seed)
-        self._weights = Weights(request.source, tensors_sha256(self._network))
-        self._transform = {
+        return {
             "input_size": (3, 64, 64),
             "interpolation": "bicubic",
             "crop_pct": 1.0,
@@ -73,24 +83,6 @@ class SwinV2Demo(TimmImage):
             "mean": IMAGENET_DEFAULT_MEAN,
             "std": IMAGENET_DEFAULT_STD,
         }
-        self._finish("swinv2-demo", run, frames_per_second, grid)
-
-
-def _build_demo() -> Any:
-    from timm.models.swin_transformer_v2 import SwinTransformerV2
-
-    network = SwinTransformerV2(
-        img_size=64,
-        patch_size=4,
-        embed_dim=64,
-        depths=(1,),
-        num_heads=(4,),
-        window_size=8,
-        mlp_ratio=4.0,
-        num_classes=0,
-    ).eval()
-    _draw_demo_weights(network)
-    return network
 
 
 def _draw_demo_weights(network: Any) -> None:

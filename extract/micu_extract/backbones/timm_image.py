@@ -15,28 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import ConfigError, RegistryError, WeightsError
-from micu.store.sets import Steps
-from micu_extract.backbones.base import (
-    FrameInput,
-    Gives,
-    InputSpec,
-    Media,
-    Option,
-    Run,
-    mean_by_step,
-)
+from micu_extract.backbones.base import FrameInput, Gives, InputSpec, Option, Run
 from micu_extract.backbones.hubs import hub_state, url_state
-from micu_extract.backbones.inference import Runner, repeatable
-from micu_extract.backbones.spec import build_spec
+from micu_extract.backbones.torch_backbone import TorchBackbone, normalize, repeatable
 from micu_extract.backbones.weights import (
     USUAL_NAMES,
     Request,
-    Weights,
     load_strictly,
-    parse_request,
     read_state,
     seeded,
-    tensors_sha256,
     without,
 )
 
@@ -49,7 +36,7 @@ GRID = Option(
 )
 
 
-class TimmImage:
+class TimmImage(TorchBackbone):
     """Any image model of timm, as `--backbone timm:NAME`; NAME may carry a weights tag.
 
     The input size, resize, mean and std are those of the model's own pretrained configuration.
@@ -57,7 +44,7 @@ class TimmImage:
     Args:
         weights: `pretrained`, a path, `random` or `random:SEED`.
         run: Where and how the network runs.
-        model: Name in timm.
+        model: Name in timm; empty for a class that has its own.
         frames_per_second: Frames averaged in each second.
         grid: Give what the model's head would pool, (T, H, W, D) with rows, columns, channels. In
             some models the last norm is part of the head. Adds `-grid` to the features' name.
@@ -68,6 +55,9 @@ class TimmImage:
         WeightsError: The weights cannot be had or do not fit.
     """
 
+    MODEL: ClassVar[str] = ""
+    BATCH_SIZE = 8
+    PACKAGES = ("torch", "timm", "av", "pillow")
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "frames_per_second": Option(
             type=int, default=16, help="frames that are averaged in each second"
@@ -87,114 +77,102 @@ class TimmImage:
         weights: str,
         run: Run,
         *,
-        model: str,
+        model: str = "",
         frames_per_second: int = 16,
         grid: bool = False,
     ) -> None:
-        name = TIMM_PREFIX + model
-        self._build_from_timm(name, model, parse_request(weights, name))
-        self._finish(name, run, frames_per_second, grid)
+        if model:
+            self.NAME = TIMM_PREFIX + model
+        self._model = model or self.MODEL
+        self._fps = frames_per_second
+        self._grid = grid
+        super().__init__(weights, run)
 
-    def _build_from_timm(self, name: str, model: str, request: Request) -> None:
+    def _draw(self) -> Any:
         import timm
 
-        if not timm.is_model(model):
-            raise RegistryError(f"unknown timm model {model!r}; {_suggest_timm(model)}")
-        try:
-            config = timm.get_pretrained_cfg(model, allow_unregistered=False)
-        except RuntimeError as error:  # it has no such tag
-            raise RegistryError(_describe_tags(model)) from error
-        if config is None:
-            raise RegistryError(_describe_tags(model))
+        return timm.create_model(self._model, pretrained=False, num_classes=0)
 
-        def build() -> Any:
-            return timm.create_model(model, pretrained=False, num_classes=0)
-
+    def _load(self, request: Request) -> tuple[Any, str]:
+        config = _find_config(self._model)
+        network = seeded(self._draw, request.seed)
         if request.kind == "random":
-            network, source = seeded(build, request.seed), request.source
-        else:
-            state, source = _published_state(config, request)
-            network = build()
-            load_strictly(network, _as_timm(network, state, config.classifier), f"{name} {source}")
-        self._network = network
-        self._weights = Weights(source, tensors_sha256(network))
-        self.gives = replace(self.gives, shape=(_width(network),))
-        self._transform = timm.data.resolve_model_data_config(network)
+            return network, request.source
+        state, source = _published_state(config, request)
+        load_strictly(network, _as_timm(network, state, config.classifier), f"{self.NAME} {source}")
+        return network, source
 
-    def _finish(self, name: str, run: Run, frames_per_second: int, grid: bool) -> None:
-        self.wants = frame_input(name, self._transform, frames_per_second)
+    def _find_transform(self) -> Mapping[str, Any]:
+        """How pictures are prepared, in the words of timm's data configuration."""
+        import timm
+
+        found: Mapping[str, Any] = timm.data.resolve_model_data_config(self._run.network)
+        return found
+
+    def _describe(self) -> dict[str, Any]:
+        transform = self._transform = self._find_transform()
+        self.wants = frame_input(self.NAME, transform, self._fps)
         self._channels_first = False
-        if grid:
-            self._keep_grid(name, run, self.wants.crop)
+        if self._grid:
+            self._keep_grid(self.wants.crop)
         else:
-            self._run = Runner(self._network, run, batch_size=8)
-        mean, std = self._transform["mean"], self._transform["std"]
-        self.spec = build_spec(
-            f"{name}-grid" if grid else name,
-            self,
-            self._weights,
-            run,
-            {
-                "crop_pct": self._transform["crop_pct"],
-                "scale": "x / 255, then (x - mean) / std",
-                "mean": list(mean),
-                "std": list(std),
-                "output": "before pooling: rows, columns, channels" if grid else "pooled",
-                "step": "mean of the second's frames",
-            },
-            "torch",
-            "timm",
-            "av",
-            "pillow",
-        )
+            self.gives = replace(self.gives, shape=(_width(self._run.network),))
+        return {
+            "crop_pct": transform["crop_pct"],
+            "scale": "x / 255, then (x - mean) / std",
+            "mean": list(transform["mean"]),
+            "std": list(transform["std"]),
+            "output": "before pooling: rows, columns, channels" if self._grid else "pooled",
+            "step": "mean of the second's frames",
+        }
 
-    def _keep_grid(self, name: str, run: Run, side: int) -> None:
+    def _name_features(self) -> str:
+        return f"{self.NAME}-grid" if self._grid else self.NAME
+
+    def _keep_grid(self, side: int) -> None:
         """Leave the head out; what a blank picture gives tells the layout."""
         import torch
 
-        from micu_extract.backbones.feature_maps import FeatureMaps
-
-        network = FeatureMaps(self._network)
-        self._run = Runner(network, run, batch_size=8)
+        network: Any = self._run.network
+        network.forward = network.forward_features
         with repeatable():
             maps = network(torch.zeros(1, 3, side, side, device=self._run.device))
-        self._channels_first = network.find_channels(name, maps) == 1
+        width = network.num_features
+        if maps.ndim != 4 or width not in (maps.shape[1], maps.shape[3]):
+            raise ConfigError(
+                f"{self.NAME}: --grid: expected maps of {width} channels with rows and columns, "
+                f"got {tuple(maps.shape[1:])}; leave --grid out or take another model"
+            )
+        self._channels_first = maps.shape[1] == width
         shape = (maps.movedim(1, 3) if self._channels_first else maps).shape[1:]
         self.gives = replace(self.gives, shape=tuple(shape))
 
-    @property
-    def batch_size(self) -> int:
-        """Frames per forward pass."""
-        return self._run.batch_size
-
-    def encode(
-        self, units: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
-    ) -> list[NDArray[np.float32]]:
-        """The network's output per frame.
-
-        Args:
-            units: Frames, U of (H, W, 3), RGB in [0, 255].
-
-        Returns:
-            U of (D,), or of (rows, columns, D) for grids.
-        """
-        return self._run.encode(units, self._forward)
-
     def _forward(self, frames: Sequence[NDArray[np.uint8]]) -> "Tensor":
+        """From frames (H, W, 3), RGB, to (B, D), or to (B, rows, columns, D) for grids."""
         output: Tensor = self._run(self._normalize(frames))
         return output.movedim(1, 3) if self._channels_first else output
 
     def _normalize(self, frames: Sequence[NDArray[np.uint8]]) -> "Tensor":
-        import torch
+        return normalize(self._pictures(frames), self._transform["mean"], self._transform["std"])
 
-        x = torch.from_numpy(np.stack(frames)).to(self._run.device)
-        x = x.permute(0, 3, 1, 2).float().div(255)  # (B, 3, H, W)
-        mean, std = (x.new_tensor(self._transform[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
-        return (x - mean) / std
 
-    def to_steps(self, outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
-        """Mean of each second's frames, (T, D) or (T, rows, columns, D)."""
-        return mean_by_step(outputs, media)
+def _find_config(model: str) -> Any:
+    """The weights configuration that timm has of a model.
+
+    Raises:
+        RegistryError: timm has no such model, or the model has no such weights.
+    """
+    import timm
+
+    if not timm.is_model(model):
+        raise RegistryError(f"unknown timm model {model!r}; {_suggest_timm(model)}")
+    try:
+        config = timm.get_pretrained_cfg(model, allow_unregistered=False)
+    except RuntimeError as error:  # it has no such tag
+        raise RegistryError(_describe_tags(model)) from error
+    if config is None:
+        raise RegistryError(_describe_tags(model))
+    return config
 
 
 def frame_input(name: str, transform: Mapping[str, Any], frames_per_second: int) -> FrameInput:

@@ -10,41 +10,27 @@ transform, and chooses frames by time.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.base.errors import WeightsError
-from micu.store.sets import Steps
+from micu.base.errors import StoreError, WeightsError
 from micu_extract.backbones.base import (
     BACKBONES,
     OPENCV,
     FrameInput,
     Gives,
     InputSpec,
-    Media,
     Option,
     Run,
-    mean_by_step,
 )
-from micu_extract.backbones.hubs import url_file, url_state
-from micu_extract.backbones.inference import Runner
-from micu_extract.backbones.keras_h5 import SUFFIXES, read_keras_convolutions
-from micu_extract.backbones.spec import build_spec
-from micu_extract.backbones.weights import (
-    PICKLES,
-    Request,
-    Weights,
-    load_strictly,
-    parse_request,
-    read_state,
-    seeded,
-    tensors_sha256,
-    without,
-)
+from micu_extract.backbones.hubs import url_file
+from micu_extract.backbones.torch_backbone import TorchBackbone, normalize
+from micu_extract.backbones.weights import KNOWN, Request, read_state, without
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,8 +43,7 @@ KERAS_URL = (
 )
 KERAS_MD5 = "253f8cb515780f3b799900260a226db6"
 """Of the file, as Keras's own source has it."""
-KERAS_CLASSIFIER = ("fc1", "fc2", "predictions", "dense", "dense_1", "dense_2")
-"""Layers of the whole network that come after the last pooling, in any of Keras's layouts."""
+KERAS_SUFFIXES = (".h5", ".hdf5")
 KERAS_MEAN = (103.939, 116.779, 123.68)
 """Of blue, green and red, in [0, 255]."""
 TORCHVISION_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
@@ -68,7 +53,7 @@ TORCHVISION_STD = (0.229, 0.224, 0.225)
 
 
 @BACKBONES.register("vgg19")
-class VGG19:
+class VGG19(TorchBackbone):
     """VGG19 pool5 as the AVE data set has it: Keras's weights and preprocessing, (T, 7, 7, 512).
 
     Differs from the AVE scripts: T need not be ten, and seconds that the media do not reach are
@@ -77,7 +62,8 @@ class VGG19:
     in the manifest for the clips of that data set.
 
     Args:
-        weights: `pretrained`, a path to an HDF5 file of Keras, with the classifier or without it,
+        weights: `pretrained`, a path to an HDF5 file in the layout of the published one, with the
+            classifier or without it, or to a file of tensors by the names of Keras's layers,
             `random` or `random:SEED`.
         run: Where and how the network runs.
         frames_per_second: Frames averaged in each second; the AVE scripts have 16, or 8 in a copy.
@@ -86,7 +72,9 @@ class VGG19:
         WeightsError: The weights cannot be had or do not fit.
     """
 
-    NAME: ClassVar[str] = "vgg19"
+    NAME = "vgg19"
+    KERAS_NAMES: ClassVar[bool] = True
+    BATCH_SIZE = 8
     PACKAGES: ClassVar[tuple[str, ...]] = ("torch", "av", *OPENCV)
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "frames_per_second": Option(
@@ -104,74 +92,47 @@ class VGG19:
     )
 
     def __init__(self, weights: str, run: Run, *, frames_per_second: int = 16) -> None:  # noqa: D107
-        import torch
-
         assert isinstance(self.wants, FrameInput)
         self.wants = replace(self.wants, fps=frames_per_second)
-        network, source = self._load(parse_request(weights, self.NAME))
-        # Channels last is 1.2 times as fast on a CPU.
-        network = network.to(memory_format=torch.channels_last)
-        self._run = Runner(network, run, batch_size=8)
-        loaded = Weights(source, tensors_sha256(network))
-        step = {"step": "mean of the second's frames"}
-        preprocessing = {**self._describe(), **step}
-        self.spec = build_spec(self.NAME, self, loaded, run, preprocessing, *self.PACKAGES)
-
-    def _load(self, request: Request) -> "tuple[nn.Module, str]":
-        network = seeded(self._draw, request.seed)
-        if request.kind == "random":
-            return network, request.source
-        pretrained = request.kind == "pretrained"
-        if request.path.suffix in (".safetensors", *PICKLES):
-            raise WeightsError(
-                f"{request.path}: expected a file of Keras weights, {' or '.join(SUFFIXES)}; for "
-                f"torchvision's weights take --backbone {VGG19Torchvision.NAME}"
-            )
-        path = url_file(KERAS_URL, md5=KERAS_MD5) if pretrained else request.path
-        source = path.name if pretrained else request.source
-        state = read_keras_convolutions(path, _keras_kernels(), KERAS_CLASSIFIER)
-        load_strictly(network, state, f"{self.NAME} {source}")
-        return network, source
+        super().__init__(weights, run)
 
     def _draw(self) -> "nn.Module":
-        return build_network(keras_names=True)
+        return build_network(keras_names=self.KERAS_NAMES)
+
+    def _read(self, request: Request) -> "tuple[dict[str, Tensor], str]":
+        if request.kind == "pretrained":
+            path = url_file(KERAS_URL, md5=KERAS_MD5)
+            return read_keras(path), path.name
+        path = request.path
+        if path.suffix in KERAS_SUFFIXES and not path.is_dir():
+            return read_keras(path), request.source
+        if path.suffix not in KNOWN or path.is_dir():
+            got = "a directory" if path.is_dir() else repr(path.suffix or path.name)
+            known = " or ".join((*KERAS_SUFFIXES, KNOWN[0]))
+            raise WeightsError(f"{path}: expected a file of Keras's weights, {known}, got {got}")
+        state = read_state(path)
+        if any(name.startswith("features.") for name in state):
+            raise WeightsError(
+                f"{path}: expected tensors by the names of Keras's layers, got torchvision's; take "
+                f"--backbone {VGG19Torchvision.NAME}"
+            )
+        return state, request.source
 
     def _describe(self) -> dict[str, Any]:
-        return {"scale": "RGB to BGR, then x - mean", "mean": list(KERAS_MEAN)}
+        return {
+            "scale": "RGB to BGR, then x - mean",
+            "mean": list(KERAS_MEAN),
+            "step": "mean of the second's frames",
+        }
 
     def _normalize(self, x: "Tensor") -> "Tensor":
         """From (B, 3, H, W), RGB in [0, 255], to what the network was trained on."""
         return x.flip(1) - x.new_tensor(KERAS_MEAN).view(1, 3, 1, 1)
 
-    @property
-    def batch_size(self) -> int:
-        """Frames per forward pass."""
-        return self._run.batch_size
-
-    def encode(
-        self, units: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
-    ) -> list[NDArray[np.float32]]:
-        """Output of the last pooling per frame.
-
-        Args:
-            units: Frames, U of (H, W, 3), RGB in [0, 255].
-
-        Returns:
-            U of (H / 32, W / 32, 512): rows, columns, channels.
-        """
-        return self._run.encode(units, self._forward)
-
     def _forward(self, frames: Sequence[NDArray[np.uint8]]) -> "Tensor":
-        import torch
-
-        x = torch.from_numpy(np.stack(frames)).to(self._run.device)
-        x = x.permute(0, 3, 1, 2).float()  # (B, 3, H, W), and channels last in memory
-        maps: Tensor = self._run(self._normalize(x))
+        """From frames (H, W, 3), RGB, to (B, H / 32, W / 32, 512): rows, columns, channels."""
+        maps: Tensor = self._run(self._normalize(self._pictures(frames)))
         return maps.permute(0, 2, 3, 1)
-
-    def to_steps(self, outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
-        """Mean of each second's frames, (T, 7, 7, 512)."""
-        return mean_by_step(outputs, media)
 
 
 @BACKBONES.register("vgg19-tv")
@@ -189,6 +150,8 @@ class VGG19Torchvision(VGG19):
     """
 
     NAME = "vgg19-tv"
+    KERAS_NAMES = False
+    URL = TORCHVISION_URL
     PACKAGES = ("torch", "av", "pillow")
     wants: InputSpec = FrameInput(fps=16, resize=256, crop=224, interpolation="bilinear")
     gives = Gives(
@@ -198,37 +161,27 @@ class VGG19Torchvision(VGG19):
         licence="BSD-3-Clause",
     )
 
-    def _load(self, request: Request) -> "tuple[nn.Module, str]":
-        network = seeded(self._draw, request.seed)
-        if request.kind == "random":
-            return network, request.source
-        pretrained = request.kind == "pretrained"
-        if request.path.suffix in SUFFIXES:
+    def _read(self, request: Request) -> "tuple[dict[str, Tensor], str]":
+        if request.path.suffix in KERAS_SUFFIXES:
             raise WeightsError(
                 f"{request.path}: expected a checkpoint of torchvision; for Keras's weights take "
                 f"--backbone {VGG19.NAME}"
             )
-        source = TORCHVISION_URL.rsplit("/", 1)[-1] if pretrained else request.source
-        state = url_state(TORCHVISION_URL) if pretrained else read_state(request.path)
-        body = without(state, ("classifier.",))
-        load_strictly(network, body, f"{self.NAME} {source}")
-        return network, source
+        return TorchBackbone._read(self, request)
 
-    def _draw(self) -> "nn.Module":
-        return build_network(keras_names=False)
+    def _rename(self, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        return without(state, ("classifier.",))
 
     def _describe(self) -> dict[str, Any]:
         return {
             "scale": "x / 255, then (x - mean) / std",
             "mean": list(TORCHVISION_MEAN),
             "std": list(TORCHVISION_STD),
+            "step": "mean of the second's frames",
         }
 
     def _normalize(self, x: "Tensor") -> "Tensor":
-        mean, std = (
-            x.new_tensor(value).view(1, 3, 1, 1) for value in (TORCHVISION_MEAN, TORCHVISION_STD)
-        )
-        return (x / 255 - mean) / std
+        return normalize(x, TORCHVISION_MEAN, TORCHVISION_STD)
 
 
 def build_network(*, keras_names: bool) -> "nn.Module":
@@ -240,6 +193,7 @@ def build_network(*, keras_names: bool) -> "nn.Module":
     Returns:
         From (B, 3, H, W) to (B, 512, H / 32, W / 32).
     """
+    import torch
     from torch import nn
 
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -253,17 +207,65 @@ def build_network(*, keras_names: bool) -> "nn.Module":
             layers[f"block{block}_relu{place}"] = nn.ReLU(inplace=True)
             channels = width
         layers[f"block{block}_pool"] = nn.MaxPool2d(2, 2)
-    if keras_names:
-        return nn.Sequential(layers)
-    return nn.Sequential(OrderedDict(features=nn.Sequential(*layers.values())))
+    network = nn.Sequential(layers)
+    if not keras_names:
+        network = nn.Sequential(OrderedDict(features=nn.Sequential(*layers.values())))
+    # Channels last is 1.2 times as fast on a CPU.
+    return network.to(memory_format=torch.channels_last)
 
 
-def _keras_kernels() -> dict[str, tuple[int, int, int, int]]:
-    """Shape of each kernel as Keras has it, (kh, kw, in, out), in the order of the network."""
-    kernels = {}
-    channels = 3
-    for block, (width, convolutions) in enumerate(BLOCKS, 1):
+def read_keras(path: Path) -> "dict[str, Tensor]":
+    """The convolutions of an HDF5 file in the layout of the published one.
+
+    That is a group per layer at the root, with the data sets `LAYER_W_1:0`, (kh, kw, in, out), and
+    `LAYER_b_1:0`. What else the file holds is not looked at.
+
+    Returns:
+        `LAYER.weight`, (out, in, kh, kw), and `LAYER.bias`, (out,), of all layers.
+
+    Raises:
+        WeightsError: The file cannot be read, or is of another layout.
+    """
+    import h5py
+    import torch
+
+    from micu.store.hdf5 import check_data_sets, damage_named, open_file
+
+    places = dict(_keras_places())
+    try:
+        with open_file(path) as file, damage_named(path):
+            # A group that is a link could lead to another file, and is none of the layout.
+            groups = {place.partition("/")[0] for place in places.values()}
+            plain = {name for name in groups if type(file.get(name, getlink=True)) is h5py.HardLink}
+            missing = [
+                place
+                for place in places.values()
+                if place.partition("/")[0] not in plain or place not in file
+            ]
+            if missing:
+                raise WeightsError(
+                    f"{path}: expected the layout of Keras's published file, got one without "
+                    f"{missing[0]}; other files of Keras are converted first: see VGG-19 in the "
+                    "README"
+                )
+            check_data_sets(file, list(places.values()), path)
+            state = {}
+            for name, place in places.items():
+                array = np.asarray(file[place][()])
+                if file[place].id.get_storage_size() != array.nbytes:  # the rest reads as zeros
+                    raise WeightsError(f"{path}: {place} has not the numbers that it declares")
+                array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+                kind = np.float32 if array.dtype.kind == "f" else array.dtype
+                state[name] = torch.from_numpy(np.ascontiguousarray(array, kind))
+            return state
+    except StoreError as error:
+        raise WeightsError(str(error)) from error
+
+
+def _keras_places() -> Iterator[tuple[str, str]]:
+    """Each tensor's name, and where it lies in the published file."""
+    for block, (_, convolutions) in enumerate(BLOCKS, 1):
         for place in range(1, convolutions + 1):
-            kernels[f"block{block}_conv{place}"] = (3, 3, channels, width)
-            channels = width
-    return kernels
+            layer = f"block{block}_conv{place}"
+            yield f"{layer}.weight", f"{layer}/{layer}_W_1:0"
+            yield f"{layer}.bias", f"{layer}/{layer}_b_1:0"

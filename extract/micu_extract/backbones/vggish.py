@@ -11,11 +11,14 @@ Differs: sound is resampled by FFmpeg, where the scripts take resampy.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from micu.base.errors import CheckpointError, WeightsError
+from micu.base.tensor_files import check_tensor_file
 from micu.store.sets import Steps
 from micu_extract.backbones.base import (
     BACKBONES,
@@ -27,25 +30,18 @@ from micu_extract.backbones.base import (
     WaveformInput,
 )
 from micu_extract.backbones.hubs import by_hand, url_file, url_state
-from micu_extract.backbones.inference import Runner
-from micu_extract.backbones.log_mel import LogMel, mel_filters, spectra
-from micu_extract.backbones.sound_windows import one_window_per_second
-from micu_extract.backbones.spec import build_spec
-from micu_extract.backbones.vggish_pca import PCA_FILE, find_files, read_pca
+from micu_extract.backbones.sound import LogMel, mel_filters, one_window_per_second, spectra
+from micu_extract.backbones.torch_backbone import TorchBackbone
 from micu_extract.backbones.weights import (
+    KNOWN,
     Request,
-    Weights,
-    load_strictly,
-    parse_request,
+    find_weights_file,
+    first_line,
     read_state,
-    seeded,
-    tensors_sha256,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from micu_extract.backbones.vggish_network import VGGish as Network
 
 RELEASE = "https://github.com/harritaylor/torchvggish/releases/download/v0.1"
 FILE = "vggish-10086976.pth"
@@ -65,10 +61,17 @@ SAMPLES = LOG_MEL.window + (FRAMES - 1) * LOG_MEL.hop
 """That a patch is made of: 15600, 0.975 s."""
 LOG_OFFSET = 0.01
 """Added to a band's magnitude before its logarithm."""
+PCA_FILE = "vggish_pca_params-970ea276.pth"
+PCA_START = "vggish_pca_params"
+PCA_SHAPES = {"pca_eigen_vectors": (128, 128), "pca_means": (128,)}
+MAX_PCA_BYTES = 2**20
+"""The published file has 0.18 MB."""
+RECONSTRUCT = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
+"""The name in a pickle of an array, before and since NumPy 2."""
 
 
 @BACKBONES.register("vggish")
-class VGGish:
+class VGGish(TorchBackbone):
     """VGGish (YouTube-8M audio), one 0.96 s patch per second, (T, 128).
 
     Args:
@@ -85,7 +88,9 @@ class VGGish:
         WeightsError: The weights cannot be had or do not fit.
     """
 
-    NAME: ClassVar[str] = "vggish"
+    NAME = "vggish"
+    BATCH_SIZE = 10
+    PACKAGES = ("torch", "av")
     HIDDEN: ClassVar[int] = 4096
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "no_relu": Option(
@@ -111,36 +116,19 @@ class VGGish:
     def __init__(  # noqa: D107
         self, weights: str, run: Run, *, no_relu: bool = False, pca: bool = False
     ) -> None:
+        self._relu, self._pca = not no_relu, pca
+        super().__init__(weights, run)
+
+    def _draw(self) -> Any:
         import torch
 
-        self._relu, self._pca = not no_relu, pca
-        network, source = self._load(parse_request(weights, self.NAME))
-        # Channels last is 1.15 times as fast on a CPU.
-        network = network.to(memory_format=torch.channels_last)
-        self._run = Runner(network, run, batch_size=10)
-        self._filters = torch.from_numpy(mel_filters(LOG_MEL)).to(self._run.device)
-        self.spec = build_spec(
-            self.NAME,
-            self,
-            Weights(source, tensors_sha256(network)),
-            run,
-            {
-                "log_mel": {**asdict(LOG_MEL), "log_offset": LOG_OFFSET},
-                "patch": f"first {FRAMES} frames of the second",
-                "short_window": f"zeros up to {SAMPLES} samples",
-                "relu": self._relu,
-                "pca": "whitened, 8-bit levels of [-2, 2], rounded" if pca else None,
-                "step": "the second's patch",
-            },
-            "torch",
-            "av",
-        )
+        from micu_extract.backbones.vggish_network import VGGishNetwork
 
-    def _load(self, request: Request) -> "tuple[Network, str]":
-        network = seeded(self._draw, request.seed)
-        if request.kind == "random":
-            return network, request.source
-        whitening: dict[str, Tensor] = {}
+        network = VGGishNetwork(self.HIDDEN, relu=self._relu, pca=self._pca)
+        # Channels last is 1.15 times as fast on a CPU.
+        return network.to(memory_format=torch.channels_last)
+
+    def _read(self, request: Request) -> "tuple[dict[str, Tensor], str]":
         if request.kind == "pretrained":
             names, state = [FILE], url_state(f"{RELEASE}/{FILE}")
             both = by_hand(f"curl -LO {RELEASE}/{FILE} -O {RELEASE}/{PCA_FILE}", "DIR")
@@ -150,38 +138,26 @@ class VGGish:
             names, state = [path.name], read_state(path)
         if pca_path is not None:
             names.append(pca_path.name)
-            whitening = read_pca(pca_path)
-        where = f"{self.NAME} {names[0]}"
-        load_strictly(network, state | whitening, where)
-        return network, " + ".join(names)
+            state |= read_pca(pca_path)
+        return state, " + ".join(names)
 
-    def _draw(self) -> "Network":
-        from micu_extract.backbones.vggish_network import VGGish as Network
-
-        return Network(self.HIDDEN, relu=self._relu, pca=self._pca)
-
-    @property
-    def batch_size(self) -> int:
-        """Seconds per forward pass."""
-        return self._run.batch_size
-
-    def encode(self, units: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Embedding of each second.
-
-        Args:
-            units: Windows, U of (S,), at most 16000 samples in [-1, 1].
-
-        Returns:
-            U of (128,).
-        """
-        return self._run.encode(units, self._forward)
-
-    def _forward(self, windows: Sequence[NDArray[np.float32]]) -> "Tensor":
+    def _describe(self) -> dict[str, Any]:
         import torch
 
-        batch = np.stack([fill_with_zeros(window, SAMPLES) for window in windows])
-        patches = log_mel(torch.from_numpy(batch).to(self._run.device), self._filters)
-        embeddings: Tensor = self._run(patches[:, None])
+        self._filters = torch.from_numpy(mel_filters(LOG_MEL)).to(self._run.device)
+        return {
+            "log_mel": {**asdict(LOG_MEL), "log_offset": LOG_OFFSET},
+            "patch": f"first {FRAMES} frames of the second",
+            "short_window": f"zeros up to {SAMPLES} samples",
+            "relu": self._relu,
+            "pca": "whitened, 8-bit levels of [-2, 2], rounded" if self._pca else None,
+            "step": "the second's patch",
+        }
+
+    def _forward(self, windows: Sequence[NDArray[np.float32]]) -> "Tensor":
+        """From seconds, of at most 16000 samples in [-1, 1], to (B, 128)."""
+        batch = self._stack([fill_with_zeros(window, SAMPLES) for window in windows])
+        embeddings: Tensor = self._run(log_mel(batch, self._filters)[:, None])
         if self._pca:
             # In float32, whatever the network ran in: a level is 1/64 wide.
             network: Any = self._run.network
@@ -211,3 +187,89 @@ def log_mel(samples: "Tensor", filters: "Tensor") -> "Tensor":
     import torch
 
     return torch.log(spectra(samples, LOG_MEL).abs() @ filters + LOG_OFFSET)
+
+
+# --- the whitening's file ---------------------------------------------------------------------
+
+
+def find_files(path: Path, *, pca: str, need: bool) -> tuple[Path, Path | None]:
+    """The network's file at `path`, and the PCA file beside it where it is needed.
+
+    Args:
+        path: A file, or a directory with one file of a network.
+        pca: Where the PCA file can be had, for the message.
+        need: Whether the PCA file is.
+
+    Raises:
+        WeightsError: There is none, or more than one could be meant.
+    """
+    folder = path.absolute().parent
+    if path.is_dir():
+        folder = path
+        files = [p for p in sorted(folder.iterdir()) if p.suffix in KNOWN and p.is_file()]
+        networks = [p for p in files if not p.name.startswith(PCA_START)]
+        path = networks[0] if len(networks) == 1 else find_weights_file(folder)
+    if not need:
+        return path, None
+    found = sorted(folder.glob(f"{PCA_START}*"))
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        raise WeightsError(
+            f"{folder}: expected {PCA_FILE} beside the network's weights, got {names}; --pca needs "
+            f"it. On a machine with network type: curl -LO {pca}"
+        )
+    return path, found[0]
+
+
+def read_pca(path: Path) -> "dict[str, Tensor]":
+    """The whitening's tensors, named as in the network.
+
+    The published file, made in 2019, is a pickle of two NumPy arrays, which the loader of tensors
+    refuses. Here NumPy's own constructors are let through, and nothing else.
+
+    Raises:
+        WeightsError: The file does not hold the two matrices as arrays or tensors of numbers, or
+            holds anything else.
+    """
+    import torch
+
+    if path.stat().st_size > MAX_PCA_BYTES:
+        raise WeightsError(
+            f"{path}: expected at most {MAX_PCA_BYTES} bytes, got more; not {PCA_FILE}"
+        )
+    try:
+        with path.open("rb") as file, torch.serialization.safe_globals(_array_constructors()):
+            check_tensor_file(file, str(path), arrays=True)
+            file.seek(0)
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or content.keys() != PCA_SHAPES.keys():
+            raise ValueError(f"expected {' and '.join(PCA_SHAPES)} by name")
+        arrays = {name: _numbers(content[name]) for name in PCA_SHAPES}
+    except CheckpointError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        raise WeightsError(f"{path}: cannot be read as VGGish's PCA: {why}") from error
+    except Exception as error:  # a pickle that is not what it says can raise anything
+        why = first_line(error) if isinstance(error, ValueError) else type(error).__name__
+        raise WeightsError(f"{path}: cannot be read as VGGish's PCA: {why}") from error
+    for name, shape in PCA_SHAPES.items():
+        if arrays[name].size != np.prod(shape) or arrays[name].shape[0] != shape[0]:
+            raise WeightsError(f"{path}: {name}: expected {shape}, got {arrays[name].shape}")
+    return {
+        f"pca.{name}": torch.from_numpy(arrays[name].reshape(shape).astype(np.float32))
+        for name, shape in PCA_SHAPES.items()
+    }
+
+
+def _array_constructors() -> list[Any]:
+    reconstruct = np.array(0.0).__reduce__()[0]
+    types = [type(np.dtype(kind)) for kind in (np.float32, np.float64)]
+    return [*((reconstruct, name) for name in RECONSTRUCT), np.ndarray, np.dtype, *types]
+
+
+def _numbers(value: Any) -> "np.ndarray[Any, np.dtype[Any]]":
+    import torch
+
+    array = value.numpy() if isinstance(value, torch.Tensor) else value
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim not in (1, 2):
+        raise ValueError("expected arrays of numbers")
+    return array

@@ -16,7 +16,7 @@ CLIP = 2.0
 """A whitened value is cut off at minus and plus this."""
 
 
-class VGGish(nn.Module):
+class VGGishNetwork(nn.Module):
     """Patches (B, 1, 96, 64) to embeddings (B, 128).
 
     Args:

@@ -41,15 +41,6 @@ PICKLE_START = b"\x80"
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """What is loaded."""
-
-    source: str
-    """A hub name, the name of a file or directory (without where it lies), or `random:SEED`."""
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """What was asked for with `--weights`."""
 
@@ -61,16 +52,32 @@ class Request:
 
     @property
     def source(self) -> str:
-        """Name of a local or random source."""
+        """Name of a local or random source: of the file or directory, without where it lies."""
         return f"random:{self.seed}" if self.kind == "random" else self.path.resolve().name
 
 
-def parse_request(weights: str, backbone: str) -> Request:
+def parse_request(weights: str, backbone: str, demo_of: str = "") -> Request:
     """Read the value of `--weights`.
 
+    Args:
+        weights: What was typed.
+        backbone: Whose, for messages.
+        demo_of: Of a small variant, which has no published weights: the backbone that has.
+
     Raises:
-        WeightsError: It is neither a known word nor a path that exists.
+        WeightsError: It is neither a known word nor a path that exists, or not random for a small
+            variant.
     """
+    request = _parse(weights, backbone)
+    if demo_of and request.kind != "random":
+        raise WeightsError(
+            f"weights of {backbone}: expected random, got {weights!r}; this small variant has no "
+            f"published weights: type --weights random, or take --backbone {demo_of}"
+        )
+    return request
+
+
+def _parse(weights: str, backbone: str) -> Request:
     word, _, seed = weights.partition(":")
     if word == "random" and (seed.isdecimal() or weights == word):
         if len(seed) > len(str(LAST_SEED)) or int(seed or 0) > LAST_SEED:
@@ -88,21 +95,6 @@ def parse_request(weights: str, backbone: str) -> Request:
             f"exists, got {weights!r}"
         )
     return Request("local", path=path)
-
-
-def parse_demo_request(weights: str, backbone: str, real: str) -> Request:
-    """Read the value of `--weights` for a small variant, which has no published weights.
-
-    Raises:
-        WeightsError: It is not `random` or `random:SEED`.
-    """
-    request = parse_request(weights, backbone)
-    if request.kind != "random":
-        raise WeightsError(
-            f"weights of {backbone}: expected random, got {weights!r}; this small variant has no "
-            f"published weights: type --weights random, or take --backbone {real}"
-        )
-    return request
 
 
 def seeded(build: Callable[[], N], seed: int) -> N:

@@ -51,7 +51,7 @@ class RAFT:
 
         from micu_extract.backbones.base import Run
         from micu_extract.backbones.hubs import by_hand, url_state
-        from micu_extract.backbones.inference import Runner
+        from micu_extract.backbones.torch_backbone import Runner
         from micu_extract.backbones.weights import (
             load_strictly,
             parse_request,
