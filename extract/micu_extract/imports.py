@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from micu.base.command_line import typed_command
 from micu.base.errors import ConfigError, ManifestError
 from micu.base.files import check_room
-from micu.base.process import Source, record_source
+from micu.base.process import ManifestSource, record_source
 from micu.store.hdf5 import open_plain
 from micu.store.manifest import Clip, read_manifest
 from micu.store.sets import FeatureSpec, Steps
@@ -146,7 +146,7 @@ def import_features(order: ImportOrder) -> None:
         announce(targets[modality].plan, *order.sources[modality])
     plans = [target.plan for target in targets.values()]
     check_room(order.out, sum(plan.bytes_needed for plan in plans))
-    record_source(order.out, Source(order.manifest, job.media_root))
+    record_source(order.out, ManifestSource(order.manifest, job.media_root))
     tables = {name: [p for p in paths if p.is_file()] for name, paths in order.sources.items()}
     read = ReadReleased(
         tables={name: paths[0] for name, paths in tables.items() if paths},

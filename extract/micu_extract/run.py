@@ -13,7 +13,7 @@ import click
 from micu.base.command_line import typed_command
 from micu.base.errors import ConfigError, DecodeError
 from micu.base.files import check_held, check_room, hold_folder
-from micu.base.process import EXIT_FAILURES, Source, StopFlag, find_source, record_source
+from micu.base.process import EXIT_FAILURES, ManifestSource, StopFlag, find_source, record_source
 from micu.store.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
 from micu.store.sets import shard_files
 from micu_extract.backbones import build_backbone, find_backbone
@@ -136,7 +136,7 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
     if settings.max_failures is None or not settings.max_failures.bears_all:
         _check_media_root(plans, job)
     check_room(settings.out, sum(plan.bytes_needed for plan in plans))
-    record_source(settings.out, Source(source.manifest, job.media_root))
+    record_source(settings.out, ManifestSource(source.manifest, job.media_root))
     if settings.dask:
         summaries = extract_on_cluster(settings.dask, job, plans, settings.max_failures)
     else:

@@ -234,20 +234,20 @@ def _leave_terminal() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ManifestSource:
     """A manifest, and where its media lie."""
 
     manifest: Path
     media_root: Path
 
 
-def record_source(features: Path, source: Source) -> None:
+def record_source(features: Path, source: ManifestSource) -> None:
     """Note in a feature folder what it was last extracted with."""
     absolute = {key: str(path.resolve()) for key, path in asdict(source).items()}
     write_atomically(features / "last.json", json.dumps(absolute, indent=1).encode())
 
 
-def find_source(features: Path, typed: Path | None) -> Source:
+def find_source(features: Path, typed: Path | None) -> ManifestSource:
     """The manifest to use: what was typed, else `$MICU_MANIFEST`, else the last extraction's.
 
     The media root is the manifest's folder, or the one that was recorded with the manifest.
@@ -258,7 +258,7 @@ def find_source(features: Path, typed: Path | None) -> Source:
     variable = os.environ.get(MANIFEST_VARIABLE)
     named = typed or (Path(variable) if variable else None)
     if named is not None:
-        return Source(named, named.parent)
+        return ManifestSource(named, named.parent)
     recorded = _read_source(features / "last.json")
     if recorded is None:
         raise ManifestError(
@@ -269,7 +269,7 @@ def find_source(features: Path, typed: Path | None) -> Source:
     return recorded
 
 
-def _read_source(path: Path) -> Source | None:
+def _read_source(path: Path) -> ManifestSource | None:
     if not path.is_file():
         return None
     try:
@@ -277,7 +277,7 @@ def _read_source(path: Path) -> Source | None:
         names = record["manifest"], record["media_root"]
         if not all(isinstance(name, str) and "\0" not in name for name in names):
             raise ValueError("paths that are none")
-        return Source(*map(Path, names))
+        return ManifestSource(*map(Path, names))
     except (ValueError, KeyError, TypeError) as error:
         raise ManifestError(
             f"{path}: expected the paths of a manifest and its media, got "

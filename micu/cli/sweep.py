@@ -22,7 +22,7 @@ from micu.base.errors import ConfigError
 from micu.base.files import hold_folder
 from micu.base.process import EXIT_FAILURES, exit_codes, stop_signals
 from micu.cli.outputs import try_file
-from micu.sweep.conduct import CHECKPOINT, Job, conduct, launcher, share_cores, share_gpus
+from micu.sweep.conduct import CHECKPOINT, RunCommands, conduct, launcher, share_cores, share_gpus
 from micu.sweep.plan import PRESET, Build, SweepRun, choose_part, parse_axes, plan_runs
 
 RESULTS = "results.csv"
@@ -159,7 +159,7 @@ def _gpus(at_a_time: int, words: Sequence[str]) -> list[str]:
 
 def _job(
     run: SweepRun, folder: Path, typed: Sequence[str], evaluation: Sequence[str] | None
-) -> Job:
+) -> RunCommands:
     """The command lines of one run."""
     settings = (*run.assignments, f"seed={run.config.seed}")
     own = [word for text in settings for word in ("--set", text)]
@@ -167,7 +167,7 @@ def _job(
     if evaluation is not None:
         task, *words = evaluation
         evaluate = [task, str(folder / CHECKPOINT), *words, "--out", str(folder / RESULTS)]
-    return Job(
+    return RunCommands(
         run=run,
         folder=folder,
         train=["--preset", run.preset, *typed, *own, "--out", str(folder)],

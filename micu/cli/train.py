@@ -20,24 +20,25 @@ import click
 
 from micu.base.command_line import ToolCommand
 from micu.base.devices import resolve_device
-from micu.base.errors import ConfigError
+from micu.base.errors import CheckpointError, ConfigError
+from micu.base.files import lock_folder, read_bounded, write_atomically
 from micu.base.process import EXIT_FAILURES, exit_codes
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
-from micu.cli.resume import RunFolder, resume_
 from micu.cli.sweep import OWN, is_sweep, run_sweep
 from micu.cli.train_options import train_options
 from micu.config.overrides import idle_settings, to_json, with_overrides
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
 from micu.store.manifest import MODALITIES
-from micu.train.processes.place import Place, find_place
+from micu.train.processes.place import LAUNCHER, Place, find_place
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
 
     from micu.data.dataset import Batch, FeatureDataset
     from micu.store.sets import FeatureSpec
-    from micu.train.checkpoint import Record
+    from micu.train.checkpoint import Position, Record
+    from micu.train.cost import RunCost
     from micu.train.fit import FitSummary, LoaderFactory
     from micu.train.processes.world import World
     from micu.train.state import TrainState
@@ -49,9 +50,12 @@ HINT = (
     "a run that has begun keeps its last checkpoint; the same command with --resume goes on from it"
 )
 
+MAX_MARK_BYTES = 4096
+"""Largest note of who began a run: it is a name."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arguments:
+class TrainingOrder:
     """What was typed, beside the configuration."""
 
     features: Path
@@ -112,7 +116,7 @@ def main(
             return
         letters = "".join(name[0] for name in config.modalities)
         chosen = {name: arguments.pop(f"{name}_features") or "" for name in MODALITIES}
-        typed = Arguments(
+        typed = TrainingOrder(
             chosen=chosen,
             preset=preset,
             out=out or Path("runs") / f"{preset}-{letters}-{config.seed}",
@@ -161,7 +165,7 @@ def build_config(
     return replace(config, data=replace(config.data, exclude_manifests=excluded))
 
 
-def run(config: TrainConfig, typed: Arguments, place: Place) -> int:
+def run(config: TrainConfig, typed: TrainingOrder, place: Place) -> int:
     """Train as asked, tell about it, and return the exit code."""
     import torch
 
@@ -172,9 +176,10 @@ def run(config: TrainConfig, typed: Arguments, place: Place) -> int:
         return _run(config, typed, place, device, world)
 
 
-def _run(config: TrainConfig, typed: Arguments, place: Place, device: str, world: "World") -> int:
+def _run(
+    config: TrainConfig, typed: TrainingOrder, place: Place, device: str, world: "World"
+) -> int:
     """`run`, for one process among those that have met."""
-    from micu.cli.cost import tell_cost
     from micu.data.cache import CachedDataset
     from micu.data.dataset import FeatureDataset, make_loader, select_clips
     from micu.train.cost import count_steps, measure_cost
@@ -231,8 +236,8 @@ def _fit(
     load: "LoaderFactory",
     specs: "Mapping[str, FeatureSpec]",
     record: "Record",
-    typed: Arguments,
-    folder: RunFolder,
+    typed: TrainingOrder,
+    folder: "RunFolder",
 ) -> "FitSummary":
     """Train in a folder that no other run is at work in."""
     from micu.train.fit import RunOptions, fit
@@ -242,6 +247,100 @@ def _fit(
         begun = state.world.decide(lambda: folder.enter(state.config, stack))
         position = resume_(state, Path(begun), record) if begun else None
         return fit(state, load, typed.out, options, position)
+
+
+# --- the run's folder ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where a run is to be, and what may be done with a run that is there."""
+
+    out: Path
+    resume: bool
+    overwrite: bool
+    place: Place
+    """This process among those of the run."""
+
+    def find_begun(self, config: TrainConfig) -> str:
+        """The checkpoint to go on from, "" for none; changes nothing.
+
+        Processes that torchrun has started again go on with the run that this torchrun began,
+        whatever was typed. Any other run in the folder is treated as at the first start.
+
+        Raises:
+            ConfigError: The folder holds a run that is not to be touched.
+        """
+        from micu.train.fit import find_resumable
+
+        mark = self.out / LAUNCHER
+        launcher = _read_mark(mark)
+        again = launcher != "" and launcher == self.place.launcher
+        found = find_resumable(
+            self.out,
+            config,
+            resume=self.resume or again,
+            overwrite=self.overwrite and not again,
+        )
+        return "" if found is None else str(found)
+
+    def enter(self, config: TrainConfig, stack: ExitStack) -> str:
+        """Keep other runs out of the folder while `stack` is open, and make it ready.
+
+        Returns:
+            As `find_begun`.
+
+        Raises:
+            ConfigError: Another run is at work there, or one is not to be touched.
+        """
+        from micu.train.fit import clear_run
+
+        stack.enter_context(lock_folder(self.out))
+        # Looked at before the features were read too: another run may have ended here meanwhile.
+        begun = self.find_begun(config)
+        if self.overwrite and not begun:
+            clear_run(self.out)
+        if self.place.launcher:
+            write_atomically(self.out / LAUNCHER, self.place.launcher.encode())
+        return begun
+
+
+def _read_mark(mark: Path) -> str:
+    """Who began a run, as it noted; empty where no launcher has."""
+    try:
+        return read_bounded(mark, MAX_MARK_BYTES).decode(errors="replace")
+    except ValueError:  # there is none, or it is none of ours
+        return ""
+
+
+def resume_(state: "TrainState", path: Path, record: "Record") -> "Position":
+    """Put a fresh run back to where a checkpoint was written.
+
+    Args:
+        state: The run.
+        path: The checkpoint.
+        record: What the run would note beside its state.
+
+    Returns:
+        The batch that comes next.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read, or was trained on other features.
+    """
+    from micu.train.checkpoint import restore_
+
+    position, before = restore_(state, path)
+    if before.get("data_sha256") != record["data_sha256"]:
+        raise CheckpointError(
+            f"{path}: trained on {before.get('clips')} clips of {before.get('manifest')}, here are "
+            f"{record['clips']} of {record['manifest']}, or the features were made otherwise; "
+            "the run cannot go on with them: type the manifest and features of that run, or name "
+            "another --out. --overwrite would delete it"
+        )
+    return position
+
+
+# --- what is told ----------------------------------------------------------------------------
 
 
 def describe_run(
@@ -257,7 +356,7 @@ def describe_run(
     }
 
 
-def _report(summary: "FitSummary", typed: Arguments, clips: int, *, has_moved: bool) -> None:
+def _report(summary: "FitSummary", typed: TrainingOrder, clips: int, *, has_moved: bool) -> None:
     stopped_by = summary.stopped.name
     if typed.as_json:
         facts = {
@@ -290,6 +389,41 @@ def _report(summary: "FitSummary", typed: Arguments, clips: int, *, has_moved: b
             "evaluate it",
             err=True,
         )
+
+
+def tell_cost(
+    cost: "RunCost", state: "TrainState", dataset: "FeatureDataset", *, as_json: bool
+) -> None:
+    """Print what a run takes, as JSON or for people."""
+    modules = (state.model, state.losses)
+    parameters = sum(p.numel() for module in modules for p in module.parameters())
+    if as_json:
+        facts = {
+            "clips": len(dataset),
+            "shapes": {name: list(shape) for name, shape in dataset.shapes.items()},
+            "steps_per_epoch": cost.batches,
+            "steps": cost.steps,
+            "parameters": parameters,
+            "step_s": round(cost.step_s, 4),
+            "read_s": round(cost.read_s, 4),
+            "limit": cost.limit,
+            "epoch_s": round(cost.epoch_s, 1),
+            "run_s": round(cost.run_s, 1),
+            "memory_bytes": cost.memory_bytes,
+        }
+        click.echo(json.dumps(facts))
+        return
+    shapes = ", ".join(f"{name} {shape}" for name, shape in dataset.shapes.items())
+    memory = "?" if cost.memory_bytes is None else f"{cost.memory_bytes / 2**20:.0f}"
+    readers = f"{cost.workers} processes" if cost.workers else "the training process"
+    click.echo(
+        f"{len(dataset)} clips: {shapes}\n"
+        f"{cost.batches} steps per epoch, {cost.steps} steps, {parameters:,} parameters\n"
+        f"{cost.step_s:.3f} s per step, {cost.read_s:.3f} s to read a batch by {readers}: most of "
+        f"the time goes to {cost.limit}\n"
+        f"{cost.epoch_s / 60:.1f} min per epoch, {cost.run_s / 60:.1f} min for the run\n"
+        f"{memory} MiB at most"
+    )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ Launch = Callable[[str, Sequence[str], Path], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class RunCommands:
     """A run, and the command lines of its stages."""
 
     run: SweepRun
@@ -56,14 +56,14 @@ class Job:
 class Ended:
     """How a run ended."""
 
-    job: Job
+    job: RunCommands
     state: Literal["finished", "failed", "stopped"]
     why: str = ""
     """Of a run that failed, the last line of its log."""
 
 
 def conduct(
-    jobs: Sequence[Job],
+    jobs: Sequence[RunCommands],
     at_a_time: int,
     launch: Launch,
     stop: StopFlag,
@@ -82,7 +82,7 @@ def conduct(
         How each run ended, in order.
     """
 
-    def do(number: int, job: Job) -> Ended:
+    def do(number: int, job: RunCommands) -> Ended:
         ended = _do(job, launch, stop)
         why = f": {ended.why}" if ended.why else ""
         tell(f"[{number}/{len(jobs)}] {job.run.name}: {ended.state}{why}")
@@ -93,7 +93,7 @@ def conduct(
     return list(Parallel(n_jobs=at_a_time, prefer="threads", batch_size=1)(tasks))
 
 
-def _do(job: Job, launch: Launch, stop: StopFlag) -> Ended:
+def _do(job: RunCommands, launch: Launch, stop: StopFlag) -> Ended:
     wanted = {"config": json.loads(to_json(job.run.config)), "train": list(job.train)}
     found = _read_note(job.folder)
     trained = {key: found.get(key) for key in wanted} == wanted

@@ -235,8 +235,8 @@ def test_a_backbones_file_can_go_without_taking_other_backbones_along() -> None:
     code = (
         "import sys, types\n"
         "sys.modules['micu_extract.backbones.swin_v2'] = types.ModuleType('swin_v2')\n"
-        "import micu_extract.listing, micu_extract.backbones as b\n"
-        "assert 'timm:NAME' in micu_extract.listing.backbone_table()\n"
+        "import micu_extract.cli, micu_extract.backbones as b\n"
+        "assert 'timm:NAME' in micu_extract.cli.backbone_table()\n"
         "assert b.find_backbone('timm:x') and 'swinv2' not in b.BACKBONES"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from micu.base.errors import CheckpointError, ConfigError, ManifestError, MicuError, WeightsError
-from micu.cli.resume import RunFolder
+from micu.cli.train import RunFolder
 from micu.config.overrides import to_json
 from micu.config.sections import TrainConfig
 from micu.evaluate import details, report
@@ -94,7 +94,7 @@ def test_a_file_of_one_byte_too_many_is_refused(
 
 def test_bounds_have_room_for_what_people_have() -> None:
     from micu.base import table
-    from micu.cli import resume
+    from micu.cli import train
     from micu.evaluate import sheets
     from micu.report import commands
     from micu_extract.backbones import text, weights
@@ -103,7 +103,7 @@ def test_bounds_have_room_for_what_people_have() -> None:
     assert commands.MAX_BYTES == 64 * 2**20
     assert sheets.LARGEST == 256 * 2**20
     assert table.MAX_BYTES == 2**31
-    assert resume.MAX_MARK_BYTES == 4096
+    assert train.MAX_MARK_BYTES == 4096
 
 
 @pytest.mark.parametrize("text", ["a\tb\r\n\r\nc\td\r\n", "\ufeffa\tb\r\rc\td", "a\tb\n\nc\td\n"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from micu.base.errors import ConfigError
 from micu.base.files import write_atomically
-from micu.cli.resume import RunFolder
+from micu.cli.train import RunFolder
 from micu.config.overrides import to_json, with_overrides
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig

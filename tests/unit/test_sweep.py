@@ -14,7 +14,7 @@ from micu.base.process import EXIT_STOPPED, StopFlag
 from micu.config.overrides import with_overrides
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
-from micu.sweep.conduct import FINISHED, Job, conduct, launcher, share_cores, share_gpus
+from micu.sweep.conduct import FINISHED, RunCommands, conduct, launcher, share_cores, share_gpus
 from micu.sweep.plan import SweepRun, choose_part, parse_axes, plan_runs
 
 # --- the plan --------------------------------------------------------------------------------
@@ -177,9 +177,11 @@ class Processes:
         return self.code(module, log.parent.name)
 
 
-def jobs_in(out: Path, evaluate: Sequence[str] | None = None, size: str = "4,8") -> list[Job]:
+def jobs_in(
+    out: Path, evaluate: Sequence[str] | None = None, size: str = "4,8"
+) -> list[RunCommands]:
     return [
-        Job(
+        RunCommands(
             run=run,
             folder=out / run.name,
             train=["--out", run.name, *run.assignments],
@@ -189,7 +191,7 @@ def jobs_in(out: Path, evaluate: Sequence[str] | None = None, size: str = "4,8")
     ]
 
 
-def do(jobs: Sequence[Job], launch: Processes, stop: StopFlag | None = None) -> list[str]:
+def do(jobs: Sequence[RunCommands], launch: Processes, stop: StopFlag | None = None) -> list[str]:
     ended = conduct(jobs, 1, launch, stop or StopFlag(), lambda line: None)
     return [each.state for each in ended]
 
