@@ -266,6 +266,7 @@ TITLES = {
     "preset": "changed settings",
     "checkpoint_sha256": "checkpoint",
     "manifest_sha256": "manifest",
+    "leaks": "rests on",
     "test_sha256": "test clips",
     "n_lacking": "lacking features",
     "others": "conditions",
@@ -282,13 +283,11 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> TextTable:
         for name in shown
         if any(name in line.cells and line.cells[name].printed for line in lines)
     }
-    several = [
-        name
-        for name in ("preset", "score", "splits", "probe", "features", "checkpoint_sha256")
-        if _differ(lines, name)
-    ]
+    looks = [_look_of(line) for line in lines]
+    several = tell_apart(looks, [line.of for line in lines], HIDDEN)
+    unknown = _unknown(lines)
     header = ["setting", "known classes", "from → to", "method", "preset", "protocol", "threshold"]
-    header += [*(TITLES.get(name, name) for name in several), *_unknown(lines), "rests on"]
+    header += [*(TITLES.get(name, name) for name in several), *unknown, TITLES["leaks"]]
     header += [TITLES["test_sha256"], TITLES["n_lacking"], "runs"]
     for name in shown:
         title = metric_title(name)
@@ -299,13 +298,16 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> TextTable:
         (
             line.of.setting,
             known[line.of.known_list()],
-            *_identity(line, several, _unknown(lines))[2:-1],
+            *look,
+            *(show_column(line.of, name) for name in several),
+            *(line.of.others().get(name, "") for name in unknown),
+            line.leaks.replace(";", "; "),
             clips.get(_clips_of(line), ""),
             str(line.of.n_lacking or ""),
             str(line.runs),
             *_figures(line, shown, compared),
         )
-        for line in lines
+        for line, (_, _, *look) in zip(lines, looks, strict=True)
     ]
     return TextTable((tuple(header), *rows)).without_empty_columns()
 
@@ -375,33 +377,41 @@ def shares_seeds(runs: Iterable[tuple[object, str]]) -> bool:
     return len(seeds) > len(set(seeds))
 
 
-def _identity(line: Line, several: Sequence[str], unknown: Sequence[str]) -> tuple[str, ...]:
+Look = tuple[str, ...]
+"""What a table says of a line, whatever the others are."""
+
+HIDDEN = ("preset", "score", "splits", "probe", "features", "checkpoint_sha256")
+"""Columns that stand only where lines look the same without."""
+
+
+def _look_of(line: Line) -> Look:
     row = line.of
-    others = row.others()
+    source = row.threshold_source
     return (
-        row.setting,
-        "\n".join(row.known_list()),
+        "\n".join((row.setting, *row.known_list())),
+        line.leaks,
         line.direction.replace("<->", " ↔ ").replace("->", " → "),
         row.method,
         short_preset(row.preset),
         row.protocol,
-        row.threshold_source.replace("none", "")
-        + " (test set)" * (row.threshold_source in ON_TEST),
-        *(_shown(row, name) for name in several),
-        *(others.get(name, "") for name in unknown),
-        line.leaks.replace(";", "; "),
-        str(line.runs),
+        f"{source} (test set)" if source in ON_TEST else source.replace("none", ""),
     )
 
 
-def _threshold(source: str) -> str:
-    return f"{source} (test set)" if source in ON_TEST else source.replace("none", "")
+def tell_apart(looks: Sequence[object], rows: Sequence[Row], names: Iterable[str]) -> list[str]:
+    """Those of the columns that tell apart rows which look the same without."""
+    shown = {name: [show_column(row, name) for row in rows] for name in names}
+    apart = {name: {*zip(looks, texts, strict=True)} for name, texts in shown.items()}
+    return [name for name in names if len(apart[name]) > len({*looks})]
 
 
-def _shown(row: Row, name: str) -> str:
+def show_column(row: Row, name: str) -> str:
+    """What a table says of a row in one of its hidden columns."""
     if name == "preset":
         return row.preset.partition(CHANGES)[2]
-    text: str = getattr(row, name)
+    if name == "others":
+        return " ".join(f"{key}={text}" for key, text in row.others().items())
+    text = str(getattr(row, name))
     return text[:12] if name.endswith("_sha256") else text
 
 
@@ -418,14 +428,6 @@ def _figures(line: Line, metrics: Sequence[str], compared: set[str]) -> list[str
                 show_difference(cell) if cell else "",
             ]
     return cells
-
-
-def _differ(lines: Sequence[Line], name: str) -> bool:
-    """Whether a column tells lines apart that otherwise look the same."""
-    found: dict[tuple[str, ...], set[str]] = {}
-    for line in lines:
-        found.setdefault(_identity(line, (), ())[:-1], set()).add(getattr(line.of, name))
-    return any(len(values) > 1 for values in found.values())
 
 
 def _unknown(lines: Sequence[Line]) -> list[str]:

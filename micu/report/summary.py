@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from micu.evaluate.columns import COLUMN_TITLES
 from micu.evaluate.markdown import TextTable
-from micu.evaluate.report import CHANGES, Row
+from micu.evaluate.report import Row
 from micu.report.compare import (
     MODEL,
     ORACLE,
@@ -16,8 +16,10 @@ from micu.report.compare import (
     name_lists,
     shares_seeds,
     short_preset,
+    show_column,
     show_mean,
     spell_range,
+    tell_apart,
 )
 from micu.report.page import Block, Title
 from micu.report.paper import direction_of
@@ -203,26 +205,25 @@ def tabulate(lines: Sequence[Means]) -> TextTable:
     looks = [
         (line.of.setting, known[line.of.known_list()], line.label, line.pairs) for line in lines
     ]
-    apart = [
-        name
-        for name in ("preset", *HIDDEN, "checkpoint_sha256")
-        if len({*zip(looks, (_show(line.of, name) for line in lines), strict=True)}) > len({*looks})
-        or (name == "manifest_sha256" and len({line.of.manifest_sha256 for line in lines}) > 1)
-    ]
+    names = ("preset", *HIDDEN, "checkpoint_sha256")
+    told = tell_apart(looks, [line.of for line in lines], names)
+    if len({line.of.manifest_sha256 for line in lines}) > 1:
+        told.append("manifest_sha256")
+    apart = [name for name in names if name in told]
     clips = _clips(lines)
     header = ("setting", "known classes", "preset", *(TITLES.get(name, name) for name in apart))
     rows = [
         (
             *look[:3],
-            *(_show(line.of, name) for name in apart),
+            *(show_column(line.of, name) for name in apart),
             *(_figure(line, column) for column in columns),
             line.leaks,
             ", ".join(line.pairs),
-            told,
+            tested,
             line.lacking,
             spell_range([len(cell.values) for cell in line.cells.values()]) or "0",
         )
-        for line, look, told in zip(lines, looks, clips, strict=True)
+        for line, look, tested in zip(lines, looks, clips, strict=True)
     ]
     last = ("clean rests on", "pairs", TITLES["test_sha256"], TITLES["n_lacking"], "seeds")
     table = [(*header, *map(_title, columns), *last), *rows]
@@ -279,12 +280,3 @@ def _title(column: Column) -> str:
     protocol, source, metric = column
     how = " ".join(filter(None, (protocol, source.replace(NO_THRESHOLD, ""))))
     return f"{how}: {COLUMN_TITLES.get(metric, metric)}".removeprefix(": ")
-
-
-def _show(row: Row, name: str) -> str:
-    if name == "preset":
-        return row.preset.partition(CHANGES)[2]
-    if name == "others":
-        return " ".join(f"{key}={text}" for key, text in row.others().items())
-    value = str(getattr(row, name))
-    return value[:12] if name.endswith("_sha256") else value
