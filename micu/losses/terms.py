@@ -1,10 +1,10 @@
-"""What every loss shares: its interface, its random draws, and the sum that comes out."""
+"""What every loss shares: its interface, its random draws, and the sum of all of a run."""
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -237,12 +237,6 @@ class LossTerms:
             bad.pop("total", None)  # the terms say more than their sum
         return [f"loss {name!r} is {value}" for name, value in bad.items()]
 
-    def detach(self) -> "LossTerms":
-        """The same numbers without their graph."""
-        return LossTerms(
-            self.total.detach(), {name: term.detach() for name, term in self.terms.items()}
-        )
-
 
 def not_finite(step: int, what: Sequence[str], clip_ids: Sequence[str]) -> str:
     """Message about a step whose loss or gradient is not finite."""
@@ -271,6 +265,51 @@ def loss_weight(weights: LossWeights, name: str) -> float | None:
     return weight
 
 
+class Losses(nn.Module):
+    """Every loss that has a weight, with what it owns, for example the jigsaw's classifier.
+
+    They stand in the order of `LossWeights`, whatever the order of the imports. The methods ask
+    each of them; `Loss` says what for.
+
+    Args:
+        config: The run.
+
+    Raises:
+        ConfigError: A registered loss has no weight.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:  # noqa: D107
+        super().__init__()
+        self.config = config
+        for name in LOSSES:
+            loss_weight(config.weights, name)
+        for name in config.terms():
+            self.add_module(name, LOSSES[name](config))
+
+    def all(self) -> dict[str, Loss]:
+        """The losses by name."""
+        return cast(dict[str, Loss], dict(self.named_children()))
+
+    def start_(self, model: MICU, steps: int) -> None:
+        """Build what depends on the model; `steps` is the run's length, 0 if not known."""
+        for loss in self.all().values():
+            loss.start_(model, steps)
+
+    def fit_estimators_(self, output: MICUOutput, batch: Batch, draws: Draws) -> None:
+        """Train the losses' own estimators on a forward pass."""
+        for loss in self.all().values():
+            loss.fit_estimators_(output, batch, draws)
+
+    def after_step_(self, model: MICU, output: MICUOutput, batch: Batch, draws: Draws) -> None:
+        """Let the losses' own copies, queues and stores follow the model."""
+        for loss in self.all().values():
+            loss.after_step_(model, output, batch, draws)
+
+    def is_continuous(self, step: int) -> bool:
+        """Whether nothing is to be quantised in a step yet."""
+        return any(loss.is_continuous(step) for loss in self.all().values())
+
+
 def weigh(terms: Mapping[str, Tensor], weights: LossWeights) -> LossTerms:
     """Sum terms by their weights; a term of weight 0 is logged and left out of the sum.
 
@@ -288,3 +327,49 @@ def weigh(terms: Mapping[str, Tensor], weights: LossWeights) -> LossTerms:
             # L = sum of lambda_i L_i
             total = total + weight * term
     return LossTerms(total, dict(terms))
+
+
+def compute_terms(
+    output: MICUOutput,
+    batch: Batch,
+    losses: Losses,
+    draws: Draws,
+    names: Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """Compute losses before weighting; those of weight 0 without a graph.
+
+    Args:
+        output: The forward pass.
+        batch: Its batch.
+        losses: The run's losses.
+        draws: The step's randomness.
+        names: Which ones; all if None.
+
+    Returns:
+        Value of each, (), by name.
+    """
+    terms = {}
+    for name, loss in losses.all().items():
+        if names is not None and name not in names:
+            continue
+        has_weight = bool(loss_weight(losses.config.weights, name))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and has_weight):
+            terms[name] = loss.compute(output, batch, draws)
+    return terms
+
+
+def compute_losses(output: MICUOutput, batch: Batch, losses: Losses, draws: Draws) -> LossTerms:
+    """The step's loss: every term, and their weighted sum.
+
+    Args:
+        output: The forward pass.
+        batch: Its batch.
+        losses: The run's losses.
+        draws: The step's randomness.
+
+    Returns:
+        Total and terms.
+
+    Reference: equation 8.
+    """
+    return weigh(compute_terms(output, batch, losses, draws), losses.config.weights)

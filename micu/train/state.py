@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from micu.config.sections import TrainConfig
+from micu.data.dataset import Batch
 from micu.losses import Draws, Losses, LossTerms, derive_seed
 from micu.model.micu import MICU, MICUOutput
 from micu.train.processes.world import ALONE, World
@@ -41,6 +42,10 @@ class TrainState:
     scaler: torch.amp.GradScaler = field(
         default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False)
     )
+
+    def is_in_parts(self, batch: Batch) -> bool:
+        """Whether a step goes over parts of the batch: micro-batches, or those of processes."""
+        return self.world.size > 1 or 0 < self.config.optimizer.micro_batch < len(batch.mask)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from micu.losses.terms import not_finite
 from micu.model.micu import MICU
 from micu.model.precision import LEAST_SCALE, build_scaler, set_tf32_
 from micu.model.quantizer import code_counts, code_perplexity
-from micu.train.processes.micro_batches import check_spreadable, is_in_parts, run_in_parts
+from micu.train.processes.micro_batches import check_spreadable, run_in_parts
 from micu.train.processes.world import ALONE, World
 from micu.train.state import CodebookInput, Passes, TrainState, losses_by_pass, update_codebook_
 
@@ -158,7 +158,7 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
     state.losses.train()
     state.optimizer.zero_grad(set_to_none=True)
     before = _remember(state)
-    run = run_in_parts if is_in_parts(state, batch) else _run_whole  # processes, micro-batches
+    run = run_in_parts if state.is_in_parts(batch) else _run_whole  # processes, micro-batches
     passes = run(state, batch, draws)  # forward, estimators, losses, backward
     norms: dict[str, Tensor] = {}
     overflowed = skipped = False

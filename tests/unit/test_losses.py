@@ -277,14 +277,6 @@ def test_no_splits_are_no_jigsaw() -> None:
     assert "jigsaw" not in loss.terms
 
 
-def test_detached_losses_have_the_same_values_and_no_graph() -> None:
-    loss = compute_losses(output(*inputs()), batch(), losses_of(CONFIG), the_draws(CONFIG))
-    bare = loss.detach()
-    assert not bare.total.requires_grad
-    assert not any(term.requires_grad for term in bare.terms.values())
-    assert bare.total == loss.total
-
-
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
 def test_a_loss_that_is_not_finite_is_named_with_its_step_and_clips(bad: str) -> None:
     terms = {"fine": torch.tensor(1.0), "jigsaw": torch.tensor(float(bad))}

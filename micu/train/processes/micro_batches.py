@@ -60,11 +60,6 @@ class MicroBatch:
         return output
 
 
-def is_in_parts(state: TrainState, batch: Batch) -> bool:
-    """Whether a step goes over parts of its batch: micro-batches, or those of several processes."""
-    return state.world.size > 1 or 0 < state.config.optimizer.micro_batch < len(batch.mask)
-
-
 def run_in_parts(state: TrainState, batch: Batch, draws: Draws | None) -> Passes:
     """A step's forward passes, one or two, and the gradients of all its parts, added up.
 
