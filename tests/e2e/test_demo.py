@@ -1,6 +1,5 @@
 """`micu-demo`, whole but small: fewer clips and little training, through the same commands."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,8 +32,7 @@ def test_the_demo_goes_from_media_to_a_report(
         *("cut-off", "sound-only", "empty", "random:0"),
     ):
         assert text in page, text
-    typed = json.loads((tmp_path / "out" / demo.MARKER).read_text())
-    assert sum(line["line"].startswith("micu-extract flow") for line in typed) == 2
+    assert shown.count("$ micu-extract flow") == 2
 
     monkeypatch.setattr(demo, "write_media", pytest.fail)
     # The one that is killed only once, and one with broken files: each is three seconds of imports.

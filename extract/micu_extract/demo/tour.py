@@ -4,7 +4,6 @@ Everything after the media is a command that a user could type in the demo's fol
 calls the modules behind them. Offline, on the CPU, a few minutes on two cores.
 """
 
-import json
 import os
 import shlex
 import shutil
@@ -14,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +47,7 @@ BACKBONES = {
 PAIRS = ("v:a", "a:v", "v:f", "a:f")
 FIRST_SEED = 1
 MARKER = "demo.json"
-"""Written first and last, so that a folder of the demo can be told from one that is not."""
+"""Written first, so that a folder of the demo can be told from one that is not."""
 RESULTS = ("results.csv", "results.commands.jsonl", "codebook.csv", "report.html")
 INPUTS = ("manifest.csv", "known.csv")
 FOLDERS = ("media", "features", "runs")
@@ -106,21 +105,10 @@ class DemoError(MicuError):
 
 
 @dataclass(frozen=True, slots=True)
-class Typed:
-    """A command that was typed."""
-
-    line: str
-    exit_code: int
-    wall_s: float
-    note: str = ""
-
-
-@dataclass(slots=True)
 class Shell:
-    """Types commands in one folder and remembers them."""
+    """Types commands in one folder."""
 
     folder: Path
-    typed: list[Typed]
 
     def run(self, name: str, *arguments: str, expect: Sequence[int] = (0,)) -> None:
         """Type a command, show what it prints, and wait for it.
@@ -128,13 +116,11 @@ class Shell:
         Raises:
             DemoError: It ended with an exit code that was not expected.
         """
-        started = time.monotonic()
         with self._start(name, arguments) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 click.echo(f"  {_shorten(line)}")
             code = process.wait()
-        self._note(name, arguments, code, started, "")
         if code not in expect:
             raise DemoError(
                 f"{name} {shlex.join(arguments)}: expected exit code "
@@ -158,11 +144,9 @@ class Shell:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
-        note = (
-            "killed on purpose" if code == -signal.SIGKILL else "had finished before it was killed"
-        )
-        click.echo(f"  kill -9: {note}")
-        self._note(name, arguments, code, started, note)
+        is_killed = code == -signal.SIGKILL
+        told = "killed on purpose" if is_killed else "had finished before it was killed"
+        click.echo(f"  kill -9: {told}")
 
     @contextmanager
     def _start(
@@ -193,12 +177,6 @@ class Shell:
                 process.wait()
             if process.stdout is not None:
                 process.stdout.close()
-
-    def _note(
-        self, name: str, arguments: Sequence[str], code: int, started: float, note: str
-    ) -> None:
-        line = f"{name} {shlex.join(arguments)}"
-        self.typed.append(Typed(line, code, time.monotonic() - started, note))
 
 
 def _shorten(line: str, width: int = 160) -> str:
@@ -257,7 +235,7 @@ def run_demo(out: Path, seeds: int, *, keep: bool = False, size: Size | None = N
     check_system()
     size = size or Size()
     prepare_folder(out, keep=keep)
-    shell = Shell(out, [])
+    shell = Shell(out)
     show_media(out, size)
     extract_all(shell, size)
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
@@ -266,7 +244,6 @@ def run_demo(out: Path, seeds: int, *, keep: bool = False, size: Size | None = N
         *("micu-eval", "report", "results.csv", "codebook.csv", "runs", "features"),
         *("-o", "report.html", "--title", "micu-demo: a toy, whose numbers say nothing"),
     )
-    write_atomically(out / MARKER, json.dumps([asdict(line) for line in shell.typed]).encode())
 
 
 def prepare_folder(out: Path, *, keep: bool) -> None:
@@ -330,15 +307,15 @@ def train_and_evaluate(shell: Shell, seed: int, size: Size) -> None:
         *(*changes, "--out", run, *again),
     )
     shell.run(
-        "micu-eval", f"{run}/last.pt", "--task", "oscmg", "--known", "known.csv",
+        "micu-eval", "oscmg", f"{run}/last.pt", "--known", "known.csv",
         "--pairs", ",".join(PAIRS), "--encoder", "checkpoint", "--encoder", "untrained",
         "--ceiling", "--chance", "--out", "results.csv",
     )  # fmt: skip
     if seed == FIRST_SEED:
         shell.run(
-            "micu-eval", f"{run}/last.pt", "--task", "codebook", "--out", "results.csv",
-            "--codebook-out", "codebook.csv",
-        )  # fmt: skip
+            *("micu-eval", "codebook", f"{run}/last.pt", "--out", "results.csv"),
+            *("--codebook-out", "codebook.csv"),
+        )
 
 
 def tell_results(results: Path, seeds: int) -> str:
