@@ -32,14 +32,13 @@ from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.cli.report import paper, report
 from micu.evaluate.columns import shown_metrics
 from micu.evaluate.markdown import render_markdown
-from micu.evaluate.ranking import rank_scores
 from micu.evaluate.report import (
     CHANGES,
     Row,
     read_rows,
     write_rows,
 )
-from micu.evaluate.scores import SCORES
+from micu.evaluate.scores import SCORES, rank_scores
 from micu.evaluate.selection import CRITERIA, choose_checkpoint, merit
 from micu.evaluate.splits import CLEAN, PAPER, read_class_map
 from micu.evaluate.thresholds import ORACLE, SOURCE_VAL

@@ -34,7 +34,7 @@ _IS_IN: dict[str, Callable[[float], bool]] = {
 """What the ranges mean that types of settings carry."""
 
 
-class Section:
+class ConfigSection:
     """Settings that belong together; they are checked when they are made.
 
     Raises:
@@ -68,7 +68,7 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderConfig(Section):
+class EncoderConfig(ConfigSection):
     """Semantic encoders, one per modality (section 3.1 of the paper)."""
 
     section = "encoder"
@@ -97,7 +97,7 @@ class EncoderConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QuantizerConfig(Section):
+class QuantizerConfig(ConfigSection):
     """The shared codebook (section 3.3), and the commitment to it (equation 7)."""
 
     section = "quantizer"
@@ -144,7 +144,7 @@ class QuantizerConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReconstructionConfig(Section):
+class ReconstructionConfig(ConfigSection):
     """Modality-specific encoders and decoders (section 3.4)."""
 
     section = "reconstruction"
@@ -171,7 +171,7 @@ class ReconstructionConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ContrastiveConfig(Section):
+class ContrastiveConfig(ConfigSection):
     """FCMI: masked fine and coarse contrastive learning (section 3.2, equations 4 and 5)."""
 
     section = "contrastive"
@@ -190,7 +190,7 @@ class ContrastiveConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JigsawConfig(Section):
+class JigsawConfig(ConfigSection):
     """CUJP: the cross-modal unified jigsaw puzzle (section 3.3, equation 6)."""
 
     section = "jigsaw"
@@ -223,7 +223,7 @@ class JigsawConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MmjpConfig(Section):
+class MmjpConfig(ConfigSection):
     """MMJP, the multi-modal jigsaw puzzle of MOOSA (ECCV 2024), in place of CUJP (figure 3)."""
 
     section = "mmjp"
@@ -255,7 +255,7 @@ def permutation_count(parts: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LossWeights(Section):
+class LossWeights(ConfigSection):
     """Lambda of equation 8, and the weights of the baselines' losses.
 
     One field per registered loss, of the same name. None leaves a loss out: it is not computed and
@@ -286,7 +286,7 @@ class LossWeights(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerConfig(Section):
+class OptimizerConfig(ConfigSection):
     """Adam (section 4.1)."""
 
     section = "optimizer"
@@ -330,7 +330,7 @@ class OptimizerConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig(Section):
+class DataConfig(ConfigSection):
     """What is read from the feature sets."""
 
     section = "data"
@@ -356,7 +356,7 @@ class DataConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ClubConfig(Section):
+class ClubConfig(ConfigSection):
     """CLUB: a bound of the information that codes and specific encodings share."""
 
     section = "baselines.club"
@@ -369,7 +369,7 @@ class ClubConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CpcConfig(Section):
+class CpcConfig(ConfigSection):
     """Cross-modal contrastive predictive coding."""
 
     section = "baselines.cpc"
@@ -384,7 +384,7 @@ class CpcConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CodeMatchingConfig(Section):
+class CodeMatchingConfig(ConfigSection):
     """CMCM: matching of the distributions over codes, and its warm start."""
 
     section = "baselines.code_matching"
@@ -399,7 +399,7 @@ class CodeMatchingConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SelfCrossConfig(Section):
+class SelfCrossConfig(ConfigSection):
     """TURN: reconstruction of masked steps from the codes of every modality."""
 
     section = "baselines.self_cross"
@@ -415,7 +415,7 @@ class SelfCrossConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TransportConfig(Section):
+class TransportConfig(ConfigSection):
     """CODIS: optimal transport to the codes, guided by a teacher."""
 
     section = "baselines.transport"
@@ -439,7 +439,7 @@ class TransportConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BaselinesConfig(Section):
+class BaselinesConfig(ConfigSection):
     """One section per loss of `LossWeights` that has settings of its own."""
 
     section = "baselines"
@@ -451,7 +451,7 @@ class BaselinesConfig(Section):
     transport: TransportConfig = field(default_factory=TransportConfig)
 
     def conflicts(self, run: "TrainConfig") -> dict[str, bool]:
-        """What cannot go together with the run's other settings; see `Section.problems`."""
+        """What cannot go together with the run's other settings; see `ConfigSection.problems`."""
         weights, quantizer = asdict(run.weights), run.quantizer
         given = {name for name, weight in weights.items() if weight is not None}
         sections = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -489,7 +489,7 @@ class BaselinesConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig(Section):
+class TrainConfig(ConfigSection):
     """One pretraining run."""
 
     section = "train"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from micu.base.files import file_sha256
-from micu.evaluate.ranking import rank_scores
 from micu.evaluate.report import Row, read_results, read_rows, write_rows
+from micu.evaluate.scores import rank_scores
 from micu.evaluate.selection import choose_checkpoint
 from micu.evaluate.splits import SplitRules, clips_sha256, split_clips
 from micu.report.build import build_report
