@@ -176,7 +176,7 @@ def _evaluate(place: Place, run: Run, file: str, task: str, *words: str) -> list
         call(
             evaluate_command,
             [
-                *(str(run.folder(place) / "last.pt"), "--task", task, "--out", str(path)),
+                *(task, str(run.folder(place) / "last.pt"), "--out", str(path)),
                 *("--features", str(place.features), "--manifest", str(place.manifest(run.data))),
                 *("--device", "cpu", *PROBE, *words),
             ],

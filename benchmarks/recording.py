@@ -102,7 +102,7 @@ def record_results(demo: Path) -> dict[str, list[dict[str, str]]]:
     found = {}
     for task, options in TASKS.items():
         out = f"{task}.csv"
-        type_command("micu-eval", model, "--task", task, *options, "--out", out, folder=demo)
+        type_command("micu-eval", task, model, *options, "--out", out, folder=demo)
         found[out] = read_rows(demo / out)
     report = "recorded.csv"
     type_command("micu-eval", "report", *found, "--out", report, folder=demo)

@@ -1,5 +1,6 @@
 """Progress of an extraction on standard error: one line that is redrawn, or one now and then."""
 
+import shutil
 import sys
 import time
 
@@ -39,7 +40,10 @@ class Progress:
             f"{self._done}/{self._todo} clips, {failed} failed, {rate:.2f} clips/s, "
             f"{left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d} left"
         )
-        click.echo(f"\r{line:<70}" if self._redraws else line, err=True, nl=not self._redraws)
+        if self._redraws:  # never wider than the screen, where it would become two lines
+            width = shutil.get_terminal_size().columns - 1
+            line = f"\r{line[:width]:<{width}}"
+        click.echo(line, err=True, nl=not self._redraws)
 
     def close(self) -> None:
         """End the line."""

@@ -17,6 +17,8 @@ from micu.base.errors import ConfigError, show_unseen
 from micu.base.process import guard_screen, run_command
 from micu.store.sets import Failure, write_ledger
 from micu_extract.cli import cli
+from micu_extract.pipeline.writer import Summary
+from micu_extract.progress import Progress
 from tests.conftest import PYTHONPATH
 from tests.feature_sets import make_clips, write_features
 
@@ -88,6 +90,22 @@ def test_a_progress_bar_still_draws_its_line_again(capsys: pytest.CaptureFixture
     click.echo("\r1/2", nl=False)
     out, err = capsys.readouterr()
     assert (out, err) == ("\\u000d1/2", "\r1/2 a\\u000db")
+
+
+@pytest.mark.parametrize("columns", [20, 120])
+def test_progress_is_one_line_as_wide_as_the_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("micu_extract.progress.REDRAW_EVERY_S", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress(3)
+    progress.show(Summary(folder="x", clips=3, done_before=0, failed_before=0, failed=1))
+    progress.close()
+    line = capsys.readouterr().err
+    assert (line[0], line[-1]) == ("\r", "\n")
+    assert len(line) == columns + 1
+    assert line[1:].startswith("1/3 clips, 1 failed"[: columns - 1])
 
 
 def test_guarding_twice_is_guarding_once(capsys: pytest.CaptureFixture[str]) -> None:
