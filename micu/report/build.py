@@ -5,7 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from micu.evaluate.markdown import TextTable
 from micu.evaluate.report import Row
-from micu.report.compare import MODEL, Line, compare, name_lists, short_preset, tabulate_lines
+from micu.report.compare import (
+    MODEL,
+    Line,
+    compare,
+    grouped,
+    name_lists,
+    short_preset,
+    tabulate_lines,
+)
 from micu.report.drawings import COLOURS, GREY, Bar, Drawing, draw_bars
 from micu.report.figures import draw_codebook, draw_training
 from micu.report.open_set import open_set_section
@@ -174,10 +182,8 @@ def _tell_leaks(lines: Sequence[Line]) -> list[str]:
 
 def _paper_sections(lines: Sequence[Line]) -> list[Section]:
     """One part per table of the paper that has lines of ours."""
-    by_table: dict[int, list[Line]] = {}
-    for line in lines:
-        if line.of.setting in SETTINGS:
-            by_table.setdefault(line.table or _first_table(line.of.setting), []).append(line)
+    known = [line for line in lines if line.of.setting in SETTINGS]
+    by_table = grouped(known, lambda line: line.table or _first_table(line.of.setting))
     sections = []
     for number, found in sorted(by_table.items()):
         metrics = list(dict.fromkeys(f.metric for f in read_printed() if f.table == number))
@@ -199,15 +205,15 @@ def _first_table(setting: str) -> int:
 
 def _means(lines: Sequence[Line], number: int) -> list[str]:
     """Means over all columns of a table, where every one of them is there."""
-    found: dict[tuple[str, ...], list[Line]] = {}
-    for line in lines:
+
+    def key(line: Line) -> tuple[str, ...]:
         row = line.of
-        if line.table == number and row.method == MODEL:
-            method = (row.preset, row.checkpoint_sha256)
-            key = (*method, row.protocol, row.threshold_source, row.score)
-            found.setdefault(key, []).append(line)
+        method = (row.preset, row.checkpoint_sha256)
+        return (*method, row.protocol, row.threshold_source, row.score)
+
+    own = [line for line in lines if line.table == number and line.of.method == MODEL]
     texts = []
-    for group in found.values():
+    for group in grouped(own, key).values():
         cells = [
             (line.cells[name], line.cells[name].printed)
             for line in group
@@ -236,19 +242,13 @@ def _means(lines: Sequence[Line], number: int) -> list[str]:
 def _own(lines: Sequence[Line]) -> list[Block]:
     """Tables of lines without a setting, one per task; the codebook has a part of its own."""
     own = [line for line in lines if line.of.setting not in SETTINGS and line.of.task != "codebook"]
-    tasks = dict.fromkeys(line.of.task for line in own)
-    return [
-        block
-        for task in tasks
-        for block in _table_of(f"Task {task}", [line for line in own if line.of.task == task])
-    ]
+    tasks = grouped(own, lambda line: line.of.task)
+    return [block for task, found in tasks.items() for block in _table_of(f"Task {task}", found)]
 
 
 def _elsewhere(lines: Sequence[Line]) -> list[Block]:
     """Tables of what was tested on validation clips, to tune by, for example."""
-    jobs: dict[tuple[str, str], list[Line]] = {}
-    for line in lines:
-        jobs.setdefault((line.of.task, line.of.other_split), []).append(line)
+    jobs = grouped(lines, lambda line: (line.of.task, line.of.other_split))
     return [
         block
         for (task, split), found in jobs.items()

@@ -3,8 +3,9 @@
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from micu.evaluate.columns import NOT_RATES, SHOWN
 from micu.evaluate.markdown import TextTable, render_markdown
@@ -94,28 +95,32 @@ class Line:
 
 def compare(results: Sequence[Row]) -> list[Line]:
     """One line per job, and one for each mean of both directions that the paper prints."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in results:
-        groups.setdefault(row.group(), []).append(row)
-    lines = [_line(runs) for rows in groups.values() for runs in _repetitions(rows)]
+    jobs = grouped(results, Row.group).values()
+    lines = [_line(runs) for rows in jobs for runs in _repetitions(rows)]
     return in_reading_order([*lines, *_both_ways(results)])
+
+
+T = TypeVar("T")
+K = TypeVar("K")
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Items by what they have in common, in the order in which they come."""
+    found: dict[K, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
 def _repetitions(rows: Sequence[Row]) -> Iterable[list[Row]]:
     """Rows that a mean may be taken over: checkpoints that share a seed stand apart."""
     shared = shares_seeds((row.seed, row.checkpoint_sha256) for row in rows)
-    apart: dict[str, list[Row]] = {}
-    for row in rows:
-        apart.setdefault(row.checkpoint_sha256 if shared else "", []).append(row)
-    return apart.values()
+    return grouped(rows, lambda row: row.checkpoint_sha256 if shared else "").values()
 
 
 def _line(rows: Sequence[Row], *, both_ways: bool = False) -> Line:
     first = rows[0]
     direction = direction_of(first.train_modality, first.test_modality, both_ways=both_ways)
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.metric, []).append(row)
     own = first.method == MODEL
     method = paper_method(first.preset) if own else ""
     cells = {
@@ -124,7 +129,7 @@ def _line(rows: Sequence[Row], *, both_ways: bool = False) -> Line:
             find_printed(first.setting, method, direction, metric),
             spell_range(row.n_clips for row in same),
         )
-        for metric, same in found.items()
+        for metric, same in grouped(rows, lambda row: row.metric).items()
     }
     runs = len({(row.seed, row.checkpoint_sha256) for row in rows})
     shown = direction if first.train_modality and first.test_modality else first.test_modality
@@ -180,13 +185,9 @@ def _both_ways(results: Iterable[Row]) -> list[Line]:
                 leaks="",
             )
             runs.setdefault(same.number(), []).append(row)
-    jobs: dict[tuple[object, ...], list[Row]] = {}
-    for rows in runs.values():
-        for mean in _means_of_opposites(rows):
-            jobs.setdefault(mean.group(), []).append(mean)
-    return [
-        _line(found, both_ways=True) for means in jobs.values() for found in _repetitions(means)
-    ]
+    means = [mean for rows in runs.values() for mean in _means_of_opposites(rows)]
+    jobs = grouped(means, Row.group).values()
+    return [_line(found, both_ways=True) for job in jobs for found in _repetitions(job)]
 
 
 def _means_of_opposites(rows: Sequence[Row]) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from micu.report.compare import (
     ORACLE,
     TITLES,
     Cell,
+    grouped,
     name_lists,
     shares_seeds,
     short_preset,
@@ -93,10 +94,7 @@ def summary_blocks(results: Iterable[Row]) -> list[Block]:
 
 def summarise(rows: Sequence[Row]) -> list[Means]:
     """The lines of one task: by setting and list of known classes, the model's own first."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        key = (row.setting, *row.known_list(), row.method, row.preset, *_hidden(row))
-        groups.setdefault(key, []).append(row)
+    groups = grouped(rows, lambda row: (row.setting, row.known_list(), *_method_of(row)))
     lines = [_sum_up(part) for group in groups.values() for part in _comparable(group)]
     manifests = list(dict.fromkeys(row.manifest_sha256 for row in rows))
 
@@ -108,10 +106,11 @@ def summarise(rows: Sequence[Row]) -> list[Means]:
     return sorted(lines, key=place)
 
 
-def _hidden(row: Row) -> tuple[object, ...]:
+def _method_of(row: Row) -> tuple[object, ...]:
     """What is one for all pairs and protocols of a line; a published split is its protocol's."""
     splits = "" if row.setting and row.splits == "test=train" else row.splits
-    return splits, row.score, row.probe, row.manifest_sha256, *row.others().items()
+    shared = (row.method, row.preset, splits, row.score, row.probe, row.manifest_sha256)
+    return (*shared, *row.others().items())
 
 
 def _comparable(rows: Sequence[Row]) -> Iterable[list[Row]]:
@@ -123,21 +122,19 @@ def _comparable(rows: Sequence[Row]) -> Iterable[list[Row]]:
             sets.setdefault(name.partition(":")[0], set()).add(name)
     several = any(len(found) > 1 for found in sets.values())
     clips = _other_clips(rows)
-    apart: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
+
+    def key(row: Row) -> tuple[str, ...]:
         features = sorted(row.features.split()) if several else []
-        run = (row.seed, row.checkpoint_sha256)
-        key = (row.checkpoint_sha256 if shared else "", *features, *clips.get(run, ()))
-        apart.setdefault(key, []).append(row)
+        tested = clips.get((row.seed, row.checkpoint_sha256), ())
+        return (row.checkpoint_sha256 if shared else "", *features, *tested)
+
+    apart = grouped(rows, key)
     return [part for found in apart.values() for part in _over_the_same(found)]
 
 
 def _other_clips(rows: Sequence[Row]) -> dict[tuple[int | None, str], list[str]]:
     """By seed and checkpoint, the test clips of what was tested on others by another run."""
-    found: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        found.setdefault(_place(row), set()).add(row.test_sha256)
-    differ = {place for place, digests in found.items() if len(digests) > 1}
+    differ = _tested_twice(rows)
     runs: dict[tuple[int | None, str], set[str]] = {}
     for row in rows:
         if _place(row) in differ:
@@ -148,14 +145,14 @@ def _other_clips(rows: Sequence[Row]) -> dict[tuple[int | None, str], list[str]]
 
 def _over_the_same(rows: Sequence[Row]) -> Iterable[list[Row]]:
     """The rows, those of one run that was tested twice, on other clips, apart."""
-    found: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        found.setdefault(_place(row), set()).add(row.test_sha256)
-    apart: dict[str, list[Row]] = {}
-    for row in rows:
-        twice = len(found[_place(row)]) > 1
-        apart.setdefault(row.test_sha256 if twice else "", []).append(row)
-    return apart.values()
+    twice = _tested_twice(rows)
+    return grouped(rows, lambda row: row.test_sha256 if _place(row) in twice else "").values()
+
+
+def _tested_twice(rows: Sequence[Row]) -> set[tuple[str, str]]:
+    """Protocols and pairs that were tested on several sets of clips."""
+    places = grouped(rows, _place)
+    return {place for place, same in places.items() if len({row.test_sha256 for row in same}) > 1}
 
 
 def _place(row: Row) -> tuple[str, str]:

@@ -395,7 +395,7 @@ def test_efficiency_is_measured_and_says_on_what(root: Path, tmp_path: Path, giv
     note = found["parameters"].note
     assert "cpu, 1 threads" in note or "threads" in note
     assert ("given features" if given else "random features") in note
-    assert "seconds_per_step" in result.stdout
+    assert "seconds per step" in result.stdout
 
 
 @pytest.mark.parametrize(
