@@ -213,7 +213,7 @@ def _typed(
 def typed_value(words: Sequence[str], option: str) -> str | None:
     """What stands after an option among words that no command has read; None if it is not there."""
     value = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if word == option:
             value = following
         elif word.startswith(f"{option}="):
