@@ -92,6 +92,17 @@ def test_a_micro_batch_drops_the_same_when_it_is_run_again():
         torch.testing.assert_close(found[key], parameter.grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("size", "world", "expected"),
+    [(0, ALONE, False), (6, ALONE, False), (5, ALONE, True), (0, World(0, 2), True)],
+)
+def test_a_step_goes_over_parts_where_there_are_several(size, world, expected):
+    config = Case((VAT, f"optimizer.micro_batch={size}")).config
+    shapes = {name: SHAPES[name] for name in config.modalities}
+    state = build_state(config, shapes, "cpu", world=world)
+    assert state.is_in_parts(make_batch(Case((VAT,)), 0)) is expected
+
+
 def test_micro_batches_as_large_as_the_batch_change_no_bit():
     case = Case((VAT,), steps=2)
     one = run_case(case)

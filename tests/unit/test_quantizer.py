@@ -212,6 +212,23 @@ def test_sums_over_batches_add_up_to_the_whole() -> None:
     assert whole.counts.sum() == 3 * B * T
 
 
+def test_sums_of_parts_move_the_codebook_as_the_whole_batch_does() -> None:
+    whole, other, z = build("revive"), build("revive"), features(3)
+    other.load_state_dict(whole.state_dict())
+    found, *rest = [other.assign({n: x[i : i + 1] for n, x in z.items()}) for i in range(B)]
+    for part in rest:
+        found.counts.add_(part.counts)
+        found.sums.add_(part.sums)
+    before = copy_of(other)
+
+    whole.update_(z, generator=torch.Generator().manual_seed(5))
+    assert same(before, other.state_dict())  # to assign writes nothing
+    other.move_(found, generator=torch.Generator().manual_seed(5))
+
+    torch.testing.assert_close(other.codebook, whole.codebook)
+    assert torch.equal(other.unused, whole.unused)
+
+
 def test_half_precision_features_are_summed_in_single() -> None:
     quantizer = build().float()
     z = dict.fromkeys(("audio", "video"), torch.full((1, 5000, D), 1.0, dtype=torch.bfloat16))
