@@ -29,7 +29,8 @@ import cv2
 import numpy as np
 import torch
 
-from micu_extract.flow.tvl1 import TVL1, create_solver, tvl1_pairs
+from micu_extract.flow.tvl1 import create_solver, tvl1_pairs
+from micu_extract.flow.tvl1_parameters import TVL1
 
 SIZES = ((340, 256), (224, 224))
 """Width and height, px: mmaction2's short side of 256, and the crop of most networks."""

@@ -35,7 +35,7 @@ from micu.base.process import StopFlag
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import FlowInput, FrameInput, Media, WaveformInput
 from micu_extract.flow.methods import FlowSettings
-from micu_extract.flow.tvl1 import TVL1
+from micu_extract.flow.tvl1_parameters import TVL1
 from micu_extract.media.decoding import Trouble
 from micu_extract.media.readers import read_several
 from micu_extract.media.source import Reading

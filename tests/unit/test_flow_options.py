@@ -9,7 +9,7 @@ from micu.base.errors import ConfigError
 from micu_extract.backbones.base import FlowInput
 from micu_extract.flow.methods import FLOW_METHODS, FlowSettings
 from micu_extract.flow.options import FLOW_OPTIONS, flow_options, flow_settings
-from micu_extract.flow.tvl1 import TVL1
+from micu_extract.flow.tvl1_parameters import TVL1
 
 
 def type_in(*words: str) -> tuple[FlowSettings, dict[str, object], object]:

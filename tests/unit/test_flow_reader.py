@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import micu_extract.flow.reader
 import micu_extract.media.damage
+import micu_extract.media.flow
 import micu_extract.media.readers
 from micu.base.errors import ConfigError, DecodeError, StoreError
 from micu.store.manifest import Clip, write_manifest
 from micu_extract.backbones.base import FlowInput, FrameInput, Media
 from micu_extract.cli import cli
 from micu_extract.flow.methods import FlowSettings
-from micu_extract.flow.tvl1 import TVL1
+from micu_extract.flow.tvl1_parameters import TVL1
 from micu_extract.media.damage import Damage
 from micu_extract.media.pictures import read_pictures
 from micu_extract.media.readers import describe_reading, read
@@ -40,7 +40,7 @@ def stub_flow(monkeypatch, estimate) -> list[int]:
         pairs = zip(previous, following, strict=True)
         return np.stack([estimate(*pair) for pair in pairs]).astype(np.float32)
 
-    monkeypatch.setattr(micu_extract.flow.reader, "estimate_flow", stand_in)
+    monkeypatch.setattr(micu_extract.media.flow, "estimate_flow", stand_in)
     return calls
 
 
@@ -60,9 +60,9 @@ def fields_of(path, wants) -> np.ndarray:
 
 def levels_of_numbers(monkeypatch) -> list[int]:
     """Fields whose level in x is the number of the first picture, in y that of the second."""
-    monkeypatch.setattr(micu_extract.flow.reader, "_time_scale", lambda pair, starts, wants: 1)
+    monkeypatch.setattr(micu_extract.media.flow, "_time_scale", lambda pair, starts, wants: 1)
     monkeypatch.setattr(
-        micu_extract.flow.reader,
+        micu_extract.media.flow,
         "quantize_flow",
         lambda flow, bound, rounding: flow.astype(np.uint8),
     )
@@ -116,7 +116,7 @@ def test_pairs_that_do_not_fit_one_call_give_the_same_fields(tmp_path, monkeypat
     path = write_media(tmp_path / "a.mp4", frames=20)
     wants = FlowInput(clip_len=4, interval=2, resize=32, crop=32)
     whole = fields_of(path, wants)
-    monkeypatch.setattr(micu_extract.flow.reader, "CALL_BYTES", 3 * 32 * 48 * (8 + 2))
+    monkeypatch.setattr(micu_extract.media.flow, "CALL_BYTES", 3 * 32 * 48 * (8 + 2))
     parts = fields_of(path, wants)
     np.testing.assert_array_equal(parts, whole)
     assert calls == [8, 3, 3, 2]

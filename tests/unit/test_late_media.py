@@ -14,7 +14,7 @@ from micu.store.manifest import Clip, write_manifest
 from micu.store.sets import FeatureStore
 from micu_extract.backbones.base import FlowInput, FrameInput, Media, mean_by_step
 from micu_extract.cli import cli
-from micu_extract.flow.sampling import plan_fields
+from micu_extract.media.flow import plan_fields
 from micu_extract.media.frames import find_first_second, skip_seconds
 from micu_extract.media.readers import read
 from micu_extract.media.source import Reading, Window

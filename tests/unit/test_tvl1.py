@@ -10,7 +10,8 @@ import torch
 
 from micu.base.errors import ConfigError, MicuError, ShapeError
 from micu_extract.flow import tvl1_numba, tvl1_torch
-from micu_extract.flow.tvl1 import ENGINES, TVL1, create_solver, tvl1_flow, tvl1_pairs
+from micu_extract.flow.tvl1 import create_solver, tvl1_flow, tvl1_pairs
+from micu_extract.flow.tvl1_parameters import ENGINES, TVL1
 
 QUICK = TVL1(scales=2, warps=2, outer_iterations=2)
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from micu.base.devices import resolve_device
 from micu.base.errors import ConfigError, MicuError, check_shape
 from micu_extract.backbones.base import OPENCV, versions_of
-from micu_extract.flow.tvl1 import ENGINES, TVL1, tvl1_pairs
+from micu_extract.flow.tvl1 import tvl1_pairs
+from micu_extract.flow.tvl1_parameters import ENGINES, TVL1
 
 FLOW_METHODS = ("tvl1", "raft")
 RAFT_SIZES = ("large", "small")
@@ -40,7 +41,7 @@ class FlowSettings:
     method: str = "tvl1"
     """One of `FLOW_METHODS`."""
     engine: str = "numba"
-    """What computes TV-L1: one of `micu_extract.flow.tvl1.ENGINES`."""
+    """What computes TV-L1: one of `micu_extract.flow.tvl1_parameters.ENGINES`."""
     tvl1: TVL1 = field(default_factory=TVL1)
     """Parameters of TV-L1."""
     raft: str = "large"

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from micu_extract.flow.methods import FLOW_METHODS, RAFT_SIZES, FlowSettings
-from micu_extract.flow.tvl1 import ENGINES, TVL1
+from micu_extract.flow.tvl1_parameters import ENGINES, TVL1
 
 Command = Callable[..., None]
 

@@ -1,4 +1,4 @@
-"""TV-L1 optical flow: its parameters, and the engines that compute it.
+"""TV-L1 optical flow, by one of its engines.
 
 The method is that of Zach, Pock and Bischof (DAGM 2007), discretised as OpenCV's contrib module
 does on the CPU: linear pyramid, bicubic warping, a median filter before each round of iterations,
@@ -7,107 +7,13 @@ and an early stop.
 Source: `DualTVL1OpticalFlow` of opencv_contrib; restated, not copied.
 """
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import ConfigError, MicuError, ShapeError, check_shape
-
-ENGINES = ("numba", "opencv", "torch")
-"""`numba` is the fast one on a CPU, `torch` the one for a GPU, `opencv` the reference."""
-
-SMALLEST_LEVEL_PX = 16
-"""A level of the pyramid with a shorter side than this is left out."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TVL1:
-    """Parameters of TV-L1 flow; the defaults are OpenCV's on the CPU.
-
-    OpenCV's CUDA variant has no median filter and other iterations, so its fields are not these.
-
-    Raises:
-        ConfigError: A value is out of range; all problems are listed.
-
-    Reference: Zach, Pock and Bischof, A duality based approach for realtime TV-L1 optical flow,
-    DAGM 2007.
-    """
-
-    tau: float = 0.25
-    """Time step of the dual variables, > 0."""
-
-    lambda_: float = 0.15
-    """Weight of the brightness term, > 0; smaller gives smoother fields."""
-
-    theta: float = 0.3
-    """How tightly the two halves of the problem are coupled, > 0; smaller is tighter."""
-
-    scales: int = 5
-    """Levels of the pyramid, at least 1; less where a picture is too small."""
-
-    scale_step: float = 0.8
-    """Size of a level over that of the next finer one, (0, 1)."""
-
-    warps: int = 5
-    """Warpings of the second picture per level, at least 1."""
-
-    epsilon: float = 0.01
-    """Root mean square change of an iteration that ends a warping, px, >= 0."""
-
-    inner_iterations: int = 30
-    """Iterations between two median filters, at least 1."""
-
-    outer_iterations: int = 10
-    """Rounds of a median filter and its iterations per warping, at least 1."""
-
-    median: int = 5
-    """Side of the median filter on the field, px: 3 or 5; 0 or 1 is no filter."""
-
-    def __post_init__(self) -> None:  # noqa: D105
-        positive = {"tau": self.tau, "lambda": self.lambda_, "theta": self.theta}
-        counts = {
-            "scales": self.scales,
-            "warps": self.warps,
-            "inner_iterations": self.inner_iterations,
-            "outer_iterations": self.outer_iterations,
-        }
-        problems = [
-            f"tvl1 {name}: expected a finite number > 0, got {value}"
-            for name, value in positive.items()
-            if not 0 < value < math.inf
-        ]
-        problems += [
-            f"tvl1 {name}: expected at least 1, got {value}"
-            for name, value in counts.items()
-            if value < 1
-        ]
-        if not 0 < self.scale_step < 1:
-            problems.append(f"tvl1 scale_step: expected (0, 1), got {self.scale_step}")
-        if not 0 <= self.epsilon < math.inf:
-            problems.append(f"tvl1 epsilon: expected a finite number >= 0, got {self.epsilon}")
-        if self.median not in (0, 1, 3, 5):
-            problems.append(f"tvl1 median: expected 0, 1, 3 or 5, got {self.median}")
-        if problems:
-            raise ConfigError("\n".join(problems))
-
-    def describe(self) -> dict[str, float | int]:
-        """Every parameter by its name, for the header of a feature set."""
-        return {
-            "tau": self.tau,
-            "lambda": self.lambda_,
-            "theta": self.theta,
-            "scales": self.scales,
-            "scale_step": self.scale_step,
-            "warps": self.warps,
-            "epsilon": self.epsilon,
-            "inner_iterations": self.inner_iterations,
-            "outer_iterations": self.outer_iterations,
-            "median": self.median,
-        }
-
+from micu_extract.flow.tvl1_parameters import ENGINES, TVL1
 
 DEFAULTS = TVL1()
 

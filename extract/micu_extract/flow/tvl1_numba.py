@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from micu_extract.flow.tvl1 import SMALLEST_LEVEL_PX, TVL1
+from micu_extract.flow.tvl1_parameters import SMALLEST_LEVEL_PX, TVL1
 
 BLOCK_PX = 8192
 """Pixels that one step of an iteration updates before the next step sees them; ten arrays of this

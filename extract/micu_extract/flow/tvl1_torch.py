@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from micu_extract.flow.tvl1 import SMALLEST_LEVEL_PX, TVL1
+from micu_extract.flow.tvl1_parameters import SMALLEST_LEVEL_PX, TVL1
 
 PAIRS_AT_ONCE = 16
 """Pairs of a chunk; about 330 bytes per pixel of a pair are in use."""

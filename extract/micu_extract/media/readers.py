@@ -26,9 +26,9 @@ from micu_extract.backbones.base import (
     count_steps,
     versions_of,
 )
-from micu_extract.flow.reader import FlowCollector
 from micu_extract.media.damage import Damage, check_damage, check_unit_bytes, too_short
 from micu_extract.media.decord_pictures import read_pictures_with_decord
+from micu_extract.media.flow import FlowCollector
 from micu_extract.media.frames import FrameCollector
 from micu_extract.media.pictures import PICTURE_READERS, Picture, open_pictures
 from micu_extract.media.sound import cut_windows, read_mono

@@ -34,7 +34,6 @@ from micu.store.hdf5 import check_data_sets, open_file
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import OPENCV, FlowInput, versions_of
 from micu_extract.flow.methods import FlowSettings
-from micu_extract.flow.sampling import Pair
 from micu_extract.media import damage as streams
 from micu_extract.media.source import MAX_PIXELS, Reading, find_media
 
@@ -45,6 +44,8 @@ MAX_HEADER_BYTES = 16 * 2**20
 _DATASETS = ("fields", "header", "pairs")
 _DEFLATE_LEVEL = 1
 
+Pair = tuple[int, int]
+"""Indices of the two pictures of a field, counted within the manifest's window."""
 Fields = Mapping[Pair, NDArray[np.uint8]]
 Notes = dict[str, float | int | str]
 

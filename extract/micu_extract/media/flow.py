@@ -1,27 +1,55 @@
-"""The reader of optical flow: from a manifest row to clips of quantised fields."""
+"""The collector of optical flow: from the pictures of a clip to clips of quantised fields."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from itertools import takewhile
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
-from micu_extract.backbones.base import FlowInput, Media
-from micu_extract.flow.cache import Fields, Film, FlowCache
+from micu_extract.backbones.base import FlowInput, Media, count_steps
 from micu_extract.flow.methods import FlowSettings, estimate_flow
-from micu_extract.flow.quantize import quantize_flow, still_level
-from micu_extract.flow.sampling import FlowPlan, Pair, plan_fields
 from micu_extract.media import damage as streams
 from micu_extract.media.damage import Damage, check_unit_bytes, too_short
-from micu_extract.media.frames import find_covered_s, note_decoding
+from micu_extract.media.flow_cache import Fields, Film, FlowCache, Pair
+from micu_extract.media.frames import (
+    find_covered_s,
+    find_first_second,
+    iter_instants,
+    note_decoding,
+)
 from micu_extract.media.pictures import Picture, center_crop, fit_short_side
 from micu_extract.media.source import Reading, Source, Window
 
 CALL_BYTES = 512 * 2**20
 """What the pairs of one call to the estimator may take, pictures and fields together."""
+
+Rounding = Literal["nearest", "truncate"]
+
+STILL = 128
+"""Level of a displacement of zero that is rounded to the nearest."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPlan:
+    """The fields of each flow clip of a video clip."""
+
+    centres: tuple[Fraction, ...]
+    """Middle of each flow clip, s."""
+    clips: tuple[tuple[Pair, ...], ...]
+    """Per flow clip, the pair of each field."""
+    steps: int
+    """T of the video clip."""
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Every pair once, in order."""
+        return sorted({pair for fields in self.clips for pair in fields})
 
 
 class FlowCollector:
@@ -169,3 +197,104 @@ def _unit_bytes(plan: FlowPlan, wants: FlowInput) -> int:
 
 def _limit() -> int:
     return streams.MAX_UNIT_BYTES
+
+
+# --- which fields ----------------------------------------------------------------------------
+
+
+def plan_fields(
+    starts: Sequence[Fraction], covered_s: Fraction, window: Window, wants: FlowInput
+) -> FlowPlan:
+    """Place a flow clip on each second from that of the first picture to what they reach.
+
+    Without a time step, field k of a clip starts at picture c + (k - L // 2) * interval, where c is
+    the picture whose time is nearest to the middle of the second, clamped to the pictures that have
+    a next one, as mmaction2's `UntrimmedSampleFrames` does; it ends at the next picture.
+
+    With the time step dt, field k starts at the picture nearest to the middle of the second plus
+    (k - L // 2) * interval * dt, clamped likewise, and ends at the later picture whose time is
+    nearest to dt after that.
+
+    Args:
+        starts: Time of each picture from the start of the clip, s; at least two, rising.
+        covered_s: How much of the window the pictures cover, s.
+        window: The clip.
+        wants: Fields per clip, their distance and time step.
+
+    Returns:
+        At least one flow clip, unless no second is real.
+    """
+    steps = count_steps(float(window.length or covered_s))
+    first = find_first_second(starts[0], covered_s, steps)
+    if first is None:
+        return FlowPlan((), (), steps)
+    reached_s = min(covered_s, Fraction(steps))
+    seconds = takewhile(lambda instant: instant < reached_s, iter_instants(window, 1, first))
+    centres = tuple(seconds) or (min((first + covered_s) / 2, first + Fraction(1, 2)),)
+    place = _place_by_count if wants.dt_s is None else _place_by_time
+    return FlowPlan(centres, tuple(place(starts, centre, wants) for centre in centres), steps)
+
+
+def _place_by_count(
+    starts: Sequence[Fraction], centre: Fraction, wants: FlowInput
+) -> tuple[Pair, ...]:
+    middle, last = _find_nearest(starts, centre), len(starts) - 2
+    offsets = [(k - wants.clip_len // 2) * wants.interval for k in range(wants.clip_len)]
+    first = [min(max(middle + offset, 0), last) for offset in offsets]
+    return tuple((i, i + 1) for i in first)
+
+
+def _place_by_time(
+    starts: Sequence[Fraction], centre: Fraction, wants: FlowInput
+) -> tuple[Pair, ...]:
+    dt, last = Fraction(str(wants.dt_s)), len(starts) - 2
+    pairs = []
+    for k in range(wants.clip_len):
+        begin = centre + (k - wants.clip_len // 2) * wants.interval * dt
+        first = min(_find_nearest(starts, begin), last)
+        pairs.append((first, max(_find_nearest(starts, starts[first] + dt), first + 1)))
+    return tuple(pairs)
+
+
+def _find_nearest(starts: Sequence[Fraction], time: Fraction) -> int:
+    """Index of the nearest picture; of two that are as near, the earlier one."""
+    after = bisect_left(starts, time)
+    if after == 0:
+        return 0
+    if after == len(starts):
+        return after - 1
+    return after - 1 if time - starts[after - 1] <= starts[after] - time else after
+
+
+# --- their 8-bit form ------------------------------------------------------------------------
+
+
+def quantize_flow(
+    flow: NDArray[np.float32], bound: float, rounding: Rounding = "nearest"
+) -> NDArray[np.uint8]:
+    """Store displacements in 8 bits: 255 (v + bound) / (2 bound), clipped to ±bound.
+
+    Args:
+        flow: Displacements, any shape, px.
+        bound: Displacement that maps to 0 and 255, px.
+        rounding: `nearest`, as denseflow does, of whose images the networks were trained; or
+            `truncate`, as mmaction2's `tools/misc/flow_extraction.py` does, in single precision.
+
+    Returns:
+        Levels of the same shape; a displacement of zero, 127.5, becomes `still_level(rounding)`.
+
+    Differs: halves are rounded up; denseflow rounds them to the even level.
+    """
+    if rounding == "truncate":
+        levels = np.clip(flow.astype(np.float32), np.float32(-bound), np.float32(bound))
+        levels += np.float32(bound)
+        levels *= np.float32(255 / (2.0 * bound))
+        return levels.astype(np.uint8)
+    clipped = np.clip(flow, -bound, bound).astype(np.float64)
+    scaled = 255.0 * (clipped + bound) / (2.0 * bound)
+    return np.floor(scaled + 0.5).astype(np.uint8)
+
+
+def still_level(rounding: Rounding) -> int:
+    """Level of a displacement of zero."""
+    return STILL if rounding == "nearest" else STILL - 1
