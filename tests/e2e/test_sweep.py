@@ -95,7 +95,7 @@ def test_runs_are_done_evaluated_collected_and_not_repeated(
         "weights.jigsaw=none",
         "weights.jigsaw=2",
     }
-    assert "| weights.jigsaw=none | 1 |" in second.stdout
+    assert "| weights.jigsaw=none | 1 |" in " ".join(second.stdout.split())
     assert "HOS" in second.stdout
 
 
