@@ -17,7 +17,7 @@ from micu.base.process import FiniteRange
 from micu.store.manifest import Clip, Manifest, read_manifest, write_manifest
 from micu.store.overlap import Shared, find_shared
 from micu_extract.datasets import DATASETS
-from micu_extract.datasets.layout import locate_media
+from micu_extract.datasets.folder import locate_media
 from micu_extract.imports import RELEASED, ImportOrder, import_features
 from micu_extract.pipeline.probe import describe_probes, probe_media, probe_path, write_probes
 

@@ -10,7 +10,7 @@ import pytest
 from micu.base.errors import ManifestError, MicuError, StoreError
 from micu.store.manifest import Clip, Event
 from micu_extract.datasets import DATASETS
-from micu_extract.datasets.layout import locate_media
+from micu_extract.datasets.folder import locate_media
 from micu_extract.media.formats import MEDIA_SUFFIXES
 
 

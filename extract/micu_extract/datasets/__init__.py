@@ -3,7 +3,6 @@
 from micu_extract.datasets import (  # noqa: F401
     ave,
     avvp,
-    clotho,
     folder,
     mscoco,
     ucf101,

@@ -1,8 +1,12 @@
-"""MSCOCO in the split of Karpathy & Fei-Fei: pictures with five or more sentences each.
+"""MSCOCO and Clotho: pictures, and sounds of 15 to 30 s, with five or more sentences each.
 
-Source: Lin et al., ECCV 2014, and Karpathy & Fei-Fei, CVPR 2015. Either the official
-`dataset_coco.json` of the split, which has the sentences too; or a list of a split (lines of
-`val2014/NAME.jpg` and the image's number) and the official `captions_*.json` of the pictures.
+Source of MSCOCO, in the split of Karpathy & Fei-Fei: Lin et al., ECCV 2014, and Karpathy & Fei-Fei,
+CVPR 2015. Either the official `dataset_coco.json` of the split, which has the sentences too; or a
+list of a split (lines of `val2014/NAME.jpg` and the image's number) and the official
+`captions_*.json` of the pictures.
+
+Source of Clotho: Drossos et al., ICASSP 2020; the official `clotho_captions_{development,
+validation,evaluation}.csv`: `file_name, caption_1, …, caption_5`.
 """
 
 import re
@@ -11,11 +15,22 @@ from pathlib import Path
 
 from micu.base.errors import ManifestError
 from micu.store.manifest import Clip
-from micu_extract.datasets.base import File, Files, Lines, captions, data_set, logger, read_lines
+from micu_extract.datasets.base import (
+    File,
+    Files,
+    Lines,
+    captions,
+    data_set,
+    logger,
+    read_lines,
+    read_table,
+)
 from micu_extract.datasets.valor32k import read_json
 
 KARPATHY = {"restval": "train"}
 """Splits of `dataset_coco.json` that are used as others."""
+CLOTHO_SPLITS = {"development": "train", "validation": "val", "evaluation": "test"}
+CLOTHO_COLUMNS = tuple(f"caption_{i}" for i in range(1, 6))
 
 
 @data_set(
@@ -91,3 +106,32 @@ def _read_list(path: Path) -> list[tuple[str, int]]:
         images.append((match[1], int(match[2])))
     lines.check()
     return images
+
+
+@data_set(
+    "clotho",
+    *(
+        File(role=name, pattern=f"clotho_captions_{name}.csv", optional=True)
+        for name in CLOTHO_SPLITS
+    ),
+)
+def read_clotho(files: Files) -> list[Clip]:
+    """Rows of the splits that are given: per sound `NAME`, `NAME#2`, … `NAME#5`, of one group.
+
+    Media lie in a folder per split, as the archives unpack. A clip is its whole file.
+
+    Raises:
+        ManifestError: A file is not of the official format, or none was given.
+    """
+    if not files:
+        raise ManifestError(
+            "clotho: expected --annotations development=…, validation=… or evaluation=…"
+        )
+    clips: list[Clip] = []
+    for name, split in CLOTHO_SPLITS.items():
+        for _, row in (
+            read_table(files[name], ("file_name", *CLOTHO_COLUMNS)) if name in files else ()
+        ):
+            item = Clip(clip_id=row["file_name"], path=f"{name}/{row['file_name']}", split=split)
+            clips += captions(item, [row[column] for column in CLOTHO_COLUMNS if row[column]])
+    return clips
