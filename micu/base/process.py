@@ -6,6 +6,7 @@ left, here or on the device, 74 input or output error, 75 stopped but resumable,
 
 import io
 import json
+import logging
 import math
 import os
 import signal
@@ -83,6 +84,16 @@ class _Screen(io.TextIOBase):
 
     def writable(self) -> bool:
         return True
+
+
+def show_log(level: int = logging.INFO) -> None:
+    """Show on standard error what the project logs, and of libraries what is a warning at least.
+
+    Args:
+        level: Of the project's own lines, the least.
+    """
+    logging.basicConfig(level=max(level, logging.WARNING), format="%(message)s", stream=sys.stderr)
+    logging.getLogger("micu").setLevel(level)
 
 
 def guard_screen() -> None:

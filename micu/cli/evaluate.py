@@ -5,8 +5,6 @@ Exit codes: 0 all good, 2 usage or an error with a message, 74 input/output erro
 
 import functools
 import json
-import logging
-import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from micu.base.command_line import (
 from micu.base.devices import resolve_device
 from micu.base.errors import ConfigError, StoreError
 from micu.base.files import check_held, file_sha256, hold_folder, write_atomically
-from micu.base.process import LAST_SEED, exit_codes
+from micu.base.process import LAST_SEED, exit_codes, show_log
 from micu.base.registry import closest, suggest
 from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS, EvaluationOrder
 from micu.cli.features import FeatureSets, find_feature_sets, parse_pairs
@@ -167,7 +165,7 @@ def _add_task(task: str) -> None:
                 options=frozenset(typed_options(context)),
                 **arguments,
             )
-            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            show_log()
             rows = run(order)
             record_command(order.out, typed_line(context))
             _print(rows, order)

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import click
 from micu.base.command_line import ToolCommand
 from micu.base.errors import ConfigError
 from micu.base.files import write_atomically
-from micu.base.process import exit_codes
+from micu.base.process import exit_codes, show_log
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.evaluate.markdown import TextTable, render_markdown
 from micu.report.figures import METHODS
@@ -62,7 +60,7 @@ def report(
     NAME-details beside NAME.csv.
     """
     with exit_codes("no report was written; type it again"):
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        show_log()
         for path in outputs:
             _renderer(path)
         from micu.report.build import build_report

@@ -22,7 +22,7 @@ from micu.base.command_line import ToolCommand
 from micu.base.devices import resolve_device
 from micu.base.errors import CheckpointError, ConfigError
 from micu.base.files import lock_folder, read_bounded, write_atomically
-from micu.base.process import EXIT_FAILURES, exit_codes
+from micu.base.process import EXIT_FAILURES, exit_codes, show_log
 from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
 from micu.cli.sweep import OWN, is_sweep, run_sweep
 from micu.cli.train_options import train_options
@@ -124,8 +124,7 @@ def main(
         )
         if typed.resume and typed.overwrite:
             raise ConfigError("--resume and --overwrite: expected one of them, got both")
-        level = logging.INFO if place.rank == 0 else logging.ERROR
-        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        show_log(logging.INFO if place.rank == 0 else logging.ERROR)
         # No error: the runs of a sweep have their --set in common.
         for told in idle_settings(config, [text.partition("=")[0].strip() for text in assignments]):
             logging.getLogger(__name__).warning("--set %s", told)

@@ -264,3 +264,15 @@ def test_ids_of_a_manifest_do_not_reach_the_screen_raw(tmp_path: Path) -> None:
     name.write_text("clip_id,pa\x9bth,pa\rth\na,b,c\n")
     result = CliRunner().invoke(cli, ["overlap", str(name), str(name)])
     assert not set(result.output) & set("\x1b\x9b\u202e\r")
+
+
+def test_the_log_is_our_own_and_the_warnings_of_libraries() -> None:
+    code = (
+        "import logging; from micu.base.process import show_log; show_log()\n"
+        "ours, theirs = logging.getLogger('micu.train'), logging.getLogger('fontTools.subset')\n"
+        "ours.info('a step'), theirs.info('a glyph'), theirs.warning('no glyph')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    )
+    assert done.stderr == "a step\nno glyph\n"
