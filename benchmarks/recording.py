@@ -38,8 +38,8 @@ TASKS = {
     "retrieval": ("--pairs", PAIRS),
 }
 """Three results files: the options of each."""
-TIMED = frozenset({"clips_per_s"})
-"""Columns that depend on the clock."""
+NOT_COMPARED = frozenset({"clips_per_s", "checkpoint_sha256"})
+"""Columns that depend on the clock or on the folder: a checkpoint notes its manifest's path."""
 
 
 def type_command(name: str, *words: str, folder: Path) -> str:
@@ -66,10 +66,10 @@ def type_command(name: str, *words: str, folder: Path) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, without the columns that depend on the clock."""
+    """The rows of a CSV file, without the columns that are not compared."""
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            {key: value for key, value in row.items() if key not in TIMED}
+            {key: value for key, value in row.items() if key not in NOT_COMPARED}
             for row in csv.DictReader(file)
         ]
 

@@ -1,1 +1,1 @@
-"""Raw video, audio and text in, feature shards out: the command line tool `micu-extract`."""
+"""Raw video, audio, flow and text in, feature shards out: the command line tool `micu-extract`."""

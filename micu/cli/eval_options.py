@@ -1,5 +1,6 @@
 """The options of `micu-eval`: declared once, in groups, and handed to the tasks that read them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,16 +168,24 @@ _PROTOCOL = click.option(
     show_default=True,
     help="paper: clips, epoch and threshold as published, leaks included; clean: without them.",
 )
-_ENCODER = click.option(
-    "--encoder",
-    "encoders",
-    type=click.Choice(["checkpoint", "untrained", "input"]),
-    multiple=True,
-    default=_DEFAULT.encoders,
-    show_default=True,
-    help="What is read: the checkpoint's codes, those of the same model with random weights, or "
-    "the features themselves; repeatable.",
+
+
+def _encoder(choices: Sequence[str], told: str) -> Decorator:
+    return click.option(
+        "--encoder",
+        "encoders",
+        type=click.Choice(choices),
+        multiple=True,
+        default=_DEFAULT.encoders,
+        show_default=True,
+        help=f"What is read: the checkpoint's codes, those of the same model with random {told}",
+    )
+
+
+_ENCODER = _encoder(
+    ("checkpoint", "untrained", "input"), "weights, or the features themselves; repeatable."
 )
+_CODES = _encoder(("checkpoint", "untrained"), "weights; repeatable.")
 _CEILING = click.option(
     "--ceiling",
     is_flag=True,
@@ -210,12 +219,14 @@ _SELECT_ON = click.option(
     "by HOS on the test set, as the paper's.",
 )
 _SEED = click.option(
-    "--seed", type=click.IntRange(0, LAST_SEED), help="Of the probe [default: the checkpoint's]."
+    "--seed",
+    type=click.IntRange(0, LAST_SEED),
+    help="Of the probe, and of what else is drawn [default: the checkpoint's].",
 )
 _SEEDS = click.option(
     "--seeds",
     type=_COUNT,
-    help="How many, from --seed on [default: 1; with --protocol clean 5 probes].",
+    help="How many, from --seed on [default: 1; of probes under --protocol clean 5].",
 )
 _PROBE = panel(
     "Probe",
@@ -341,7 +352,7 @@ OPTIONS: dict[str, tuple[Decorator, ...]] = {
     "codebook": (
         _CHECKPOINT,
         panel(DATA, *_FEATURES, _PRETRAINING),
-        panel(METHOD, *_PROBED),
+        panel(METHOD, _CODES, _PROTOCOL, _SEED, _SEEDS),
         panel(OUTPUT, *_OUT, _CODEBOOK_OUT),
     ),
     "efficiency": (

@@ -89,10 +89,11 @@ def task_first(words: Sequence[str], commands: Container[str]) -> list[str]:
     """
     task, *rest = words if words and words[0] in commands else ["", *words]
     if not task:
-        task = typed_value(rest, "--task") or "oscmg"
+        typed = typed_value(rest, "--task")
+        task = "oscmg" if typed is None else typed
         rest = drop_options(rest, ("--task",))
-    if task not in commands:
-        raise click.UsageError(f"unknown task {task!r}; {suggest(task, OPTIONS)}")
+        if task not in OPTIONS:  # `report` and `paper` are no tasks
+            raise click.UsageError(f"unknown task {task!r}; {suggest(task, OPTIONS)}")
     if task == "cmg" and "--localise" in rest:
         task = "localise"
         rest.remove("--localise")

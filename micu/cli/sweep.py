@@ -218,12 +218,13 @@ def _evaluation(context: click.Context) -> list[str] | None:
     Raises:
         ConfigError: `micu-eval` would not understand them.
     """
+    from micu.cli.eval_options import OPTIONS
     from micu.cli.evaluate import main, task_first
 
     if context.params["then"] is None:
         return None
     try:
-        task, *words = task_first(shlex.split(context.params["then"]), main.commands)
+        task, *words = task_first(shlex.split(context.params["then"]), OPTIONS)
         typed = main.commands[task].make_context(task, ["last.pt", *words])
     except (click.UsageError, ValueError) as error:
         told = error.format_message() if isinstance(error, click.UsageError) else str(error)

@@ -29,7 +29,7 @@ def _rows(evaluation: Evaluation, protocol: str, name: str) -> list[Row]:
     side = evaluation.source
     encoder = side.encoders[name]
     if not isinstance(encoder, CodeEncoder):
-        raise ConfigError(f"--task codebook: {name!r} has no codebook")
+        raise ConfigError(f"codebook: {name!r} has no codebook; leave out --encoder {name}")
     listed = side.clips
     if protocol == CLEAN:
         listed = evaluation.pretraining.unseen(listed)

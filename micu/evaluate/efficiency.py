@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from micu.base.devices import peak_memory, wait_for
-from micu.base.errors import ConfigError
 from micu.data.dataset import Batch, FeatureDataset, iterate, make_loader
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.report import Row
@@ -31,12 +30,7 @@ def evaluate_efficiency(evaluation: Evaluation) -> list[Row]:
 
     The training step is that of the checkpoint's configuration, from new weights; inference is the
     checkpoint's encoders and codebook. Features are those given, else random numbers.
-
-    Raises:
-        ConfigError: Another encoder than the checkpoint was asked for.
     """
-    if tuple(evaluation.encoders) != ("checkpoint",):
-        raise ConfigError("--task efficiency measures the checkpoint's model; leave out --encoder")
     loaded = evaluation.loaded
     device = next(loaded.model.parameters()).device
     dtype = getattr(torch, loaded.config.optimizer.dtype)

@@ -65,7 +65,7 @@ def _plan(evaluation: Evaluation, protocol: str, trial: Trial) -> _Plan:
         evaluation.tell_once(
             f"{trial.source} → {trial.target}: every test clip is of a known class, so that "
             "nothing tells known from unknown ones: UNK, HOS and AUROC will be empty. Leave some "
-            "classes out of --known, or type --task cmg for the closed set"
+            "classes out of --known, or type micu-eval cmg for the closed set"
         )
     for reason in without:
         evaluation.tell_once(f"{trial.told()}: left out: {reason}")

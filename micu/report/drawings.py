@@ -36,6 +36,8 @@ GREY = "#7d868f"
 COLOURS = ("#2f7fd6", "#d9730d", "#2e9e4f", "#9a6fd8", GREY)
 """Read on white and on black."""
 DASHES = ("-", "--", ":", "-.")
+FARTHEST = 1e300
+"""Where axes end at most: beyond it differences leave float64."""
 NAME = 48
 """Characters of a name that is drawn."""
 TOLD = 2000
@@ -206,7 +208,7 @@ def draw_curves(
         for name, axis, (label, low, high) in (("x", axes.xaxis, x), ("y", axes.yaxis, y)):
             share = name in percent
             axes.set(**{f"{name}label": plain(label, NAME) + ", %" * share})
-            axes.set(**{f"{name}lim": (low, high) if high > low else (low - 1, low + 1)})
+            axes.set(**{f"{name}lim": _ends(low, high)})
             axis.set_major_locator(MaxNLocator(5, steps=(1, 2, 2.5, 5, 10)))
             if share:
                 axis.set_major_formatter(PercentFormatter(1, symbol=""))
@@ -238,6 +240,13 @@ def draw_curves(
             _key(figure, lines, [curve.name for curve in curves])
 
     return Drawing(caption, told, paint)
+
+
+def _ends(low: float, high: float) -> tuple[float, float]:
+    """The ends of an axis that is neither empty nor longer than a float can tell."""
+    low, high = (min(max(end, -FARTHEST), FARTHEST) for end in (low, high))
+    margin = max(1.0, abs(low) * 1e-3)
+    return (low, high) if high - low > abs(low) * 1e-9 else (low - margin, low + margin)
 
 
 def _key(figure: "Figure", handles: "Sequence[Artist]", names: Sequence[str]) -> None:

@@ -351,7 +351,7 @@ def test_features_of_other_weights_are_refused_by_name(run: Path, tmp_path: Path
         (["--task", "oscgm", "--pairs", "v:a"], "did you mean 'oscmg'"),
         (["--score", "mps", "--pairs", "v:a"], "did you mean 'msp'"),
         (["--encoder", "input", "--pairs", "v:a"], "--ceiling trains one"),
-        (["--task", "codebook", "--encoder", "input"], "has no codebook"),
+        (["--task", "codebook", "--encoder", "input"], "'input' is not one of"),
         (
             ["--pairs", "v:a", "--codebook-out", "c.csv"],
             "--codebook-out: only micu-eval codebook reads",

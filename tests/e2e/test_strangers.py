@@ -271,7 +271,7 @@ def test_all_classes_known_and_no_split_are_told_and_blanks_do_not_count(
     result = evaluate(home, tmp_path / "a.csv", *quick, "--known", home / "all.csv")
     assert result.exit_code == 0, result.output
     assert result.stderr.count("every test clip is of a known class") == 1
-    assert "type --task cmg" in result.stderr
+    assert "type micu-eval cmg" in result.stderr
     known = ("--known", home / "blank.csv")
     result = evaluate(home, tmp_path / "b.csv", *quick, *known, "--manifest", home / "nosplit.csv")
     assert result.exit_code == 0, result.output

@@ -95,3 +95,9 @@ def test_the_task_comes_first(words: list[str], today: list[str]) -> None:
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(click.UsageError, match=r"unknown task 'cmgg'; did you mean 'cmg'"):
         task_first(["a.pt", "--task", "cmgg"], main.commands)
+
+
+@pytest.mark.parametrize("words", [["--task", "report"], ["--task=paper"], ["--task"], ["--task="]])
+def test_what_is_no_task_is_refused_in_the_older_form(words: list[str]) -> None:
+    with pytest.raises(click.UsageError, match=r"unknown task '(report|paper|)'; "):
+        task_first(["a.pt", *words], main.commands)

@@ -97,6 +97,25 @@ def test_curves_and_marks_are_where_their_values_say_and_nan_breaks_a_line() -> 
     assert far.texts[0].get_ha() == "right"  # else the word would leave the drawing
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "ends"),
+    [
+        (0.0, 1.0, (0, 1)),
+        (2.0, 2.0, (1, 3)),
+        (1e17, 1e17, (0.999e17, 1.001e17)),
+        (1.7e308, 1.7e308, (0.999e300, 1.001e300)),
+        (-1e308, 1e308, (-1e300, 1e300)),
+    ],
+)
+def test_an_axis_has_two_ends_whatever_is_drawn(
+    low: float, high: float, ends: tuple[float, float]
+) -> None:
+    curve = Curve("c", [0, 1], [low, high])
+    drawing = draw_curves("T", "D", [curve], ("x", 0, 1), ("y", low, high))
+    assert painted(drawing).get_ylim() == pytest.approx(ends)
+    assert "svg" in embed(drawing, 1)
+
+
 @pytest.mark.parametrize("drawing", drawings(), ids=lambda drawing: drawing.paint.__qualname__)
 def test_every_drawing_has_a_title_and_a_description_and_its_labels_are_text(
     drawing: Drawing,

@@ -344,6 +344,16 @@ def _huge(file: h5py.File) -> None:
     file.create_dataset(PLACE, (2**40,), np.uint8, chunks=(2**20,))
 
 
+def _huge_and_sparse(file: h5py.File) -> None:
+    """Declares a terabyte, in a file whose length says the same; hardly a byte is on the disk."""
+    del file[PLACE]
+    space = h5py.h5s.create_simple((2**38,))
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    h5py.h5d.create(file.id, PLACE.encode(), h5py.h5t.IEEE_F32LE, space, settings)
+
+
 def _link_the_group(link: Any) -> Callable[[h5py.File], None]:
     def change(file: h5py.File) -> None:
         file.move("block1_conv1", "elsewhere")
@@ -359,7 +369,10 @@ BAD_FILES: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
         lambda file: file.move(PLACE, "block1_conv1/block1_conv1/bias:0"),
         f"got one without {PLACE}; other files",
     ),
-    "misshapen": (lambda file: _replace(file, FOUR[:3]), r"bias \(3,\) instead of \(4,\)"),
+    "misshapen": (
+        lambda file: _replace(file, FOUR[:3]),
+        r"expected numbers of shape \(4,\), got float32 of shape \(3,\)",
+    ),
     "a group": (
         lambda file: (_replace(file, None), file.create_group(PLACE)),
         "does not hold its own data",
@@ -367,11 +380,11 @@ BAD_FILES: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
     "a type": (lambda file: _replace(file, np.dtype("f4")), "does not hold its own data"),
     "integers": (
         lambda file: _replace(file, np.ones(4, np.int32)),
-        "expected torch.float32, got torch.int32",
+        r"expected numbers of shape \(4,\), got int32",
     ),
     "strings": (
         lambda file: _replace(file, np.array(["a"] * 4, dtype=h5py.string_dtype())),
-        "has not the numbers that it declares",
+        r"expected numbers of shape \(4,\), got object",
     ),
     "soft link": (lambda file: _replace(file, h5py.SoftLink("/fc1")), "is a SoftLink"),
     "external link": (
@@ -391,6 +404,7 @@ BAD_FILES: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
         "has not the numbers that it declares",
     ),
     "huge": (_huge, "declares 109951162"),
+    "huge and sparse": (_huge_and_sparse, r"expected numbers of shape \(4,\), got float32"),
 }
 
 

@@ -251,15 +251,31 @@ def read_keras(path: Path) -> "dict[str, Tensor]":
             check_data_sets(file, list(places.values()), path)
             state = {}
             for name, place in places.items():
-                array = np.asarray(file[place][()])
-                if file[place].id.get_storage_size() != array.nbytes:  # the rest reads as zeros
+                data, shape = file[place], _keras_shape(name)
+                if data.shape != shape or data.dtype.kind != "f":
+                    raise WeightsError(
+                        f"{path}: {place}: expected numbers of shape {shape}, got "
+                        f"{data.dtype} of shape {data.shape}"
+                    )
+                if data.id.get_storage_size() != data.nbytes:  # the rest reads as zeros
                     raise WeightsError(f"{path}: {place} has not the numbers that it declares")
+                array = np.asarray(data[()])
                 array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-                kind = np.float32 if array.dtype.kind == "f" else array.dtype
-                state[name] = torch.from_numpy(np.ascontiguousarray(array, kind))
+                state[name] = torch.from_numpy(np.ascontiguousarray(array, np.float32))
             return state
     except StoreError as error:
         raise WeightsError(str(error)) from error
+
+
+def _keras_shape(name: str) -> tuple[int, ...]:
+    """The shape of a tensor in the published file: kernels are (height, width, in, out)."""
+    block = int(name.removeprefix("block")[0])
+    width = BLOCKS[block - 1][0]
+    if name.endswith(".bias"):
+        return (width,)
+    is_first = "_conv1." in name
+    into = (3 if block == 1 else BLOCKS[block - 2][0]) if is_first else width
+    return (3, 3, into, width)
 
 
 def _keras_places() -> Iterator[tuple[str, str]]:
