@@ -218,7 +218,10 @@ def test_a_job_script_gives_every_task_its_own_run(folder: Path, tmp_path: Path)
         (["--sweep", "modalities=audio,text;audio,video"], "--sweep modalities: has one value by"),
         (["--sweep", "mmjp.hidden_dim=0"], "mmjp.hidden_dim: expected at least 1, got 0"),
         (["--seeds", "2", "--then", "--pears v:a"], "--then: No such option"),
-        (["--seeds", "2", "--then", "report r.csv -o r.html"], "--then: -o: only micu-eval report reads it"),
+        (
+            ["--seeds", "2", "--then", "report r.csv -o r.html"],
+            "--then: -o: only micu-eval report reads it",
+        ),
         (["--seeds", "2", "--then", "--task report"], "--then: unknown task 'report'"),
         (["--seeds", "2", "--then", "'"], "--then: No closing quotation"),
         (["--seeds", "2", "--then", "--out x.csv"], "--then: the sweep says itself"),
