@@ -182,7 +182,7 @@ def typed_options(context: click.Context, names: Container[str] | None = None) -
 def option_words(
     context: click.Context, names: Container[str] | None = None, leave_out: Container[str] = ()
 ) -> list[str]:
-    """Options that were typed, with their values, in the command's own order.
+    """What was typed, options with their values and arguments, in the command's own order.
 
     Args:
         context: Of the command.
@@ -192,9 +192,10 @@ def option_words(
     words: list[str] = []
     for parameter in _typed(context, names, leave_out):
         value = context.params[parameter.name or ""]
+        name = parameter.opts[:1] if isinstance(parameter, click.Option) else []
         is_flag = isinstance(parameter, click.Option) and parameter.is_flag
-        for each in value if parameter.multiple else [value]:
-            words += [parameter.opts[0]] if is_flag else [parameter.opts[0], str(each)]
+        for each in value if isinstance(value, tuple) else (value,):
+            words += name if is_flag else [*name, str(each)]
     return words
 
 

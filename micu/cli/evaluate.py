@@ -5,6 +5,7 @@ Exit codes: 0 all good, 2 usage or an error with a message, 74 input/output erro
 
 import functools
 import json
+import shlex
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from micu.base.command_line import (
     ToolCommand,
     ToolGroup,
     drop_options,
+    option_words,
     typed_options,
     typed_value,
 )
@@ -41,7 +43,7 @@ from micu.evaluate.selection import CRITERIA, choose_checkpoint, merit
 from micu.evaluate.splits import CLEAN, PAPER, read_class_map
 from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
 from micu.report.build import render_rows
-from micu.report.commands import commands_path, read_commands, record_command, typed_line
+from micu.report.commands import commands_path, read_commands, record_command
 from micu.report.compare import render_table
 from micu.report.paper import check_setting
 from micu.store.manifest import MODALITIES, Manifest, read_class_list, read_manifest
@@ -168,7 +170,8 @@ def _add_task(task: str) -> None:
             )
             show_log()
             rows = run(order)
-            record_command(order.out, typed_line(context))
+            line = shlex.join([*context.command_path.split(), *option_words(context)])
+            record_command(order.out, line)
             _print(rows, order)
 
     command: Callable[..., None] = run_task

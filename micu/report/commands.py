@@ -6,13 +6,9 @@ typed again with the same versions is not noted twice.
 
 import json
 import platform
-import shlex
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import click
-from click.core import ParameterSource
 
 from micu.base.errors import ConfigError
 from micu.base.files import append_durably, parse_json, read_bounded
@@ -80,22 +76,3 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def typed_line(context: click.Context) -> str:
-    """The command line behind a context: what was typed, in the order of the command's options."""
-    words = [context.command_path]
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
-            continue
-        value = context.params.get(name)
-        values = value if isinstance(value, tuple) else (value,)
-        for item in values:
-            if isinstance(parameter, click.Argument):
-                words.append(str(item))
-            elif getattr(parameter, "is_flag", False):
-                words.append(parameter.opts[-1])
-            else:
-                words += [parameter.opts[-1], str(item)]
-    return " ".join((words[0], *(shlex.quote(word) for word in words[1:])))

@@ -60,6 +60,7 @@ def test_a_command_knows_what_it_was_typed_with() -> None:
         found.extend(
             (option_words(context, ["many", "flag"]), option_words(context, None, ["name"]))
         )
+        found.append(option_words(context, ["name", "flag"]))
 
     words = ["n", "--part", "1/2", "--flag", "--many=a b", "--many", "c"]
     assert CliRunner().invoke(tool, words, prog_name="tool").exit_code == 0
@@ -70,6 +71,7 @@ def test_a_command_knows_what_it_was_typed_with() -> None:
         ["--part"],
         many,
         [*many, "--part", "1/2"],
+        ["n", "--flag"],
     ]
     assert [getattr(p, "panel", "") for p in tool.params] == ["", "A", "A", "B", "B"]
     assert typed_words() == []

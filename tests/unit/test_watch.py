@@ -157,7 +157,8 @@ def test_the_system_tells_who_sleeps_who_is_ready_and_who_is_stopped(ask: Any) -
     with process(SPIN) as spins, process(SLEEP) as sleeps, process(SPIN) as stopped:
         os.kill(stopped, signal.SIGSTOP)
         os.waitpid(stopped, os.WUNTRACED)  # until it has
-        while True:  # on a busy machine the one that spins may wait for long
+        until = time.monotonic() + 300  # on a busy machine the one that spins may wait for long
+        while time.monotonic() < until:
             found = ask([spins, sleeps, stopped])
             if found[spins].cpu_s > 0.2 and not found[sleeps].is_ready:
                 break
