@@ -51,7 +51,7 @@ CLUSTER = """
 import sys
 from distributed import LocalCluster
 with LocalCluster(
-    n_workers=2, threads_per_worker=1, resources={"GPU": 1}, dashboard_address=None
+    n_workers=2, threads_per_worker=1, resources={"GPU": 1}, dashboard_address=None, memory_limit=0
 ) as cluster:
     print(cluster.scheduler_address, flush=True)
     sys.stdin.read()
@@ -262,29 +262,40 @@ def test_a_worker_with_other_weights_ends_the_run_and_is_named(
 
 ANOTHER = (
     *("-m", "distributed.cli.dask_worker", "--nthreads", "1", "--resources", "GPU=1"),
-    *("--no-nanny", "--no-dashboard", "--name", "another"),
+    *("--no-nanny", "--no-dashboard", "--memory-limit", "0", "--name", "another"),
 )
+
+
+def names_of_workers(client: Client) -> list[str]:
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return [str(worker["name"]) for worker in workers.values()]
 
 
 @contextlib.contextmanager
 def worker_with_another_micu(address: str, folder: Path) -> Iterator[None]:
     """A worker, once it is there, that finds a copy of our code which differs by one line."""
+    give_up = time.monotonic() + 300
     for package in ("extract", "micu", "tests"):
         shutil.copytree(
             PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
         )
     code = folder / "extract/micu_extract/media/frames.py"
     code.write_text(code.read_text() + "\nHALF = 0.5\n")
-    process = subprocess.Popen(
-        [sys.executable, *ANOTHER, address],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{folder}:{folder / 'extract'}"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    log = folder / "worker.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *ANOTHER, address],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": f"{folder}:{folder / 'extract'}"},
+            stdout=output,
+            stderr=output,
+        )
     try:
         with Client(address, set_as_default=False) as client:
-            client.wait_for_workers(3, timeout=60)
+            while "another" not in (names := names_of_workers(client)):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < give_up, f"{names}: {log.read_text()}"
+                time.sleep(0.1)
         yield
     finally:
         process.terminate()
