@@ -244,16 +244,6 @@ class Detection:
     f1: float
 
 
-def class_of_segments(segments: NDArray[np.generic]) -> Ints:
-    """One class per clip from segment labels (n, T, C + 1) whose last column is background, (n,).
-
-    The highest class that any segment names. A segment of background alone names class 0, as in
-    the published code.
-    """
-    result: Ints = segments[..., :-1].argmax(-1).max(-1)
-    return result
-
-
 def batch_averaged_detection(
     logits: Floats, labels: NDArray[np.bool_], batch_sizes: Sequence[int]
 ) -> Detection:

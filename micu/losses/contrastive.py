@@ -140,32 +140,6 @@ def mean_over_steps(x: Tensor, mask: Tensor | None) -> Tensor:
     return (x * mask.unsqueeze(-1)).sum(2) / mask.sum(-1).clamp(min=1).unsqueeze(-1)
 
 
-def coarse_pairs(
-    masked: Tensor, semantic: Tensor, mask: Tensor | None, *, tau: float, normalize: bool = True
-) -> Tensor:
-    """Coarse InfoNCE: the mean over a sample's steps against those of the batch's samples.
-
-    Args:
-        masked: Queries, with masked steps or features set to zero, (M, B, T, D).
-        semantic: Keys, (M, B, T, D).
-        mask: (B, T) bool, True = real step; a sample without any is neither query nor key.
-        tau: Temperature.
-        normalize: Cosine if true, else dot product.
-
-    Returns:
-        Loss per ordered pair, (M, M).
-
-    Reference: section 3.2, coarse-grained term.
-    """
-    return clip_pairs(
-        mean_over_steps(masked, mask),
-        mean_over_steps(semantic, mask),
-        None if mask is None else mask.any(-1),
-        tau=tau,
-        normalize=normalize,
-    )
-
-
 def clip_pairs(
     queries: Tensor,
     keys: Tensor,

@@ -27,15 +27,6 @@ CHUNK_ELEMENTS = 2**21
 1.4 times as fast as with everything at once, and large enough to keep a GPU busy."""
 
 
-def permutation_rank(permutation: Sequence[int]) -> int:
-    """Place of a permutation of 0..O-1 in lexicographic order, from 0."""
-    rank, remaining = 0, sorted(permutation)
-    for item in permutation:
-        rank = rank * len(remaining) + remaining.index(item)
-        remaining.remove(item)
-    return rank
-
-
 def unrank_permutation(rank: int, splits: int) -> tuple[int, ...]:
     """The permutation of 0..O-1 at a place in lexicographic order, without listing the others.
 
@@ -44,7 +35,7 @@ def unrank_permutation(rank: int, splits: int) -> tuple[int, ...]:
         splits: O.
 
     Returns:
-        The permutation; `permutation_rank` is its inverse.
+        The permutation.
     """
     remaining, permutation = list(range(splits)), []
     for left in range(splits, 0, -1):

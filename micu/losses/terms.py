@@ -356,20 +356,3 @@ def compute_terms(
         with torch.set_grad_enabled(torch.is_grad_enabled() and has_weight):
             terms[name] = loss.compute(output, batch, draws)
     return terms
-
-
-def compute_losses(output: MICUOutput, batch: Batch, losses: Losses, draws: Draws) -> LossTerms:
-    """The step's loss: every term, and their weighted sum.
-
-    Args:
-        output: The forward pass.
-        batch: Its batch.
-        losses: The run's losses.
-        draws: The step's randomness.
-
-    Returns:
-        Total and terms.
-
-    Reference: equation 8.
-    """
-    return weigh(compute_terms(output, batch, losses, draws), losses.config.weights)

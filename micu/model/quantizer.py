@@ -168,19 +168,6 @@ class UnifiedQuantizer(nn.Module):
         return (mse * weights).sum(1)
 
     @torch.no_grad()
-    def update_(
-        self,
-        semantic: Mapping[str, Tensor],
-        mask: Tensor | None = None,
-        *,
-        generator: torch.Generator | None = None,
-        picks: Tensor | None = None,
-        codes: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """`assign`, then `move_` by what it found."""
-        self.move_(self.assign(semantic, mask, codes), generator=generator, picks=picks)
-
-    @torch.no_grad()
     def assign(
         self,
         semantic: Mapping[str, Tensor],

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.losses.contrastive import coarse_pairs, fine_pairs, hide
+from micu.losses.contrastive import fine_pairs, hide
+from tests.models import coarse_pairs
 from tests.parity import recipe
 from tests.parity.conftest import Golden
 from tests.parity.recipe import assert_close, checksum

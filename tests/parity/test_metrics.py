@@ -10,7 +10,6 @@ import torch
 from micu.evaluate.metrics import (
     UNKNOWN,
     batch_averaged_detection,
-    class_of_segments,
     detection,
     open_set_metrics,
     oracle_thresholds,
@@ -25,7 +24,6 @@ from tests.parity.recipe import assert_close, tensor
 Arrays = Mapping[str, Any]
 RANKS = (1, 5, 10, 50)
 AVVP_COLUMNS = 26  # background included, as in the recipe
-SEGMENTS, AVE_COLUMNS = 10, 29
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +107,3 @@ def test_retrieval_recall_is_the_published_one(arrays: Arrays) -> None:
     for direction, name in (("items_to_captions", "ret_a2t"), ("captions_to_items", "ret_t2a")):
         ours = [100 * recall[f"r{rank}_{direction}"] for rank in RANKS]
         assert_close(ours, arrays[name])
-
-
-def test_classes_of_segments_are_the_published_ones(arrays: Arrays) -> None:
-    clips = len(arrays["label_event"])
-    segments = tensor((clips, SEGMENTS, AVE_COLUMNS), int(arrays["label_in_seed"])) > 0.9
-    segments[0] = False
-    segments[0, :, -1] = True
-    assert class_of_segments(segments).tolist() == arrays["label_event"].tolist()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from micu.config.sections import QuantizerConfig
 from micu.model.quantizer import UnifiedQuantizer
+from tests.models import update_
 from tests.parity import recipe
 from tests.parity.conftest import Golden
 from tests.parity.omitted import matching_loss, most_frequent_agree
@@ -108,7 +109,7 @@ def test_three_updates_give_the_published_values(
             assert_close(sums, expected[f"{key}_vq_chk"])
             matching = matching_loss(semantic, quantizer.codebook).detach()
             assert_close(matching, expected[f"{key}_cmcm"])
-        quantizer.update_(semantic)
+        update_(quantizer, semantic)
         assert_close(quantizer.ema_count, expected[f"{key}_ema_count"], ACTIVATIONS[dtype])
         assert np.array_equal(quantizer.unused.numpy(), expected[f"{key}_unactivated"])
         if f"{key}_embedding" in expected:
@@ -134,7 +135,7 @@ def test_dead_codes_restart_as_published(golden: Golden, base: int) -> None:
     quantizer = quantizer_of(embedding, count, embedding * count[:, None], before)
     picks = torch.from_numpy(expected["C_picks"])
     rows = rows_counted(count, expected["C_ema_count"])
-    quantizer.update_(dead_code_inputs(base, rows, dim), picks=picks[:, 0])
+    update_(quantizer, dead_code_inputs(base, rows, dim), picks=picks[:, 0])
 
     dead = torch.from_numpy(expected["C_dead"])
     source = torch.from_numpy(expected["C_source_rows"])

@@ -23,6 +23,7 @@ from micu.losses.contrastive import OneWayLoss
 from micu.losses.self_cross import SelfCrossLoss, StepDecoder, mask_ratio, masked_l1
 from micu.model.micu import MICU, MICUOutput
 from micu.model.quantizer import UnifiedQuantizer
+from tests.models import update_
 
 B, T, D = 3, 5, 8
 SHAPES: dict[str, tuple[int, ...]] = {"audio": (6,), "video": (7, 7, 4)}
@@ -155,7 +156,9 @@ def test_pooled_codes_are_those_of_the_mean_over_real_steps_and_move_the_codeboo
             assert int(output.pooled[name].codes[b, 0]) == nearest
             torch.testing.assert_close(output.pooled[name].quantized[b, 0], codebook[nearest])
     expected = by_hand(output, model.quantizer)
-    model.quantizer.update_(output.semantic(), output.update_mask(batch.mask), codes=output.codes())
+    update_(
+        model.quantizer, output.semantic(), output.update_mask(batch.mask), codes=output.codes()
+    )
     torch.testing.assert_close(model.quantizer.codebook, expected)
 
 

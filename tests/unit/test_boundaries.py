@@ -16,7 +16,6 @@ from micu.evaluate.metrics import (
     average_precision,
     batch_averaged_detection,
     check_open_set,
-    class_of_segments,
     detection,
     fpr_at_tpr,
     harmonic_mean,
@@ -132,12 +131,6 @@ def test_batches_count_by_their_size() -> None:
         assert found.precision == pytest.approx(mean)
     assert batch_averaged_detection(logits, labels, [2, 1]).recall == pytest.approx(2 / 3)
     assert batch_averaged_detection(logits, labels, [2, 1]).f1 == pytest.approx(2 / 3)
-
-
-def test_a_clip_has_the_highest_class_of_its_segments() -> None:
-    segments = np.zeros((3, 2, 4))
-    segments[0, 0, 1] = segments[0, 1, 2] = segments[1, :, 3] = segments[2, 1, 0] = 1
-    assert class_of_segments(segments).tolist() == [2, 0, 0]
 
 
 def test_a_second_that_an_event_touches_counts_and_its_neighbours_do_not() -> None:

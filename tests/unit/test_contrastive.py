@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from micu.losses.contrastive import coarse_pairs, fine_pairs, hide, info_nce_pairs, unit_rows
+from micu.losses.contrastive import fine_pairs, hide, info_nce_pairs, unit_rows
+from tests.models import coarse_pairs
 
 M, B, T, D = 3, 4, 5, 6
 PAIRS = {"fine": fine_pairs, "coarse": coarse_pairs}

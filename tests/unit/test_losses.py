@@ -28,7 +28,7 @@ from micu.losses import (
     Loss,
     Losses,
     LossTerms,
-    compute_losses,
+    compute_terms,
     derive_seed,
     draw,
     weigh,
@@ -220,10 +220,14 @@ def test_masked_error_is_the_mean_over_the_elements_of_real_steps() -> None:
     assert masked_mse(x, target, mask & False).item() == 0
 
 
+def whole_loss(output: MICUOutput, batch: Batch, losses: Losses, draws: Draws) -> LossTerms:
+    return weigh(compute_terms(output, batch, losses, draws), losses.config.weights)
+
+
 def test_reconstruction_and_commitment_are_sums_over_the_modalities() -> None:
     semantic, rebuilt = inputs()
     out = output(semantic, rebuilt)
-    terms = compute_losses(out, batch(), losses_of(CONFIG), the_draws(CONFIG)).terms
+    terms = whole_loss(out, batch(), losses_of(CONFIG), the_draws(CONFIG)).terms
     pairs = [(out.reconstruction[name], out.target[name]) for name in MODALITIES]
     expected = sum(torch.nn.functional.mse_loss(*pair).item() for pair in pairs)
     assert terms["reconstruction"].item() == pytest.approx(expected, rel=1e-12)
@@ -236,7 +240,7 @@ def test_the_total_is_the_sum_of_the_terms_times_their_weights() -> None:
     names = [field.name for field in fields(LossWeights)]
     weights = LossWeights(**{name: 0.5 + i for i, name in enumerate(names)})
     losses = losses_of(replace(CONFIG, weights=weights))
-    loss = compute_losses(output(*inputs()), batch(), losses, the_draws(CONFIG))
+    loss = whole_loss(output(*inputs()), batch(), losses, the_draws(CONFIG))
     expected = sum(getattr(weights, name) * term.item() for name, term in loss.terms.items())
     assert loss.total.item() == pytest.approx(expected, rel=1e-12)
 
@@ -245,8 +249,8 @@ def test_the_total_is_the_sum_of_the_terms_times_their_weights() -> None:
 def test_a_loss_of_weight_zero_is_logged_without_a_graph(name: str) -> None:
     config = replace(CONFIG, weights=replace(CONFIG.weights, **{name: 0.0}))
     drawn = the_draws(CONFIG)
-    whole = compute_losses(output(*inputs()), batch(), losses_of(CONFIG), drawn)
-    loss = compute_losses(output(*inputs()), batch(), losses_of(config), drawn)
+    whole = whole_loss(output(*inputs()), batch(), losses_of(CONFIG), drawn)
+    loss = whole_loss(output(*inputs()), batch(), losses_of(config), drawn)
     assert not loss.terms[name].requires_grad
     torch.testing.assert_close(loss.terms[name], whole.terms[name].detach())
     rest = whole.total - getattr(CONFIG.weights, name) * whole.terms[name]
@@ -262,10 +266,10 @@ def test_a_loss_that_is_left_out_is_not_even_made(name: str) -> None:
     config = WITHOUT_TRANSPORT if name == "transport" else replace(CONFIG, **changed)
     drawn = the_draws(CONFIG)
     losses = losses_of(config)
-    loss = compute_losses(output(*inputs()), batch(), losses, drawn)
+    loss = whole_loss(output(*inputs()), batch(), losses, drawn)
     assert name not in loss.terms
     assert not [key for key in losses.state_dict() if key.startswith(f"{name}.")]
-    whole = compute_losses(output(*inputs()), batch(), losses_of(CONFIG), drawn)
+    whole = whole_loss(output(*inputs()), batch(), losses_of(CONFIG), drawn)
     assert loss.terms.keys() == whole.terms.keys() - gone
     for key in {"fine", "coarse", "reconstruction", "commitment"} - {name}:
         torch.testing.assert_close(loss.terms[key], whole.terms[key])
@@ -273,7 +277,7 @@ def test_a_loss_that_is_left_out_is_not_even_made(name: str) -> None:
 
 def test_no_splits_are_no_jigsaw() -> None:
     config = replace(CONFIG, jigsaw=JigsawConfig(splits=0))
-    loss = compute_losses(output(*inputs()), batch(), losses_of(config), the_draws(config))
+    loss = whole_loss(output(*inputs()), batch(), losses_of(config), the_draws(config))
     assert "jigsaw" not in loss.terms
 
 
@@ -324,7 +328,7 @@ def test_the_jigsaw_takes_its_blocks_from_the_codes_not_from_the_embeddings() ->
         out, quantized={k: replace(q, semantic=q.semantic + 1) for k, q in out.quantized.items()}
     )
     losses, drawn = losses_of(CONFIG), the_draws(CONFIG)
-    first, second = (compute_losses(x, batch(), losses, drawn).terms for x in (out, changed))
+    first, second = (whole_loss(x, batch(), losses, drawn).terms for x in (out, changed))
     assert torch.equal(first["jigsaw"], second["jigsaw"])
     assert not torch.equal(first["fine"], second["fine"])
 

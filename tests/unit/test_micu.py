@@ -18,6 +18,7 @@ from micu.config.sections import (
 )
 from micu.data.dataset import Batch
 from micu.model.micu import MICU, MICUOutput
+from tests.models import update_
 
 B, T = 3, 4
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -129,8 +130,8 @@ def test_a_padded_batch_equals_the_unpadded_one() -> None:
         )
     other = build(modalities)
     other.load_state_dict(model.state_dict())
-    model.quantizer.update_(short.semantic(), batch.mask)
-    other.quantizer.update_(long.semantic(), padded.mask)
+    update_(model.quantizer, short.semantic(), batch.mask)
+    update_(other.quantizer, long.semantic(), padded.mask)
     assert torch.allclose(model.quantizer.codebook, other.quantizer.codebook, atol=1e-12)
 
 

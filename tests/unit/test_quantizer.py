@@ -11,6 +11,7 @@ from micu.base.errors import ShapeError
 from micu.config.sections import QuantizerConfig
 from micu.model.quantizer import UnifiedQuantizer, nearest_code
 from micu.store.manifest import MODALITIES
+from tests.models import update_
 
 K, D, B, T = 7, 4, 3, 5
 
@@ -170,7 +171,7 @@ def test_the_averages_follow_the_equations(modalities: int, masked: bool, own: f
     quantizer, z = build(ema_own=own), features(modalities)
     mask = some_mask() if masked else torch.ones(B, T, dtype=torch.bool)
     count, weight = slow_update(quantizer, z, mask)
-    quantizer.update_(z, mask if masked else None)
+    update_(quantizer, z, mask if masked else None)
     assert torch.allclose(quantizer.ema_count, count, atol=1e-12)
     assert torch.allclose(quantizer.ema_weight, weight, atol=1e-12)
     assert torch.allclose(quantizer.codebook, weight / count[:, None], atol=1e-12)
@@ -179,8 +180,8 @@ def test_the_averages_follow_the_equations(modalities: int, masked: bool, own: f
 def test_the_order_of_updates_matters_to_the_averages() -> None:
     one, two, z = build(), build(), features(3)
     two.load_state_dict(one.state_dict())
-    one.update_(z)
-    two.update_(dict(reversed(z.items())))
+    update_(one, z)
+    update_(two, dict(reversed(z.items())))
     assert not torch.allclose(one.ema_weight, two.ema_weight, atol=1e-9)
 
 
@@ -191,15 +192,15 @@ def test_masked_steps_do_not_move_the_codebook(
     quantizer, z, mask = build(reset), features(3), some_mask()
     other = build(reset)
     other.load_state_dict(quantizer.state_dict())
-    quantizer.update_(z, mask)
-    other.update_({name: x.masked_fill(~mask[..., None], 9.0) for name, x in z.items()}, mask)
+    update_(quantizer, z, mask)
+    update_(other, {name: x.masked_fill(~mask[..., None], 9.0) for name, x in z.items()}, mask)
     assert same(quantizer.state_dict(), other.state_dict())
 
 
 def test_a_batch_without_a_real_step_changes_nothing() -> None:
     quantizer = build("revive")
     before = copy_of(quantizer)
-    quantizer.update_(features(3), torch.zeros(B, T, dtype=torch.bool))
+    update_(quantizer, features(3), torch.zeros(B, T, dtype=torch.bool))
     assert same(before, quantizer.state_dict())
 
 
@@ -221,7 +222,7 @@ def test_sums_of_parts_move_the_codebook_as_the_whole_batch_does() -> None:
         found.sums.add_(part.sums)
     before = copy_of(other)
 
-    whole.update_(z, generator=torch.Generator().manual_seed(5))
+    update_(whole, z, generator=torch.Generator().manual_seed(5))
     assert same(before, other.state_dict())  # to assign writes nothing
     other.move_(found, generator=torch.Generator().manual_seed(5))
 
@@ -243,7 +244,7 @@ def test_a_start_count_of_one_keeps_unused_codes_small() -> None:
     for start in ("one", "zero"):
         config = QuantizerConfig(codebook_size=40, ema_init=start, reset="off")  # type: ignore[arg-type]
         quantizer = UnifiedQuantizer(D, config)
-        quantizer.update_({"audio": torch.randn(1, 4, D), "video": torch.randn(1, 4, D)})
+        update_(quantizer, {"audio": torch.randn(1, 4, D), "video": torch.randn(1, 4, D)})
         sizes[start] = float(quantizer.codebook.norm(dim=1).max())
     assert sizes["one"] < 1 < 10 < sizes["zero"]
 
@@ -259,7 +260,7 @@ def with_dead_codes(reset: Literal["revive", "reference", "off"]) -> UnifiedQuan
 
 def test_a_dead_code_restarts_beside_an_active_one() -> None:
     quantizer = with_dead_codes("revive")
-    quantizer.update_(features(3), generator=torch.Generator().manual_seed(5))
+    update_(quantizer, features(3), generator=torch.Generator().manual_seed(5))
     active = (quantizer.unused[:5] < 100).nonzero()[:, 0]
     distance = (quantizer.codebook[5:, None] - quantizer.codebook[active]).abs().amax(-1)
     assert (distance.min(1).values <= 1 / 1024).all()
@@ -273,7 +274,7 @@ def test_a_restart_outlives_the_next_update_unless_as_published() -> None:
     for reset, lives in (("revive", True), ("reference", False)):
         quantizer = with_dead_codes(reset)  # type: ignore[arg-type]
         for _ in range(2):
-            quantizer.update_(features(3), generator=torch.Generator().manual_seed(5))
+            update_(quantizer, features(3), generator=torch.Generator().manual_seed(5))
         assert bool((quantizer.codebook[5:] < 10).all()) is lives
 
 
@@ -282,7 +283,7 @@ def test_restarts_are_drawn_from_the_given_generator() -> None:
     for seed in (1, 1, 2):
         torch.manual_seed(3)
         quantizer = with_dead_codes("revive")
-        quantizer.update_(z, generator=torch.Generator().manual_seed(seed))
+        update_(quantizer, z, generator=torch.Generator().manual_seed(seed))
         results.append(quantizer.codebook[5:].clone())
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
@@ -290,7 +291,7 @@ def test_restarts_are_drawn_from_the_given_generator() -> None:
 
 def test_dead_codes_are_left_alone_when_resets_are_off() -> None:
     quantizer = with_dead_codes("off")
-    quantizer.update_(features(3))
+    update_(quantizer, features(3))
     assert quantizer.unused[5:].tolist() == [301, 301]
     assert (quantizer.codebook[5:] > 40).all()
 
@@ -302,7 +303,7 @@ def test_what_text_uses_is_alive_unless_as_published(
     quantizer = build(reset)
     quantizer.unused.fill_(7)
     at = {"audio": quantizer.codebook[0], "text": quantizer.codebook[3]}
-    quantizer.update_({name: x.expand(1, 2, D).clone() for name, x in at.items()})
+    update_(quantizer, {name: x.expand(1, 2, D).clone() for name, x in at.items()})
     assert quantizer.unused[3] == age
     assert quantizer.unused[0] == 0
     assert quantizer.unused[1] == 8
@@ -312,9 +313,9 @@ def test_no_active_code_is_no_error() -> None:
     quantizer = build("reference", dead_after=3, active_within=1)
     quantizer.unused.fill_(2)
     codes = {"text": torch.zeros(1, 1, dtype=torch.int64)}  # as published, text uses no code
-    quantizer.update_({"text": randn(1, 1, D)}, codes=codes)
+    update_(quantizer, {"text": randn(1, 1, D)}, codes=codes)
     assert quantizer.unused.tolist() == [3] * K
-    quantizer.update_({"text": randn(1, 1, D)}, codes=codes)
+    update_(quantizer, {"text": randn(1, 1, D)}, codes=codes)
     assert quantizer.codebook.isfinite().all()
     assert quantizer.unused.tolist() == [4] * K
 
@@ -325,26 +326,26 @@ def test_codes_that_were_looked_up_before_are_not_looked_up_again(masked: bool) 
     two.load_state_dict(one.state_dict())
     mask = some_mask() if masked else None
     codes = {name: entry.codes for name, entry in one.quantize(z, mask).items()}
-    one.update_(z, mask)
-    two.update_(z, mask, codes=codes)
+    update_(one, z, mask)
+    update_(two, z, mask, codes=codes)
     assert same(one.state_dict(), two.state_dict())
     other = build("revive")
     other.load_state_dict(one.state_dict())
-    one.update_(z, mask, codes={name: torch.zeros_like(x) for name, x in codes.items()})
-    other.update_(z, mask)
+    update_(one, z, mask, codes={name: torch.zeros_like(x) for name, x in codes.items()})
+    update_(other, z, mask)
     assert not same(one.state_dict(), other.state_dict())
 
 
 def test_codes_of_another_shape_are_refused() -> None:
     codes = {name: torch.zeros(B, T + 1, dtype=torch.int64) for name in MODALITIES[:2]}
     with pytest.raises(ShapeError, match="codes: expected"):
-        build().update_(features(2), codes=codes)
+        update_(build(), features(2), codes=codes)
 
 
 @pytest.mark.parametrize("reset", ["revive", "reference"])
 def test_a_dead_code_restarts_at_the_drawn_distance(reset: Literal["revive", "reference"]) -> None:
     quantizer = with_dead_codes(reset)
-    quantizer.update_(features(3), generator=torch.Generator().manual_seed(5))
+    update_(quantizer, features(3), generator=torch.Generator().manual_seed(5))
     active = (quantizer.unused[:5] < 100).nonzero()[:, 0]
     drawn = torch.Generator().manual_seed(5)
     picks = torch.randint(len(active), (2,), generator=drawn)

@@ -18,7 +18,7 @@ from micu.config.sections import (
 )
 from micu.data.dataset import Batch
 from micu.losses import draw
-from micu.model.quantizer import UnifiedQuantizer, nearest_code
+from micu.model.quantizer import Assignment, UnifiedQuantizer, nearest_code
 from micu.train.state import TrainState
 from micu.train.step import StepReport, build_state, train_step
 
@@ -151,14 +151,17 @@ def test_codes_of_the_pass_move_the_codebook_as_those_looked_up_again(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, other = fresh(config), fresh(config)
-    update = UnifiedQuantizer.update_
+    assign = UnifiedQuantizer.assign
     train_step(state, batch(lengths=(T, 2) + (T,) * (B - 2)))
 
-    def afresh(self: UnifiedQuantizer, *features: Any, **rest: Any) -> None:
-        update(self, *features, **{**rest, "codes": None})
+    def afresh(self: UnifiedQuantizer, semantic: Any, mask: Any, codes: Any) -> Assignment:
+        given.append(codes)
+        return assign(self, semantic, mask)
 
-    monkeypatch.setattr(UnifiedQuantizer, "update_", afresh)
+    given: list[Any] = []
+    monkeypatch.setattr(UnifiedQuantizer, "assign", afresh)
     train_step(other, batch(lengths=(T, 2) + (T,) * (B - 2)))
+    assert all(codes is not None for codes in given)
     assert_same(snapshot(state), snapshot(other))
 
 

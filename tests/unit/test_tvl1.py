@@ -10,7 +10,7 @@ import torch
 
 from micu.base.errors import ConfigError, MicuError, ShapeError
 from micu_extract.flow import tvl1_numba, tvl1_torch
-from micu_extract.flow.tvl1 import create_solver, tvl1_flow, tvl1_pairs
+from micu_extract.flow.tvl1 import create_solver, tvl1_pairs
 from micu_extract.flow.tvl1_parameters import ENGINES, TVL1
 
 QUICK = TVL1(scales=2, warps=2, outer_iterations=2)
@@ -24,6 +24,11 @@ def blob(left: float, top: float, size: int = 48) -> np.ndarray:
 def noise(*shape: int) -> np.ndarray:
     coarse = np.random.default_rng(len(shape)).integers(0, 256, shape, np.uint8)
     return np.stack([cv2.GaussianBlur(image, (5, 5), 1) for image in coarse])
+
+
+def tvl1_flow(frames: np.ndarray, *rest: TVL1, **engine: str) -> np.ndarray:
+    """From each picture of a sequence to the next one."""
+    return tvl1_pairs(frames[:-1], frames[1:], *rest, **engine)
 
 
 # --- what goes in and comes out ---------------------------------------------------------------
@@ -41,17 +46,9 @@ def test_flow_points_to_where_things_went_with_x_first(engine: str) -> None:
     np.testing.assert_allclose(flow[1, 20:28, 20:28].mean((0, 1)), [0, 2], atol=0.3)
 
 
-def test_colour_frames_give_the_flow_of_their_gray_pictures() -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), np.uint8)
-    grays = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-
-    np.testing.assert_array_equal(tvl1_flow(frames, QUICK), tvl1_flow(grays, QUICK))
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_pair_gives_no_field(engine: str) -> None:
     assert tvl1_pairs(*np.empty((2, 0, 9, 7), np.uint8), engine=engine).shape == (0, 9, 7, 2)
-    assert tvl1_flow(np.zeros((1, 9, 7), np.uint8), engine=engine).shape == (0, 9, 7, 2)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -89,15 +86,14 @@ def test_plain_pictures_do_not_move(engine: str, levels: tuple[int, int]) -> Non
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((24, 30), "expected .N, H, W."),
-        ((2, 24, 30, 4), "expected .N, H, W, 3."),
-        ((0, 24, 30), "at least one"),
+        ((24, 30), "expected .P, H, W."),
+        ((2, 24, 30, 3), "expected .P, H, W."),
         ((2, 0, 30), "at least one pixel"),
     ],
 )
-def test_frames_of_another_shape_are_refused(shape: tuple[int, ...], message: str) -> None:
+def test_pictures_of_another_shape_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ShapeError, match=message):
-        tvl1_flow(np.zeros(shape, np.uint8))
+        tvl1_pairs(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8))
 
 
 def test_pairs_of_two_sizes_or_numbers_are_refused() -> None:
@@ -108,8 +104,8 @@ def test_pairs_of_two_sizes_or_numbers_are_refused() -> None:
 
 def test_pictures_that_are_not_bytes_are_refused() -> None:
     floats, whole = np.zeros((2, 20, 24), np.float32), np.zeros((2, 20, 24), np.uint8)
-    with pytest.raises(ConfigError, match="frames: expected uint8, 0 to 255, got float32"):
-        tvl1_flow(floats)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="first pictures of the flow pairs: expected uint8"):
+        tvl1_pairs(floats, whole)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="second pictures of the flow pairs: expected uint8"):
         tvl1_pairs(whole, floats)  # type: ignore[arg-type]
 

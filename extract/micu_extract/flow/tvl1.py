@@ -18,40 +18,6 @@ from micu_extract.flow.tvl1_parameters import ENGINES, TVL1
 DEFAULTS = TVL1()
 
 
-def tvl1_flow(
-    frames: NDArray[np.uint8],
-    parameters: TVL1 = DEFAULTS,
-    *,
-    engine: str = "numba",
-    device: str = "cpu",
-) -> NDArray[np.float32]:
-    """Displacement from each picture of a sequence to the next one.
-
-    Args:
-        frames: Gray (N, H, W) or RGB (N, H, W, 3) pictures, at least one.
-        parameters: Parameters of the method.
-        engine: One of `ENGINES`.
-        device: Where the torch engine computes; the others compute on the CPU.
-
-    Returns:
-        Displacement, (N-1, H, W, 2): x to the right, then y downwards, px.
-
-    Raises:
-        ShapeError: `frames` has another shape, or no picture.
-        ConfigError: `frames` is not uint8, or no engine has this name.
-        MicuError: The engine's library is not installed.
-    """
-    _check_bytes(frames, "flow frames")
-    if frames.ndim == 4:
-        check_shape(frames.shape, "N H W 3", "flow frames")
-    else:
-        check_shape(frames.shape, "N H W", "flow frames")
-    if not len(frames):
-        raise ShapeError(f"flow frames: expected at least one, got {frames.shape}")
-    grays = _to_gray(frames) if frames.ndim == 4 else frames
-    return tvl1_pairs(grays[:-1], grays[1:], parameters, engine=engine, device=device)
-
-
 def tvl1_pairs(
     previous: NDArray[np.uint8],
     following: NDArray[np.uint8],
@@ -117,12 +83,6 @@ def tvl1_pairs(
 def _check_bytes(pictures: NDArray[Any], what: str) -> None:
     if pictures.dtype != np.uint8:
         raise ConfigError(f"{what}: expected uint8, 0 to 255, got {pictures.dtype}")
-
-
-def _to_gray(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    import cv2
-
-    return np.stack([cv2.cvtColor(np.ascontiguousarray(f), cv2.COLOR_RGB2GRAY) for f in frames])
 
 
 def _solve_with_opencv(
