@@ -110,7 +110,7 @@ def _root_of(dataset: str, annotations: Sequence[str]) -> Path | None:
 def _publish(out: Path, clips: Sequence[Clip]) -> Manifest:
     """Write a manifest under its final name once it has been read back."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.draft")
+    draft = out.with_name(f".draft.{out.name}")
     try:
         write_manifest(draft, clips)
         manifest = read_manifest(draft)

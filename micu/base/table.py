@@ -6,10 +6,12 @@ of columns that are known, and empty columns at the end and empty rows are none.
 """
 
 import csv
+import gzip
 import io
 import logging
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +25,12 @@ Row = TypeVar("Row")
 
 MAX_BYTES = 2**31
 """Largest file that is read: about ten million rows."""
+PACKED = b"\x1f\x8b"
+"""How a file begins that gzip has packed, whatever its name."""
+MAX_RATIO = 200
+"""What gzip may make of a byte; of a manifest it makes ten to fifty."""
+SMALL_BYTES = 2**20
+"""What a packed file may always hold."""
 BLANKS = " \t"
 MAX_HEADER = 2**20
 SEPARATORS = ",;\t"
@@ -30,19 +38,35 @@ SEPARATORS = ",;\t"
 
 
 def read_bytes(path: Path, kind: str = "CSV") -> bytes:
-    """The bytes of a file of others that is read whole.
+    """The bytes of a file of others that is read whole; of one that gzip packed, what it holds.
 
     Args:
         path: The file.
         kind: What it is to be, for the message.
 
     Raises:
-        ManifestError: It is no regular file, or far too large.
+        ManifestError: It is no regular file, far too large, or badly packed.
     """
     try:
-        return read_bounded(path, MAX_BYTES)
-    except ValueError as error:
+        data = read_bounded(path, MAX_BYTES)
+        return _unpack(data) if data.startswith(PACKED) else data
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ManifestError(f"{path}: cannot be read: {error}; expected a {kind} file") from error
+
+
+def _unpack(data: bytes) -> bytes:
+    """What gzip packed, of which there is never more in memory than a file may hold."""
+    most_bytes = min(MAX_BYTES, SMALL_BYTES + MAX_RATIO * len(data))
+    unpacked = bytearray()
+    with gzip.open(io.BytesIO(data)) as file:
+        while part := file.read(SMALL_BYTES):
+            unpacked += part
+            if len(unpacked) > most_bytes:
+                raise ValueError(
+                    f"{len(data)} bytes packed by gzip unpack to more than {most_bytes}; unpack it "
+                    "by hand if it is meant"
+                )
+    return bytes(unpacked)
 
 
 class Table:

@@ -13,12 +13,13 @@
 | `pretraining-text:labels` | the pretraining's sentences say the class: one for each label |
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from micu.base.errors import ConfigError
-from micu.base.files import file_sha256
+from micu.base.table import read_bytes
 from micu.data.dataset import WORDS, select_clips
 from micu.evaluate.splits import media_item
 from micu.store.manifest import Clip, Manifest, read_manifest
@@ -106,7 +107,7 @@ def find_pretraining(
 def _recorded_manifest(record: Mapping[str, object]) -> Manifest | None:
     """The manifest at the path that a checkpoint notes, if it has the hash that it notes."""
     path, digest = Path(str(record.get("manifest", ""))), record.get("manifest_sha256")
-    if not path.is_file() or file_sha256(path) != digest:
+    if not path.is_file() or hashlib.sha256(read_bytes(path)).hexdigest() != digest:
         return None
     return read_manifest(path)
 

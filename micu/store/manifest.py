@@ -1,13 +1,14 @@
 """Manifests: which clips there are, where their media lie, what is known about them.
 
-A manifest is a CSV file with a header. Its columns are `clip_id, path, start_s, end_s, label,
-split, text, group, events`; only `clip_id` and what a modality needs are required. `path` is
-relative to the media root.
+A manifest is a CSV file with a header, which gzip may have packed (`my.csv.gz`). Its columns are
+`clip_id, path, start_s, end_s, label, split, text, group, events`; only `clip_id` and what a
+modality needs are required. `path` is relative to the media root.
 
 Ids are data: they are never used as file names or HDF5 names, so `a/b` or `../x` are good ids.
 """
 
 import csv
+import gzip
 import hashlib
 import io
 import logging
@@ -142,7 +143,7 @@ COLUMNS = tuple(field.name for field in fields(Clip))
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest file, read: its clips in file order and the hash of its bytes."""
+    """A manifest file, read: its clips in file order and the hash of its bytes, unpacked."""
 
     path: Path
     clips: tuple[Clip, ...]
@@ -151,13 +152,18 @@ class Manifest:
     @property
     def name(self) -> str:
         """Folder name of its feature sets."""
-        return safe_name(self.path.stem)
+        return safe_name(manifest_stem(self.path))
 
     def for_modality(self, modality: str) -> "Manifest":
         """The manifest without the rows that a modality is not extracted from: captions."""
         column = NEEDED_COLUMN[modality]
         kept = tuple(clip for clip in self.clips if clip.has_column(column))
         return replace(self, clips=kept)
+
+
+def manifest_stem(path: Path) -> str:
+    """A manifest's name without its ending: `my` of `my.csv` and of `my.csv.gz`."""
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
 
 
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
@@ -256,7 +262,8 @@ def _check_groups(path: Path, clips: Sequence[Clip]) -> None:
 def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
     """Write clips as a manifest, atomically; reading it back gives the same clips.
 
-    The columns `group` and `events` are there if some clip has something in them.
+    It is packed by gzip where the name ends in `.gz`. The columns `group` and `events` are there if
+    some clip has something in them.
     """
     rows = []
     for clip in clips:
@@ -274,7 +281,9 @@ def write_manifest(path: Path, clips: Iterable[Clip]) -> None:
     plain.writeheader()
     for row in rows:
         (quoted if _wants_quotes(row.values()) else plain).writerow(row)
-    write_atomically(path, table.getvalue().encode("utf-8", "surrogateescape"))
+    data = table.getvalue().encode("utf-8", "surrogateescape")
+    is_packed = path.suffix.lower() == ".gz"
+    write_atomically(path, gzip.compress(data, mtime=0) if is_packed else data)
 
 
 def _wants_quotes(values: Iterable[object]) -> bool:

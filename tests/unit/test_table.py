@@ -1,5 +1,7 @@
 """Manifests as spreadsheets and people write them: read as they are meant, or named."""
 
+import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,9 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import micu.base.table
 from micu.base.errors import ManifestError
-from micu.base.table import parse_seconds
+from micu.base.table import parse_seconds, read_bytes
 from micu.data.dataset import read_excluded_ids
 from micu.evaluate.leaks import Pretraining
 from micu.store.manifest import (
@@ -23,6 +26,7 @@ from micu.store.manifest import (
 from micu.store.sets import set_folder
 from micu_extract.cli import cli
 from micu_extract.datasets import DATASETS
+from micu_extract.pipeline.probe import probe_path
 
 PLAIN = (Clip(clip_id="a", path="x/a.mp4", start_s=1.5, end_s=3.0, label="dog"),)
 
@@ -248,6 +252,52 @@ def test_a_manifest_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**31 + 1)
     with pytest.raises(ManifestError, match="it has more than 2147483648 bytes"):
         read_manifest(tmp_path / "m.csv")
+
+
+def test_a_packed_manifest_is_the_manifest(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "my.csv", tmp_path / "my.csv.gz"
+    write_manifest(plain, PLAIN)
+    write_manifest(packed, PLAIN)
+    first = packed.read_bytes()
+    write_manifest(packed, PLAIN)
+    assert packed.read_bytes() == first  # no time of day in it
+    assert gzip.decompress(first) == plain.read_bytes()
+    read_plain, read_packed = read_manifest(plain), read_manifest(packed)
+    assert read_packed.clips == read_plain.clips == PLAIN
+    assert (read_packed.sha256, read_packed.name) == (read_plain.sha256, "my")
+    assert probe_path(packed) == probe_path(plain) == tmp_path / "my.probe.csv"
+    head, tail = plain.read_bytes()[:20], plain.read_bytes()[20:]
+    packed.write_bytes(gzip.compress(head) + gzip.compress(tail))  # as `cat a.gz b.gz` makes it
+    assert read_manifest(packed) == read_packed
+    assert read_manifest(packed.rename(tmp_path / "m.csv")).clips == PLAIN
+
+
+@pytest.mark.parametrize("spoil", [lambda d: d[:-9], lambda d: d[:12] + b"\0" * 9 + d[21:]])
+def test_a_manifest_that_is_badly_packed_is_refused(
+    tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "my.csv.gz"
+    path.write_bytes(spoil(gzip.compress(b"clip_id,path\na,a.mp4\n" * 99)))
+    with pytest.raises(ManifestError, match=r"my\.csv\.gz: cannot be read"):
+        read_manifest(path)
+
+
+def test_what_unpacks_to_far_more_than_a_manifest_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "my.csv.gz"
+    bomb = gzip.compress(bytes(9 * 2**20))
+    path.write_bytes(bomb)
+    most = 2**20 + 200 * len(bomb)
+    with pytest.raises(ManifestError, match=f"unpack to more than {most}; unpack it by hand"):
+        read_manifest(path)
+    held = b"clip_id\n" + b"x" * 92
+    path.write_bytes(gzip.compress(held))
+    monkeypatch.setattr(micu.base.table, "MAX_BYTES", len(held))
+    assert read_bytes(path) == held
+    monkeypatch.setattr(micu.base.table, "MAX_BYTES", len(held) - 1)
+    with pytest.raises(ManifestError, match="unpack to more than 99"):
+        read_bytes(path)
 
 
 def test_class_lists_and_lists_of_ids_are_read_alike(tmp_path: Path) -> None:

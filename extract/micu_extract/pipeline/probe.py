@@ -13,7 +13,7 @@ import numpy as np
 from micu.base.errors import DecodeError
 from micu.base.files import write_atomically
 from micu.base.process import StopFlag
-from micu.store.manifest import Clip
+from micu.store.manifest import Clip, manifest_stem
 from micu_extract.backbones.base import MIN_STEP_S, Media
 from micu_extract.media.decoding import Outcome
 from micu_extract.media.stills import open_source
@@ -43,7 +43,7 @@ class MediaProbe:
 
 def probe_path(manifest: Path) -> Path:
     """Where the report of a manifest lies: `NAME.probe.csv` beside `NAME.csv`."""
-    return manifest.with_suffix(".probe.csv")
+    return manifest.with_name(f"{manifest_stem(manifest)}.probe.csv")
 
 
 def probe_media(
