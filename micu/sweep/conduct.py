@@ -170,33 +170,29 @@ def launcher(
         free.put(gpu)
 
     def launch(module: str, words: Sequence[str], log: Path) -> int:
-        if not gpus:
-            return run(module, words, log, {})
-        gpu = free.get()
+        own = {VISIBLE: free.get()} if gpus else {}
         try:
-            return run(module, words, log, {VISIBLE: gpu})
+            with log.open("ab") as file:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", module, *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **environment, **own},
+                    start_new_session=True,
+                )
+            begun.append(process)
+            told = False
+            while True:
+                try:
+                    return process.wait(POLL_S)
+                except subprocess.TimeoutExpired:
+                    if stop.name and not told:
+                        process.terminate()
+                        told = True
         finally:
-            free.put(gpu)
-
-    def run(module: str, words: Sequence[str], log: Path, own: Mapping[str, str]) -> int:
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment, **own},
-                start_new_session=True,
-            )
-        begun.append(process)
-        told = False
-        while True:
-            try:
-                return process.wait(POLL_S)
-            except subprocess.TimeoutExpired:
-                if stop.name and not told:
-                    process.terminate()
-                    told = True
+            for gpu in own.values():
+                free.put(gpu)
 
     try:
         yield launch

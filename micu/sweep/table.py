@@ -2,15 +2,16 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 from micu.base.files import file_sha256, write_atomically
 from micu.evaluate.markdown import TextTable, render_markdown
 from micu.evaluate.report import Row, read_rows, resembles_results, was_cut_in_header
 from micu.evaluate.sheets import read_columns, render_sheet
-from micu.report.compare import render_table
+from micu.report.compare import Cell, grouped, render_table
 from micu.sweep.conduct import CHECKPOINT
 from micu.sweep.plan import SweepRun
 from micu.train.logs import METRICS, read_metrics
@@ -24,7 +25,7 @@ KEYS = (
     *("test_sha256",),
 )
 """Columns of a results file that tell one number of a run from another."""
-
+_key = attrgetter(*KEYS)
 
 PAPER_SETTING = "paper_setting"
 """Column of the rows' `setting`, which in a sweep is a place in the grid."""
@@ -57,16 +58,9 @@ def _logged(folder: Path) -> list[Row]:
         Row(
             task=TRAINING,
             method="",
-            train_modality="",
-            test_modality="",
-            preset="",
-            seed=0,
             threshold_source="none",
             metric=metric,
             value=_mean([(row.get(metric), row.get("clips", 1)) for row in taken]),
-            n_clips=0,
-            checkpoint_sha256="",
-            manifest_sha256="",
         )
         for metric in (rows[-1] if rows else {})
         if metric not in NOT_RESULTS and not metric.startswith("grad_norm_")
@@ -89,19 +83,12 @@ def _evaluated(folder: Path) -> list[Row]:
     tables = [path for path in names if path.is_file()]
     paths = [p for p in tables if resembles_results(read_columns(p)) or was_cut_in_header(p)]
     sha256 = file_sha256(folder / CHECKPOINT) if paths else ""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for path in paths:
-        for row in read_rows(path):
-            if row.checkpoint_sha256 in ("", sha256):
-                groups.setdefault(_key(row), []).append(row)
+    rows = [row for path in paths for row in read_rows(path)]
+    own = (row for row in rows if row.checkpoint_sha256 in ("", sha256))
     return [
-        replace(group[0], value=statistics.fmean(row.value for row in group))
-        for group in groups.values()
+        replace(probes[0], value=statistics.fmean(row.value for row in probes))
+        for probes in grouped(own, _key).values()
     ]
-
-
-def _key(row: Row) -> tuple[str, ...]:
-    return tuple(getattr(row, name) for name in KEYS)
 
 
 def write_table(rows: Iterable[Row], runs: Sequence[SweepRun], path: Path) -> None:
@@ -114,26 +101,17 @@ def write_table(rows: Iterable[Row], runs: Sequence[SweepRun], path: Path) -> No
         runs: For the values of the axes, each of which is a column.
         path: Where to.
     """
-    import pandas as pd
-
-    axes: Mapping[str, Mapping[str, str]] = {run.setting: run.values for run in runs}
+    axes = {run.setting: run.values for run in runs}
     swept = dict.fromkeys(axis for values in axes.values() for axis in values)
     keys = [PAPER_SETTING if name == "setting" else name for name in KEYS]
-    table = [
-        (row.preset, *(axes[row.preset].get(axis, "") for axis in swept), *_key(row), row.value)
-        for row in rows
-    ]
-    header = ["setting", *swept, *keys]
-    groups = pd.DataFrame(table, columns=[*header, "value"]).groupby(header, sort=False).value
-    means = groups.agg(mean=statistics.fmean, std=_deviation, runs="size").reset_index()
-    means["std"] = means["std"].map(lambda spread: "" if math.isnan(spread) else spread)
-    write_atomically(path, render_sheet(list(means), means.itertuples(index=False)).encode())
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """Of the sample; NaN for one value, or where one is NaN."""
-    several = len(values) > 1 and not any(map(math.isnan, values))
-    return statistics.stdev(values) if several else math.nan
+    lines: list[tuple[object, ...]] = []
+    for (setting, key), same in grouped(rows, lambda row: (row.preset, _key(row))).items():
+        cell = Cell(tuple(row.value for row in same))
+        spread = "" if math.isnan(cell.deviation) else cell.deviation
+        values = (axes[setting].get(axis, "") for axis in swept)
+        lines.append((setting, *values, *key, cell.mean, spread, len(same)))
+    header = ["setting", *swept, *keys, "mean", "std", "runs"]
+    write_atomically(path, render_sheet(header, lines).encode())
 
 
 def render_sweep(rows: Sequence[Row]) -> str:
@@ -146,20 +124,24 @@ def render_sweep(rows: Sequence[Row]) -> str:
 
 
 def _render_logged(rows: Sequence[Row]) -> str:
-    import pandas as pd
-
-    frame = pd.DataFrame([row.values() for row in rows], columns=["preset", "metric", "value"])
-    settings, metrics = (list(frame[name].unique()) for name in ("preset", "metric"))
-    groups = frame.groupby(["preset", "metric"]).value
-    table = groups.agg(_spread).unstack(fill_value="–").reindex(settings, columns=metrics)
-    runs = groups.size().groupby("preset").max()
-    lines = [(setting, str(runs[setting]), *table.loc[setting]) for setting in settings]
+    values = grouped(rows, lambda row: (row.preset, row.metric))
+    settings = grouped(rows, lambda row: row.preset)
+    metrics = dict.fromkeys(row.metric for row in rows)
+    lines = [
+        (
+            setting,
+            str(len({row.seed for row in own})),
+            *(_spread([row.value for row in values.get((setting, name), ())]) for name in metrics),
+        )
+        for setting, own in settings.items()
+    ]
     return render_markdown(TextTable((("setting", "runs", *metrics), *lines)))
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, with four digits; a dash for what is NaN."""
-    mean, spread = statistics.fmean(values), _deviation(values)
-    if math.isnan(mean):
+    """Mean ± standard deviation, with four digits; a dash for what is NaN, or not there."""
+    cell = Cell(tuple(values))
+    if not values or math.isnan(cell.mean):
         return "–"
-    return f"{mean:.4g}" if math.isnan(spread) else f"{mean:.4g} ± {spread:.2g}"
+    spread = cell.deviation
+    return f"{cell.mean:.4g}" if math.isnan(spread) else f"{cell.mean:.4g} ± {spread:.2g}"
