@@ -13,10 +13,12 @@ import micu_extract.media.readers
 from micu.base.errors import ConfigError, DecodeError, StoreError
 from micu.store.manifest import Clip, write_manifest
 from micu_extract.backbones.base import FlowInput, FrameInput, Media
+from micu_extract.backbones.slowonly import SlowOnly, SlowOnlyDemo
 from micu_extract.cli import cli
 from micu_extract.flow.methods import FlowSettings
 from micu_extract.flow.tvl1_parameters import TVL1
 from micu_extract.media.damage import Damage
+from micu_extract.media.flow import quantize_flow
 from micu_extract.media.pictures import read_pictures
 from micu_extract.media.readers import describe_reading, read
 from micu_extract.media.source import Reading, Source, Window
@@ -217,6 +219,57 @@ def test_flow_shows_motion_and_pads_with_stillness(tmp_path):
     assert (units[0, :, 36:] == 128).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [
+        ((240, 320), (256, 341)),  # all of UCF101
+        ((144, 256), (256, 455)),
+        ((180, 326), (256, 464)),  # 463.6: rounded, not cut off
+        ((320, 240), (341, 256)),
+        ((256, 300), (256, 300)),
+    ],
+)
+def test_a_field_is_resized_to_a_short_side_up_as_well_as_down_before_the_crop(
+    tmp_path, monkeypatch, size, fitted
+):
+    import cv2
+
+    rng = np.random.default_rng(0)
+    field = rng.uniform(-20, 20, (*size, 2)).astype(np.float32)
+    stub_flow(monkeypatch, lambda a, b: field)
+    path = write_media(tmp_path / "a.mp4", frames=3, picture=lambda i: flat_picture(i, size))
+
+    units = read_flow_of(path, FlowInput(clip_len=1, resize=320, field_side=256)).units
+
+    # One image of x, one of y, as mmaction2 reads them.
+    levels = quantize_flow(field, 20.0)
+    height, width = fitted
+    images = [cv2.resize(np.ascontiguousarray(levels[..., k]), (width, height)) for k in (0, 1)]
+    top, left = round((height - 256) / 2), round((width - 256) / 2)
+    expected = np.stack(images, axis=-1)[top : top + 256, left : left + 256]
+    np.testing.assert_array_equal(units[0, 0], expected)
+
+
+def test_slowonly_wants_fields_of_a_short_side_of_256_as_its_published_pipeline(tmp_path):
+    for kind, side in ((SlowOnly, 256), (SlowOnlyDemo, 32)):
+        described = describe_reading(kind.wants, Reading(media_root=tmp_path))
+        assert described["input"]["field_side"] == described["input"]["crop"] == side
+
+
+def test_a_sliver_whose_field_would_not_fit_in_memory_is_a_clip_that_fails(tmp_path, monkeypatch):
+    stub_flow(monkeypatch, lambda a, b: field_of(0, 0, (16, 160)))
+    path = write_media(tmp_path / "a.mp4", frames=3, picture=lambda i: flat_picture(i, (16, 160)))
+    wants = FlowInput(clip_len=1, field_side=64, crop=8)
+    needed = 1 * 8 * 8 * 2 + 64 * 640 * 2
+    monkeypatch.setattr(micu_extract.media.damage, "MAX_UNIT_BYTES", needed)
+    reading = Reading(media_root=tmp_path, flow=HASTY_FLOW, flow_cache=tmp_path / "cache")
+    kept = [read(clip_of(path), wants, reading) for _ in range(2)]
+    np.testing.assert_array_equal(kept[0].units, kept[1].units)
+    monkeypatch.setattr(micu_extract.media.damage, "MAX_UNIT_BYTES", needed - 1)
+    with pytest.raises(DecodeError, match="needs more than"):
+        read(clip_of(path), wants, reading)
+
+
 def test_larger_pictures_are_resized_before_flow_and_smaller_ones_are_not(tmp_path, monkeypatch):
     sizes = []
 
@@ -267,6 +320,7 @@ def test_a_clip_whose_flow_would_not_fit_in_memory_is_refused(tmp_path, monkeypa
         {"dt_s": -0.1},
         {"dt_s": float("nan")},
         {"resize": 0},
+        {"field_side": 0},
         {"rounding": "up"},
         {"gray": "never"},
     ],

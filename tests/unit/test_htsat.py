@@ -13,12 +13,19 @@ from micu_extract.backbones import Run, build_backbone
 from micu_extract.backbones.base import Media, WaveformInput
 from micu_extract.backbones.htsat import (
     DEMO_LOG_MEL,
+    HTSAT,
     HTSATClap,
     HTSATDemo,
     load_original,
     original_name,
 )
-from micu_extract.backbones.sound import mel_filters, overlap_weights, pool_tokens, repeat_to_length
+from micu_extract.backbones.sound import (
+    fill_window,
+    mel_filters,
+    overlap_weights,
+    pool_tokens,
+    round_to_int16,
+)
 
 CPU = Run(device="cpu")
 State = dict[str, torch.Tensor]
@@ -33,11 +40,48 @@ def test_tokens_count_by_how_much_of_them_lies_in_the_second() -> None:
     np.testing.assert_allclose(overlap_weights(3, 0.0, 2.0, 6.0), [1, 0, 0])
 
 
-def test_a_short_window_is_filled_with_whole_repeats_and_zeros() -> None:
+@pytest.mark.parametrize(
+    ("length", "repeated", "padded"),
+    [
+        (8, [1, 2, 3, 1, 2, 3, 0, 0], [1, 2, 3, 0, 0, 0, 0, 0]),
+        (6, [1, 2, 3, 1, 2, 3], [1, 2, 3, 0, 0, 0]),
+        (5, [1, 2, 3, 0, 0], [1, 2, 3, 0, 0]),
+        (2, [1, 2], [1, 2]),
+    ],
+)
+def test_a_short_window_is_filled_with_zeros_after_whole_repeats_where_they_are_wanted(
+    length: int, repeated: list[float], padded: list[float]
+) -> None:
     window = np.array([1, 2, 3], np.float32)
 
-    np.testing.assert_array_equal(repeat_to_length(window, 8), [1, 2, 3, 1, 2, 3, 0, 0])
-    np.testing.assert_array_equal(repeat_to_length(window, 2), [1, 2])
+    np.testing.assert_array_equal(fill_window(window, length, repeat=True), repeated)
+    np.testing.assert_array_equal(fill_window(window, length, repeat=False), padded)
+
+
+def test_under_five_seconds_audiosets_network_sees_silence_and_claps_a_repeat() -> None:
+    backbone = build_backbone("htsat-demo", "random", CPU)  # of four seconds, as htsat of ten
+    sound = np.concatenate(seconds_of_noise(2))
+    quiet = np.concatenate([sound, np.zeros_like(sound)])
+
+    short, padded, repeated = backbone.encode([sound, quiet, np.tile(sound, 2)])
+
+    assert short.tobytes() == padded.tobytes() != repeated.tobytes()
+    assert backbone.spec.preprocessing["short_window"] == "zeros"
+    assert (HTSAT.REPEATS, HTSATClap.REPEATS) == (False, True)
+
+
+def test_samples_are_rounded_to_16_bits_towards_zero_where_that_is_asked_for() -> None:
+    samples = np.array([1.5, 1.0, 0.9999, 1e-5, -1e-5, -4e-5, -2.0], np.float32)
+    levels = np.array([32767, 32767, 32763, 0, 0, -1, -32767])
+
+    np.testing.assert_array_equal(round_to_int16(samples), (levels / 32767).astype(np.float32))
+    plain = build_backbone("htsat-demo", "random", CPU)
+    rounding = build_backbone("htsat-demo", "random", CPU, int16=True)
+    window = seconds_of_noise(1)[0]
+    [rounded], [other] = rounding.encode([window]), plain.encode([round_to_int16(window)])
+    assert rounded.tobytes() == other.tobytes() != plain.encode([window])[0].tobytes()
+    assert rounding.spec.preprocessing["int16_round_trip"] is True
+    assert plain.spec.preprocessing["int16_round_trip"] is False
 
 
 def test_the_steps_of_a_long_clip_come_from_their_own_windows() -> None:

@@ -66,8 +66,11 @@ class FlowInput:
     """Frames, or time steps, from one field to the next."""
     resize: int = 256
     """Short side of the frames, px, before flow is computed; larger frames only are resized."""
+    field_side: int | None = None
+    """Short side, px, that the 8-bit flow is resized to, up as well as down, before it is cropped,
+    its displacements as they were; None leaves it as large as the frames."""
     crop: int = 256
-    """Side of the centre crop of the flow, px."""
+    """Side of the centre crop of the flow, px; what is smaller is padded with stillness."""
     bound: float = 20.0
     """Displacement, px, that maps to 0 and 255."""
     rounding: Literal["nearest", "truncate"] = "nearest"
@@ -81,6 +84,8 @@ class FlowInput:
 
     def __post_init__(self) -> None:  # noqa: D105
         counts = {n: getattr(self, n) for n in ("clip_len", "interval", "resize", "crop")}
+        if self.field_side is not None:
+            counts["field_side"] = self.field_side
         problems = [f"{n}: expected at least 1, got {v}" for n, v in counts.items() if v < 1]
         spans = {"bound": self.bound, "dt_s": 1.0 if self.dt_s is None else self.dt_s}
         problems += [

@@ -9,8 +9,10 @@ that a second knows its surroundings, unless it is its own window. This policy i
 `htsat-clap` is the same network as the audio tower of LAION-CLAP (Wu et al., ICASSP 2023,
 `laion/clap-htsat-unfused`): the policy is the same, the sample rate and the weights are not.
 
-Differs: samples are not rounded to 16 bits on the way, and a window that is short is repeated, then
-filled with zeros, where the data set's loader has only zeros and the inference mode stretches.
+A short window is filled as the data of each were: `htsat` with zeros, as AudioSet's loader does;
+`htsat-clap` with whole repeats, then zeros.
+
+Differs: samples are not rounded to 16 bits on the way, unless asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,10 +37,11 @@ from micu_extract.backbones.base import (
 from micu_extract.backbones.hubs import download, load_transformer
 from micu_extract.backbones.sound import (
     LogMel,
+    fill_window,
     mel_filters,
     one_window_per_second,
     pool_tokens,
-    repeat_to_length,
+    round_to_int16,
     spectra,
 )
 from micu_extract.backbones.torch_backbone import TorchBackbone
@@ -96,6 +99,7 @@ class HTSAT(TorchBackbone):
         context: `clip`, a second is seen in its window of ten; `second`, it is seen alone, its
             frames repeated to fill the window as the original's inference mode does, and its
             feature is the mean of all tokens. In the header, not in the features' name.
+        int16: Round samples to 16 bits, as the authors' loader does. In the header alone, too.
 
     Raises:
         WeightsError: The weights cannot be had or do not fit.
@@ -107,6 +111,8 @@ class HTSAT(TorchBackbone):
     LOG_MEL: ClassVar[LogMel] = LOG_MEL
     CONFIG: ClassVar[Mapping[str, Any]] = {}
     """What differs from `ClapAudioConfig`, whose defaults are the published network."""
+    REPEATS: ClassVar[bool] = False
+    """Whether a short window is filled with repeats of itself."""
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         "context": Option(
             type=str,
@@ -114,16 +120,23 @@ class HTSAT(TorchBackbone):
             help="What a second's feature knows: the window around it, or the second alone, "
             "which costs ten times as much.",
             choices=("clip", "second"),
-        )
+        ),
+        "int16": Option(
+            type=bool,
+            default=False,
+            help="Round samples to 16 bits and back, as the authors' loader does.",
+        ),
     }
     wants: InputSpec = WaveformInput(sample_rate=32000, window_s=10.0)
     gives: Gives = Gives(
         modality="audio", shape=(768,), weights=f"{REPOSITORY}: {FILE}", licence="MIT"
     )
 
-    def __init__(self, weights: str, run: Run, *, context: str = "clip") -> None:  # noqa: D107
+    def __init__(  # noqa: D107
+        self, weights: str, run: Run, *, context: str = "clip", int16: bool = False
+    ) -> None:
         assert isinstance(self.wants, WaveformInput)
-        self._context = context
+        self._context, self._int16 = context, int16
         self._alone = context == "second"
         if self._alone:
             self.wants = replace(self.wants, window_s=1.0)
@@ -160,8 +173,8 @@ class HTSAT(TorchBackbone):
         return {
             "log_mel": asdict(self.LOG_MEL),
             "context": self._context,
-            "short_window": "whole repeats, then zeros",
-            "int16_round_trip": False,
+            "short_window": "whole repeats, then zeros" if self.REPEATS else "zeros",
+            "int16_round_trip": self._int16,
             "step": "mean of all tokens of the second, its frames repeated to fill the window"
             if self._alone
             else "mean over frequency, then of the second's tokens by overlap",
@@ -173,7 +186,10 @@ class HTSAT(TorchBackbone):
         Tokens are in the order of time, and not pooled yet; 32 in ten seconds.
         """
         length = round(self._window_s * self.LOG_MEL.sample_rate)
-        samples = self._stack([repeat_to_length(window, length) for window in windows])
+        if self._int16:
+            windows = [round_to_int16(window) for window in windows]
+        filled = [fill_window(window, length, repeat=self.REPEATS) for window in windows]
+        samples = self._stack(filled)
         x = decibels(samples, self._filters, self.LOG_MEL)  # (B, frames, mels)
         # A whole window has more than half the frames and is not repeated.
         x = x.repeat(1, self._stretched // x.shape[1], 1).unsqueeze(1)  # (B, 1, frames, mels)
@@ -200,12 +216,14 @@ class HTSATClap(HTSAT):
             `ClapModel` or `ClapAudioModel`), `random` or `random:SEED`.
         run: Where and how the network runs.
         context: As of `HTSAT`.
+        int16: As of `HTSAT`.
 
     Raises:
         WeightsError: The weights cannot be had or do not fit.
     """
 
     NAME = "htsat-clap"
+    REPEATS = True
     LOG_MEL = CLAP_LOG_MEL
     wants: InputSpec = WaveformInput(sample_rate=48000, window_s=10.0)
     gives: Gives = Gives(modality="audio", shape=(768,), weights=f"hf:{HUB}", licence="Apache-2.0")

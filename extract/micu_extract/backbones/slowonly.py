@@ -1,8 +1,13 @@
 """SlowOnly-R50 on TV-L1 optical flow: one vector per second.
 
 Source: the recogniser `slowonly_r50_8x8x1_256e_kinetics400_flow` of mmaction2 0.x (Kinetics-400,
-65.76 % top-1), its validation pipeline and global average pooling. Each second's clip is centred on
-it and longer than it, so that neighbouring clips overlap: this policy is ours.
+65.76 % top-1), its validation pipeline and global average pooling: flow is computed on frames that
+are only ever made smaller, then its 8-bit form is resized to a short side of 256, up as well as
+down. Each second's clip is centred on it and longer than it, so that neighbouring clips overlap:
+this policy is ours.
+
+Differs: the weights saw the TV-L1 of OpenCV's CUDA code (300 iterations, no median filter), where
+ours is that of its CPU code.
 """
 
 from collections.abc import Sequence
@@ -49,7 +54,9 @@ class SlowOnly(TorchBackbone):
     DEPTHS: ClassVar[tuple[int, ...]] = (3, 4, 6, 3)
     BATCH_SIZE = 2
     PACKAGES = ("torch", "av", *OPENCV)
-    wants: InputSpec = FlowInput(clip_len=8, interval=8, resize=256, crop=256, bound=20.0)
+    wants: InputSpec = FlowInput(
+        clip_len=8, interval=8, resize=256, field_side=256, crop=256, bound=20.0
+    )
     gives: Gives = Gives(
         modality="flow",
         shape=(2048,),
@@ -94,7 +101,9 @@ class SlowOnlyDemo(SlowOnly):
     WIDTH = 8
     DEPTHS = (1, 1, 1)
     BATCH_SIZE = 16
-    wants: InputSpec = FlowInput(clip_len=2, interval=3, resize=32, crop=32, bound=2.5)
+    wants: InputSpec = FlowInput(
+        clip_len=2, interval=3, resize=32, field_side=32, crop=32, bound=2.5
+    )
     gives = Gives(
         modality="flow", shape=(128,), weights="none; --weights random only", licence="none"
     )

@@ -84,18 +84,27 @@ def _htk_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
 # --- windows and seconds ---------------------------------------------------------------------
 
 
-def repeat_to_length(window: NDArray[np.float32], length: int) -> NDArray[np.float32]:
-    """Fill a window as LAION-CLAP's `repeatpad` does: whole repeats, then zeros.
+def fill_window(window: NDArray[np.float32], length: int, *, repeat: bool) -> NDArray[np.float32]:
+    """Fill a window with zeros, as AudioSet's loaders do.
 
     Args:
         window: Samples, (S,), at least one.
         length: Samples wanted; more are cut off.
+        repeat: Whether whole repeats come before the zeros, as in LAION-CLAP's `repeatpad`.
 
     Returns:
         (length,)
     """
-    repeated = np.tile(window, max(1, length // len(window)))[:length]
+    times = max(1, length // len(window)) if repeat else 1
+    repeated = np.tile(window, times)[:length]
     return np.pad(repeated, (0, length - len(repeated)))
+
+
+def round_to_int16(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """To 16 bits and back, as HTS-AT's and LAION-CLAP's loaders do: towards zero, 32767 = 1."""
+    levels = (np.clip(samples, -1.0, 1.0) * np.float32(32767.0)).astype(np.int16)
+    rounded: NDArray[np.float32] = (levels / 32767.0).astype(np.float32)
+    return rounded
 
 
 def overlap_weights(

@@ -57,8 +57,8 @@ class FlowCollector:
 
     `plan_fields` says which pairs of pictures they hold; those alone are computed, each once, as
     neighbouring clips overlap. Pictures larger than wanted are resized (bilinear) before a field is
-    computed on the whole of them; it is then scaled to the time step, quantised, and cropped.
-    Pictures smaller than the crop are padded with stillness.
+    computed on the whole of them; it is then scaled to the time step, quantised, resized where the
+    input says so, and cropped.
 
     With a cache, fields are taken from there and added there. Media of which all are there are not
     opened.
@@ -81,8 +81,10 @@ class FlowCollector:
         film, fields, wants = self._known.film, self._known.fields, self._wants
         plan = plan_fields(film.starts, film.covered_s, self._window, wants)
         # What is too large goes the long way, which ends in an error that names the file.
-        if plan.clips and fields.keys() >= set(plan.pairs) and _unit_bytes(plan, wants) <= _limit():
-            return _to_media(plan, film, fields, wants)
+        if plan.clips and fields.keys() >= set(plan.pairs):
+            shape = next(iter(fields.values())).shape
+            if _unit_bytes(plan, wants, shape) <= _limit():
+                return _to_media(plan, film, fields, wants)
         return None
 
     def take(self, picture: Picture, source: Source) -> None:
@@ -110,7 +112,7 @@ class FlowCollector:
         plan = plan_fields(starts, covered_s, self._window, wants)
         if not plan.clips:
             raise too_short(source)
-        check_unit_bytes(source, _unit_bytes(plan, wants))
+        check_unit_bytes(source, _unit_bytes(plan, wants, self._pictures[0].shape))
         film = Film(tuple(starts), covered_s, note_decoding(source, reading.decoder, damage))
         known = self._known
         held: Fields = known.fields if known is not None and known.film == film else {}
@@ -180,7 +182,10 @@ def _time_scale(pair: Pair, starts: Sequence[Fraction], wants: FlowInput) -> flo
 
 def _to_media(plan: FlowPlan, film: Film, fields: Fields, wants: FlowInput) -> Media:
     fill = still_level(wants.rounding)
-    cropped = {pair: center_crop(fields[pair], wants.crop, fill) for pair in plan.pairs}
+    cropped = {
+        pair: center_crop(_resize_field(fields[pair], wants.field_side), wants.crop, fill).copy()
+        for pair in plan.pairs
+    }
     return Media(
         units=np.stack([np.stack([cropped[pair] for pair in pairs]) for pairs in plan.clips]),
         times_s=np.array([float(centre) for centre in plan.centres]),
@@ -190,9 +195,28 @@ def _to_media(plan: FlowPlan, film: Film, fields: Fields, wants: FlowInput) -> M
     )
 
 
-def _unit_bytes(plan: FlowPlan, wants: FlowInput) -> int:
-    # Seconds before the first picture are rows, too.
-    return (int(plan.centres[-1]) + 1) * wants.clip_len * wants.crop**2 * 2
+def _unit_bytes(plan: FlowPlan, wants: FlowInput, shape: tuple[int, ...]) -> int:
+    # Seconds before the first picture are rows, too; a field of a sliver becomes a long one.
+    height, width = _field_size(shape, wants.field_side)
+    return (int(plan.centres[-1]) + 1) * wants.clip_len * wants.crop**2 * 2 + height * width * 2
+
+
+def _field_size(shape: tuple[int, ...], short: int | None) -> tuple[int, int]:
+    """Height and width, px, of a field, whose short side becomes `short`, rounded as mmcv does."""
+    height, width = shape[:2]
+    scale = 1.0 if short is None else short / min(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def _resize_field(field: NDArray[np.uint8], short: int | None) -> NDArray[np.uint8]:
+    """A quantised field (H, W, 2), bilinear, as mmaction2's `Resize` does; levels stay levels."""
+    import cv2
+
+    height, width = _field_size(field.shape, short)
+    if (height, width) == field.shape[:2]:
+        return field
+    resized: Any = cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, np.uint8)
 
 
 def _limit() -> int:
