@@ -71,9 +71,10 @@ def try_as_a_stranger(session: nox.Session, *constraints: str) -> None:
 
 @nox.session(python=False)
 def checks(session: nox.Session) -> None:
-    """Format, lint, types and layers."""
+    """Format, lint, types, layers, and the documentation's links."""
     for command in ("ruff format --check .", "ruff check .", "mypy", "lint-imports"):
         session.run(*command.split())
+    session.run("mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(python=False)

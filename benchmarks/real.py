@@ -2,7 +2,8 @@
 
 Stages, each of which goes on where it was stopped:
 
-    features   the clips, and their features by pretrained encoders (`--bench DIR`; see `REAL.md`)
+    features   the clips, and their features by pretrained encoders (`--bench DIR`;
+               see `docs/real-data.md`)
     tune       four settings of each method, chosen by accuracy on held-out source clips
     train      the chosen setting with five seeds
     evaluate   open-set with two class splits and closed-set, over all pairs of modalities
@@ -309,7 +310,7 @@ def main(
     plan = plan_of(out, *chosen, seeds, workers, smoke)
     if stage == "features" or (stage == "all" and bench is not None):
         if bench is None:
-            raise click.UsageError("--stage features: expected --bench DIR; see benchmarks/REAL.md")
+            raise click.UsageError("--stage features: expected --bench DIR; see docs/real-data.md")
         from benchmarks.real_features import make_set
 
         for manifest in dict.fromkeys(data.manifest for data in plan.sets):

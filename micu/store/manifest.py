@@ -202,7 +202,7 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
         raise ManifestError(
             f"{path}: no such manifest; expected a CSV file with the columns "
             f"{', '.join(field.name for field in fields(Clip))}. "
-            "README.md, section Formats, describes it; "
+            "docs/manifests.md describes it; "
             "`micu-extract manifest --help` makes one from a data set's official files"
         )
     data = read_bytes(path)

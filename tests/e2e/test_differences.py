@@ -1,4 +1,4 @@
-"""The README's table of differences: every switch that it names is there to be thrown."""
+"""The table of differences: every switch that it names is there to be thrown."""
 
 import re
 from dataclasses import asdict
@@ -13,10 +13,10 @@ from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
 from micu_extract.cli import cli as extract_command
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/differences.md").read_text()
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in README.partition("## Differences")[2].partition("\n## ")[0].splitlines()
+    for line in PAGE.splitlines()
     if line.startswith("| ") and not line.startswith("| where")
 ]
 

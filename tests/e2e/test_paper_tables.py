@@ -1,4 +1,4 @@
-"""The README's commands for the paper's tables run, on small stores of the official shapes."""
+"""The documented commands for the paper's tables run, on small stores of the official shapes."""
 
 import re
 import shlex
@@ -17,8 +17,8 @@ from tests.conftest import PROJECT
 from tests.feature_sets import write_features
 from tests.oracle import BACKBONES, OFFICIAL, know_everything, write_checkpoint
 
-README = (PROJECT / "README.md").read_text()
-SECTION = README.partition("### The paper's tables\n")[2].partition("\n### ")[0]
+PAGE = (PROJECT / "docs/paper.md").read_text()
+SECTION = PAGE.partition("## The paper's tables\n")[2].partition("\n## ")[0]
 COMMANDS = [line for line in SECTION.splitlines() if line.startswith("micu-eval ")]
 CLASS_LISTS = PROJECT / "manifests" / "classes"
 

@@ -1,4 +1,4 @@
-"""What README.md and manifests/README.md tell users to type works."""
+"""What README.md and the pages of docs/ tell users to type works."""
 
 import contextlib
 import re
@@ -48,8 +48,9 @@ def typed_commands(text: str) -> list[str]:
 
 TYPED = [
     command
-    for path in ("README.md", "manifests/README.md")
-    for command in typed_commands((PROJECT / path).read_text())
+    for path in (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")))
+    if path.name != "commands.md"
+    for command in typed_commands(path.read_text())
 ]
 
 
@@ -61,7 +62,8 @@ def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (*lists, *tables, "runs/micu-avft-43/last.pt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    (tmp_path / "features").mkdir()
+    for name in ("features", "clips", "AVE_Dataset"):
+        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

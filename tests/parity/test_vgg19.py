@@ -202,10 +202,10 @@ def keras(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return importlib.import_module("keras")
 
 
-def conversion_of_the_readme() -> str:
-    """What the README says to type for other files of Keras."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = (part for part in readme.split("```") if "layer.get_weights()" in part)
+def documented_conversion() -> str:
+    """What the documentation says to type for other files of Keras."""
+    page = (Path(__file__).parents[2] / "docs/backbones.md").read_text(encoding="utf-8")
+    (code,) = (part for part in page.split("```") if "layer.get_weights()" in part)
     return code.removeprefix("python\n")
 
 
@@ -225,7 +225,7 @@ def test_vgg19_gives_the_output_of_keras_itself_once_its_model_is_converted(
     model.save(tmp_path / "model.h5")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(keras.models, "load_model", lambda path: model)
-    exec(conversion_of_the_readme(), {"keras": keras})
+    exec(documented_conversion(), {"keras": keras})
     frames = random_frames(2, 224, 224)
     prepared = applications.preprocess_input(frames.astype(np.float32))
     expected = model.predict(prepared, verbose=0)

@@ -120,7 +120,7 @@ def test_public_names_change_on_purpose_only() -> None:
             "public names differ from tests/public_names.json:",
             *differences(listed, found),
             "A name that is gone breaks what users type and have on disk. If that is meant, say so "
-            "in README.md, then type: python -m tests.unit.test_public_names",
+            "in CHANGELOG.md, then type: python -m tests.unit.test_public_names",
         ]
     )
 

@@ -246,7 +246,7 @@ def read_keras(path: Path) -> "dict[str, Tensor]":
                 raise WeightsError(
                     f"{path}: expected the layout of Keras's published file, got one without "
                     f"{missing[0]}; other files of Keras are converted first: see VGG-19 in the "
-                    "README"
+                    "docs/backbones.md"
                 )
             check_data_sets(file, list(places.values()), path)
             state = {}

@@ -40,7 +40,7 @@ def read_avel40k(files: Files) -> list[Clip]:
     """Rows of the pretraining list.
 
     The text is the label, or with the prompts the one sentence that the published code has for the
-    label. Either way the "text" is the class; see manifests/README.md. With `starts`, ids and media
+    label. Either way the "text" is the class; see docs/manifests.md. With `starts`, ids and media
     are those of the data set `vggsound`; else `<id>`, the names of the released features.
 
     Raises:
