@@ -48,6 +48,7 @@ class EvaluationOrder:
     score: str = "msp"
     localise: bool = False
     items: int | None = None
+    toc: str | None = None
     probe_epochs: int | None = None
     probe_batch_size: int = 80
     probe_learning_rate: float = 4e-4
@@ -212,6 +213,13 @@ _UNKNOWN = (
         + ".",
     ),
 )
+_TOC = click.option(
+    "--toc",
+    metavar="CHANNELS[:BEST:WORST]",
+    help="TOC: probe so many channels of the codes, those that tell the codebook's codes apart "
+    "best; 224:1:1 takes half of them from the worst, 168:1:0:similarity scores without "
+    "variance.",
+)
 _SELECT_ON = click.option(
     "--select-on",
     type=click.Choice(tuple(CRITERIA)),
@@ -314,7 +322,7 @@ _CODEBOOK_OUT = click.option(
 # --- the tasks -------------------------------------------------------------------------------
 
 DATA, CLIPS, METHOD, OUTPUT = "Data", "Clips", "Method", "Output"
-_PROBED = (_ENCODER, _PROTOCOL, _SEED, _SEEDS)
+_PROBED = (_ENCODER, _PROTOCOL, _TOC, _SEED, _SEEDS)
 _PROBED_DATA = panel(DATA, *_FEATURES, *_OTHER_SIDE, _PRETRAINING)
 _PROBED_CLIPS = panel(CLIPS, *_PAIRS, _KNOWN, _TRAIN_SPLITS, _TEST_SPLITS)
 OPTIONS: dict[str, tuple[Decorator, ...]] = {

@@ -222,6 +222,8 @@ def refuse_idle_options(typed: EvaluationOrder) -> None:
             for option in PROBE_OPTIONS
             if option in typed.options
         ]
+    if typed.toc and not {"checkpoint", "untrained"} & {*typed.encoders}:
+        problems.append("--toc: --encoder input has no codes")
     if typed.protocol == PAPER and "--threshold" in typed.options:
         problems.append("--threshold: --protocol paper has a threshold of its own")
     if problems:
@@ -458,6 +460,7 @@ def _evaluation(
     from micu.evaluate.leaks import find_pretraining
     from micu.evaluate.models import describe_preset
     from micu.evaluate.probe import ProbeConfig
+    from micu.evaluate.toc import ChannelChoice
 
     aliases = read_class_map(typed.class_map) if typed.class_map else {}
     source = _side(typed, sides[0], loaded, seed, made.setdefault("source", {}), aliases)
@@ -488,6 +491,7 @@ def _evaluation(
             epoch_offset=typed.probe_epoch_offset,
             encoder_dropout=typed.probe_encoder_dropout,
         ),
+        toc=str(ChannelChoice.parse(typed.toc)) if typed.toc is not None else "",
         selected_on=typed.select_on,
         protocols=typed.protocols,
         train_splits=parse_splits(typed.train_splits),
@@ -525,18 +529,20 @@ def _side(
     from micu.evaluate.encoders import ClipCache, CodeEncoder, InputEncoder, pool_inputs
     from micu.evaluate.evaluation import Side
     from micu.evaluate.models import untrained_model
+    from micu.evaluate.toc import ChannelChoice
 
+    choice = ChannelChoice.parse(typed.toc) if typed.toc is not None else None
     clips = sets.manifest.clips
     if not made:
         device = next(loaded.model.parameters()).device
         inputs = ClipCache(sets.stores, clips, loaded.config.data, pool_inputs)
         made["input"] = InputEncoder("input", inputs, device)
         made["ceiling"] = InputEncoder("ceiling", inputs, device)
-        made["checkpoint"] = CodeEncoder("checkpoint", loaded.model, sets.stores, clips)
+        made["checkpoint"] = CodeEncoder("checkpoint", loaded.model, sets.stores, clips, choice)
     if "untrained" in typed.encoders:
         model = untrained_model(loaded.config, loaded.model.shapes, seed)
         model.to(next(loaded.model.parameters()).device)
-        made["untrained"] = CodeEncoder("untrained", model, sets.stores, clips)
+        made["untrained"] = CodeEncoder("untrained", model, sets.stores, clips, choice)
     renamed = tuple(
         replace(clip, label=aliases[clip.label]) if clip.label in aliases else clip
         for clip in clips

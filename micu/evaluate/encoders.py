@@ -24,6 +24,7 @@ from micu.evaluate.probe import (
     fit_probe,
     join_clips,
 )
+from micu.evaluate.toc import ChannelChoice
 from micu.losses import derive_seed
 from micu.model.micu import MICU
 from micu.store.manifest import Clip
@@ -127,27 +128,40 @@ class CodeEncoder:
         model: In evaluation mode.
         stores: By modality.
         clips: Every clip that may be asked for.
+        choice: Which of the codes' channels a probe reads; all if None.
     """
 
     def __init__(  # noqa: D107
-        self, name: str, model: MICU, stores: Mapping[str, FeatureStore], clips: Sequence[Clip]
+        self,
+        name: str,
+        model: MICU,
+        stores: Mapping[str, FeatureStore],
+        clips: Sequence[Clip],
+        choice: ChannelChoice | None = None,
     ) -> None:
         self.name = name
         self.model = model
+        self._channels = None if choice is None else choice.choose(model.quantizer.codebook).cpu()
         self.device = next(model.parameters()).device
         self.codebook_size = model.config.quantizer.codebook_size
         self._cache = ClipCache(stores, clips, model.config.data, partial(encode_clips, model))
 
     def encode(self, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
         """Codes of the clips in one modality."""
-        return self._cache.get(modality, clip_ids)
+        found = self._cache.get(modality, clip_ids)
+        return replace(found, values=self._choose(found.values))
+
+    def _choose(self, codes: Tensor) -> Tensor:
+        return codes if self._channels is None else codes[..., self._channels]
 
     def real_steps(self, modality: str, clip_ids: Sequence[str]) -> Tensor:
         """Which steps of the clips were extracted."""
         return self._cache.real_steps(modality, clip_ids)
 
     def width(self, modality: str) -> int:
-        """That of the codebook, which all modalities share."""
+        """Channels of the codes that are read, which all modalities share."""
+        if self._channels is not None:
+            return len(self._channels)
         return self.model.config.encoder.embed_dim
 
     def train_probe(
@@ -158,7 +172,8 @@ class CodeEncoder:
         def renew(epoch: int) -> Tensor:
             batches = self._cache.read(features.modality, features.clip_ids)
             drawn = derive_seed(seed, epoch, "probe dropout")
-            return encode_with_dropout(self.model, batches, features.modality, drawn).values
+            encoded = encode_with_dropout(self.model, batches, features.modality, drawn)
+            return self._choose(encoded.values)
 
         anew = renew if config.encoder_dropout else None
         return fit_probe(features, labels, classes, config, seed, anew)

@@ -141,6 +141,8 @@ class Evaluation:
     class_map_sha256: str
     """Of the file that joins names of classes; empty without one."""
     probe: ProbeConfig
+    toc: str
+    """Which channels of the codes are read, as it was typed; empty for all."""
     selected_on: str | None
     """Which threshold's rows the checkpoint was chosen by among several, if it was."""
     protocols: Sequence[str]
@@ -223,6 +225,8 @@ class Evaluation:
         """What the rows of a method depend on beside what has a column of its own."""
         if self.class_map_sha256:
             yield f"class-map:{self.class_map_sha256[:12]}"
+        if self.toc and method in ("checkpoint", "untrained"):
+            yield f"toc:{self.toc}"
         if method == "checkpoint" and self.pretraining.manifest_sha256:
             yield f"pretraining:{self.pretraining.manifest_sha256[:12]}"
         if method == "checkpoint" and self.selected_on:

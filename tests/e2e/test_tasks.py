@@ -13,10 +13,13 @@ from click.testing import CliRunner, Result
 from micu.cli.eval_options import OPTIONS
 from micu.cli.evaluate import main
 from micu.config.presets import PRESETS
+from micu.evaluate.encoders import CodeEncoder
+from micu.evaluate.probe import ClipFeatures
 from micu.evaluate.report import Row, read_rows
 from micu.evaluate.scores import SCORES
 from micu.evaluate.splits import media_item
 from micu.evaluate.tasks import TASKS
+from micu.evaluate.toc import ChannelChoice
 from micu.store.manifest import Clip, read_manifest
 from tests.oracle import (
     avvp_clips,
@@ -287,6 +290,60 @@ def test_an_encoder_that_draws_retrieves_by_chance(
     for row in rows:
         if row.metric == "r10":
             assert near_chance(row.value, 10 / 180, 180)
+
+
+@pytest.mark.parametrize(
+    ("task", "manifest", "pair"),
+    [
+        ("oscmg", "ave", "v:a"),
+        ("cmg", "ave", "v:a"),
+        ("localise", "avvp", "v:a"),
+        ("retrieval", "coco", "a:t"),
+    ],
+)
+def test_toc_drops_channels_of_the_codes_in_every_task_that_reads_them(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    manifest: str,
+    pair: str,
+) -> None:
+    seen, encode = [], CodeEncoder.encode
+
+    def watch(self: CodeEncoder, modality: str, clip_ids: Sequence[str]) -> ClipFeatures:
+        found = encode(self, modality, clip_ids)
+        whole = self._cache.get(modality, clip_ids).values
+        channels = ChannelChoice(5, 1, 1).choose(self.model.quantizer.codebook)
+        assert found.values.equal(whole[..., channels] if self.width(modality) == 4 else whole)
+        seen.append(self.width(modality))
+        return found
+
+    monkeypatch.setattr(CodeEncoder, "encode", watch)
+    options = ["--task", task, "--pairs", pair, "--protocol", "paper", "--encoder", "untrained"]
+    options += ["--known", str(root / "known.csv")] * (task == "oscmg")
+    options += PROBE * (task != "retrieval")
+    out = tmp_path / "r.csv"
+    plain, _ = evaluate(root, out, manifest, *options)
+    rows, _ = evaluate(root, out, manifest, *options, "--toc", "5:1:1")
+    chosen = [row for row in rows if row.conditions]
+    assert {row.conditions for row in chosen} == {"toc:5:1:1"}
+    assert len(rows) == 2 * len(plain) == 2 * len(chosen)
+    assert set(seen) == {4, 16}
+
+
+def test_toc_is_refused_where_nothing_has_channels_to_choose(root: Path, tmp_path: Path) -> None:
+    given = ["--features", root / "features", "--manifest", root / "ave.csv", "--pairs", "v:a"]
+    for words, message in (
+        (["--encoder", "input", "--toc", "4"], "--toc: --encoder input has no codes"),
+        (["--toc", "1000"], "--toc 1000: expected at most the codes' "),
+        (["--toc", "4:1"], "--toc: expected CHANNELS"),
+    ):
+        typed = ["cmg", root / "last.pt", *given, "--out", tmp_path / "r.csv", *words]
+        result = CliRunner().invoke(main, [str(word) for word in typed])
+        assert result.exit_code == 2
+        assert message in result.stderr
+    assert not (tmp_path / "r.csv").exists()
 
 
 # --- protocols -------------------------------------------------------------------------------
