@@ -1,25 +1,26 @@
 """`micu-extract import`: released features through the pipeline, as if a backbone had made them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.command_line import typed_command
-from micu.base.errors import ConfigError, ManifestError
+from micu.base.errors import ConfigError, ManifestError, shorten
 from micu.base.files import check_room
 from micu.base.process import ManifestSource, record_source
 from micu.store.hdf5 import open_plain
-from micu.store.manifest import Clip, read_manifest
+from micu.store.manifest import Clip, read_manifest, youtube_start
 from micu.store.sets import FeatureSpec, Steps
 from micu_extract.backbones.base import Gives, InputSpec, Media, Option, TextInput, step_centres
 from micu_extract.pipeline.decode_ahead import Target, extract_several
 from micu_extract.pipeline.plan import Job, plan_extraction
 from micu_extract.progress import Progress
-from micu_extract.released import DATA, ReadReleased
+from micu_extract.released import DATA, ReadReleased, archive_stem, videos_of_several
 from micu_extract.run import announce, end_run
 
 STEPS = 10
@@ -148,11 +149,16 @@ def import_features(order: ImportOrder) -> None:
     check_room(order.out, sum(plan.bytes_needed for plan in plans))
     record_source(order.out, ManifestSource(order.manifest, job.media_root))
     tables = {name: [p for p in paths if p.is_file()] for name, paths in order.sources.items()}
+    rows = {clip.clip_id: row for row, clip in enumerate(lines)} if any(tables.values()) else {}
+    zipped = [clip for clip in manifest.clips if clip.clip_id not in rows]
+    several = videos_of_several(zipped)
+    _tell_of_videos(zipped, several)
     read = ReadReleased(
         tables={name: paths[0] for name, paths in tables.items() if paths},
         folders={name: [p for p in ps if p.is_dir()] for name, ps in order.sources.items()},
         shapes=SHAPES,
-        rows={clip.clip_id: row for row, clip in enumerate(lines)} if any(tables.values()) else {},
+        rows=rows,
+        several=several,
     )
     progress = Progress(sum(plan.todo for plan in plans))
     summaries = extract_several(
@@ -165,6 +171,18 @@ def import_features(order: ImportOrder) -> None:
     )
     progress.close()
     end_run(summaries, plans, order.as_json)
+
+
+def _tell_of_videos(clips: Sequence[Clip], several: Container[str]) -> None:
+    """Say which clips have a start that the names of released files, which are videos, have not."""
+    names = [
+        clip.clip_id
+        for clip in clips
+        if youtube_start(clip.clip_id) is not None and archive_stem(clip.clip_id) not in several
+    ]
+    if names:
+        told = shorten(", ".join(names), 500)
+        click.echo(f"{len(names)} clips may take the file of their video: {told}", err=True)
 
 
 def _check_sources(order: ImportOrder) -> None:

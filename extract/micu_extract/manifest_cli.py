@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,23 @@ from micu.base.devices import count_cores
 from micu.base.errors import ManifestError
 from micu.base.files import write_atomically
 from micu.base.process import FiniteRange
-from micu.store.manifest import Clip, Manifest, read_manifest, write_manifest
-from micu.store.overlap import Shared, find_shared
+from micu.store.manifest import (
+    Clip,
+    Manifest,
+    manifest_stem,
+    read_manifest,
+    write_manifest,
+)
+from micu.store.overlap import find_shared
 from micu_extract.datasets import DATASETS
-from micu_extract.datasets.folder import locate_media
+from micu_extract.datasets.base import name_some
+from micu_extract.datasets.folder import (
+    AMBIGUOUS,
+    BY_VIDEO,
+    MISSING,
+    Located,
+    locate_media,
+)
 from micu_extract.imports import RELEASED, ImportOrder, import_features
 from micu_extract.pipeline.probe import describe_probes, probe_media, probe_path, write_probes
 
@@ -54,6 +67,11 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="The manifest to write, for example manifests/vggsound.csv.",
 )
 @click.option(
+    "--found-only",
+    is_flag=True,
+    help="Leave out the rows whose file is not below --media-root.",
+)
+@click.option(
     "--probe",
     is_flag=True,
     help="Also open every media file, and write what is missing, short or lacks a stream to "
@@ -70,25 +88,31 @@ def make_manifest(
     annotations: tuple[str, ...],
     media_root: Path | None,
     out: Path,
+    found_only: bool,
     probe: bool,
     workers: int | None,
 ) -> None:
     """Make the manifest of a data set from its official annotation files."""
+    if found_only and media_root is None:
+        raise click.UsageError("--found-only: expected --media-root too, where the media are")
     if workers is not None and not probe:
         raise click.UsageError("--workers: expected --probe too; nothing else runs in parallel")
     try:
         clips = DATASETS[dataset].rows(annotations)
     except ManifestError as error:
         raise ManifestError(f"{error}\n{out} is not written") from error
+    located = None
     if media_root is not None:
-        located = locate_media(clips, media_root)
-        clips = list(located.clips)
-        click.echo(
-            f"{media_root}: {located.moved} files under other names than expected, "
-            f"{located.missing} not found",
-            err=True,
-        )
+        located = locate_media(clips, media_root, is_own_list=dataset == "folder")
+        clips = located.found() if found_only else list(located.clips)
+        if not clips:
+            raise ManifestError(
+                f"{media_root}: expected media of {dataset}, got none; {out} is not written"
+            )
     manifest = _publish(out, clips)
+    if located is not None:
+        told = out.with_name(f"{manifest_stem(out)}.media.csv")
+        _tell_located(located, told, f"{media_root}", left_out=found_only)
     root = media_root or _root_of(dataset, annotations) or out.parent
     if probe:
         probes = probe_media(manifest.clips, root, workers or count_cores())
@@ -97,6 +121,27 @@ def make_manifest(
     click.echo(f"{out}: {len(manifest.clips)} clips, sha256 {manifest.sha256[:12]}")
     if root.resolve() != out.parent.resolve():
         click.echo(f"extract with --media-root {root}", err=True)
+
+
+def _tell_located(located: Located, path: Path, root: str, *, left_out: bool) -> None:
+    """Say how media were found; list by name, in a CSV file, what is not certain or not there."""
+    of = {
+        state: [doubt.clip_id for doubt in located.doubts if doubt.state == state]
+        for state in (BY_VIDEO, AMBIGUOUS, MISSING)
+    }
+    lines = [
+        f"{root}: {located.moved} files under other names than expected, {len(of[MISSING])} not "
+        f"found{' and left out' * left_out}; {path} lists these and what follows"
+    ]
+    for state, told in (
+        (BY_VIDEO, "were found by their YouTube video alone, for the name says no start"),
+        (AMBIGUOUS, "have no file that is theirs alone, and count as not there"),
+    ):
+        if of[state]:
+            lines.append(f"{len(of[state])} clips {told}{name_some(of[state])}")
+    rows = ((doubt.clip_id, doubt.state, " ".join(doubt.files)) for doubt in located.doubts)
+    write_atomically(path, _csv_of(("clip_id", "state", "files"), rows))
+    click.echo("\n".join(lines), err=True)
 
 
 def _root_of(dataset: str, annotations: Sequence[str]) -> Path | None:
@@ -148,16 +193,17 @@ def overlap(*, first: Path, second: Path, out: Path | None) -> None:
         f"{len(shared) - by_id} by YouTube video"
     )
     if out is not None:
-        write_atomically(out, _shared_csv(shared))
+        rows = ((found.clip.clip_id, found.by, " ".join(found.others)) for found in shared)
+        write_atomically(out, _csv_of(("clip_id", "by", "others"), rows))
         click.echo(f"listed in {out}", err=True)
 
 
-def _shared_csv(shared: Sequence[Shared]) -> bytes:
+def _csv_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("clip_id", "by", "others"))
-    writer.writerows((f.clip.clip_id, f.by, " ".join(f.others)) for f in shared)
-    return table.getvalue().encode()
+    writer.writerow(header)
+    writer.writerows(rows)
+    return table.getvalue().encode("utf-8", "surrogateescape")
 
 
 # --- released features -----------------------------------------------------------------------

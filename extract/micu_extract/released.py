@@ -19,7 +19,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from micu.base.errors import DecodeError, StoreError, shorten
 from micu.store.hdf5 import open_plain
-from micu.store.manifest import Clip, youtube_id
+from micu.store.manifest import Clip, youtube_id, youtube_start
 from micu_extract.backbones.base import Media
 from micu_extract.media.media_file import MediaFile
 
@@ -408,6 +408,8 @@ class ReadReleased:
     """Of one step."""
     rows: Mapping[str, int] = field(default_factory=dict)
     """Row in the tables of each clip that is there; the others are in the folders."""
+    several: frozenset[str] = frozenset()
+    """YouTube videos of which there are several clips: a file that names none is nobody's."""
 
     def __call__(self, clip: Clip, names: Sequence[str]) -> dict[str, Media | DecodeError]:
         """One unit by modality, all steps of the clip, or why there is none."""
@@ -423,13 +425,13 @@ class ReadReleased:
         return found
 
     def _read(self, clip: Clip, modality: str) -> NDArray[np.float32]:
-        name, folders = f"{archive_stem(clip.clip_id)}.zip", self.folders.get(modality, ())
+        folders = self.folders.get(modality, ())
         if clip.clip_id in self.rows:
             row = self.rows[clip.clip_id]
             values = read_h5_row(self.tables[modality], row, len(self.rows))
         elif folders:
-            there = [folder for folder in folders if (folder / name).is_file()]
-            with MediaFile(name, (there or folders)[0]) as file:
+            folder, name = self._find(clip, folders)
+            with MediaFile(name, folder) as file:
                 values = read_zipped_array(file.path, name)
         else:
             raise DecodeError("missing", f"clip {clip.clip_id!r}: is no line of the HDF5 file")
@@ -440,7 +442,31 @@ class ReadReleased:
             )
         return values
 
+    def _find(self, clip: Clip, folders: Sequence[Path]) -> tuple[Path, str]:
+        """Where the zip file of a clip is: it is named as the clip, else as its video."""
+        own, shared = clip.clip_id.partition("#")[0], archive_stem(clip.clip_id)
+        for stem in dict.fromkeys((own, shared)):
+            there = [folder for folder in folders if (folder / f"{stem}.zip").is_file()]
+            if there and stem != own and shared in self.several:
+                raise DecodeError(
+                    "missing",
+                    f"{stem}.zip may be of another clip, as the manifest has several of this "
+                    f"video; name the file {own}.zip if it is of this one",
+                )
+            if there:
+                return there[0], f"{stem}.zip"
+        return folders[0], f"{shared}.zip"
+
 
 def archive_stem(clip_id: str) -> str:
     """Name of a clip's zip file: its YouTube id where it has one, without times."""
     return youtube_id(clip_id) or clip_id.partition("#")[0]
+
+
+def videos_of_several(clips: Iterable[Clip]) -> frozenset[str]:
+    """YouTube videos from which clips with different starts are cut."""
+    starts: dict[str, set[float | None]] = {}
+    for clip in clips:
+        if video := youtube_id(clip.clip_id):
+            starts.setdefault(video, set()).add(youtube_start(clip.clip_id))
+    return frozenset(video for video, found in starts.items() if len(found) > 1)

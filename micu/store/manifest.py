@@ -305,6 +305,20 @@ def youtube_id(clip_id: str) -> str | None:
     return found[1] if found and not _WORDS.fullmatch(found[1]) else None
 
 
+def youtube_start(clip_id: str) -> float | None:
+    """The start (s) after a YouTube id: 30 in `ID_000030`, `ID_30_40` and `ID_30.000_40.000#2`.
+
+    None if there is no such id, or none follows; no number, which equals no other, if it is none.
+    """
+    told = clip_id.partition("#")[0].removeprefix(youtube_id(clip_id) or clip_id)
+    if not told.startswith("_"):
+        return None
+    try:
+        return float(told.split("_")[1])
+    except ValueError:
+        return math.nan
+
+
 def read_class_list(path: Path) -> tuple[str, ...]:
     """Read class names from a CSV file with the column `label`, in file order.
 

@@ -183,3 +183,24 @@ def test_a_repair_names_the_command_that_imports(tmp_path: Path) -> None:
     assert "micu-extract import ucf m.csv --audio audio" in result.output
     assert read_set(folder)[1].rows == 1
     assert json.loads((tmp_path / "features" / "last.json").read_text())["media_root"]
+
+
+def test_a_file_that_is_named_as_a_video_is_not_taken_for_one_of_its_several_clips(
+    tmp_path: Path,
+) -> None:
+    for number, name in enumerate(("aaaaaaaaaaA", "bbbbbbbbbbA", "bbbbbbbbbbA_000128")):
+        zip_array(tmp_path / "audio" / f"{name}.zip", features(10, VECTOR, number))
+    names = ("aaaaaaaaaaA_000001", "aaaaaaaaaaA_000001#2", "bbbbbbbbbbA_000091")
+    write_clips(tmp_path / "m.csv", *names, "bbbbbbbbbbA_000128")
+    result = invoke("vggsound-avel", "m.csv", "--audio", "audio")
+    assert result.exit_code == 3, result.output
+    told = "2 clips may take the file of their video: aaaaaaaaaaA_000001, aaaaaaaaaaA_000001#2\n"
+    assert told in result.stderr
+    folder = tmp_path / "features" / "m" / "audio-released"
+    ((lost, failure),) = read_ledger(folder).items()
+    assert (lost, failure.code) == ("bbbbbbbbbbA_000091", "missing")
+    assert "bbbbbbbbbbA.zip may be of another clip" in failure.message
+    store = FeatureStore(folder)
+    for name, number in ((names[0], 0), (names[1], 0), ("bbbbbbbbbbA_000128", 2)):
+        expected = features(10, VECTOR, number).astype(np.float32)
+        assert np.array_equal(store.read(name).values, expected)

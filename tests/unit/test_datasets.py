@@ -10,7 +10,7 @@ import pytest
 from micu.base.errors import ManifestError, MicuError, StoreError
 from micu.store.manifest import Clip, Event
 from micu_extract.datasets import DATASETS
-from micu_extract.datasets.folder import locate_media
+from micu_extract.datasets.folder import Doubt, locate_media
 from micu_extract.media.formats import MEDIA_SUFFIXES
 
 
@@ -425,14 +425,14 @@ def test_a_csv_file_with_paths_and_labels_is_a_manifest(tmp_path: Path) -> None:
 def test_media_are_found_under_the_names_that_downloaders_gave_them(tmp_path: Path) -> None:
     names = ("a/---g-f_I2yQ_000001.mkv", "b/--0PQM4-hqg_30_40.mp4", "c/here.mp4", "c/two.mp4")
     touch(tmp_path, *names, "d/two.mp4", "x.txt")
-    wanted = ("---g-f_I2yQ_000001.mp4", "--0PQM4-hqg.mp4", "c/here.mp4", "two.mp4", "gone.mp4", "")
+    wanted = (
+        *("---g-f_I2yQ_000001.mp4", "--0PQM4-hqg_000030.mp4", "c/here.mp4"),
+        *("two.mp4", "gone.mp4", ""),
+    )
     located = locate_media([Clip(clip_id=n or "text", path=n) for n in wanted], tmp_path)
     assert [c.path for c in located.clips] == [*names[:3], "two.mp4", "gone.mp4", ""]
-    assert (located.moved, located.missing) == (2, 2)  # of two files named two.mp4 neither is taken
-
-
-def test_of_several_cuts_of_a_video_the_clips_own_is_taken(tmp_path: Path) -> None:
-    touch(tmp_path, "4YdbENYcIyE_23_33.mp4", "4YdbENYcIyE_50_60.mp4")
-    clip = Clip(clip_id="4YdbENYcIyE_23_33#2", path="4YdbENYcIyE.mp4")
-    (located,) = locate_media([clip], tmp_path).clips
-    assert located.path == "4YdbENYcIyE_23_33.mp4"
+    assert located.moved == 2
+    assert located.doubts == (
+        Doubt("two.mp4", "ambiguous", ("c/two.mp4", "d/two.mp4")),
+        Doubt("gone.mp4", "missing", ()),
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from micu.base.errors import ManifestError
-from micu.store.manifest import Clip, Event
+from micu.store.manifest import Clip, Event, youtube_start
 from micu_extract.datasets.ave import ANNOTATIONS, read_annotations
 from micu_extract.datasets.base import (
     File,
@@ -93,7 +93,10 @@ class _Listed:
 
 
 def _read_lists(files: Files, folder: str) -> list[Clip]:
-    """Rows of the lists that are given; `name#2` is the second row of a name in a list."""
+    """Rows of the lists that are given; `name#2` is the second row of a name in a list.
+
+    A file is named as its video, or as its clip where the lists have several clips of the video.
+    """
     given = {modality: files[name] for modality, name in LISTS.items() if name in files}
     if not given:
         raise ManifestError(
@@ -106,11 +109,16 @@ def _read_lists(files: Files, folder: str) -> list[Clip]:
             count = seen[listed.name] = seen.get(listed.name, 0) + 1
             key = (listed.name, count)
             events[key] = events.get(key, ()) + listed.events
+    starts: dict[str, set[float]] = {}
+    for name, _ in events:
+        if (start := youtube_start(name)) is not None:
+            starts.setdefault(name[:11], set()).add(start)
+    several = {video for video, found in starts.items() if len(found) > 1}
     return [
         numbered(
             Clip(
                 clip_id=name,
-                path=f"{folder}{name[:11]}.mp4",
+                path=f"{folder}{name if name[:11] in several else name[:11]}.mp4",
                 start_s=0.0,
                 end_s=CLIP_S,
                 events=found,

@@ -21,7 +21,7 @@ Files = Mapping[str, Path]
 Builder = Callable[[Files], list[Clip]]
 
 SHOWN = 20
-"""Bad lines that an error shows."""
+"""Bad lines, or names, that a message shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +194,14 @@ class Lines:
             shown = "\n".join(self._bad[:SHOWN])
             plural = "s" * (len(self._bad) > 1)
             raise ManifestError(f"{self.path}: {len(self._bad)} bad line{plural}\n{shown}")
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first names, for messages, and how many there are more."""
+    shown = [ascii(name[:200]) for name in names[:SHOWN]]
+    more = len(names) - len(shown)
+    told = ", ".join(shown) + (f" and {more} more" if more else "")
+    return f": {told}" if told else ""
 
 
 def read_event(

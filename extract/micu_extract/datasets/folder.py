@@ -12,13 +12,20 @@ from urllib.parse import quote
 
 from micu.base.errors import ManifestError
 from micu.base.table import parse_seconds
-from micu.store.manifest import TIMES, Clip, read_manifest, read_table, youtube_id
+from micu.store.manifest import (
+    TIMES,
+    Clip,
+    read_manifest,
+    read_table,
+    youtube_id,
+    youtube_start,
+)
 from micu_extract.datasets.base import (
-    SHOWN,
     File,
     Files,
     data_set,
     logger,
+    name_some,
     with_unique_ids,
 )
 from micu_extract.media.formats import MEDIA_SUFFIXES
@@ -74,29 +81,21 @@ def _read_folder(root: Path) -> list[Clip]:
         told = (
             "links that lead to no file are left out, and folders behind them are not looked into"
         )
-        logger.warning("%s: %d %s%s", root, len(links), told, _name_some(links))
+        logger.warning("%s: %d %s%s", root, len(links), told, name_some(links))
     if specials:
         told = "pipes, sockets and devices are left out, and not opened"
-        logger.warning("%s: %d %s%s", root, len(specials), told, _name_some(specials))
+        logger.warning("%s: %d %s%s", root, len(specials), told, name_some(specials))
     if not clips:
         raise ManifestError(
             f"{root}: expected media in a folder per class, CLASS/clip.mp4; got {len(others)} "
-            f"other files{_name_some(others)}"
+            f"other files{name_some(others)}"
         )
     if others:
-        told = _name_some(others)
+        told = name_some(others)
         logger.warning("%s: %d files are no media and are left out%s", root, len(others), told)
     if not any(clip.label for clip in clips):
         logger.warning("%s: no folder per class, so that no clip has a label", root)
     return tell_apart(with_unique_ids(clips), root)
-
-
-def _name_some(names: Sequence[str]) -> str:
-    """The first names, for messages, and how many there are more."""
-    shown = [ascii(name[:200]) for name in names[:SHOWN]]
-    more = len(names) - len(shown)
-    told = ", ".join(shown) + (f" and {more} more" if more else "")
-    return f": {told}" if told else ""
 
 
 def _escape(name: str, keep: Callable[[str], bool]) -> str:
@@ -155,27 +154,54 @@ def _group(place: str, path: str) -> str:
 
 # --- where media really lie ------------------------------------------------------------------
 
+BY_VIDEO, AMBIGUOUS, MISSING = "by-video", "ambiguous", "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A row whose file is not certain, or not there."""
+
+    clip_id: str
+    state: str
+    """`by-video`: the file is known by its YouTube video alone. `ambiguous`: several files could be
+    the row's, or one could be another row's too; none is taken. `missing`: there is none."""
+    files: tuple[str, ...]
+    """Those in question; of a row that is missing, what there is of its video."""
+
 
 @dataclass(frozen=True, slots=True)
 class Located:
     """Clips with the paths of the files that there are."""
 
     clips: tuple[Clip, ...]
+    """A clip whose file was not found keeps the path that was expected."""
     moved: int
-    """Clips whose file was found elsewhere below the root, or under another ending."""
-    missing: int
-    """Clips whose file was not found; they keep the path that was expected."""
+    """Clips whose file was found elsewhere below the root, or under another name."""
+    doubts: tuple[Doubt, ...]
+
+    def found(self) -> list[Clip]:
+        """The clips whose file is there, with their captions, and those that have no media."""
+        lost = {doubt.clip_id for doubt in self.doubts if doubt.state != BY_VIDEO}
+        return [
+            clip
+            for clip in self.clips
+            if clip.clip_id not in lost and not (clip.is_caption and clip.group in lost)
+        ]
 
 
-def locate_media(clips: Sequence[Clip], root: Path) -> Located:
-    """Find the media of clips below a folder.
+def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False) -> Located:
+    """Find the media of clips below a folder; never take the file of another clip.
 
-    A file is taken that lies where the path says; else the only one of that name or of the clip's
-    id, whatever its folder and ending; else the only one of the same YouTube id.
+    A file is taken that lies where the path says. Else it is the only one of that name or of the
+    clip's id, whatever its folder and ending; else the only one of the clip's YouTube video and
+    start, however these are spelled; else the only one of that video whose name bears no start. A
+    file that another path has, or could have as well, is nobody's. Rows of one path have one file.
 
     Args:
         clips: Rows of a manifest; those without a path stay as they are.
         root: Folder of the media. Links to folders are not followed.
+        is_own_list: Whether a file is known by its folder as well: the name is then unique in it
+            alone, and `dog/1.mp4` is not `cat/1.mp4`.
     """
     there = {
         (Path(folder) / name).relative_to(root).as_posix()
@@ -184,21 +210,67 @@ def locate_media(clips: Sequence[Clip], root: Path) -> Located:
         if Path(name).suffix.lower() in MEDIA_SUFFIXES
     }
     by_stem: dict[str, list[str]] = {}
-    by_video: dict[str, list[str]] = {}
-    for path in sorted(there):
-        stem = PurePosixPath(path).stem
-        by_stem.setdefault(stem, []).append(path)
+    by_start: dict[tuple[str, float | None], list[str]] = {}
+    of_video: dict[str, list[str]] = {}
+    for file in sorted(there):
+        stem = PurePosixPath(file).stem
+        by_stem.setdefault(stem, []).append(file)
         if video := youtube_id(stem):
-            by_video.setdefault(video, []).append(path)
-    located, moved, missing = [], 0, 0
+            by_start.setdefault((video, youtube_start(stem)), []).append(file)
+            of_video.setdefault(video, []).append(file)
+
+    def by_name(path: str, name: str) -> list[str]:
+        files = by_stem.get(PurePosixPath(path).stem) or by_stem.get(name, [])
+        return [file for file in files if not is_own_list or _is_tail(path, file)]
+
+    def by_own_start(path: str, name: str) -> list[str]:
+        video, names = _video_of(path), (PurePosixPath(path).stem, name)
+        starts = [youtube_start(text) for text in names if youtube_id(text) == video]
+        start = next((start for start in starts if start is not None), None)
+        return [] if start is None else by_start.get((video, start), [])
+
+    def by_video(path: str, name: str) -> list[str]:
+        return by_start.get((_video_of(path), None), [])
+
+    names = {clip.path: clip.clip_id.partition("#")[0] for clip in reversed(clips) if clip.path}
+    places = {path: path for path in names if path in there}
+    unsure: dict[str, tuple[str, list[str]]] = {}
+    taken = set(places)
+    for look_up in (by_name, by_own_start, by_video):
+        wanted: dict[str, list[str]] = {}
+        for path, name in names.items():
+            if path in places or path in unsure:
+                continue
+            files = [file for file in look_up(path, name) if file not in taken]
+            if len(files) > 1:
+                unsure[path] = (AMBIGUOUS, files)
+            for file in files:
+                wanted.setdefault(file, []).append(path)
+        for file, paths in wanted.items():
+            if len(paths) > 1:
+                unsure |= {path: (AMBIGUOUS, [file]) for path in paths if path not in unsure}
+            elif paths[0] not in unsure:
+                places[paths[0]] = file
+                if look_up is by_video:
+                    unsure[paths[0]] = (BY_VIDEO, [file])
+        taken.update(wanted)
+    located, doubts = [], []
     for clip in clips:
-        if clip.path and clip.path not in there:
-            stem, name = PurePosixPath(clip.path).stem, clip.clip_id.partition("#")[0]
-            found = by_stem.get(stem) or by_stem.get(name) or by_video.get(youtube_id(stem) or "")
-            if found and len(found) == 1:
-                moved += 1
-                clip = replace(clip, path=found[0])
-            else:
-                missing += 1
-        located.append(clip)
-    return Located(tuple(located), moved, missing)
+        if clip.path and (clip.path in unsure or clip.path not in places):
+            of_it = of_video.get(_video_of(clip.path), [])
+            state, files = unsure.get(clip.path, (MISSING, of_it))
+            doubts.append(Doubt(clip.clip_id, state, tuple(files)))
+        located.append(replace(clip, path=places.get(clip.path, clip.path)))
+    moved = sum(old.path != new.path for old, new in zip(clips, located, strict=True))
+    return Located(tuple(located), moved, tuple(doubts))
+
+
+def _video_of(path: str) -> str:
+    """The YouTube video that a file's name begins with; empty if there is none."""
+    return youtube_id(PurePosixPath(path).stem) or ""
+
+
+def _is_tail(path: str, other: str) -> bool:
+    """Whether the folders of two paths agree, from the last upwards, as far as the shorter goes."""
+    folders = (reversed(PurePosixPath(text).parent.parts) for text in (path, other))
+    return all(one == another for one, another in zip(*folders, strict=False))

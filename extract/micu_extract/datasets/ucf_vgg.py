@@ -11,13 +11,14 @@ from micu.base.errors import ManifestError
 from micu.store.manifest import Clip
 from micu_extract.datasets.base import File, Files, Lines, data_set, read_lines, read_table
 from micu_extract.datasets.ucf101 import media_path
-from micu_extract.datasets.vggsound import CLIP_S
+from micu_extract.datasets.vggsound import CLIP_S, STARTS, with_starts
 
 FILES = (
     File(role="ucf", pattern="ucf2vggsound.csv"),
     File(role="vgg", pattern="vggsound2ucf.csv"),
     File(role="ucf-names", pattern="ucf101samevggsound.txt"),
     File(role="vgg-names", pattern="vggsoundsameucf101.txt"),
+    STARTS,
 )
 
 
@@ -26,7 +27,7 @@ def read_ucf_vgg(files: Files) -> list[Clip]:
     """UCF101's clips (split `train`), then VGGSound's (split `test`), under VGGSound's names.
 
     Media lie in the folders `ucf101/` and `vggsound/`. The task takes the pictures of the former
-    and the sound of the latter.
+    and the sound of the latter, whose ids are those of the data set `vggsound` with `starts`.
 
     Raises:
         ManifestError: Files that are not of the official format, or names that differ among them.
@@ -57,18 +58,18 @@ def _read_both(files: Files, *, ucf_split: str, vgg_split: str) -> list[Clip]:
         category, video = row["category"], row["video_id"]
         path = f"ucf101/{media_path(category, video)}"
         clips.append(Clip(clip_id=video, path=path, label=labels[category], split=ucf_split))
-    for row in _read_clips(files["vgg"], vgg_names):
-        clips.append(
-            Clip(
-                clip_id=row["video_id"],
-                path=f"vggsound/{row['video_id']}.mp4",
-                start_s=0.0,
-                end_s=CLIP_S,
-                label=row["category"],
-                split=vgg_split,
-            )
+    of_vgg = [
+        Clip(
+            clip_id=row["video_id"],
+            path=f"vggsound/{row['video_id']}.mp4",
+            start_s=0.0,
+            end_s=CLIP_S,
+            label=row["category"],
+            split=vgg_split,
         )
-    return clips
+        for row in _read_clips(files["vgg"], vgg_names)
+    ]
+    return clips + with_starts(of_vgg, files)
 
 
 def _read_names(path: Path) -> list[str]:

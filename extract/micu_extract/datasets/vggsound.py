@@ -1,17 +1,30 @@
-"""VGGSound: 10 s clips of YouTube videos, one label each; and AVEL-40k, its list for pretraining.
+"""VGGSound: 10 s clips of YouTube videos, one label each; AVEL-40k and -90k, lists for pretraining.
 
 Source: Chen et al., ICASSP 2020; the official `vggsound.csv`, without a header: YouTube id, start
 in seconds, label, split. AVEL-40k is the list of 40,801 of these clips that MICU and its
-predecessors pretrain on: `category, video_id, split`, without the start.
+predecessors pretrain on: `category, video_id, split`, without the start. AVEL-90k is CoDAAR's, of
+87,323 clips and the same classes; 33,508 are in both.
 """
 
 import re
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from micu.store.manifest import Clip
-from micu_extract.datasets.base import File, Files, Lines, data_set, read_rows, read_table
+from micu_extract.datasets.base import (
+    File,
+    Files,
+    Lines,
+    data_set,
+    logger,
+    name_some,
+    read_rows,
+    read_table,
+)
 
 CLIP_S = 10.0
+STARTS = File(role="starts", pattern="vggsound.csv", optional=True)
 
 
 @data_set("vggsound", File(role="list", pattern="vggsound.csv"))
@@ -30,14 +43,18 @@ def read_vggsound(files: Files) -> list[Clip]:
     ]
 
 
-@data_set(
-    "vggsound-avel40k",
-    File(role="list", pattern="vggsound-avel40k.csv"),
-    File(role="prompts", pattern="vggsoundcategories2prompts.csv", optional=True),
-    File(role="starts", pattern="vggsound.csv", optional=True),
-)
-def read_avel40k(files: Files) -> list[Clip]:
-    """Rows of the pretraining list.
+def _avel_files(name: str) -> tuple[File, ...]:
+    return (
+        File(role="list", pattern=name),
+        File(role="prompts", pattern="vggsoundcategories2prompts.csv", optional=True),
+        STARTS,
+    )
+
+
+@data_set("vggsound-avel90k", *_avel_files("vggsound-avel90k*.csv"))
+@data_set("vggsound-avel40k", *_avel_files("vggsound-avel40k.csv"))
+def read_avel(files: Files) -> list[Clip]:
+    """Rows of a pretraining list.
 
     The text is the label, or with the prompts the one sentence that the published code has for the
     label. Either way the "text" is the class; see docs/manifests.md. With `starts`, ids and media
@@ -46,11 +63,6 @@ def read_avel40k(files: Files) -> list[Clip]:
     Raises:
         ManifestError: A file is not of the official format, or a label has no sentence.
     """
-    starts = (
-        {youtube_id: start for youtube_id, start, _, _ in _read_list(files["starts"])}
-        if "starts" in files
-        else {}
-    )
     sentences = (
         {r["label"]: r["prompt"] for _, r in read_table(files["prompts"], ("label", "prompt"))}
         if "prompts" in files
@@ -58,15 +70,53 @@ def read_avel40k(files: Files) -> list[Clip]:
     )
     clips, lines = [], Lines(files["list"])
     for line, row in read_table(files["list"], ("category", "video_id", "split")):
-        label, video_id = row["category"], row["video_id"]
+        label = row["category"]
         if sentences is not None and label not in sentences:
             lines.bad(line, f"no sentence for {label!r} in {files['prompts']}")
             continue
-        stem = f"{video_id}_{starts[video_id]:06d}" if video_id in starts else video_id
         text = label if sentences is None else sentences[label]
-        clips.append(_clip(stem, label, row["split"], text))
+        clips.append(_clip(row["video_id"], label, row["split"], text))
     lines.check()
-    return clips
+    return with_starts(clips, files)
+
+
+def with_starts(clips: Sequence[Clip], files: Files) -> list[Clip]:
+    """Clips of VGGSound that are listed by video alone, with the starts of the official list.
+
+    VGGSound has several clips of some videos, so that the class has to agree as well; the lists cut
+    its name at the first comma. What is still not told apart keeps its name.
+
+    Args:
+        clips: Rows whose id, and whose file's name, is a YouTube id.
+        files: Official files, `starts` among them or not.
+
+    Raises:
+        ManifestError: The official list is not of its format.
+    """
+    if "starts" not in files:
+        return list(clips)
+    starts: dict[tuple[str, str], set[int]] = {}
+    for video, start, label, _ in _read_list(files["starts"]):
+        for name in {label, label.split(",")[0]}:
+            starts.setdefault((video, name), set()).add(start)
+    told, unknown = [], []
+    for clip in clips:
+        found = starts.get((clip.clip_id, clip.label), set())
+        if len(found) != 1:
+            unknown.append(clip.clip_id)
+            told.append(clip)
+            continue
+        name = f"{clip.clip_id}_{next(iter(found)):06d}"
+        path = PurePosixPath(clip.path).with_name(f"{name}.mp4").as_posix()
+        told.append(replace(clip, clip_id=name, path=path, group=""))
+    if unknown:
+        logger.warning(
+            "%s: %d clips have no start of their class in it, or several, and keep their names%s",
+            files["starts"],
+            len(unknown),
+            name_some(unknown),
+        )
+    return told
 
 
 def _clip(stem: str, label: str, split: str, text: str) -> Clip:
