@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import click
 
 from micu.base.command_line import ToolCommand
 from micu.base.devices import count_cores
-from micu.base.errors import ManifestError
+from micu.base.errors import ConfigError, ManifestError
 from micu.base.files import write_atomically
 from micu.base.process import FiniteRange
 from micu.store.manifest import (
@@ -24,10 +25,12 @@ from micu.store.manifest import (
 from micu.store.overlap import find_shared
 from micu_extract.datasets import DATASETS
 from micu_extract.datasets.base import name_some
+from micu_extract.datasets.drawing import draw_known, draw_splits
 from micu_extract.datasets.folder import (
     AMBIGUOUS,
     BY_VIDEO,
     MISSING,
+    SPLITS,
     Located,
     locate_media,
 )
@@ -43,7 +46,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.command(
     "manifest",
     cls=ToolCommand,
-    example="micu-extract manifest folder --annotations media -o manifests/my.csv",
+    example="micu-extract manifest folder --annotations clips --split 70,15,15 -o my.csv",
 )
 @click.argument("dataset", type=click.Choice(sorted(DATASETS)))
 @click.option(
@@ -72,6 +75,27 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="Leave out the rows whose file is not below --media-root.",
 )
 @click.option(
+    "--split",
+    "shares",
+    metavar="TRAIN,VAL,TEST",
+    help="Draw the splits, 70,15,15 for example: class by class, and all rows about one file or "
+    "video alike.",
+)
+@click.option(
+    "--known-classes",
+    type=click.IntRange(min=1),
+    help="Draw so many classes, and write them to known.csv beside the manifest.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="Of --split and --known-classes [default: 0]."
+)
+@click.option(
+    "--text",
+    "text_from",
+    type=click.Choice(["label"]),
+    help="What a clip without a sentence gets for one.",
+)
+@click.option(
     "--probe",
     is_flag=True,
     help="Also open every media file, and write what is missing, short or lacks a stream to "
@@ -89,14 +113,20 @@ def make_manifest(
     media_root: Path | None,
     out: Path,
     found_only: bool,
+    shares: str | None,
+    known_classes: int | None,
+    seed: int | None,
+    text_from: str | None,
     probe: bool,
     workers: int | None,
 ) -> None:
-    """Make the manifest of a data set from its official annotation files."""
+    """Make the manifest of a data set from its official annotation files, or of own clips."""
     if found_only and media_root is None:
         raise click.UsageError("--found-only: expected --media-root too, where the media are")
     if workers is not None and not probe:
         raise click.UsageError("--workers: expected --probe too; nothing else runs in parallel")
+    if seed is not None and shares is None and known_classes is None:
+        raise click.UsageError("--seed: expected --split or --known-classes too; nothing is drawn")
     try:
         clips = DATASETS[dataset].rows(annotations)
     except ManifestError as error:
@@ -109,7 +139,25 @@ def make_manifest(
             raise ManifestError(
                 f"{media_root}: expected media of {dataset}, got none; {out} is not written"
             )
+    if shares is not None:
+        clips = draw_splits(clips, shares, seed or 0)
+    if text_from is not None:
+        clips = [
+            clip if clip.text else replace(clip, text=clip.label.replace("_", " "))
+            for clip in clips
+        ]
+    known_path = out.with_name("known.csv")
+    known = b""
+    if known_classes is not None:
+        known = draw_known(clips, known_classes, seed or 0)
+        if known_path.exists() and known_path.read_bytes() != known:
+            raise ConfigError(
+                f"{known_path}: expected no file, or these classes, got others, which are left as "
+                f"they are; remove it, or leave out --known-classes. {out} is not written"
+            )
     manifest = _publish(out, clips)
+    if known:
+        write_atomically(known_path, known)
     if located is not None:
         told = out.with_name(f"{manifest_stem(out)}.media.csv")
         _tell_located(located, told, f"{media_root}", left_out=found_only)
@@ -119,6 +167,11 @@ def make_manifest(
         write_probes(probe_path(out), probes)
         click.echo(f"{probe_path(out)}: {describe_probes(probes)}", err=True)
     click.echo(f"{out}: {len(manifest.clips)} clips, sha256 {manifest.sha256[:12]}")
+    if shares is not None:
+        counts = Counter(clip.split for clip in clips)
+        click.echo(", ".join(f"{counts[name]} {name}" for name in SPLITS), err=True)
+    if known:
+        click.echo(f"{known_path}: {', '.join(known.decode().splitlines()[1:])}", err=True)
     if root.resolve() != out.parent.resolve():
         click.echo(f"extract with --media-root {root}", err=True)
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from micu.base.errors import ConfigError
 from micu.base.table import read_bytes
 from micu.data.dataset import WORDS, select_clips
-from micu.evaluate.splits import media_item
 from micu.store.manifest import Clip, Manifest, read_manifest
+from micu.store.overlap import media_item
 from micu.train.checkpoint import LoadedModel
 
 THRESHOLD_ON_TEST, EPOCH_ON_TEST = "threshold:test", "epoch:test"

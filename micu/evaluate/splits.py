@@ -9,7 +9,6 @@ import csv
 import hashlib
 import io
 import logging
-import re
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,8 @@ from micu.base.errors import ManifestError
 from micu.base.registry import closest, suggest
 from micu.base.table import read_bytes
 from micu.evaluate.metrics import UNKNOWN
-from micu.store.manifest import Clip, youtube_id
+from micu.store.manifest import Clip
+from micu.store.overlap import media_item
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,6 @@ PAPER, CLEAN = "paper", "clean"
 
 DIAGNOSTIC = "diagnostic"
 """In the place of a protocol: the clips and the epoch of `clean`, the threshold of the test."""
-
-UCF_RECORDING = re.compile(r"(v_\w+_g\d+)_c\d+")
-"""A video of UCF101: a class, a recording, a clip of it."""
 
 LISTED = 8
 """Names that a message lists."""
@@ -223,12 +220,6 @@ def clips_sha256(clips: Iterable[Clip]) -> str:
     """SHA-256 of the ids of some clips, in whatever order they come."""
     names = sorted(clip.clip_id for clip in clips)
     return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
-
-
-def media_item(clip: Clip) -> str:
-    """What a clip is cut from: a YouTube video or a recording of UCF101, else its group."""
-    found = UCF_RECORDING.fullmatch(clip.group)
-    return found[1] if found else youtube_id(clip.group) or clip.group
 
 
 def _of_splits(

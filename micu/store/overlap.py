@@ -1,12 +1,22 @@
 """Clips that two manifests share: what is pretrained on must not be tested on."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from micu.store.manifest import Clip, youtube_id
 
 logger = logging.getLogger(__name__)
+
+_UCF_RECORDING = re.compile(r"(v_\w+_g\d+)_c\d+")
+"""A video of UCF101: a class, a recording, a clip of it."""
+
+
+def media_item(clip: Clip) -> str:
+    """What a clip is cut from: a YouTube video or a recording of UCF101, else its group."""
+    found = _UCF_RECORDING.fullmatch(clip.group)
+    return found[1] if found else youtube_id(clip.group) or clip.group
 
 
 @dataclass(frozen=True, slots=True)

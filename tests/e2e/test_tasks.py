@@ -17,10 +17,10 @@ from micu.evaluate.encoders import CodeEncoder
 from micu.evaluate.probe import ClipFeatures
 from micu.evaluate.report import Row, read_rows
 from micu.evaluate.scores import SCORES
-from micu.evaluate.splits import media_item
 from micu.evaluate.tasks import TASKS
 from micu.evaluate.toc import ChannelChoice
 from micu.store.manifest import Clip, read_manifest
+from micu.store.overlap import media_item
 from tests.oracle import (
     avvp_clips,
     captioned_clips,

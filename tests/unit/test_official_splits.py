@@ -6,8 +6,9 @@ import pytest
 
 from micu.evaluate.cmg import events_of
 from micu.evaluate.metrics import UNKNOWN
-from micu.evaluate.splits import OpenSetSplit, SplitRules, media_item, split_clips
+from micu.evaluate.splits import OpenSetSplit, SplitRules, split_clips
 from micu.store.manifest import Clip, read_class_list
+from micu.store.overlap import media_item
 from micu_extract.datasets import DATASETS
 from tests.conftest import PROJECT
 

@@ -11,11 +11,11 @@ from micu.evaluate.splits import (
     OpenSetSplit,
     SplitRules,
     hold_out,
-    media_item,
     read_class_map,
     split_clips,
 )
 from micu.store.manifest import Clip, Event, Manifest, read_manifest, write_manifest
+from micu.store.overlap import media_item
 from tests.models import loaded_model
 
 PAPER, CLEAN = (SplitRules(protocol=name) for name in ("paper", "clean"))

@@ -388,7 +388,7 @@ def overlap(first: Path, second: Path) -> str:
 def test_two_folders_with_equal_paths_are_two(
     tmp_path: Path, names: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    from micu.evaluate.splits import media_item
+    from micu.store.overlap import media_item
 
     first, second = (
         listed(touch(tmp_path / name, "dog/1.mp4", "cat/1.mp4"), tmp_path / f"{n}.csv")
@@ -403,7 +403,7 @@ def test_two_folders_with_equal_paths_are_two(
 def test_one_folder_is_one_however_it_is_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from micu.evaluate.splits import media_item
+    from micu.store.overlap import media_item
 
     root = touch(tmp_path / "clips", "dog/1.mp4", "cat/1.mp4")
     (tmp_path / "link").symlink_to(root)
