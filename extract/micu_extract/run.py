@@ -93,6 +93,21 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
     Raises:
         MicuError: What was typed cannot be done.
     """
+    summaries, plans = extract(orders, settings)
+    if not settings.dry_run:
+        end_run(summaries, plans, settings.as_json)
+
+
+def extract(
+    orders: Sequence[Order], settings: Settings
+) -> tuple[Sequence[Summary], Sequence[Plan]]:
+    """Extract, and tell what became of each order, and what its plan was.
+
+    Nothing becomes of a dry run, which prints the plans.
+
+    Raises:
+        MicuError: What was typed cannot be done.
+    """
     leave_import()
     check_system()
     source = find_source(settings.out, settings.manifest)
@@ -131,7 +146,7 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
     if settings.dry_run:
         described = [_plan_json(plan) for plan in plans]
         click.echo(json.dumps(described[0] if len(described) == 1 else described, indent=1))
-        return
+        return [], plans
     _check_shard_rows(plans, shared=job.part is not None or bool(settings.dask))
     if settings.max_failures is None or not settings.max_failures.bears_all:
         _check_media_root(plans, job)
@@ -141,7 +156,7 @@ def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
         summaries = extract_on_cluster(settings.dask, job, plans, settings.max_failures)
     else:
         summaries = _extract_here(targets, ReadFor(wants, reading), settings)
-    end_run(summaries, plans, settings.as_json)
+    return summaries, plans
 
 
 def _extract_here(

@@ -8,7 +8,7 @@ from micu_extract.backbones import htsat, slowonly, swin_v2, text, vgg19, vggish
 from micu_extract.backbones.base import BACKBONES, Backbone, Option, Run
 from micu_extract.backbones.timm_image import TIMM_PREFIX, TimmImage
 
-__all__ = ["BACKBONES", "TIMM_PREFIX", "Run", "build_backbone", "find_backbone"]
+__all__ = ["BACKBONES", "TIMM_PREFIX", "Run", "build_backbone", "find_backbone", "find_name"]
 
 
 def find_backbone(name: str) -> type[Backbone]:
@@ -18,6 +18,14 @@ def find_backbone(name: str) -> type[Backbone]:
         RegistryError: Nothing is registered under `name`.
     """
     return TimmImage if name.startswith(TIMM_PREFIX) else BACKBONES[name]
+
+
+def find_name(features: str) -> str:
+    """The backbone of features of some name, which options may have added to; "" for none."""
+    if features.startswith(TIMM_PREFIX):
+        return features.removesuffix("-grid")
+    known = sorted(BACKBONES, key=len, reverse=True)
+    return next((n for n in known if features == n or features.startswith(f"{n}-")), "")
 
 
 def build_backbone(

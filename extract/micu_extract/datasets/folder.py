@@ -132,6 +132,17 @@ def _read_csv(path: Path) -> list[Clip]:
     return tell_apart(with_unique_ids(table.parse(parse, TIMES)), path.parent)
 
 
+def as_clips(paths: Sequence[str], root: Path) -> list[Clip]:
+    """Rows of media files, of which nothing else is known.
+
+    Args:
+        paths: As they are from `root`.
+        root: Folder of the media.
+    """
+    named = [Clip(clip_id=_escape(path, str.isprintable), path=path) for path in paths]
+    return tell_apart(with_unique_ids(named), root)
+
+
 def tell_apart(clips: Sequence[Clip], root: Path) -> list[Clip]:
     """Clips whose group says of which file they are: paths below two roots may be the same.
 

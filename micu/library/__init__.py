@@ -1,0 +1,1 @@
+"""The Python face: clips, feature sets and models as objects."""
