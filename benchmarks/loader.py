@@ -153,9 +153,7 @@ def main(clips: int, batch_size: int, rounds: int, grid_width: int, device: str)
         cached = CachedDataset(halves, shared=False)
         shards, memory = [], []
         for epoch in range(rounds):
-            order = batch_order(
-                clips, batch_size, seed=0, epoch=epoch, shuffle=True, drop_last=False
-            )
+            order = batch_order(clips, batch_size, seed=0, epoch=epoch, shuffle=True)
             zips = timed(zip_batches(root, order))
             plain, kept = (
                 timed(iterate(make_loader(data, batch_size, seed=0, epoch=epoch)))

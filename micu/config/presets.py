@@ -191,9 +191,9 @@ COMMITMENT = 0.25
 """Beta of a modality's distance to its own code."""
 
 
-def own_codes(commitment: float = COMMITMENT) -> QuantizerConfig:
+def own_codes() -> QuantizerConfig:
     """A codebook in which each modality moves and approaches its own codes alone."""
-    return QuantizerConfig(ema_own=1.0, commitment_own=commitment, commitment_cross=0.0)
+    return QuantizerConfig(ema_own=1.0, commitment_own=COMMITMENT, commitment_cross=0.0)
 
 
 @BASELINES.register("cmcm")

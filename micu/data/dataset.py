@@ -291,14 +291,13 @@ def halve(batch: Batch) -> Batch:
 
 
 def batch_order(
-    clips: int, batch_size: int, *, seed: int, epoch: int, shuffle: bool, drop_last: bool
+    clips: int, batch_size: int, *, seed: int, epoch: int, shuffle: bool
 ) -> list[list[int]]:
     """Which clips make each batch of an epoch: a pure function of its arguments."""
     order = np.arange(clips)
     if shuffle:
         order = np.random.default_rng((seed, epoch)).permutation(clips)
-    batches = [order[i : i + batch_size].tolist() for i in range(0, clips, batch_size)]
-    return batches[:-1] if drop_last and len(batches[-1]) < batch_size else batches
+    return [order[i : i + batch_size].tolist() for i in range(0, clips, batch_size)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,7 +404,6 @@ def make_loader(
     epoch: int,
     start: int = 0,
     shuffle: bool = True,
-    drop_last: bool = False,
     workers: int = 0,
     own_rows: Callable[[int], slice] = slice,
     device: str = "cpu",
@@ -419,7 +417,6 @@ def make_loader(
         epoch: Counted from 0.
         start: First batch, to go on inside an epoch.
         shuffle: In random order; else in the data set's.
-        drop_last: Leave out a last batch that is smaller.
         workers: Processes that read; 0 reads in this one. The batches are the same.
         own_rows: Which clips of a batch are read here, by how many it has; all of them, unless
             others train on the rest.
@@ -428,18 +425,8 @@ def make_loader(
 
     Returns:
         A loader whose items are `Batch`, and whose length is the number of batches left.
-
-    Raises:
-        ConfigError: No batch can be made.
     """
-    batches = batch_order(
-        len(dataset), batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last
-    )
-    if not batches:
-        raise ConfigError(
-            f"optimizer.batch_size: expected at most the {len(dataset)} clips there are, "
-            f"got {batch_size}"
-        )
+    batches = batch_order(len(dataset), batch_size, seed=seed, epoch=epoch, shuffle=shuffle)
     own = [batch[own_rows(len(batch))] for batch in batches[start:]]
     workers = affordable_workers(workers)
     # Two batches of each process wait; every tensor of them is an open file while it lives.

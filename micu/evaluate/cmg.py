@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from micu.base.errors import ConfigError
 from micu.evaluate.encoders import check_same_space
-from micu.evaluate.evaluation import TASKS, Evaluation, Trial, chance_rows, make_row
+from micu.evaluate.evaluation import TASKS, Evaluation, Trial, trial_rows
 from micu.evaluate.leaks import EPOCH_ON_TEST
 from micu.evaluate.localization import run_localization
-from micu.evaluate.metrics import Floats, Ints
-from micu.evaluate.probe import predict_logits
+from micu.evaluate.metrics import Floats, Ints, class_mean
+from micu.evaluate.probe import predict
 from micu.evaluate.report import Row
 from micu.evaluate.splits import PAPER, OpenSetSplit
 from micu.evaluate.thresholds import choose_epoch
@@ -83,27 +82,9 @@ def _evaluate_trial(evaluation: Evaluation, trial: Trial) -> list[Row]:
         evaluation.tell(evaluation.describe(protocol, trial, split))
         values, note = run(evaluation, protocol, trial, split)
         chosen = (EPOCH_ON_TEST,) if protocol == PAPER else ()
-        return [
-            make_row(
-                evaluation,
-                task="cmg",
-                protocol=protocol,
-                method=trial.method,
-                train=trial.source,
-                test=trial.target,
-                threshold_source="none",
-                metric=metric,
-                value=value,
-                n_clips=len(split.test),
-                n_lacking=split.lacking.get("test", 0),
-                test_sha256=split.test_sha256,
-                probe=probe,
-                features=(trial.source, trial.target),
-                leaks=evaluation.leaks(trial.method, split, *chosen),
-                note=note,
-            )
-            for metric, value in values.items()
-        ]
+        return trial_rows(
+            evaluation, "cmg", trial, protocol, split, values, note, chosen=chosen, probe=probe
+        )
 
     return evaluation.each_protocol(rows_of)
 
@@ -131,18 +112,17 @@ def _classify(evaluation: Evaluation, protocol: str, trial: Trial, split: OpenSe
         train, labels, len(split.known), evaluation.probe, evaluation.seed
     ):
         if split.validation:
-            on_validation.append(predict_logits(probe, validation))
-        on_test.append(predict_logits(probe, test))
+            on_validation.append(predict(probe, validation).logits)
+        on_test.append(predict(probe, test).logits)
     tested = split.labels(split.test)
     if protocol == PAPER:
         epoch = max(range(len(on_test)), key=lambda i: (_accuracy(on_test[i], tested), -i))
     else:
         epoch = choose_epoch(on_validation, split.labels(split.validation))
     right = on_test[epoch].argmax(-1) == tested
-    by_class = [right[tested == label].mean() for label in np.unique(tested)]
     values = {
         "acc": float(right.mean()),
-        "acc_class_mean": float(np.mean(by_class)),
+        "acc_class_mean": class_mean(right, tested),
         "probe": epoch + 1.0,
     }
     return values, _tell_epoch(protocol, split, epoch, len(on_test))
@@ -193,4 +173,4 @@ def _tell_epoch(protocol: str, split: OpenSetSplit, epoch: int, probes: int) -> 
 def _chance_rows(evaluation: Evaluation, trial: Trial, protocol: str) -> list[Row]:
     split = _split(evaluation, protocol, trial)
     values = dict.fromkeys(("acc", "acc_class_mean"), 1 / len(split.known))
-    return chance_rows(evaluation, "cmg", trial, protocol, split, values, "uniform guesses")
+    return trial_rows(evaluation, "cmg", trial, protocol, split, values, "uniform guesses")

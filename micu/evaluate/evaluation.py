@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from micu.base.errors import ManifestError
@@ -442,7 +443,7 @@ def make_row(
     )
 
 
-def chance_rows(
+def trial_rows(
     evaluation: Evaluation,
     task: str,
     trial: Trial,
@@ -450,8 +451,17 @@ def chance_rows(
     split: OpenSetSplit,
     values: Mapping[str, float],
     note: str,
+    *,
+    notes: Mapping[str, str] = MappingProxyType({}),
+    chosen: Sequence[str] = (),
+    threshold_source: str = "none",
+    **given: Any,
 ) -> list[Row]:
-    """What guessing reaches, by metric."""
+    """A row for each of the values that a trial has, by metric.
+
+    `notes` stand in the place of `note`, by metric. `chosen` says how epoch and threshold were, if
+    that leaks.
+    """
     return [
         make_row(
             evaluation,
@@ -460,15 +470,16 @@ def chance_rows(
             method=trial.method,
             train=trial.source,
             test=trial.target,
-            threshold_source="none",
+            threshold_source=threshold_source,
             metric=metric,
             value=value,
             n_clips=len(split.test),
             n_lacking=split.lacking.get("test", 0),
             test_sha256=split.test_sha256,
             features=(trial.source, trial.target),
-            leaks=evaluation.leaks(trial.method, split),
-            note=note,
+            leaks=evaluation.leaks(trial.method, split, *chosen),
+            note=notes.get(metric, note),
+            **given,
         )
         for metric, value in values.items()
     ]

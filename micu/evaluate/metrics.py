@@ -96,13 +96,13 @@ def open_set_metrics(
     correct = known & (logits.argmax(-1) == labels)
     inside, outside = scores[known], scores[~known]
     os_star, unk = accept_rates(logits, labels, scores, threshold)
-    class_mean = _class_mean((correct & (scores >= threshold))[known], labels[known])
+    by_class = class_mean((correct & (scores >= threshold))[known], labels[known])
     metrics = OpenSetMetrics(
         os_star=os_star,
-        os_star_class_mean=class_mean,
+        os_star_class_mean=by_class,
         unk=unk,
         hos=harmonic_mean(os_star, unk),
-        hos_class_mean=harmonic_mean(class_mean, unk),
+        hos_class_mean=harmonic_mean(by_class, unk),
         acc=_mean(correct[known]),
         auroc=auroc(inside, outside),
         ap_known=average_precision(inside, outside),
@@ -189,13 +189,13 @@ def oscr(correct_scores: Floats, known: int, unknown_scores: Floats) -> float:
     return _wins(correct_scores, unknown_scores) / (known * len(unknown_scores))
 
 
-def fpr_at_tpr(positives: Floats, negatives: Floats, rate: float = TPR) -> float:
-    """Share of negatives accepted at the first ROC point that accepts `rate` of the positives."""
+def fpr_at_tpr(positives: Floats, negatives: Floats) -> float:
+    """Share of negatives accepted at the first ROC point that accepts `TPR` of the positives."""
     if not len(positives) or not len(negatives):
         return math.nan
     # The highest threshold that still accepts the rate of positives.
     falling = np.sort(positives)[::-1]
-    reached = np.arange(1, len(falling) + 1) / len(falling) >= rate
+    reached = np.arange(1, len(falling) + 1) / len(falling) >= TPR
     return float(np.mean(negatives >= falling[reached.argmax()]))
 
 
@@ -204,8 +204,8 @@ def average_precision(positives: Floats, negatives: Floats) -> float:
     if not len(positives) or not len(negatives):
         return math.nan
     levels = np.unique(positives)[::-1]
-    caught = _at_or_above(positives, levels)
-    precision = caught / (caught + _at_or_above(negatives, levels))
+    caught = at_or_above(positives, levels)
+    precision = caught / (caught + at_or_above(negatives, levels))
     # sum over levels of (recall - recall before) * precision
     return float(np.sum(np.diff(caught, prepend=0) / len(positives) * precision))
 
@@ -218,7 +218,8 @@ def _wins(above: Floats, below: Floats) -> float:
     return float(left + right) / 2
 
 
-def _at_or_above(scores: Floats, levels: Floats) -> Ints:
+def at_or_above(scores: Floats, levels: Floats) -> Ints:
+    """How many scores are at each level or above it, (levels,)."""
     result: Ints = len(scores) - np.searchsorted(np.sort(scores), levels, "left")
     return result
 
@@ -227,7 +228,8 @@ def _mean(hits: NDArray[np.bool_]) -> float:
     return float(hits.mean()) if len(hits) else math.nan
 
 
-def _class_mean(hits: NDArray[np.bool_], labels: Ints) -> float:
+def class_mean(hits: NDArray[np.bool_], labels: Ints) -> float:
+    """Share of hits, averaged over the classes that are there; NaN without any."""
     rates = [hits[labels == label].mean() for label in np.unique(labels)]
     return float(np.mean(rates)) if rates else math.nan
 

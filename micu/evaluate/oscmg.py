@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from micu.base.errors import ConfigError
 from micu.evaluate.details import write_details
-from micu.evaluate.evaluation import TASKS, Evaluation, Trial, chance_rows, make_row
+from micu.evaluate.evaluation import TASKS, Evaluation, Trial, trial_rows
 from micu.evaluate.leaks import EPOCH_ON_TEST, THRESHOLD_ON_TEST
 from micu.evaluate.open_set import OpenSetResult, chance, run_oscmg, scores_for, thresholds_for
 from micu.evaluate.report import Row
@@ -114,28 +114,20 @@ def _outcome_rows(
     on_test += [EPOCH_ON_TEST] if outcome.threshold_source == ORACLE else []
     if outcome.threshold_source == ORACLE_AT_SOURCE_EPOCH:
         protocol = DIAGNOSTIC
-    rows = [
-        make_row(
-            evaluation,
-            task="oscmg",
-            protocol=protocol,
-            method=trial.method,
-            train=trial.source,
-            test=trial.target,
-            threshold_source=outcome.threshold_source,
-            metric=metric,
-            value=value,
-            n_clips=outcome.n_clips,
-            n_lacking=split.lacking.get("test", 0),
-            test_sha256=split.test_sha256,
-            score=outcome.score,
-            probe=trial.encoder.describe_probe(evaluation.probe),
-            features=(trial.source, trial.target),
-            leaks=evaluation.leaks(trial.method, split, *on_test),
-            note=outcome.metrics.undefined.get(metric, outcome.note),
-        )
-        for metric, value in values.items()
-    ]
+    rows = trial_rows(
+        evaluation,
+        "oscmg",
+        trial,
+        protocol,
+        split,
+        values,
+        outcome.note,
+        notes=outcome.metrics.undefined,
+        chosen=on_test,
+        threshold_source=outcome.threshold_source,
+        score=outcome.score,
+        probe=trial.encoder.describe_probe(evaluation.probe),
+    )
     if outcome.n_validation:
         accuracy, clips = outcome.val_acc, outcome.n_validation
         rows.append(replace(rows[-1], metric="val_acc", value=accuracy, n_clips=clips))
@@ -146,4 +138,4 @@ def _chance_rows(evaluation: Evaluation, trial: Trial, protocol: str) -> list[Ro
     split = _split(evaluation, protocol, trial)
     note = "expected for uniform guesses at the rate of rejection with the best HOS"
     values = chance(len(split.known))
-    return chance_rows(evaluation, "oscmg", trial, protocol, split, values, note)
+    return trial_rows(evaluation, "oscmg", trial, protocol, split, values, note)

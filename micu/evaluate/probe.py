@@ -335,12 +335,13 @@ class Predicted:
     """(n, D), what the last linear layer reads."""
 
 
-def predict(probe: Probe, features: ClipFeatures, batch_size: int = PREDICTED_AT_ONCE) -> Predicted:
+def predict(probe: Probe, features: ClipFeatures) -> Predicted:
     """Logits of every clip, and what they are made of."""
     pooled, logits = [], []
     with torch.inference_mode():
         for values, mask in zip(
-            *(torch.split(x, batch_size) for x in (features.values, features.mask)), strict=True
+            *(torch.split(x, PREDICTED_AT_ONCE) for x in (features.values, features.mask)),
+            strict=True,
         ):
             pooled.append(probe.pool(values, mask))
             logits.append(probe.classify(pooled[-1]))
@@ -361,13 +362,6 @@ def check_finite(logits: NDArray[np.floating]) -> None:
             "the probe: expected finite logits, got NaN or infinity: its training diverged, or the "
             "features are too large; type a smaller --probe-learning-rate"
         )
-
-
-def predict_logits(
-    probe: Probe, features: ClipFeatures, batch_size: int = PREDICTED_AT_ONCE
-) -> NDArray[np.floating]:
-    """Logits of every clip, (n, C), in the dtype of the features."""
-    return predict(probe, features, batch_size).logits
 
 
 RIDGE = (1e-3, 1e-2, 1e-1, 1.0)

@@ -24,7 +24,7 @@ from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.metrics import Floats, retrieval_recall
 from micu.evaluate.probe import ClipFeatures
 from micu.evaluate.report import Row
-from micu.evaluate.splits import CLEAN, PAPER, TEST, clips_sha256, name_splits
+from micu.evaluate.splits import CLEAN, PAPER, TEST, clips_sha256, name_splits, of_splits
 from micu.store.manifest import MODALITIES, Clip
 
 RANKS = (1, 5, 10)
@@ -143,7 +143,8 @@ def choose_items(evaluation: Evaluation, protocol: str, source: str, target: str
         ManifestError: There are none.
     """
     side = evaluation.source
-    clips = _of_split(side.clips, evaluation.test_splits)
+    asked = (TEST,) if evaluation.test_splits == () else evaluation.test_splits
+    clips: Sequence[Clip] = of_splits(side.clips, asked, side.clips)
     if protocol == CLEAN:
         clips = evaluation.pretraining.unseen(clips)
     lacking = sum(
@@ -179,12 +180,6 @@ def choose_items(evaluation: Evaluation, protocol: str, source: str, target: str
 def _can_be(clip: Clip, modality: str) -> bool:
     """Whether the manifest has what a clip's features of a modality are made of."""
     return bool(clip.text) if modality == WORDS else not clip.is_caption
-
-
-def _of_split(clips: Sequence[Clip], splits: tuple[str, ...] | None) -> tuple[Clip, ...]:
-    if splits is None or not any(clip.split for clip in clips):
-        return tuple(clips)
-    return tuple(clip for clip in clips if clip.split in (splits or (TEST,)))
 
 
 def mean_embedding(encoder: FeatureEncoder, modality: str, clips: Sequence[Clip]) -> Floats:

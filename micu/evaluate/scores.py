@@ -67,18 +67,31 @@ SCORES: Registry[Callable[[Fitting], Scorer]] = Registry("score")
 """By name: from what a score is fitted on to the fitted score."""
 
 
+def _of_logits(name: str) -> Callable[[Callable[[Floats], Floats]], Callable[[Floats], Floats]]:
+    """Register a score of the logits alone, (n, C) → (n,): nothing is fitted."""
+
+    def add(score: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
+        SCORES.register(name)(lambda fitting: lambda clips: score(clips.logits))
+        return score
+
+    return add
+
+
+@_of_logits("msp")
 def max_softmax(logits: Floats) -> Floats:
     """The largest softmax probability, as the paper; (n, C) → (n,)."""
     result: Floats = softmax(logits).max(-1)
     return result
 
 
+@_of_logits("max_logit")
 def max_logit(logits: Floats) -> Floats:
     """The largest logit. Source: Vaze et al., ICLR 2022."""
     result: Floats = logits.max(-1).astype(np.float64)
     return result
 
 
+@_of_logits("energy")
 def energy(logits: Floats) -> Floats:
     """Log-sum-exp of the logits, at temperature 1. Source: Liu et al., NeurIPS 2020."""
     exact = logits.astype(np.float64)
@@ -87,35 +100,12 @@ def energy(logits: Floats) -> Floats:
     return result
 
 
+@_of_logits("entropy")
 def negative_entropy(logits: Floats) -> Floats:
     """Minus the entropy of the softmax, nats."""
     chances = softmax(logits)
     result: Floats = (chances * np.log(np.maximum(chances, 1e-300))).sum(-1)
     return result
-
-
-@SCORES.register("msp")
-def fit_msp(fitting: Fitting) -> Scorer:
-    """`max_softmax`; nothing to fit."""
-    return lambda clips: max_softmax(clips.logits)
-
-
-@SCORES.register("max_logit")
-def fit_max_logit(fitting: Fitting) -> Scorer:
-    """`max_logit`; nothing to fit."""
-    return lambda clips: max_logit(clips.logits)
-
-
-@SCORES.register("energy")
-def fit_energy(fitting: Fitting) -> Scorer:
-    """`energy`; nothing to fit."""
-    return lambda clips: energy(clips.logits)
-
-
-@SCORES.register("entropy")
-def fit_entropy(fitting: Fitting) -> Scorer:
-    """`negative_entropy`; nothing to fit."""
-    return lambda clips: negative_entropy(clips.logits)
 
 
 # --- scores beside each other, the best first ----------------------------------------------------

@@ -153,14 +153,14 @@ def split_clips(
     wanted = set(known)
     labelled = [clip for clip in clips if wanted & {*rules.source_classes(clip)}]
     sources = [clip for clip in labelled if clip.clip_id in source_ids]
-    train = _of_splits(sources, rules.train_splits, clips)
+    train = of_splits(sources, rules.train_splits, clips)
     candidates = [clip for clip in tested if rules.target_classes(clip)]
     if rules.closed:
         candidates = [clip for clip in candidates if wanted & {*rules.target_classes(clip)}]
-    listed = _of_splits(candidates, rules.test_splits, tested)
+    listed = of_splits(candidates, rules.test_splits, tested)
     test = [clip for clip in listed if clip.clip_id in target_ids]
     lacking = {
-        "training": len(_of_splits(labelled, rules.train_splits, clips)) - len(train),
+        "training": len(of_splits(labelled, rules.train_splits, clips)) - len(train),
         "test": len(_unless_seen(listed, rules)) - len(_unless_seen(test, rules)),
     }
     _refuse_empty(clips, rules, {"training": train, "test": test}, lacking)
@@ -222,7 +222,7 @@ def clips_sha256(clips: Iterable[Clip]) -> str:
     return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
 
 
-def _of_splits(
+def of_splits(
     clips: Sequence[Clip], splits: tuple[str, ...] | None, manifest: Sequence[Clip]
 ) -> list[Clip]:
     """Clips of some splits; all of them if None, or if the manifest names no split."""
@@ -322,7 +322,7 @@ def _classes(
 
 def _named_test(clips: Sequence[Clip], rules: SplitRules) -> list[Clip]:
     """Clips that a manifest with splits has for the test, whether they have features or not."""
-    return _of_splits(clips, rules.test_splits, clips) if any(c.split for c in clips) else []
+    return of_splits(clips, rules.test_splits, clips) if any(c.split for c in clips) else []
 
 
 def _checked(clips: Sequence[Clip], split: OpenSetSplit, rules: SplitRules) -> OpenSetSplit:
@@ -470,7 +470,6 @@ def _check_known(known: Sequence[str], labels: Collection[str]) -> None:
 def hold_out(
     clips: Sequence[Clip],
     seed: int,
-    share: float = HELD_OUT,
     classes_of: Callable[[Clip], tuple[str, ...]] = label_of,
 ) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
     """Split clips class by class: what stays, and what is held out.
@@ -485,7 +484,7 @@ def hold_out(
     held: set[str] = set()
     for _, unsorted in sorted(members.items()):
         items = sorted(unsorted)
-        count = min(max(1, round(share * len(items))), len(items) - 1)
+        count = min(max(1, round(HELD_OUT * len(items))), len(items) - 1)
         held.update(items[i] for i in random.permutation(len(items))[:count])
     stays = tuple(clip for clip in clips if media_item(clip) not in held)
     return stays, tuple(clip for clip in clips if media_item(clip) in held)

@@ -69,18 +69,17 @@ def choose_epoch(logits: Sequence[Floats], labels: Ints) -> int:
     return max(range(len(logits)), key=merit)
 
 
-def pick_threshold(validation_scores: Floats, rejected: float = REJECTED) -> float:
+def pick_threshold(validation_scores: Floats) -> float:
     """The threshold that accepts at least 95 % of known validation clips.
 
     Args:
         validation_scores: Known scores of validation clips of known classes, (n,).
-        rejected: Share of them that may fall below.
 
     Returns:
-        One of the scores: the quantile `rejected`, not interpolated. Up to 20 clips it is the
+        One of the scores: the quantile `REJECTED`, not interpolated. Up to 20 clips it is the
         lowest.
     """
-    return float(np.quantile(validation_scores, rejected, method="lower"))
+    return float(np.quantile(validation_scores, REJECTED, method="lower"))
 
 
 def transfer_threshold(threshold: float, source_scores: Floats, target_scores: Floats) -> float:

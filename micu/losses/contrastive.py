@@ -36,12 +36,11 @@ def info_nce_pairs(
     normalize: bool = True,
     query_mask: Tensor | None = None,
     key_mask: Tensor | None = None,
-    targets: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE of every modality's queries against every modality's keys, within groups.
 
     A group holds the candidates for each other: the steps of one sample, or the samples of one
-    batch. There may be more keys than queries, for example keys gathered from other processes.
+    batch. There may be more keys than queries, such as those of a queue.
 
     Args:
         queries: (M, G, N, D).
@@ -50,7 +49,6 @@ def info_nce_pairs(
         normalize: Cosine if true, else dot product.
         query_mask: (G, N) bool, True = the query counts; all if None.
         key_mask: (G, S) bool, True = the key is a candidate; all if None.
-        targets: (N,) int64, the key that matches each query; query i matches key i if None.
 
     Returns:
         Mean over queries of a group, then over groups; row = modality of the queries, column = of
@@ -68,9 +66,8 @@ def info_nce_pairs(
     logits = torch.bmm(left, right.transpose(1, 2)) / tau
     logits = logits.view(groups, modalities, count, modalities, candidates)
 
-    if targets is None:
-        targets = torch.arange(count, device=queries.device)
-    index = targets.view(1, 1, count, 1, 1)
+    # Query i matches key i.
+    index = torch.arange(count, device=queries.device).view(1, 1, count, 1, 1)
     positive = torch.take_along_dim(logits, index, dim=-1).squeeze(-1)  # (G, M, N, M)
     if key_mask is not None:
         # A group without any candidate keeps its logits: minus infinity alone has no gradient.

@@ -19,8 +19,8 @@ from micu.evaluate.details import Details, thin_out
 from micu.evaluate.metrics import (
     UNKNOWN,
     Floats,
-    Ints,
     accept_rates,
+    at_or_above,
     auroc,
     harmonic_mean,
     oscr,
@@ -84,15 +84,10 @@ def _acceptance(name: str, counted: Floats, total: int, details: Details) -> Cur
     if not total or not len(unknown):
         return Curve(name, (), ())
     levels = np.unique(details.known_score)[::-1]
-    x = np.concatenate([[0.0], _at_or_above(unknown, levels) / len(unknown)])
-    y = np.concatenate([[0.0], _at_or_above(counted, levels) / total])
+    x = np.concatenate([[0.0], at_or_above(unknown, levels) / len(unknown)])
+    y = np.concatenate([[0.0], at_or_above(counted, levels) / total])
     kept = np.unique([*thin_out(len(x), POINTS), len(x) - 1])
     return Curve(name, x[kept].tolist(), y[kept].tolist())
-
-
-def _at_or_above(scores: Floats, levels: Floats) -> Ints:
-    result: Ints = len(scores) - np.searchsorted(np.sort(scores), levels, "left")
-    return result
 
 
 def confusion(details: Details) -> NDArray[np.float64]:

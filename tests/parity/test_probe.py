@@ -16,7 +16,7 @@ from micu.evaluate.probe import (
     ProbeConfig,
     fit_probe,
     localization_losses,
-    predict_logits,
+    predict,
 )
 from tests.parity.recipe import (
     LOCALISER,
@@ -100,7 +100,7 @@ def test_training_the_probe_takes_the_published_steps(
     assert_close(norms, arrays["train_gradnorm"], 1e-6)
     final = [checksum(probe.get_parameter(PUBLISHED[name]).detach()) for name in sorted(PUBLISHED)]
     assert_close(final, arrays["final_chk"])
-    assert predict_logits(probe, features).shape == arrays["logits"].shape
+    assert predict(probe, features).logits.shape == arrays["logits"].shape
 
 
 def test_the_localisation_probe_trains_as_published(

@@ -315,7 +315,7 @@ def test_every_clip_comes_once_per_epoch_in_another_order(stores):
 
 def test_the_order_depends_on_seed_and_epoch_separately():
     orders = [
-        tuple(chain(*batch_order(50, 7, seed=seed, epoch=epoch, shuffle=True, drop_last=False)))
+        tuple(chain(*batch_order(50, 7, seed=seed, epoch=epoch, shuffle=True)))
         for seed, epoch in [(0, 1), (1, 0), (1, 1), (2, 0)]
     ]
 
@@ -329,15 +329,6 @@ def test_starting_inside_an_epoch_gives_its_remaining_batches(stores):
 
     assert [batch.clip_ids for batch in rest] == [batch.clip_ids for batch in whole[3:]]
     assert one_epoch(dataset, start=5) == []
-
-
-def test_a_smaller_last_batch_is_dropped_on_request(stores):
-    dataset = FeatureDataset(stores, make_clips(), DataConfig())
-
-    assert [len(batch.clip_ids) for batch in one_epoch(dataset)] == [5, 5, 5, 5, 4]
-    assert [len(batch.clip_ids) for batch in one_epoch(dataset, drop_last=True)] == [5] * 4
-    with pytest.raises(ConfigError, match="batch_size: expected at most the 24 clips there are"):
-        one_epoch(dataset, batch_size=25, drop_last=True)
 
 
 def test_loading_leaves_the_global_random_state_alone(stores):

@@ -24,7 +24,7 @@ from micu.evaluate.probe import (
     encode_with_dropout,
     fit_linear,
     fit_probe,
-    predict_logits,
+    predict,
 )
 from micu.model.micu import MICU
 from micu.store.sets import FeatureStore, find_sets
@@ -65,7 +65,7 @@ def test_padded_steps_do_not_reach_the_logits(features: ClipFeatures) -> None:
 def test_the_probe_learns_and_is_yielded_after_every_epoch(features: ClipFeatures) -> None:
     config = ProbeConfig(epochs=6, learning_rate=1e-2, batch_size=8)
     scores = [
-        accuracy(predict_logits(p, features)) for p in fit_probe(features, LABELS, 3, config, 0)
+        accuracy(predict(p, features).logits) for p in fit_probe(features, LABELS, 3, config, 0)
     ]
     assert len(scores) == 6
     assert scores[-1] == 1.0
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_probe_and_another_another(features: ClipFe
     def final(seed: int) -> np.ndarray:
         torch.manual_seed(seed + 100)  # the surrounding generator must not matter
         *_, probe = fit_probe(features, LABELS, 3, ProbeConfig(epochs=2, batch_size=7), seed)
-        return predict_logits(probe, features)
+        return predict(probe, features).logits
 
     assert np.array_equal(final(1), final(1))
     assert not np.array_equal(final(1), final(2))
@@ -108,7 +108,7 @@ def test_the_learning_rate_falls_at_the_milestones(
 def test_logistic_regression_is_fitted_for_every_penalty(features: ClipFeatures) -> None:
     weights = []
     for candidate in fit_linear(features, LABELS, 3):
-        assert accuracy(predict_logits(candidate, features)) == 1.0
+        assert accuracy(predict(candidate, features).logits) == 1.0
         weights.append(float(candidate.classify.weight.detach().norm()))
     assert len(weights) == len(RIDGE)
     assert weights == sorted(weights, reverse=True)
@@ -122,7 +122,7 @@ def test_logistic_regression_does_not_mind_the_scale_of_a_feature(features: Clip
         features.mask,
     )
     first, second = (next(iter(fit_linear(f, LABELS, 3))) for f in (features, scaled))
-    ours, theirs = predict_logits(first, features), predict_logits(second, scaled)
+    ours, theirs = predict(first, features).logits, predict(second, scaled).logits
     assert np.abs(ours - theirs).max() < 0.05 * np.abs(ours).max()
 
 
@@ -146,7 +146,7 @@ def test_a_probe_needs_an_epoch() -> None:
 def test_an_offset_leaves_out_the_last_epochs(features: ClipFeatures) -> None:
     def logits(**settings: int) -> list[np.ndarray]:
         config = ProbeConfig(learning_rate=1e-2, batch_size=8, **settings)  # type: ignore[arg-type]
-        return [predict_logits(p, features) for p in fit_probe(features, LABELS, 3, config, 0)]
+        return [predict(p, features).logits for p in fit_probe(features, LABELS, 3, config, 0)]
 
     whole, less = logits(epochs=5), logits(epochs=5, epoch_offset=2)
     assert len(less) == 3
@@ -164,22 +164,24 @@ def test_features_made_anew_are_those_of_their_epoch(features: ClipFeatures) -> 
 
     config = ProbeConfig(epochs=3, learning_rate=1e-2, batch_size=8)
     probes = fit_probe(features, LABELS, 3, config, 0, renew)
-    first, *_, last = (accuracy(predict_logits(probe, features)) for probe in probes)
+    first, *_, last = (accuracy(predict(probe, features).logits) for probe in probes)
     assert asked == [0, 1, 2]
     assert last > first
 
 
 def test_logits_do_not_depend_on_how_many_clips_are_predicted_at_once(
-    features: ClipFeatures,
+    features: ClipFeatures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Counting(ClassificationProbe):
-        def logits(self, values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        def pool(self, values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
             assert len(values) <= 7
-            return super().logits(values, mask)
+            return super().pool(values, mask)
 
     probe = Counting(5, 3)
-    at_once = ClassificationProbe.logits(probe, features.values, features.mask)
-    assert np.allclose(predict_logits(probe, features, 7), at_once.detach(), atol=1e-5)
+    pooled = ClassificationProbe.pool(probe, features.values, features.mask)
+    at_once = probe.classify(pooled)
+    monkeypatch.setattr("micu.evaluate.probe.PREDICTED_AT_ONCE", 7)
+    assert np.allclose(predict(probe, features).logits, at_once.detach(), atol=1e-5)
 
 
 def test_probes_are_trained_where_their_features_are(features: ClipFeatures) -> None:
