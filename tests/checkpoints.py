@@ -2,6 +2,7 @@
 
 import torch
 
+from micu.cli.eval_options import OPTIONS
 from micu.config.overrides import with_overrides
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
@@ -54,3 +55,8 @@ def equal(one, other):
     if isinstance(one, list):
         return len(one) == len(other) and all(map(equal, one, other))
     return one == other
+
+
+def with_task(words):
+    """Options of `micu-eval` after a task: `oscmg`, unless the first word is one already."""
+    return words if words and words[0] in OPTIONS else ("oscmg", *words)

@@ -39,7 +39,7 @@ def test_a_baseline_is_trained_and_evaluated_by_the_same_commands(
     known.write_text("label\ndrum\nengine\n")
     out = tmp_path / "results.csv"
     arguments = [
-        *(whole / "last.pt", "--features", features, "--out", out, "--known", known),
+        *("oscmg", whole / "last.pt", "--features", features, "--out", out, "--known", known),
         *("--device", "cpu", "--pairs", "v:a,f:v", "--probe-epochs", "2"),
     ]
     result = CliRunner().invoke(evaluate, [str(word) for word in arguments])
@@ -59,7 +59,7 @@ def test_a_checkpoint_of_a_warm_start_is_not_evaluated_as_if_it_had_codes(
     assert train(features, run, *words).exit_code == 0
     told = {}
     for path in sorted(run.glob("step-*.pt")):
-        arguments = [path, "--features", features, "--out", out, *("--task", "codebook")]
+        arguments = ["codebook", path, "--features", features, "--out", out]
         told[path.name] = CliRunner().invoke(evaluate, [str(word) for word in arguments])
     steps = len(told)
     warmup = round(steps * 3 / 8)

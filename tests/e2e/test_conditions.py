@@ -15,6 +15,7 @@ from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureRow
 from micu.train.checkpoint import load_checkpoint
 from micu.train.step import build_state
+from tests.checkpoints import with_task
 from tests.feature_sets import CLASSES, make_clips, write_features
 from tests.oracle import (
     BACKBONES,
@@ -60,7 +61,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(root: Path, out: Path, *options: str | Path) -> list[Row]:
-    arguments = [root / "last.pt", "--out", out, "--device", "cpu", *options]
+    task, *rest = with_task(options)
+    arguments = [task, root / "last.pt", "--out", out, "--device", "cpu", *rest]
     result = CliRunner().invoke(main, [str(x) for x in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return read_rows(out)
@@ -92,9 +94,7 @@ def test_a_selected_checkpoint_and_another_pretraining_or_class_map_replace_no_r
 def test_costs_of_other_batches_stand_beside_each_other(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.csv"
     for size, conditions in ((1, 1), (2, 2), (2, 2)):
-        rows = evaluate(
-            root, out, "--task", "efficiency", "--batch-size", str(size), "--steps", "1"
-        )
+        rows = evaluate(root, out, "efficiency", "--batch-size", str(size), "--steps", "1")
         assert len({row.conditions for row in rows}) == conditions
     assert {row.conditions.split()[0] for row in rows} == {"batch:1", "batch:2"}
     assert "device:cpu" in rows[0].conditions
@@ -113,7 +113,7 @@ def test_a_setting_is_trained_and_tested_as_its_published_script_and_says_what_i
 ) -> None:
     know_nothing(monkeypatch)
     given = ("--features", root / "features", "--manifest", root / "m.csv", "--pairs", "v:a")
-    closed = (*given, "--task", "cmg", "--setting")
+    closed = ("cmg", *given, "--setting")
     rows = evaluate(root, tmp_path / "ave.csv", *closed, "ave")
     paper, clean = (
         next(row for row in rows if row.protocol == name) for name in ("paper", "clean")
@@ -147,7 +147,7 @@ def test_the_gallery_of_retrieval_is_chosen_and_has_one_caption_each_where_publi
 ) -> None:
     know_everything(monkeypatch, channel=1)
     given = ("--features", root / "features", "--manifest", root / "pictures.csv")
-    retrieval = (*given, "--task", "retrieval", "--pairs", "a:t")
+    retrieval = ("retrieval", *given, "--pairs", "a:t")
     out = tmp_path / "r.csv"
     evaluate(root, out, *retrieval, "--setting", "mscoco")
     rows = evaluate(root, out, *retrieval, "--setting", "mscoco", "--items", "4")
@@ -161,7 +161,7 @@ def test_the_gallery_of_retrieval_is_chosen_and_has_one_caption_each_where_publi
             assert sizes[protocol, condition, "text"] == items
             assert sizes[protocol, condition, "audio"] == items * captions
     assert {row.value for row in rows if row.metric == "r1"} == {1.0}
-    arguments = [root / "last.pt", *retrieval, "--items", "7", "--out", out]
+    arguments = ["retrieval", root / "last.pt", *retrieval[1:], "--items", "7", "--out", out]
     result = CliRunner().invoke(main, [str(x) for x in arguments], catch_exceptions=False)
     assert result.exit_code == 2
     assert "--items 7: under clean there are only 6" in result.stderr
@@ -173,9 +173,7 @@ def test_codes_that_agree_are_shared_by_all_and_padded_words_are_not_counted(
     know_everything(monkeypatch, channel=1)
     counts = tmp_path / "codes.csv"
     given = ("--features", root / "features", "--manifest", root / "pictures.csv")
-    rows = evaluate(
-        *(root, tmp_path / "r.csv", *given, "--task", "codebook", "--codebook-out", counts)
-    )
+    rows = evaluate(*(root, tmp_path / "r.csv", "codebook", *given, "--codebook-out", counts))
     found = {(row.protocol, row.metric): row.value for row in rows if not row.test_modality}
     agreed = {row.value for row in rows if row.metric == "agreement"}
     assert agreed == {1.0}

@@ -24,6 +24,7 @@ from micu.store.sets import FeatureSpec, FeatureStore, find_sets, read_set
 from micu.train.checkpoint import Position, load_checkpoint, save_checkpoint
 from micu.train.released import ENCODER_SECTION, TEXT_LSTM_SECTION, encoder_keys, text_lstm_keys
 from micu.train.step import build_state
+from tests.checkpoints import with_task
 from tests.feature_sets import SHAPES, make_clips, write_features
 
 SMALL = [
@@ -67,7 +68,8 @@ def evaluate(run: Path, *options: str | Path, out: Path, model: Path | None = No
     given = ["--features", run / "features", "--out", out]
     if "codebook" not in options and "--known" not in options:
         given += ["--known", run / "known.csv"]
-    arguments = [model or run / "last.pt", *given, "--device", "cpu", *options]
+    task, *rest = with_task(options)
+    arguments = [task, model or run / "last.pt", *given, "--device", "cpu", *rest]
     return CliRunner().invoke(main, [str(item) for item in arguments], catch_exceptions=False)
 
 
@@ -210,7 +212,7 @@ def test_the_score_asked_for_is_the_one_that_is_used(run: Path, tmp_path: Path) 
 
 def test_the_untrained_encoder_is_not_the_checkpoint_s_model(run: Path, tmp_path: Path) -> None:
     both = ("--encoder", "checkpoint", "--encoder", "untrained")
-    evaluate(run, "--task", "codebook", *both, "--seed", "7", out=tmp_path / "r.csv")
+    evaluate(run, "codebook", *both, "--seed", "7", out=tmp_path / "r.csv")
     values = {(row.method, row.metric): row.value for row in read_rows(tmp_path / "r.csv")}
     assert values["checkpoint", "perplexity"] != values["untrained", "perplexity"]
 
@@ -265,7 +267,7 @@ def test_codebook_use_is_counted_over_the_clips_of_all_modalities(
     run: Path, tmp_path: Path
 ) -> None:
     out, codebook = tmp_path / "r.csv", tmp_path / "codebook.csv"
-    result = evaluate(run, "--task", "codebook", "--codebook-out", str(codebook), out=out)
+    result = evaluate(run, "codebook", "--codebook-out", str(codebook), out=out)
     assert result.exit_code == 0, result.output
     rows = {(row.metric, row.test_modality): row for row in read_rows(out)}
     assert 1 <= rows["perplexity", "audio"].value <= 24
@@ -348,28 +350,27 @@ def test_features_of_other_weights_are_refused_by_name(run: Path, tmp_path: Path
         (["--source", "v"], "expected both"),
         (["--pairs", "v:x"], "unknown modality 'x'"),
         ([], "needs --known CSV"),
-        (["--task", "oscgm", "--pairs", "v:a"], "did you mean 'oscmg'"),
         (["--score", "mps", "--pairs", "v:a"], "did you mean 'msp'"),
         (["--encoder", "input", "--pairs", "v:a"], "--ceiling trains one"),
-        (["--task", "codebook", "--encoder", "input"], "'input' is not one of"),
+        (["codebook", "--encoder", "input"], "'input' is not one of"),
         (
             ["--pairs", "v:a", "--codebook-out", "c.csv"],
             "--codebook-out: only micu-eval codebook reads",
         ),
-        (["--task", "codebook", "--ceiling"], "--ceiling: only micu-eval oscmg or cmg reads it"),
-        (["--task", "codebook", "--chance"], "--chance: only micu-eval oscmg"),
-        (["--task", "codebook", "--score", "msp"], "--score: only micu-eval oscmg"),
-        (["--task", "codebook", "--pairs", "v:a"], "--pairs: only micu-eval oscmg"),
+        (["codebook", "--ceiling"], "--ceiling: only micu-eval oscmg or cmg reads it"),
+        (["codebook", "--chance"], "--chance: only micu-eval oscmg"),
+        (["codebook", "--score", "msp"], "--score: only micu-eval oscmg"),
+        (["codebook", "--pairs", "v:a"], "--pairs: only micu-eval oscmg"),
         (
-            ["--task", "codebook", "--source", "v", "--target", "a"],
+            ["codebook", "--source", "v", "--target", "a"],
             "--source: only micu-eval oscmg",
         ),
-        (["--task", "codebook", "--known", "k.csv"], "--known: only micu-eval oscmg"),
-        (["--task", "codebook", "--probe-epochs", "25"], "--probe-epochs: only micu-eval oscmg"),
+        (["codebook", "--known", "k.csv"], "--known: only micu-eval oscmg"),
+        (["codebook", "--probe-epochs", "25"], "--probe-epochs: only micu-eval oscmg"),
         (["--encoder", "input", "--pairs", "a:a", "--probe-batch-size", "8"], "does not read it"),
         (["--pairs", "v:a", "--text-features", "bert"], "text is not evaluated, only video, audio"),
         (
-            ["--task", "codebook", "--probe-encoder-dropout"],
+            ["codebook", "--probe-encoder-dropout"],
             "only micu-eval oscmg or cmg or localise reads it",
         ),
         (["--encoder", "input", "--pairs", "a:a", "--probe-epoch-offset", "8"], "does not read it"),

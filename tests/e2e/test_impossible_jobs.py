@@ -11,6 +11,7 @@ from micu.cli.evaluate import main
 from micu.evaluate.report import read_rows
 from micu.evaluate.scores import SCORES
 from micu.store.manifest import Clip
+from tests.checkpoints import with_task
 from tests.oracle import know_everything, know_nothing, write_checkpoint, write_sets
 
 CLASSES = ("bell", "bark", "flute")
@@ -41,7 +42,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(root: Path, out: Path, manifest: str, *options: str) -> Result:
     where = ["--features", root / "features", "--manifest", root / f"{manifest}.csv", "--out", out]
-    arguments = [root / "last.pt", *where, "--device", "cpu", *PROBE, *options]
+    task, *rest = with_task(options)
+    arguments = [task, root / "last.pt", *where, "--device", "cpu", *PROBE, *rest]
     return CliRunner().invoke(main, [str(x) for x in arguments], catch_exceptions=False)
 
 
@@ -80,7 +82,7 @@ def test_a_ceiling_without_training_clips_is_told_of_and_left_out(
 ) -> None:
     know_nothing(monkeypatch)
     out = tmp_path / "r.csv"
-    result = evaluate(root, out, "sides", "--task", "cmg", "--pairs", "v:a", "--ceiling")
+    result = evaluate(root, out, "sides", "cmg", "--pairs", "v:a", "--ceiling")
     assert result.exit_code == 0, result.output
     assert {row.method for row in read_rows(out)} == {"checkpoint"}
     assert "left out: ceiling audio → audio, clean: no training clip" in result.stderr
@@ -100,7 +102,7 @@ def test_a_ceiling_without_training_clips_is_told_of_and_left_out(
 def test_what_cannot_be_is_said_before_anything_is_trained(
     root: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
-    result = evaluate(root, tmp_path / "r.csv", "sides", *open_set(root), *options)
+    result = evaluate(root, tmp_path / "r.csv", "sides", *options, *open_set(root))
     assert result.exit_code == 2
     assert message in result.stderr
     assert "seed 43" not in result.stderr
@@ -110,9 +112,7 @@ def test_an_encoder_that_no_probe_fits_ends_the_run_before_the_first_is_trained(
     root: Path, tmp_path: Path
 ) -> None:
     encoders = ("--encoder", "checkpoint", "--encoder", "input")
-    result = evaluate(
-        root, tmp_path / "r.csv", "both", "--task", "cmg", "--pairs", "v:a", *encoders
-    )
+    result = evaluate(root, tmp_path / "r.csv", "both", "cmg", "--pairs", "v:a", *encoders)
     assert result.exit_code == 2
     assert "no probe fits both" in result.stderr
     assert "seed 43" not in result.stderr

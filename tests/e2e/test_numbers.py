@@ -25,7 +25,7 @@ NO_SEEDS = ["-1", str(2**63), str(2**64), "9" * 40, "nan", "inf", "1.5", "1e3", 
 def test_no_seed(typed: str) -> None:
     train = CliRunner().invoke(micu.cli.train.main, ["--print-config", "--seed", typed])
     setting = CliRunner().invoke(micu.cli.train.main, ["--print-config", "--set", f"seed={typed}"])
-    evaluate = CliRunner().invoke(micu.cli.evaluate.main, ["last.pt", "--seed", typed])
+    evaluate = CliRunner().invoke(micu.cli.evaluate.main, ["oscmg", "last.pt", "--seed", typed])
     for result in (train, setting, evaluate):
         assert result.exit_code == 2, result.output
         assert "seed" in result.output

@@ -16,6 +16,7 @@ from micu.evaluate.probe import ClipFeatures
 from micu.evaluate.report import read_rows
 from micu.evaluate.scores import SCORES, Evidence, Fitting
 from micu.store.manifest import Clip, Event
+from tests.checkpoints import with_task
 from tests.e2e.test_evaluate import specs_of, write_checkpoint
 from tests.feature_sets import make_clips, make_row, write_features
 from tests.unit.test_open_set import QUICK, PatternEncoder
@@ -24,9 +25,9 @@ from tests.unit.test_splits import cut
 SHAPES = {"audio": (6,), "video": (5, 5, 4)}
 TASKS = {
     "oscmg": ("--pairs", "v:a", "--known", "{root}/known.csv", "--probe-epochs", "1"),
-    "cmg": ("--pairs", "v:a", "--task", "cmg", "--probe-epochs", "1"),
-    "retrieval": ("--pairs", "v:a", "--task", "retrieval"),
-    "codebook": ("--task", "codebook"),
+    "cmg": ("cmg", "--pairs", "v:a", "--probe-epochs", "1"),
+    "retrieval": ("retrieval", "--pairs", "v:a"),
+    "codebook": ("codebook",),
 }
 
 
@@ -71,7 +72,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluate(root: Path, out: Path, manifest: str, *options: str) -> Result:
     given = ["--features", root / "features", "--manifest", root / f"{manifest}.csv", "--out", out]
     words = [option.replace("{root}", str(root)) for option in options]
-    arguments = [root / "last.pt", *given, "--device", "cpu", *words]
+    task, *rest = with_task(words)
+    arguments = [task, root / "last.pt", *given, "--device", "cpu", *rest]
     return CliRunner().invoke(main, [str(x) for x in arguments], catch_exceptions=False)
 
 
@@ -121,7 +123,7 @@ def test_a_class_in_another_case_is_told(root: Path, tmp_path: Path) -> None:
 
 
 def test_events_after_what_the_model_reads_are_counted(root: Path, tmp_path: Path) -> None:
-    words = ("--task", "cmg", "--localise", "--pairs", "v:a", "--probe-epochs", "1")
+    words = ("localise", "--pairs", "v:a", "--probe-epochs", "1")
     result = evaluate(root, tmp_path / "r.csv", "events", *words)
     assert result.exit_code == 0, result.output
     told = "12 events of the test clips begin after the 4 seconds that the model reads"

@@ -51,7 +51,7 @@ def test_a_place_that_is_taken_is_told_before_the_first_probe(
         try_folder(option, given) if option == "--details" else try_file(option, given)
         assert sorted(tmp_path.rglob("*")) == before
         return
-    task = ("--task", "codebook") if option == "--codebook-out" else PAIR
+    task = ("codebook",) if option == "--codebook-out" else PAIR
     other = () if option == "--out" else (option, given)
     result = evaluate(run, *task, *other, out=given if option == "--out" else tmp_path / "r.csv")
     assert result.exit_code == 2, result.output
@@ -156,7 +156,7 @@ def test_one_file_for_two_things_is_refused(
 ) -> None:
     given = tmp_path / name if name.startswith("r.") else run / name
     before = given.read_bytes() if given.exists() else None
-    task = ("--task", "codebook") if option == "--codebook-out" else PAIR
+    task = ("codebook",) if option == "--codebook-out" else PAIR
     other = () if option == "--out" else (option, given)
     result = evaluate(run, *task, *other, out=given if option == "--out" else tmp_path / "r.csv")
     assert result.exit_code == 2

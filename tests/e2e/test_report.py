@@ -31,13 +31,13 @@ def results(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noq
     shared = (run / "last.pt", "--features", run / "features", "--device", "cpu")
     out = ("--out", folder / "results.csv")
     result = micu_eval(
-        *(*shared, *out, "--known", run / "known.csv", "--pairs", "v:a", "--seeds", "2"),
+        *("oscmg", *shared, *out, "--known", run / "known.csv", "--pairs", "v:a", "--seeds", "2"),
         *("--ceiling", "--chance", "--encoder", "checkpoint", "--encoder", "untrained"),
         *("--probe-epochs", "1", "--setting", "ave-14", "--details", folder / "results-details"),
     )
     assert result.exit_code == 0, result.output
-    codebook = ("--task", "codebook", "--codebook-out", folder / "codebook.csv")
-    result = micu_eval(*shared, *codebook, "--out", folder / "codebook-results.csv")
+    codebook = ("--codebook-out", folder / "codebook.csv")
+    result = micu_eval("codebook", *shared, *codebook, "--out", folder / "codebook-results.csv")
     assert result.exit_code == 0, result.output
     return folder
 
@@ -130,12 +130,12 @@ def test_a_damaged_file_in_a_folder_is_named_and_the_rest_is_shown(
         (("report", "results.csv", "--figures", "results.csv"), "expected a folder"),
         (("report", "codebook.csv", "-o", "r.md"), "no results in it"),
         (("report", "results.commands.jsonl", "-o", "r.md"), "expected a results file"),
-        (("last.pt", "--setting", "ave-15", "--pairs", "v:a"), "ave-14"),
+        (("oscmg", "last.pt", "--setting", "ave-15", "--pairs", "v:a"), "ave-14"),
         (
-            ("last.pt", "--setting", "ave-14", "--task", "codebook"),
+            ("codebook", "last.pt", "--setting", "ave-14"),
             "--setting: only micu-eval oscmg",
         ),
-        (("last.pt", "--details", "d", "--task", "codebook"), "--details: only micu-eval oscmg"),
+        (("codebook", "last.pt", "--details", "d"), "--details: only micu-eval oscmg"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
@@ -162,7 +162,7 @@ def test_help_shows_all_commands_and_each_has_its_own() -> None:
 
 
 def test_options_may_come_before_the_checkpoint(tmp_path: Path) -> None:
-    result = micu_eval("--task", "codebook", tmp_path / "last.pt")
+    result = micu_eval("codebook", "--seed", "1", tmp_path / "last.pt")
     assert result.exit_code == 2
     assert "last.pt" in result.stderr
     assert "Usage" not in result.stderr

@@ -45,7 +45,7 @@ def write_checkpoint(path: Path, specs: dict[str, FeatureSpec], spread: float) -
 
 def evaluate(folder: Path, out: Path, *arguments: str | Path) -> Result:
     where = ["--features", folder / "features", "--known", folder / "known.csv", "--out", out]
-    given = [*arguments, *where, *QUICK, "--device", "cpu", "--seed", "0"]
+    given = ["oscmg", *arguments, *where, *QUICK, "--device", "cpu", "--seed", "0"]
     return CliRunner().invoke(main, [str(item) for item in given], catch_exceptions=False)
 
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_is_chosen_alike_whatever_is_evaluated_afterwards(
     for number, options in enumerate((evaluated, ())):
         known = ("--features", folder / "features", "--known", folder / "known.csv", "--seed", "0")
         where = (*known, "--out", tmp_path / f"{number}.csv", "--pairs", "v:a", *QUICK[2:])
-        arguments = [*paths, "--select-on", criterion, *where, *options, "--device", "cpu"]
+        arguments = ["oscmg", *paths, "--select-on", criterion, *where, *options, "--device", "cpu"]
         result = CliRunner().invoke(main, [str(x) for x in arguments], catch_exceptions=False)
         lines = result.stderr.splitlines()
         printed.append([line for line in lines if f".pt: {METRIC[criterion]} " in line])

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from micu.cli.evaluate import main
 from micu.evaluate.report import read_rows
 from micu.store.manifest import Clip
+from tests.checkpoints import with_task
 from tests.e2e.test_evaluate import specs_of, write_checkpoint
 from tests.feature_sets import make_clips, make_row, write_features
 
@@ -68,7 +69,8 @@ def micu_eval(*words: object) -> Result:
 
 def evaluate(home: Path, out: Path, *words: object) -> Result:
     given = ("--features", home / "features", "--out", out, "--device", "cpu")
-    return micu_eval(home / "last.pt", *given, *words)
+    task, *rest = with_task(words)
+    return micu_eval(task, home / "last.pt", *given, *rest)
 
 
 def test_test_clips_without_features_are_told_and_in_the_rows(home: Path, tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def test_test_clips_without_features_are_told_and_in_the_rows(home: Path, tmp_pa
 def test_every_task_counts_the_clips_that_lack_features(
     home: Path, tmp_path: Path, task: tuple[str, ...], told: str, counts: set[tuple[int, int]]
 ) -> None:
-    result = evaluate(home, tmp_path / "r.csv", "--manifest", home / "holes.csv", "--task", *task)
+    result = evaluate(home, tmp_path / "r.csv", *task, "--manifest", home / "holes.csv")
     assert result.exit_code == 0, result.output
     assert told in result.stderr
     rows = read_rows(tmp_path / "r.csv")
@@ -141,79 +143,85 @@ MISTAKES = {
         "{home}/run --pairs v:a --known {home}/known.csv",
         "run: expected a checkpoint, got a folder; type {home}/run/last.pt",
     ),
-    "an empty folder": ("{home}/empty --pairs v:a", "type a .pt file, such as the last.pt"),
+    "an empty folder": ("oscmg {home}/empty --pairs v:a", "type a .pt file, such as the last.pt"),
     "features for a checkpoint": (
         "{home}/features --pairs v:a",
         "expected a checkpoint, got a folder; these are features: type --features {home}/features",
     ),
     "one feature set for a checkpoint": ("{home}/features/toy --pairs v:a", "these are features"),
-    "a checkpoint's name": ("{home}/run/lsat.pt --pairs v:a", "type {home}/run/last.pt"),
+    "a checkpoint's name": ("oscmg {home}/run/lsat.pt --pairs v:a", "type {home}/run/last.pt"),
     "a command's name": ("reprot {home}", "did you mean micu-eval report?"),
     "a folder of features for the results": (
-        "{home}/last.pt {set} --out {home}/features",
+        "oscmg {home}/last.pt {set} --out {home}/features",
         "--out {home}/features: expected a file, got a folder",
     ),
     "another modality": (
-        "{home}/last.pt --pairs v:f --known {home}/known.csv",
+        "oscmg {home}/last.pt --pairs v:f --known {home}/known.csv",
         "not trained on flow",
     ),
     "features of another width": (
-        "{home}/last.pt {set} --manifest {home}/wide.csv",
+        "oscmg {home}/last.pt {set} --manifest {home}/wide.csv",
         "audio: shape: the checkpoint expects [6]",
     ),
     "no features at all": (
-        "{home}/last.pt {set} --manifest {home}/deaf.csv",
+        "oscmg {home}/last.pt {set} --manifest {home}/deaf.csv",
         "no test clip: all 12 of them in the manifest lack features of the target modality",
     ),
     "no pairs": (
-        "{home}/last.pt --known {home}/known.csv",
+        "oscmg {home}/last.pt --known {home}/known.csv",
         "got 2 known classes and the pairs none",
     ),
-    "no classes": ("{home}/last.pt --pairs v:a", "got no known classes and the pairs video:audio"),
+    "no classes": (
+        "oscmg {home}/last.pt --pairs v:a",
+        "got no known classes and the pairs video:audio",
+    ),
     "no labels": (
-        "{home}/last.pt {set} --manifest {home}/nolabel.csv",
+        "oscmg {home}/last.pt {set} --manifest {home}/nolabel.csv",
         "no clip of the manifest has a class: expected some in its column label",
     ),
     "no test split": (
-        "{home}/last.pt {set} --manifest {home}/notest.csv",
+        "oscmg {home}/last.pt {set} --manifest {home}/notest.csv",
         "no test clip. There must be clips",
     ),
     "splits of another case": (
-        "{home}/last.pt {set} --manifest {home}/upper.csv",
+        "oscmg {home}/last.pt {set} --manifest {home}/upper.csv",
         "(did you mean --train-splits TRAIN?)",
     ),
     "a class of another case": (
-        "{home}/last.pt --pairs v:a --known {home}/case.csv",
+        "oscmg {home}/last.pt --pairs v:a --known {home}/case.csv",
         "'DRUM'; did you mean 'drum'? known: drum, engine, violin",
     ),
     "a class with a typo": (
-        "{home}/last.pt --pairs v:a --known {home}/typo.csv",
+        "oscmg {home}/last.pt --pairs v:a --known {home}/typo.csv",
         "'engin'; did you mean 'engine'?",
     ),
-    "one class": ("{home}/last.pt --pairs v:a --known {home}/one.csv", "got 1 known classes"),
+    "one class": ("oscmg {home}/last.pt --pairs v:a --known {home}/one.csv", "got 1 known classes"),
     "one class of a closed set": (
-        "{home}/last.pt --task cmg --pairs v:a --known {home}/one.csv",
+        "cmg {home}/last.pt --pairs v:a --known {home}/one.csv",
         "expected training clips of 2 or more known classes, got those of 'drum' alone",
     ),
-    "no split typed": ("{home}/last.pt {set} --test-splits ,", "expected names of the manifest's"),
+    "no split typed": (
+        "oscmg {home}/last.pt {set} --test-splits ,",
+        "expected names of the manifest's",
+    ),
     "a split with a typo": (
-        "{home}/last.pt {set} --test-splits test,vla",
+        "oscmg {home}/last.pt {set} --test-splits test,vla",
         "--test-splits vla: no clip of {home}/toy.csv is of this split; did you mean 'val'?",
     ),
     "a training split with a typo": (
-        "{home}/last.pt {set} --train-splits train,tset",
+        "oscmg {home}/last.pt {set} --train-splits train,tset",
         "--train-splits tset: no clip",
     ),
     "features that are not there": (
-        "{home}/last.pt {set} --features {home}/nowhere",
+        "oscmg {home}/last.pt {set} --features {home}/nowhere",
         "--features {home}/nowhere: no such folder",
     ),
     "a file of features": (
-        "{home}/last.pt {set} --features {home}/features/toy/audio-toy_audio",
+        "oscmg {home}/last.pt {set} --features {home}/features/toy/audio-toy_audio",
         "is one feature set; type --features {home}/features",
     ),
     "features of a manifest": (
-        "{home}/last.pt {set} --features {home}/features/toy",
+        "oscmg {home}/last.pt {set} --features {home}/features/toy",
         "has the feature sets of one manifest; type --features {home}/features",
     ),
     "a folder without results": ("report {home}/empty -o {home}/r.html", "no results in it"),
@@ -221,23 +229,32 @@ MISTAKES = {
         "report {home}/last.pt -o {home}/r.html",
         "expected a results file",
     ),
-    "a negative seed": ("{home}/last.pt {set} --seed -1", "-1 is not in the range"),
-    "a large seed": ("{home}/last.pt {set} --seed 18446744073709551616", "is not in the range"),
+    "a negative seed": ("oscmg {home}/last.pt {set} --seed -1", "-1 is not in the range"),
+    "a large seed": (
+        "oscmg {home}/last.pt {set} --seed 18446744073709551616",
+        "is not in the range",
+    ),
     "seeds beyond the last": (
-        "{home}/last.pt {set} --seed 9223372036854775807 --seeds 2",
+        "oscmg {home}/last.pt {set} --seed 9223372036854775807 --seeds 2",
         "expected seeds up to 9223372036854775807",
     ),
-    "no seeds": ("{home}/last.pt {set} --seeds 0", "0 is not in the range"),
+    "no seeds": ("oscmg {home}/last.pt {set} --seeds 0", "0 is not in the range"),
     "a rate that is no number": (
-        "{home}/last.pt {set} --probe-learning-rate nan",
+        "oscmg {home}/last.pt {set} --probe-learning-rate nan",
         "expected a finite number, got 'nan'",
     ),
-    "an infinite rate": ("{home}/last.pt {set} --probe-learning-rate inf", "is not in the range"),
-    "a huge rate": ("{home}/last.pt {set} --probe-learning-rate 1e38", "is not in the range"),
-    "a negative batch": ("{home}/last.pt {set} --probe-batch-size -4", "is not in the range"),
-    "a huge batch": ("{home}/last.pt {set} --probe-batch-size 2147483648", "is not in the range"),
+    "an infinite rate": (
+        "oscmg {home}/last.pt {set} --probe-learning-rate inf",
+        "is not in the range",
+    ),
+    "a huge rate": ("oscmg {home}/last.pt {set} --probe-learning-rate 1e38", "is not in the range"),
+    "a negative batch": ("oscmg {home}/last.pt {set} --probe-batch-size -4", "is not in the range"),
+    "a huge batch": (
+        "oscmg {home}/last.pt {set} --probe-batch-size 2147483648",
+        "is not in the range",
+    ),
     "items that are no number": (
-        "{home}/last.pt --task retrieval --pairs v:a --items nan",
+        "retrieval {home}/last.pt --pairs v:a --items nan",
         "'nan' is not a valid integer",
     ),
     "a table that is none": ("paper --table nan", "'nan' is not a valid integer"),
@@ -285,7 +302,7 @@ def test_all_classes_known_and_no_split_are_told_and_blanks_do_not_count(
     "words",
     [
         ("--known", "{home}/known.csv"),
-        ("--task", "cmg"),
+        ("cmg",),
         ("--known", "{home}/known.csv", "--protocol", "paper"),
     ],
 )
@@ -298,7 +315,7 @@ def test_a_probe_that_diverges_is_told_and_gives_no_row(
     )
     given = [word.replace("{home}", str(home)) for word in words]
     out = tmp_path / "r.csv"
-    result = evaluate(home, out, "--pairs", "v:a", "--probe-epochs", "2", *given)
+    result = evaluate(home, out, *given, "--pairs", "v:a", "--probe-epochs", "2")
     assert result.exit_code == 2
     assert "expected finite logits, got NaN or infinity" in result.stderr
     assert "type a smaller --probe-learning-rate" in result.stderr

@@ -21,6 +21,7 @@ from micu.evaluate.tasks import TASKS
 from micu.evaluate.toc import ChannelChoice
 from micu.store.manifest import Clip, read_manifest
 from micu.store.overlap import media_item
+from tests.checkpoints import with_task
 from tests.oracle import (
     avvp_clips,
     captioned_clips,
@@ -73,7 +74,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(root: Path, out: Path, manifest: str, *options: str) -> tuple[list[Row], Result]:
     given = ["--features", root / "features", "--manifest", root / f"{manifest}.csv"]
-    arguments = [root / "last.pt", *given, "--out", out, "--device", "cpu", *options]
+    task, *rest = with_task(options)
+    arguments = [task, root / "last.pt", *given, "--out", out, "--device", "cpu", *rest]
     result = CliRunner().invoke(main, [str(x) for x in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return read_rows(out), result
@@ -137,7 +139,7 @@ def test_an_encoder_that_draws_is_at_chance_in_open_and_closed_sets(
     assert near_chance(clean["acc"], 1 / 4, 120)
     assert abs(clean["auroc"] - 1 / 2) < 4 * math.sqrt((120 + 60 + 1) / (12 * 120 * 60))
     assert clean["oscr"] < 0.25
-    rows, _ = evaluate(root, tmp_path / "c.csv", "lots", "--task", "cmg", "--pairs", "a:t", *PROBE)
+    rows, _ = evaluate(root, tmp_path / "c.csv", "lots", "cmg", "--pairs", "a:t", *PROBE)
     assert near_chance(values(rows, "acc")["clean", "none"], 1 / 6, 180)
     assert values(rows, "acc")["paper", "none"] >= values(rows, "acc")["clean", "none"]
 
@@ -172,7 +174,7 @@ def test_an_oracle_classifies_every_clip_and_the_published_split_is_named(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     know_everything(monkeypatch, channel=0)
-    options = ("--task", "cmg", "--pairs", "v:a,a:v", *PROBE)
+    options = ("cmg", "--pairs", "v:a,a:v", *PROBE)
     rows, _ = evaluate(root, tmp_path / "r.csv", "ave", *options)
     assert set(values(rows, "acc").values()) == {1.0}
     assert set(values(rows, "acc_class_mean").values()) == {1.0}
@@ -203,7 +205,7 @@ def test_an_oracle_locates_every_event_in_the_arithmetic_of_each_protocol(
         root,
         tmp_path / "r.csv",
         "avvp",
-        *("--task", "cmg", "--localise", "--pairs", "v:a,a:v"),
+        *("localise", "--pairs", "v:a,a:v"),
         *("--probe-learning-rate", "0.05", "--probe-epochs", "25", "--probe-batch-size", "8"),
     )
     paper, clean = ([row for row in rows if row.protocol == name] for name in ("paper", "clean"))
@@ -223,7 +225,7 @@ def test_an_encoder_that_draws_locates_no_more_than_calling_everything_there(
         root,
         tmp_path / "r.csv",
         "avvp",
-        *("--task", "cmg", "--localise", "--pairs", "v:a,a:v", "--protocol", "clean"),
+        *("localise", "--pairs", "v:a,a:v", "--protocol", "clean"),
         *("--seeds", "1", "--probe-learning-rate", "0.05", "--probe-batch-size", "8"),
     )
     f1 = [row.value for row in rows if row.metric == "f1_micro"]
@@ -243,7 +245,7 @@ def test_an_oracle_retrieves_every_item_by_every_caption(
         root,
         tmp_path / "r.csv",
         "coco",
-        *("--task", "retrieval", "--pairs", "a:t,t:a", "--chance"),
+        *("retrieval", "--pairs", "a:t,t:a", "--chance"),
     )
     found = {
         (row.method, row.train_modality, row.test_modality, row.metric): row
@@ -273,7 +275,7 @@ def test_retrieval_counts_each_test_clip_once_and_each_pair_once(
         root,
         tmp_path / "r.csv",
         "ave",
-        *("--task", "retrieval", "--protocol", "paper", "--test-splits", "train"),
+        *("retrieval", "--protocol", "paper", "--test-splits", "train"),
         *("--pairs", "v:a,a:v"),
     )
     assert {row.leaks for row in rows} == {"test-split:train;pretraining-overlap:18"}
@@ -286,7 +288,7 @@ def test_an_encoder_that_draws_retrieves_by_chance(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     know_nothing(monkeypatch)
-    rows, _ = evaluate(root, tmp_path / "r.csv", "lots", "--task", "retrieval", "--pairs", "a:t")
+    rows, _ = evaluate(root, tmp_path / "r.csv", "lots", "retrieval", "--pairs", "a:t")
     for row in rows:
         if row.metric == "r10":
             assert near_chance(row.value, 10 / 180, 180)
@@ -357,7 +359,7 @@ def test_clean_takes_several_seeds_and_prints_their_deviation(
         root,
         tmp_path / "r.csv",
         "ave",
-        *("--task", "cmg", "--pairs", "v:a", "--protocol", "clean", "--probe-epochs", "1"),
+        *("cmg", "--pairs", "v:a", "--protocol", "clean", "--probe-epochs", "1"),
     )
     assert {row.seed for row in rows} == set(range(43, 48))
     assert {row.protocol for row in rows} == {"clean"}
@@ -372,7 +374,7 @@ def test_clean_leaves_out_what_was_pretrained_on_and_paper_names_it(
         root,
         tmp_path / "r.csv",
         "ave",
-        *("--task", "codebook", "--protocol", "both"),
+        *("codebook", "--protocol", "both"),
     )
     split = PRESETS["micu"]().data.splits
     seen = {media_item(c) for c in read_manifest(root / "ave.csv").clips if c.split in split}
@@ -390,7 +392,7 @@ def test_a_protocol_that_cannot_be_is_told_of_and_the_other_one_stays(
         root,
         tmp_path / "r.csv",
         "ave",
-        *("--task", "retrieval", "--pairs", "v:a", "--test-splits", "train"),
+        *("retrieval", "--pairs", "v:a", "--test-splits", "train"),
     )
     assert {row.protocol for row in rows} == {"paper"}
     assert "not under the other protocol" in result.stderr
@@ -440,7 +442,7 @@ def test_every_task_has_a_command() -> None:
 @pytest.mark.parametrize("given", [True, False])
 def test_efficiency_is_measured_and_says_on_what(root: Path, tmp_path: Path, given: bool) -> None:
     features = ["--features", root / "features", "--manifest", root / "ave.csv"]
-    arguments = [root / "last.pt", "--task", "efficiency", "--batch-size", "4", "--steps", "1"]
+    arguments = ["efficiency", root / "last.pt", "--batch-size", "4", "--steps", "1"]
     arguments += [*(features if given else []), "--out", tmp_path / "r.csv", "--device", "cpu"]
     result = CliRunner().invoke(main, [str(x) for x in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -458,14 +460,14 @@ def test_efficiency_is_measured_and_says_on_what(root: Path, tmp_path: Path, giv
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--task", "cmg"], "cmg needs --source and --target"),
-        (["--task", "retrieval"], "retrieval needs --source"),
-        (["--task", "efficiency", "--encoder", "untrained"], "efficiency does not; leave it out"),
-        (["--task", "efficiency", "--protocol", "paper"], "--protocol: only micu-eval"),
-        (["--task", "retrieval", "--pairs", "v:a", "--known", "k.csv"], "--known: only micu-eval"),
-        (["--task", "cmg", "--pairs", "v:a", "--score", "msp"], "--score: only micu-eval oscmg"),
-        (["--task", "cmg", "--pairs", "v:a", "--localise", "--chance"], "--chance: only micu-eval"),
-        (["--task", "cmg", "--pairs", "v:a", "--class-map", "m.csv"], "no such class map"),
+        (["cmg"], "cmg needs --source and --target"),
+        (["retrieval"], "retrieval needs --source"),
+        (["efficiency", "--encoder", "untrained"], "efficiency does not; leave it out"),
+        (["efficiency", "--protocol", "paper"], "--protocol: only micu-eval"),
+        (["retrieval", "--pairs", "v:a", "--known", "k.csv"], "--known: only micu-eval"),
+        (["cmg", "--pairs", "v:a", "--score", "msp"], "--score: only micu-eval oscmg"),
+        (["localise", "--pairs", "v:a", "--chance"], "--chance: only micu-eval"),
+        (["cmg", "--pairs", "v:a", "--class-map", "m.csv"], "no such class map"),
         (
             ["--protocol", "paper", "--threshold", "source-val", "--pairs", "v:a"],
             "--protocol paper has a threshold of its own",
@@ -477,10 +479,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     root: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     given = ["--features", root / "features", "--manifest", root / "ave.csv"]
-    known = ["--known", root / "known.csv"] if "--task" not in options else []
-    arguments = [root / "last.pt", *given, *known, "--out", tmp_path / "r.csv", *options]
-    if "efficiency" in options:
-        arguments = [root / "last.pt", "--out", tmp_path / "r.csv", *options]
+    task, *rest = with_task(options)
+    given += ["--known", root / "known.csv"] if task == "oscmg" else []
+    given = [] if task == "efficiency" else given
+    arguments = [task, root / "last.pt", *given, "--out", tmp_path / "r.csv", *rest]
     result = CliRunner().invoke(main, [str(item) for item in arguments], catch_exceptions=False)
     assert result.exit_code == 2
     assert message in result.stderr

@@ -105,7 +105,7 @@ def test_training_evaluating_and_reading_need_nothing_that_windows_lacks(
     words = [*where, *settings, "--out", "run"]
     (tmp_path / "known.csv").write_text("label\ndrum\nengine\n")
     found = [
-        *("run/last.pt", "--features", str(features), "--known", "known.csv"),
+        *("oscmg", "run/last.pt", "--features", str(features), "--known", "known.csv"),
         *("--pairs", "v:a", "--probe-epochs", "1"),
         *("--device", "cpu", "--out", "results.csv", "--details", "details"),
     ]
