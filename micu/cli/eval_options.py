@@ -8,12 +8,12 @@ import click
 
 from micu.base.command_line import Decorator, panel
 from micu.base.process import LAST_SEED, FiniteRange
+from micu.cli.features import FEATURE_OPTIONS
 from micu.evaluate import code_scores, feature_scores  # noqa: F401 - they register scores
 from micu.evaluate.scores import SCORES
 from micu.evaluate.selection import CRITERIA
 from micu.evaluate.splits import CLEAN, PAPER
 from micu.evaluate.thresholds import ORACLE_AT_SOURCE_EPOCH, THRESHOLDS
-from micu.store.manifest import MODALITIES
 
 MOST = 2**31 - 1
 """Largest count that an option takes."""
@@ -93,26 +93,6 @@ _CHECKPOINTS = click.argument(
     nargs=-1,
     required=True,
     type=click.Path(path_type=Path),
-)
-_FEATURES = (
-    click.option(
-        "--features",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=_DEFAULT.features,
-        show_default=True,
-        help="Root of the feature sets.",
-    ),
-    click.option(
-        "--manifest",
-        type=_FILE,
-        help="Manifest of the clips [default: $MICU_MANIFEST, else the last extraction's].",
-    ),
-    *(
-        click.option(
-            f"--{name}-features", metavar="BACKBONE", help=f"Which {name} features, if several."
-        )
-        for name in MODALITIES
-    ),
 )
 _PRETRAINING = click.option(
     "--pretraining-manifest",
@@ -323,7 +303,7 @@ _CODEBOOK_OUT = click.option(
 
 DATA, CLIPS, METHOD, OUTPUT = "Data", "Clips", "Method", "Output"
 _PROBED = (_ENCODER, _PROTOCOL, _TOC, _SEED, _SEEDS)
-_PROBED_DATA = panel(DATA, *_FEATURES, *_OTHER_SIDE, _PRETRAINING)
+_PROBED_DATA = panel(DATA, *FEATURE_OPTIONS, *_OTHER_SIDE, _PRETRAINING)
 _PROBED_CLIPS = panel(CLIPS, *_PAIRS, _KNOWN, _TRAIN_SPLITS, _TEST_SPLITS)
 OPTIONS: dict[str, tuple[Decorator, ...]] = {
     "oscmg": (
@@ -352,20 +332,20 @@ OPTIONS: dict[str, tuple[Decorator, ...]] = {
     ),
     "retrieval": (
         _CHECKPOINT,
-        panel(DATA, *_FEATURES, _PRETRAINING),
+        panel(DATA, *FEATURE_OPTIONS, _PRETRAINING),
         panel(CLIPS, *_PAIRS, _TEST_SPLITS, _ITEMS),
         panel(METHOD, *_PROBED, _CHANCE),
         panel(OUTPUT, *_OUT, _SETTING),
     ),
     "codebook": (
         _CHECKPOINT,
-        panel(DATA, *_FEATURES, _PRETRAINING),
+        panel(DATA, *FEATURE_OPTIONS, _PRETRAINING),
         panel(METHOD, _CODES, _PROTOCOL, _SEED, _SEEDS),
         panel(OUTPUT, *_OUT, _CODEBOOK_OUT),
     ),
     "efficiency": (
         _CHECKPOINT,
-        panel(DATA, *_FEATURES),
+        panel(DATA, *FEATURE_OPTIONS),
         _MEASURE,
         panel(METHOD, _SEED),
         panel(OUTPUT, *_OUT),

@@ -27,7 +27,7 @@ from micu.base.files import check_held, file_sha256, hold_folder, write_atomical
 from micu.base.process import LAST_SEED, exit_codes, show_log
 from micu.base.registry import closest, suggest
 from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS, EvaluationOrder
-from micu.cli.features import FeatureSets, find_feature_sets, parse_pairs
+from micu.cli.features import SET, FeatureSets, find_feature_sets, parse_pairs, refuse_idle_features
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.cli.report import paper, report
 from micu.evaluate.columns import shown_metrics
@@ -275,7 +275,7 @@ def _refuse_no_checkpoint(path: Path) -> None:
     last = [file for file in there if file.name == "last.pt"] or there[-1:]
     if path.is_dir():
         hint = f"type {last[0]}" if last else "type a .pt file, such as the last.pt of a run"
-        if (path / "last.json").is_file() or any(path.rglob("set.json")):
+        if (path / "last.json").is_file() or any(path.rglob(SET)):
             hint = f"these are features: type --features {path}, and a checkpoint before it"
         raise ConfigError(f"{path}: expected a checkpoint, got a folder; {hint}")
     if not path.exists():
@@ -396,19 +396,15 @@ def open_sides(typed: EvaluationOrder, loaded: "LoadedModel") -> tuple[FeatureSe
     asked = dict.fromkeys(name for pair in typed.pairs for name in pair)
     paired = typed.task in ("oscmg", "cmg", "retrieval")
     modalities = tuple(asked) if paired else loaded.config.modalities
-    _refuse_idle_features(typed, modalities)
+    if modalities:
+        refuse_idle_features(typed.chosen, modalities)
     if typed.target_manifest is None:
         sets = find_feature_sets(typed.features, modalities, typed.manifest, typed.chosen)
         check_features(sets.stores, loaded)
         return sets, sets
     source = _find_side(typed, tuple(dict.fromkeys(first for first, _ in typed.pairs)), modalities)
     targets = tuple(dict.fromkeys(second for _, second in typed.pairs))
-    target = find_feature_sets(
-        typed.features,
-        targets,
-        typed.target_manifest,
-        {name: typed.chosen[name] for name in targets},
-    )
+    target = find_feature_sets(typed.features, targets, typed.target_manifest, typed.chosen)
     for sets in (source, target):
         check_features(sets.stores, loaded)
     return source, target
@@ -418,34 +414,16 @@ def _find_side(
     typed: EvaluationOrder, needed: tuple[str, ...], modalities: Sequence[str]
 ) -> FeatureSets:
     """The source manifest's features; the target modality's too, where there are some."""
-
-    def find(names: tuple[str, ...]) -> FeatureSets:
-        chosen = {name: typed.chosen[name] for name in names}
-        return find_feature_sets(typed.features, names, typed.manifest, chosen)
-
-    found = find(needed)
+    found = find_feature_sets(typed.features, needed, typed.manifest, typed.chosen)
     stores = dict(found.stores)
     for name in modalities:
         if name not in stores:
             try:
-                stores |= find((name,)).stores
+                more = find_feature_sets(typed.features, (name,), typed.manifest, typed.chosen)
+                stores |= more.stores
             except StoreError:  # only paired-quantile and quantization_error read them, and say so
                 continue
     return FeatureSets(found.manifest, stores)
-
-
-def _refuse_idle_features(typed: EvaluationOrder, modalities: Sequence[str]) -> None:
-    """Refuse a choice of features for a modality that is not evaluated.
-
-    Raises:
-        ConfigError: There is one.
-    """
-    for name, backbone in typed.chosen.items():
-        if backbone and modalities and name not in modalities:
-            raise ConfigError(
-                f"--{name}-features {backbone}: {name} is not evaluated, only "
-                f"{', '.join(modalities)}; leave it out"
-            )
 
 
 def _evaluation(

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from micu.base.errors import ConfigError, StoreError
 from micu.base.process import find_source
 from micu.base.registry import suggest
@@ -12,6 +14,28 @@ from micu.store.sets import FeatureStore, find_sets, read_set
 
 SET = "set.json"
 """Marks the folder of a feature set."""
+
+FEATURE_OPTIONS = (
+    click.option(
+        "--features",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("features"),
+        show_default=True,
+        help="Root of the feature sets.",
+    ),
+    click.option(
+        "--manifest",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Manifest of the clips [default: $MICU_MANIFEST, else the last extraction's].",
+    ),
+    *(
+        click.option(
+            f"--{name}-features", metavar="BACKBONE", help=f"Which {name} features, if several."
+        )
+        for name in MODALITIES
+    ),
+)
+"""What both tools find features by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +90,28 @@ def parse_pairs(
     return tuple(found)
 
 
+def refuse_idle_features(chosen: Mapping[str, str], modalities: Sequence[str]) -> None:
+    """Refuse a choice of features for a modality that nothing asks for.
+
+    Args:
+        chosen: Backbone by modality; empty where none was typed.
+        modalities: Those that are asked for.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for name, backbone in chosen.items():
+        if backbone and name not in modalities:
+            raise ConfigError(
+                f"--{name}-features {backbone}: {name} is not used, only "
+                f"{', '.join(modalities)}; leave it out"
+            )
+
+
 def find_feature_sets(
     root: Path, modalities: Sequence[str], manifest: Path | None, chosen: Mapping[str, str]
 ) -> FeatureSets:
-    """Find and open one feature set per modality.
+    """Find and open one feature set per modality; choices for other modalities are not looked at.
 
     Args:
         root: Folder of the features, as `micu-extract` made it.
@@ -81,17 +123,10 @@ def find_feature_sets(
         The manifest and the open stores.
 
     Raises:
-        ConfigError: A backbone is chosen for a modality that is not asked for.
         ManifestError: No manifest is known, or it has bad rows.
         StoreError: A modality has no feature set, or several and none is chosen, or the manifest
             was changed after the extraction; all of them in one message.
     """
-    for modality, backbone in chosen.items():
-        if backbone and modality not in modalities:
-            raise ConfigError(
-                f"--{modality}-features {backbone}: {modality} is not used; expected only "
-                f"{', '.join(f'--{name}-features' for name in modalities)}"
-            )
     _refuse_no_features(root)
     known = read_manifest(find_source(root, manifest).manifest)
     folder = root / known.name

@@ -23,7 +23,7 @@ from micu.base.devices import resolve_device
 from micu.base.errors import CheckpointError, ConfigError
 from micu.base.files import lock_folder, read_bounded, write_atomically
 from micu.base.process import EXIT_FAILURES, exit_codes, show_log
-from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
+from micu.cli.features import find_feature_sets, parse_modalities, refuse_idle_features
 from micu.cli.sweep import OWN, is_sweep, run_sweep
 from micu.cli.train_options import train_options
 from micu.config.overrides import idle_settings, to_json, with_overrides
@@ -36,10 +36,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from torch.utils.data import DataLoader
 
     from micu.data.dataset import Batch, FeatureDataset
-    from micu.store.sets import FeatureSpec
     from micu.train.checkpoint import Position, Record
     from micu.train.cost import RunCost
-    from micu.train.fit import FitSummary, LoaderFactory
+    from micu.train.fit import FitSummary
     from micu.train.processes.world import World
     from micu.train.state import TrainState
 
@@ -182,6 +181,7 @@ def _run(
     from micu.data.cache import CachedDataset
     from micu.data.dataset import FeatureDataset, make_loader, select_clips
     from micu.train.cost import count_steps, measure_cost
+    from micu.train.fit import RunOptions, fit
     from micu.train.logs import import_tensorboard
     from micu.train.step import build_state, weights_digest
 
@@ -190,6 +190,7 @@ def _run(
         world.decide(lambda: folder.find_begun(config))
     if typed.tensorboard:
         import_tensorboard()
+    refuse_idle_features(typed.chosen, config.modalities)
     sets = find_feature_sets(typed.features, config.modalities, typed.manifest, typed.chosen)
     clips = select_clips(sets.manifest.clips, config.data)
     dataset = FeatureDataset(sets.stores, clips, config.data)
@@ -218,34 +219,27 @@ def _run(
     world.check_same("configuration and features", to_json(config) + dataset.sha256)
     everything = replace(config.data, exclude_ids="", exclude_manifests=())
     excluded = len(select_clips(sets.manifest.clips, everything)) - len(clips)
-    record = {**describe_run(typed.preset, sets, dataset), "excluded_clips": excluded}
+    record: Record = {
+        "preset": typed.preset,
+        "manifest": str(sets.manifest.path),
+        "manifest_sha256": sets.manifest.sha256,
+        "data_sha256": dataset.sha256,
+        "clips": len(dataset),
+        "excluded_clips": excluded,
+    }
     specs = {name: store.spec for name, store in sets.stores.items()}
     drawn = weights_digest(state)
-    summary = _fit(state, load, specs, record, typed, folder)
+    options = RunOptions(specs, record, typed.save_every, typed.keep, typed.tensorboard)
+    with ExitStack() as stack:
+        begun = world.decide(lambda: folder.enter(config, stack))
+        position = resume_(state, Path(begun), record) if begun else None
+        summary = fit(state, load, typed.out, options, position)
     has_moved = weights_digest(state) != drawn
     if world.is_first:
         _report(summary, typed, len(dataset), has_moved=has_moved)
     if summary.stopped.name:
         return summary.stopped.exit_code
     return 0 if has_moved else EXIT_FAILURES
-
-
-def _fit(
-    state: "TrainState",
-    load: "LoaderFactory",
-    specs: "Mapping[str, FeatureSpec]",
-    record: "Record",
-    typed: TrainingOrder,
-    folder: "RunFolder",
-) -> "FitSummary":
-    """Train in a folder that no other run is at work in."""
-    from micu.train.fit import RunOptions, fit
-
-    options = RunOptions(specs, record, typed.save_every, typed.keep, typed.tensorboard)
-    with ExitStack() as stack:
-        begun = state.world.decide(lambda: folder.enter(state.config, stack))
-        position = resume_(state, Path(begun), record) if begun else None
-        return fit(state, load, typed.out, options, position)
 
 
 # --- the run's folder ------------------------------------------------------------------------
@@ -340,19 +334,6 @@ def resume_(state: "TrainState", path: Path, record: "Record") -> "Position":
 
 
 # --- what is told ----------------------------------------------------------------------------
-
-
-def describe_run(
-    preset: str, sets: FeatureSets, dataset: "FeatureDataset"
-) -> dict[str, str | int | float]:
-    """What every checkpoint of a run notes beside its state."""
-    return {
-        "preset": preset,
-        "manifest": str(sets.manifest.path),
-        "manifest_sha256": sets.manifest.sha256,
-        "data_sha256": dataset.sha256,
-        "clips": len(dataset),
-    }
 
 
 def _report(summary: "FitSummary", typed: TrainingOrder, clips: int, *, has_moved: bool) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 
 from micu.base.command_line import Decorator, panel
+from micu.cli.features import FEATURE_OPTIONS
 from micu.cli.sweep import sweep_options
 from micu.config.presets import PRESETS, list_presets
-from micu.store.manifest import MODALITIES
 
 Command = Callable[..., None]
 Options = list[Decorator]
@@ -35,24 +35,7 @@ def _data_options() -> Options:
             "--modalities",
             help="Two or more of v,a,f,t (video, audio, flow, text) [default: the preset's].",
         ),
-        click.option(
-            "--features",
-            type=_FOLDER,
-            default=Path("features"),
-            show_default=True,
-            help="Root of the feature sets.",
-        ),
-        click.option(
-            "--manifest",
-            type=click.Path(path_type=Path, dir_okay=False),
-            help="Manifest of the clips [default: $MICU_MANIFEST, else the last extraction's].",
-        ),
-        *(
-            click.option(
-                f"--{name}-features", metavar="BACKBONE", help=f"Which {name} features, if several."
-            )
-            for name in MODALITIES
-        ),
+        *FEATURE_OPTIONS,
     ]
 
 

@@ -368,7 +368,7 @@ def test_features_of_other_weights_are_refused_by_name(run: Path, tmp_path: Path
         (["codebook", "--known", "k.csv"], "--known: only micu-eval oscmg"),
         (["codebook", "--probe-epochs", "25"], "--probe-epochs: only micu-eval oscmg"),
         (["--encoder", "input", "--pairs", "a:a", "--probe-batch-size", "8"], "does not read it"),
-        (["--pairs", "v:a", "--text-features", "bert"], "text is not evaluated, only video, audio"),
+        (["--pairs", "v:a", "--text-features", "bert"], "text is not used, only video, audio"),
         (
             ["codebook", "--probe-encoder-dropout"],
             "only micu-eval oscmg or cmg or localise reads it",
