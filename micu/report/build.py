@@ -174,7 +174,7 @@ def _told_how(row: Row) -> str:
 def _tell_leaks(lines: Sequence[Line]) -> list[str]:
     """What the leaks that lines name mean."""
     names = dict.fromkeys(
-        leak.partition(":")[0] for line in lines for leak in line.leaks.split(";")
+        leak.partition(":")[0] for line in lines for leak in line.of.leaks.split(";")
     )
     told = "; ".join(f"{name}: {LEAKS[name]}" for name in names if name in LEAKS)
     return [f"Leaks named here. {told}."] if told else []

@@ -30,10 +30,6 @@ BOTH_WAYS = "-vaf"
 CHOSEN_ON_TEST = ("threshold:test", "epoch:test", "checkpoint:test")
 """Of the names of `micu.evaluate.leaks`, which needs torch."""
 
-ORACLE = "oracle"
-ORACLE_LEAKS = "threshold:test;epoch:test"
-"""What rows of an oracle threshold rest on, where an older file does not say."""
-
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -82,15 +78,9 @@ class Line:
         return min(found, default=0)
 
     @property
-    def leaks(self) -> str:
-        """What the numbers rest on that fair ones would not."""
-        older = ORACLE_LEAKS if self.of.threshold_source == ORACLE else ""
-        return self.of.leaks or older
-
-    @property
     def is_chosen_on_test(self) -> bool:
         """Whether threshold, epoch or checkpoint was chosen on the test set."""
-        return any(leak in CHOSEN_ON_TEST for leak in self.leaks.split(";"))
+        return any(leak in CHOSEN_ON_TEST for leak in self.of.leaks.split(";"))
 
 
 def compare(results: Sequence[Row]) -> list[Line]:
@@ -302,7 +292,7 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> TextTable:
             *look,
             *(show_column(line.of, name) for name in several),
             *(line.of.others().get(name, "") for name in unknown),
-            line.leaks.replace(";", "; "),
+            line.of.leaks.replace(";", "; "),
             clips.get(_clips_of(line), ""),
             str(line.of.n_lacking or ""),
             str(line.runs),
@@ -390,7 +380,7 @@ def _look_of(line: Line) -> Look:
     source = row.threshold_source
     return (
         "\n".join((row.setting, *row.known_list())),
-        line.leaks,
+        line.of.leaks,
         line.direction.replace("<->", " ↔ ").replace("->", " → "),
         row.method,
         short_preset(row.preset),
@@ -465,7 +455,7 @@ def render_csv(lines: Sequence[Line]) -> str:
                     printed.value if printed else "",
                     _number(cell.difference),
                     *((printed.table, printed.method, printed.note) if printed else ("", "", "")),
-                    line.leaks,
+                    line.of.leaks,
                     *(values[name] for name in rest),
                     *(others.get(name, "") for name in unknown),
                 ]

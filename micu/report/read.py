@@ -4,16 +4,13 @@ Results files of older and of newer versions are read too: a column that is miss
 that is not known here is kept, and rows that differ in it are never averaged together.
 """
 
-import itertools
 import logging
 import math
-import shlex
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from micu.base.errors import ConfigError, ManifestError, StoreError
-from micu.base.files import file_sha256
+from micu.base.errors import ConfigError, StoreError
 from micu.evaluate import codebook, details
 from micu.evaluate.codebook import CodebookUse, read_codebook
 from micu.evaluate.details import Details, read_details
@@ -28,7 +25,6 @@ from micu.evaluate.sheets import first_words, read_columns, read_sheet
 from micu.report.commands import SUFFIX as COMMANDS_SUFFIX
 from micu.report.commands import Command, read_commands
 from micu.report.paper import COLUMNS as FIGURES
-from micu.store.manifest import read_class_list
 from micu.store.sets import Failure, Header, read_ledger, read_set
 
 logger = logging.getLogger(__name__)
@@ -100,8 +96,7 @@ def gather(runs: Sequence[Path]) -> Material:
                 f"{', '.join(sorted(NEEDED))} and others), or one of details, codebook counts or "
                 "a training's metrics"
             )
-    named = complete_lists(found.results, found.commands)
-    found.results[:] = {row.number(): row for row in named}.values()
+    found.results[:] = {row.number(): row for row in found.results}.values()
     if not found.results:
         listed = ", ".join(map(str, runs))
         unread = "".join(f"\nnot read: {told}" for told in found.skipped[:FEW])
@@ -235,53 +230,3 @@ def read_training(path: Path) -> dict[str, list[float]]:
     if not all(map(math.isfinite, columns.get("step", ()))):
         raise ConfigError(f"{path}: step: expected a number in every row; delete the file")
     return columns
-
-
-# --- lists of known classes of older files ------------------------------------------------------
-
-OPTION = "--known"
-LARGEST = 1 << 20
-"""Bytes of a list that is looked at."""
-
-
-def complete_lists(results: Sequence[Row], commands: Iterable[Command]) -> list[Row]:
-    """The results, each with the size and the name of its list, which its hash stands for.
-
-    They come from a row of a newer file with the same hash, else from the file that a command
-    names, if it is still there and has that hash.
-    """
-    told: dict[str, tuple[int, str]] = {}
-    for row in results:
-        if row.classes_sha256 and row.known_classes:
-            told.setdefault(row.classes_sha256, (row.known_classes, row.class_list))
-    wanted = {row.classes_sha256 for row in results} - {"", *told}
-    for path in dict.fromkeys(_typed_lists(commands)) if wanted else ():
-        found = _read_list(path, wanted)
-        if found:
-            told[found[0]] = (found[1], path.stem)
-    return [
-        replace(row, known_classes=named[0], class_list=named[1])
-        if (named := told.get(row.classes_sha256))
-        else row
-        for row in results
-    ]
-
-
-def _typed_lists(commands: Iterable[Command]) -> Iterator[Path]:
-    for command in commands:
-        try:
-            words = shlex.split(command.line)
-        except ValueError:
-            continue
-        yield from (Path(b) for a, b in itertools.pairwise(words) if a == OPTION)
-
-
-def _read_list(path: Path, wanted: set[str]) -> tuple[str, int] | None:
-    """Hash and number of names of a list, if it is one that is wanted."""
-    try:
-        if not path.is_file() or path.stat().st_size > LARGEST:
-            return None
-        digest = file_sha256(path)
-        return (digest, len(read_class_list(path))) if digest in wanted else None
-    except (OSError, ValueError, ManifestError):
-        return None

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from micu.evaluate.columns import COLUMN_TITLES
 from micu.evaluate.markdown import TextTable
 from micu.evaluate.report import Row
+from micu.evaluate.splits import CLEAN, DIAGNOSTIC, PAPER
+from micu.evaluate.thresholds import ORACLE
 from micu.report.compare import (
     MODEL,
-    ORACLE,
     TITLES,
     Cell,
     grouped,
@@ -33,8 +34,7 @@ MAIN = {
 }
 """What a task is summed up by."""
 
-DIAGNOSTIC = "diagnostic"
-PROTOCOLS = ("clean", "", DIAGNOSTIC, "paper")
+PROTOCOLS = (CLEAN, "", DIAGNOSTIC, PAPER)
 """In the order of columns; the first ones look at no test set."""
 
 HIDDEN = ("score", "probe", "features", "manifest_sha256", "splits", "others")
@@ -176,7 +176,7 @@ def _sum_up(rows: Sequence[Row]) -> Means:
     leaks = dict.fromkeys(
         leak.partition(":")[0]
         for row in rows
-        if row.protocol == "clean"
+        if row.protocol == CLEAN
         for leak in row.leaks.split(";")
     )
     return Means(
@@ -266,7 +266,7 @@ def _columns(lines: Sequence[Means]) -> list[Column]:
     for protocol, source, metric in found:
         if source == NO_THRESHOLD and (protocol, metric) in laid:
             continue
-        epoch = (protocol.replace(DIAGNOSTIC, "clean"), source == ORACLE)
+        epoch = (protocol.replace(DIAGNOSTIC, CLEAN), source == ORACLE)
         if metric == "auroc" and first.setdefault(epoch, source) != source:
             continue
         kept.append((protocol, source, metric))

@@ -101,12 +101,6 @@ def test_features_are_shown_only_where_lines_look_the_same_without() -> None:
     assert "features" not in tabulate_lines(compare(apart), ["hos"]).rows[0]
 
 
-def test_an_oracle_s_leak_is_named_even_where_an_older_file_does_not() -> None:
-    (line,) = compare([replace(RESULT, threshold_source="oracle")])
-    assert line.leaks == "threshold:test;epoch:test"
-    assert compare([RESULT])[0].leaks == ""
-
-
 def test_means_of_both_directions_are_per_seed_and_only_of_what_has_both() -> None:
     there = replace(RESULT, setting="ave-14-vaf", features="video:a audio:b")
     back = replace(
@@ -146,7 +140,7 @@ def test_the_mean_of_both_directions_joins_what_each_rests_on() -> None:
     )
     (mean,) = [line for line in compare([there, back]) if line.direction == "V<->A"]
     assert mean.cells["hos"].mean == pytest.approx(0.4)
-    assert mean.leaks == "threshold:test;pretraining-overlap:12;epoch:test"
+    assert mean.of.leaks == "threshold:test;pretraining-overlap:12;epoch:test"
     assert mean.of.manifest_sha256 == "m1 m2"
     assert mean.of.features == "video:a@1 audio:b@1 audio:b@2 video:a@2"
     other = replace(there, manifest_sha256="m3")

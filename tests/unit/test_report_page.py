@@ -134,7 +134,13 @@ def test_bars_say_what_they_are_of_and_whether_anything_was_chosen_on_the_test_s
         replace(clean, score="energy"),  # of the scores of one job, the paper's
         replace(clean, checkpoint_sha256="bb", preset="dcid", leaks="checkpoint:test"),
         replace(clean, threshold_source="paired-quantile"),
-        replace(clean, protocol="paper", threshold_source="oracle", score="energy"),
+        replace(
+            clean,
+            protocol="paper",
+            threshold_source="oracle",
+            score="energy",
+            leaks="threshold:test;epoch:test",
+        ),
         replace(clean, test_modality="video", train_modality="audio"),
         replace(clean, test_modality="video", train_modality="audio", checkpoint_sha256="bb"),
     ]

@@ -1,7 +1,6 @@
 """The report's first table, what it names, and what it keeps apart."""
 
 import csv
-import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,9 @@ import pytest
 
 from micu.evaluate.report import COLUMNS, Row, read_results
 from micu.report.build import build_report
-from micu.report.commands import Command
 from micu.report.compare import compare, name_lists, render_csv, tabulate_lines
 from micu.report.page import Fold, Title, render_report_markdown
-from micu.report.read import Material, complete_lists
+from micu.report.read import Material
 from micu.report.remarks import tell_remarks
 from micu.report.summary import summarise, summary_blocks, tabulate
 from tests.unit.test_compare import RESULT
@@ -196,23 +194,6 @@ def test_the_split_that_is_published_and_those_with_the_test_in_them_are_no_othe
         assert row.other_split == ""
     assert replace(published, setting="").other_split == "train"
     assert replace(published, splits="test=val").other_split == "val"
-
-
-def test_older_files_have_their_lists_from_newer_rows_or_from_the_commands(tmp_path: Path) -> None:
-    listed = tmp_path / "own-2.csv"
-    listed.write_text("label\na\nb\n")
-    digest = hashlib.sha256(listed.read_bytes()).hexdigest()
-    unnamed = {"known_classes": 0, "class_list": ""}
-    old = [replace(EIGHT, **unnamed), replace(EIGHT, classes_sha256=digest, **unnamed)]  # type: ignore[arg-type]
-    typed = [Command(f"micu-eval x.pt --known {path}", {}) for path in (listed, tmp_path / "gone")]
-    typed.append(Command("micu-eval --known 'no end", {}))
-
-    def lists(rows: list[Row]) -> list[tuple[int, str]]:
-        return [(row.known_classes, row.class_list) for row in complete_lists(rows, typed)]
-
-    assert lists([*old, EIGHT]) == [(8, "things-8"), (2, "own-2"), (8, "things-8")]
-    listed.write_text("label\na\nb\nc\n")
-    assert lists(old) == [(0, ""), (0, "")]
 
 
 def test_no_list_and_an_older_file_look_the_same(tmp_path: Path) -> None:
