@@ -322,7 +322,7 @@ def test_toc_drops_channels_of_the_codes_in_every_task_that_reads_them(
         return found
 
     monkeypatch.setattr(CodeEncoder, "encode", watch)
-    options = ["--task", task, "--pairs", pair, "--protocol", "paper", "--encoder", "untrained"]
+    options = [task, "--pairs", pair, "--protocol", "paper", "--encoder", "untrained"]
     options += ["--known", str(root / "known.csv")] * (task == "oscmg")
     options += PROBE * (task != "retrieval")
     out = tmp_path / "r.csv"
