@@ -30,6 +30,7 @@ from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS, EvaluationOrder
 from micu.cli.features import SET, FeatureSets, find_feature_sets, parse_pairs, refuse_idle_features
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.cli.report import paper, report
+from micu.cli.search import embed, search
 from micu.evaluate.columns import shown_metrics
 from micu.evaluate.markdown import render_markdown
 from micu.evaluate.report import (
@@ -185,6 +186,8 @@ for each in OPTIONS:
     _add_task(each)
 main.add_command(report)
 main.add_command(paper)
+main.add_command(embed)
+main.add_command(search)
 
 
 def run(typed: EvaluationOrder) -> list[Row]:
