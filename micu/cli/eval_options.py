@@ -232,7 +232,7 @@ _PROBE = panel(
         type=FiniteRange(0, FASTEST, min_open=True),
         default=_DEFAULT.probe_learning_rate,
         show_default=True,
-        help="Raise it for sets of some hundred clips: their epochs have few steps.",
+        help="For fewer than 100 steps it is 0.002, unless it is typed or --setting is.",
     ),
     click.option(
         "--probe-epoch-offset",

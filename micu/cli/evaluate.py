@@ -5,6 +5,7 @@ Exit codes: 0 all good, 2 usage or an error with a message, 74 input/output erro
 
 import functools
 import json
+import math
 import shlex
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +28,14 @@ from micu.base.files import check_held, file_sha256, hold_folder, write_atomical
 from micu.base.process import LAST_SEED, exit_codes, show_log
 from micu.base.registry import closest, suggest
 from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS, EvaluationOrder
-from micu.cli.features import SET, FeatureSets, find_feature_sets, parse_pairs, refuse_idle_features
+from micu.cli.features import (
+    SET,
+    FeatureSets,
+    find_feature_sets,
+    parse_pairs,
+    parse_splits,
+    refuse_idle_features,
+)
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.cli.report import paper, report
 from micu.cli.search import embed, search
@@ -54,8 +62,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.evaluate.evaluation import Evaluation, Side
     from micu.train.checkpoint import LoadedModel
 
-PROBE_EPOCHS = {"cmg": 30}
-"""Of most published scripts; 25 for the other tasks. `--setting` has those of its own script."""
+USUAL_EPOCHS, PROBE_EPOCHS = 25, {"cmg": 30}
+"""Of most published scripts; 25 for others. `--setting` has those of its own script."""
 
 SEVERAL_SEEDS = 5
 """How many seeds `--protocol clean` takes for tasks with a probe, unless told otherwise."""
@@ -341,6 +349,7 @@ def _evaluate(typed: EvaluationOrder, checkpoint: Path) -> Iterator[list[Row]]:
     if typed.probe_encoder_dropout and not loaded.config.encoder.dropout:
         raise ConfigError(f"--probe-encoder-dropout: {checkpoint} has no dropout; leave it out")
     sides = open_sides(typed, loaded)
+    typed = _with_rate(typed, sides[0].manifest)
     _refuse_foreign_splits("--train-splits", typed.train_splits, sides[0].manifest)
     _refuse_foreign_splits("--test-splits", typed.test_splits, sides[1].manifest)
     first = loaded.config.seed if typed.seed is None else typed.seed
@@ -354,21 +363,31 @@ def _evaluate(typed: EvaluationOrder, checkpoint: Path) -> Iterator[list[Row]]:
         yield TASKS[typed.task](_evaluation(typed, sides, loaded, seed, made))
 
 
-def parse_splits(text: str | None) -> tuple[str, ...] | None:
-    """Values of `split` from an option: () if it was not typed, None for `all`.
+def _with_rate(typed: EvaluationOrder, manifest: Manifest) -> EvaluationOrder:
+    """A higher rate of the probe where it has few steps, unless one was typed; and say so.
 
-    Raises:
-        ConfigError: It was typed without a name.
+    What has a figure of the paper beside it is trained as published.
     """
-    if text is None:
-        return ()
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not names:
-        raise ConfigError(
-            f"--train-splits and --test-splits: expected names of the manifest's splits, or all, "
-            f"got {text!r}; leave the option out for the usual ones"
-        )
-    return None if "all" in names else names
+    from micu.evaluate.probe import FEW_STEPS, RAISED_RATE
+    from micu.evaluate.splits import TRAIN, of_splits
+
+    is_probed = typed.task in ("oscmg", "cmg") and not typed.localise and not typed.setting
+    if not is_probed or "--probe-learning-rate" in typed.options:
+        return typed
+    splits = parse_splits(typed.train_splits)
+    known = read_class_list(typed.known) if typed.known and not typed.class_map else ()
+    labelled = [c for c in manifest.clips if c.label and (c.label in known or not known)]
+    clips = len(of_splits(labelled, (TRAIN,) if splits == () else splits, manifest.clips))
+    epochs = typed.probe_epochs or PROBE_EPOCHS.get(typed.task, USUAL_EPOCHS)
+    steps = epochs * math.ceil(clips / typed.probe_batch_size)
+    if steps >= FEW_STEPS:
+        return typed
+    click.echo(
+        f"{clips} clips give the probe {steps} steps: its learning rate is {RAISED_RATE}, not "
+        f"{typed.probe_learning_rate}; --probe-learning-rate sets another",
+        err=True,
+    )
+    return replace(typed, probe_learning_rate=RAISED_RATE)
 
 
 def _refuse_foreign_splits(option: str, text: str | None, manifest: Manifest) -> None:
@@ -451,7 +470,7 @@ def _evaluation(
     known = read_class_list(typed.known) if typed.known else ()
     pretrained_on = typed.pretraining_manifest
     published = find_published(typed.task, typed.setting)
-    usual_epochs = published.epochs if published else PROBE_EPOCHS.get(typed.task, 25)
+    usual_epochs = published.epochs if published else PROBE_EPOCHS.get(typed.task, USUAL_EPOCHS)
     return Evaluation(
         source=source,
         target=target,

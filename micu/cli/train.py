@@ -8,6 +8,7 @@ some runs failed), 71 no memory left, 74 input/output error, 75 stopped but resu
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,9 @@ SHORTCUTS = {"seed": "seed", "precision": "optimizer.precision", "tf32": "optimi
 HINT = (
     "a run that has begun keeps its last checkpoint; the same command with --resume goes on from it"
 )
+
+FEW_STEPS = 300
+"""Steps below which a run has learned next to nothing, as the demo's clips show."""
 
 MAX_MARK_BYTES = 4096
 """Largest note of who began a run: it is a name."""
@@ -216,6 +220,8 @@ def _run(
         if world.is_first:
             tell_cost(cost, state, dataset, as_json=typed.as_json)
         return 0
+    if world.is_first:
+        tell_steps(steps, len(dataset), config)
     world.check_same("configuration and features", to_json(config) + dataset.sha256)
     everything = replace(config.data, exclude_ids="", exclude_manifests=())
     excluded = len(select_clips(sets.manifest.clips, everything)) - len(clips)
@@ -367,6 +373,19 @@ def _report(summary: "FitSummary", typed: TrainingOrder, clips: int, *, has_move
             f"{summary.steps} moved anything, and {summary.skipped} were skipped for a loss or a "
             f"gradient that is not finite; look at {typed.out / 'metrics.csv'}, and do not "
             "evaluate it",
+            err=True,
+        )
+
+
+def tell_steps(steps: int, clips: int, config: TrainConfig) -> None:
+    """Say how long a run is before it begins, and what to type where it is too short by mistake."""
+    limits = config.optimizer
+    click.echo(f"{clips} clips, {steps} steps", err=True)
+    if steps < FEW_STEPS and not limits.max_steps:
+        epochs = math.ceil(FEW_STEPS * limits.epochs / steps)
+        click.echo(
+            f"{steps} steps are too few to learn from; type --preset small, or "
+            f"--set optimizer.epochs={epochs} for {FEW_STEPS} of them",
             err=True,
         )
 

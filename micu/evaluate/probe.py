@@ -24,6 +24,11 @@ from micu.data.dataset import Batch
 from micu.model.micu import MICU
 from micu.model.onednn import Linear
 
+FEW_STEPS = 100
+"""Steps below which a probe at the published rate is hardly more than its first weights."""
+RAISED_RATE = 2e-3
+"""Learning rate for so few steps."""
+
 PREDICTED_AT_ONCE = 1024
 """Clips whose logits are computed at once."""
 

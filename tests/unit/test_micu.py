@@ -276,6 +276,13 @@ def test_an_ablation_changes_what_its_name_says_and_nothing_else() -> None:
 
 def test_presets_change_what_they_say() -> None:
     assert changes_of("micu") == {}
+    assert changes_of("small") == {
+        "jigsaw.splits": 4,
+        "jigsaw.permutations": 24,
+        "optimizer.batch_size": 22,
+        "optimizer.epochs": 400,
+        "optimizer.max_steps": 400,
+    }
     assert changes_of("paper") == {
         "encoder.spatial": "softmax",
         "contrastive.tau": 1.0,
