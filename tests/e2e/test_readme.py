@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from micu.cli.evaluate import main as eval_command
 from micu.cli.evaluate import task_first
@@ -19,7 +20,9 @@ from micu.store.sets import RunRecord, publish_shard, write_set
 from micu.store.shard import FeatureRow, FeatureSpec, Header
 from micu_extract.backbones import find_backbone
 from micu_extract.cli import cli as extract_command
+from micu_extract.demo.media import EVENTS, write_clip
 from micu_extract.demo.tour import cli as demo_command
+from tests.feature_sets import SMALL
 
 PROJECT = Path(__file__).parents[2]
 README = (PROJECT / "README.md").read_text()
@@ -150,3 +153,34 @@ def test_the_python_block_prints_the_features_of_every_set(
     exec(compile(block, "README.md", "exec"), {})
 
     assert capsys.readouterr().out == "toy (3, 4) [ True  True  True] [0.5 1.5 2.5]\n"
+
+
+@pytest.mark.slow
+def test_the_block_about_own_clips_runs_as_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With backbones that need no weights, and a network that steps in milliseconds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MICU_MANIFEST", raising=False)
+    for number, name in enumerate(EVENTS):
+        for place in range(3):
+            path = tmp_path / "clips" / name / f"{place}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_clip(path, name, (number, place))
+    section = README.partition("## Your own clips")[2].partition("\n## ")[0]
+    (block,) = blocks(section, "sh")
+    lines = block.splitlines()
+    assert len(lines) == 5
+    small = [word for setting in SMALL for word in ("--set", setting)]
+    told = ""
+    for line in lines:
+        line = line.replace("swinv2", "swinv2-demo --weights random")
+        line = line.replace("htsat-clap", "htsat-demo --weights random")
+        name, *words = shlex.split(line, comments=True)
+        more = [*small, "--set", "optimizer.max_steps=4"] if name == "micu-train" else []
+        done = CliRunner().invoke(COMMANDS[name], [*words, *more])
+        assert done.exit_code == 0, f"{line}: {done.output} {done.exception}"
+        told += done.output
+    assert "10 train, 10 val, 10 test" in told
+    assert "learning rate is 0.002" in told
+    assert (tmp_path / "results.csv").is_file()
