@@ -34,7 +34,7 @@ from micu_extract.cluster.commands import (
     status,
 )
 from micu_extract.flow.options import FLOW_OPTIONS, flow_settings
-from micu_extract.manifest_cli import import_released, make_manifest, overlap
+from micu_extract.manifest_cli import have_manifest, import_released, make_manifest, overlap
 from micu_extract.options import (
     SETTINGS,
     extraction_options,
@@ -104,6 +104,7 @@ def extract_all(
     backbones: str,
     weights: tuple[str, ...],
     set_options: tuple[str, ...],
+    fetch: bool,
     **arguments: Any,
 ) -> None:
     """Features of every clip in MANIFEST by several backbones, decoding each clip once."""
@@ -123,6 +124,7 @@ def extract_all(
         orders.append(
             replace(order, conventions=conventions) if order.modality == "flow" else order
         )
+    have_manifest(arguments["manifest"], fetch=fetch)
     run_extraction(orders, gather_settings(device=device, **flow, **arguments))
 
 
@@ -131,6 +133,7 @@ def _extract(
     *,
     backbone: str,
     weights: str,
+    fetch: bool,
     conventions: Mapping[str, Any] = MappingProxyType({}),
     **arguments: Any,
 ) -> None:
@@ -142,6 +145,7 @@ def _extract(
             f"--backbone {backbone} makes {order.modality} features; "
             f"type: micu-extract {order.modality} --backbone {backbone}"
         )
+    have_manifest(known["manifest"], fetch=fetch)
     run_extraction([order], gather_settings(**known))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from micu_extract.datasets.folder import (
     Located,
     locate_media,
 )
+from micu_extract.datasets.published import have_lists, published
 from micu_extract.imports import RELEASED, ImportOrder, import_features
 from micu_extract.pipeline.probe import describe_probes, probe_media, probe_path, write_probes
 
@@ -51,11 +53,10 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.argument("dataset", type=click.Choice(sorted(DATASETS)))
 @click.option(
     "--annotations",
-    required=True,
     multiple=True,
     metavar="[ROLE=]PATH",
-    help="An official annotation file, or a folder of them; may be repeated. For `folder`: the "
-    "folder of the media, or a CSV file.",
+    help="An official annotation file, or a folder of them; may be repeated [default: fetched from "
+    "where they are published, once]. For `folder`: the folder of the media, or a CSV file.",
 )
 @click.option(
     "--media-root",
@@ -127,10 +128,7 @@ def make_manifest(
         raise click.UsageError("--workers: expected --probe too; nothing else runs in parallel")
     if seed is not None and shares is None and known_classes is None:
         raise click.UsageError("--seed: expected --split or --known-classes too; nothing is drawn")
-    try:
-        clips = DATASETS[dataset].rows(annotations)
-    except ManifestError as error:
-        raise ManifestError(f"{error}\n{out} is not written") from error
+    clips = _rows(dataset, annotations, out)
     located = None
     if media_root is not None:
         located = locate_media(clips, media_root, is_own_list=dataset == "folder")
@@ -174,6 +172,42 @@ def make_manifest(
         click.echo(f"{known_path}: {', '.join(known.decode().splitlines()[1:])}", err=True)
     if root.resolve() != out.parent.resolve():
         click.echo(f"extract with --media-root {root}", err=True)
+
+
+def _rows(dataset: str, annotations: Sequence[str], out: Path) -> list[Clip]:
+    """The rows of a data set, of the official files as they are published if none are typed."""
+    try:
+        if not annotations:
+            files = have_lists(dataset)
+            annotations = [f"{file.role}={path}" for file, path in files]
+            for file, path in files:
+                where = f"github.com/{file.repository}, commit {file.commit[:12]}, {file.path}"
+                click.echo(f"{file.role}: {path} from {where}; {file.licence}", err=True)
+        return DATASETS[dataset].rows(annotations)
+    except ManifestError as error:
+        raise ManifestError(f"{error}\n{out} is not written") from error
+
+
+def have_manifest(path: Path | None, *, fetch: bool) -> None:
+    """Make a manifest that is not there and has the name of a data set whose lists are published.
+
+    Raises:
+        ManifestError: It was not asked for, or cannot be made.
+    """
+    if path is None or path.exists():
+        return
+    packed = path.with_name(f"{path.name}.gz")
+    if packed.is_file():
+        raise ManifestError(f"{path}: no such manifest, but there is {packed}; type that")
+    name = manifest_stem(path)
+    if name not in published():
+        return
+    if not fetch:
+        raise ManifestError(
+            f"{path}: no such manifest; to make it from the published lists type: micu-extract "
+            f"manifest {name} -o {shlex.quote(str(path))}; or the same command as now with --fetch"
+        )
+    _publish(path, _rows(name, (), path))
 
 
 def _tell_located(located: Located, path: Path, root: str, *, left_out: bool) -> None:

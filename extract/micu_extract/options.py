@@ -119,6 +119,12 @@ def _run_options() -> list[Decorator]:
         click.option(
             "--overwrite", is_flag=True, help="Replace features that were made with other settings."
         ),
+        click.option(
+            "--fetch",
+            is_flag=True,
+            help="Make a MANIFEST that is not there, if it is named as a data set whose lists are "
+            "published: manifests/vggsound.csv.",
+        ),
         click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop."),
         click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
     ]
