@@ -15,10 +15,13 @@ import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from micu.base.errors import CheckpointError, brief
 from micu.base.tensor_pickle import PickleWalk
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ZIP_START = b"PK\x03\x04"
 MAX_PICKLE_BYTES = 64 * 2**20
@@ -70,6 +73,26 @@ def load_tensor_file(path: Path, *, repeats: bool = False) -> tuple[Any, str]:
             raise
         except Exception as error:  # a pickle that is not what it says can raise anything
             raise DamagedError(f"{path}: cannot be read ({type(error).__name__})") from error
+
+
+def load_safetensors(path: Path) -> "tuple[dict[str, Tensor], str]":
+    """Tensors by name of a file of safetensors, on the CPU, and the SHA-256 of its bytes.
+
+    Raises:
+        DamagedError: It is cut off or damaged, or no such file.
+        OSError: The disk refused.
+    """
+    from safetensors.torch import load
+
+    if not path.is_file():
+        raise DamagedError(f"{path}: no such file")
+    data = path.read_bytes()
+    try:
+        return load(data), hashlib.sha256(data).hexdigest()
+    except Exception as error:  # a header that is not what it says can raise anything
+        raise DamagedError(
+            f"{path}: cut off, or no file of safetensors ({brief(error)})"
+        ) from error
 
 
 def check_tensor_file(

@@ -16,19 +16,26 @@ from micu.config.sections import TrainConfig
 from micu.evaluate.report import CHANGES, RELEASED
 from micu.model.micu import MICU
 from micu.store.sets import FeatureSpec, FeatureStore
-from micu.train.checkpoint import LoadedModel, load_checkpoint
+from micu.train.checkpoint import (
+    PRETRAINED_WEIGHTS,
+    LoadedModel,
+    load_checkpoint,
+    load_pretrained,
+)
 from micu.train.released import ENCODER_SECTION, load_released
 
 
 def load_model(path: Path, device: str) -> LoadedModel:
-    """Read a checkpoint of `micu-train`, or one of the authors.
+    """Read a checkpoint of `micu-train`, one of the authors, or the `model.safetensors` of a Hub.
 
-    The latter names neither its preset nor its training features: its file's name stands for it.
+    The authors' names neither its preset nor its training features: its file's name stands for it.
 
     Raises:
         CheckpointError: The file is missing, cut off, hostile or neither, or its run had no codes
             yet.
     """
+    if path.name == PRETRAINED_WEIGHTS:
+        return load_pretrained(path.parent, device)
     try:
         loaded = load_checkpoint(path, device)
     except CheckpointError:

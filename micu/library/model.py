@@ -30,9 +30,10 @@ from micu.library.clips import (
     write_npz,
     write_parquet,
 )
+from micu.library.hub import HUB_PREFIX, fetch_pretrained, push_pretrained, write_pretrained
 from micu.store.manifest import Clip
 from micu.store.sets import FeatureStore
-from micu.train.checkpoint import LAST, LoadedModel
+from micu.train.checkpoint import LAST, PRETRAINED_WEIGHTS, LoadedModel
 
 PICTURE = "video"
 """The modality that a picture is a clip of."""
@@ -272,6 +273,49 @@ class Model:
             for i in np.argsort(-scores, kind="stable")[:k]
         ]
 
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        results: str | os.PathLike[str] | None = None,
+        licence: str = "other",
+    ) -> None:
+        """Write the model as a Hub has it: `model.safetensors`, `config.json` and a card.
+
+        Args:
+            folder: Where to; `micu.load` reads it.
+            results: Results file of `micu-eval`, whose rows of this model stand in the card.
+            licence: As the Hub spells it, such as `mit`.
+        """
+        write_pretrained(self.loaded, Path(folder), results=_path(results), licence=licence)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = False,
+        results: str | os.PathLike[str] | None = None,
+        licence: str = "other",
+    ) -> str:
+        """Write the model into a repository of the Hub, OWNER/NAME; it is made if need be.
+
+        Args:
+            repo: Its name.
+            private: Whether a new one is.
+            results: As of `save_pretrained`.
+            licence: Likewise.
+
+        Returns:
+            Address of the change.
+        """
+        return push_pretrained(
+            self.loaded, repo, private=private, results=_path(results), licence=licence
+        )
+
+
+def _path(given: str | os.PathLike[str] | None) -> Path | None:
+    return None if given is None else Path(given)
+
 
 def _sentences(source: Any) -> ClipList:
     """Sentences as clips, numbered from 0; or clips as `read_manifest` takes them."""
@@ -287,15 +331,19 @@ def load(source: str | os.PathLike[str], *, device: str = "auto") -> Model:
     """A trained model.
 
     Args:
-        source: A checkpoint of `micu-train`, or the folder of its run; the authors' `MICU.pt`.
+        source: A checkpoint of `micu-train`, or the folder of its run; the authors' `MICU.pt`; what
+            `save_pretrained` wrote, as a folder or as `hf:OWNER/NAME` on the Hub.
         device: `auto`, `cpu`, `cuda:N` or `mps`.
 
     Raises:
         CheckpointError: It is missing, cut off, hostile or none of these.
     """
-    path = Path(source)
+    if isinstance(source, str) and source.startswith(HUB_PREFIX):
+        path = fetch_pretrained(source.removeprefix(HUB_PREFIX))
+    else:
+        path = Path(source)
     if path.is_dir():
-        path = path / LAST
+        path = path / (PRETRAINED_WEIGHTS if (path / PRETRAINED_WEIGHTS).exists() else LAST)
     if not path.is_file():
         raise CheckpointError(
             f"{source}: expected a checkpoint, or the folder of a run, got none; type the last.pt "

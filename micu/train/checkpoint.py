@@ -29,8 +29,14 @@ import torch
 
 from micu import __version__
 from micu.base.errors import CheckpointError, MicuError, brief
-from micu.base.files import TEMPORARY_SUFFIX, check_held, write_atomically
-from micu.base.tensor_files import ZIP_START, DamagedError, check_tensor_file, load_tensor_file
+from micu.base.files import TEMPORARY_SUFFIX, check_held, read_bounded, write_atomically
+from micu.base.tensor_files import (
+    ZIP_START,
+    DamagedError,
+    check_tensor_file,
+    load_safetensors,
+    load_tensor_file,
+)
 from micu.base.tensors import RELEASED_SECTIONS, check_finite, check_fits, load_adam_
 from micu.config.overrides import from_json, to_json
 from micu.config.sections import TrainConfig
@@ -43,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 LAST = "last.pt"
+PRETRAINED_CONFIG, PRETRAINED_WEIGHTS = "config.json", "model.safetensors"
+"""A model as on a Hub."""
 MAX_TEXT = 4 * 2**20
 """Characters of a JSON text; the states of the random generators have some 20,000."""
 LONG_MESSAGE = 2000
@@ -213,6 +221,37 @@ def load_checkpoint(path: Path, device: str = "cpu") -> LoadedModel:
             + (f"; {MADE_BY_NEWER}" if _is_newer(content, str(error)) else "")
         ) from error
     return LoadedModel(model.to(device).eval(), config, step, specs, sha256, record, warm_start)
+
+
+def load_pretrained(folder: Path, device: str = "cpu") -> LoadedModel:
+    """Read a model from the files of a Hub's repository: `config.json` and `model.safetensors`.
+
+    Args:
+        folder: Where they are, as `Model.save_pretrained` writes them.
+        device: Where the model goes.
+
+    Raises:
+        CheckpointError: A file is missing, cut off, hostile or of another format.
+    """
+    path, content = folder / PRETRAINED_CONFIG, {}
+    try:
+        content = _read_object(read_bounded(path, MAX_TEXT).decode(), PRETRAINED_CONFIG)
+        if content.get("format") != FORMAT:
+            got = brief(repr(content.get("format")))
+            raise CheckpointError(f"expected format {FORMAT}, got {got}")
+        config = from_json(json.dumps(content["config"]), "config")
+        specs = content["specs"] and _read_specs(json.dumps(content["specs"]), config.modalities)
+        record, step = _read_record(json.dumps(content["record"])), _read_int(content["step"])
+        state, sha256 = load_safetensors(folder / PRETRAINED_WEIGHTS)
+        check_finite(state)
+        model = _build_model(config, content["shapes"], state)
+    except _UNFIT as error:
+        raise CheckpointError(
+            f"{path}: not a model that fits this version: {brief(error, LONG_MESSAGE)}; expected "
+            f"{PRETRAINED_CONFIG} and {PRETRAINED_WEIGHTS}, as save_pretrained writes them"
+            + (f"; {MADE_BY_NEWER}" if _is_newer(content, str(error)) else "")
+        ) from error
+    return LoadedModel(model.to(device).eval(), config, step, specs, sha256, record)
 
 
 def _is_newer(content: Mapping[str, Any], problem: str) -> bool:
