@@ -45,12 +45,17 @@ _RESET = Reader(
 )
 _TEXT = Reader(
     "weights.reconstruction and the modality text",
-    lambda config: "reconstruction" in config.terms() and "text" in config.modalities,
+    lambda config: (
+        "reconstruction" in config.terms()
+        and "text" in config.modalities
+        and config.encoder.unify == "steps"
+    ),
 )
 
 READERS = {
     "contrastive": _losses("fine", "coarse"),
     "contrastive.tau": _losses("fine", "coarse", "one_way"),
+    "contrastive.one_way": _losses("one_way"),
     "jigsaw": _losses("jigsaw"),
     # A jigsaw without parts is off, too, and it is this setting that says so.
     "jigsaw.splits": Reader("weights.jigsaw", lambda config: config.weights.jigsaw is not None),

@@ -284,6 +284,48 @@ def dcid() -> TrainConfig:
     )
 
 
+@BASELINES.register("fcid")
+def fcid() -> TrainConfig:
+    """FCID: seconds stay continuous, clips share the codebook.
+
+    What a clip shares with its other modalities is quantised; its seconds are only disentangled.
+
+    Source: Huang et al., *Enhancing Multimodal Unified Representations for Cross Modal
+    Generalization*, ACL 2025 Findings, and its published code (haihuangcode/CMG, 3b31fa0). L =
+    reconstruction of seconds and of clips + commitment (1/2 own, 1/4 others) + CLUB of seconds and
+    of clips + Cross-CPC of the seconds + CMCM of the clips, pairs of 1/2, + InfoNCE of each
+    modality's clips with their sentence; all of weight 1. One transformer layer; words are read
+    without an LSTM.
+
+    As in the published code, where the paper's figure has it otherwise: each modality is quantised
+    on its own by shared weights, not both as one; Cross-CPC looks one step ahead, not two; training
+    sees clips, evaluation single seconds, each encoded as a clip.
+
+    Differs from that code: optimiser, batches and epochs are MICU's (theirs has 4 epochs on all
+    splits, in float64); the codebook is updated by audio, video, text in turn, where its calls have
+    video and audio swapped; counts start at 1, and restarted codes keep their place
+    (`quantizer.ema_init`, `quantizer.reset`); CMCM's index is the paper's
+    (`baselines.code_matching.index`); without text each modality's clips look for those of the
+    modalities after it; retrieval compares the mean of a clip's codes, where a function that no
+    script calls has the code of its mean; TOC is an option of every evaluation (`--toc`), theirs
+    always on.
+    """
+    return TrainConfig(
+        encoder=EncoderConfig(layers=1, unify="clips"),
+        contrastive=ContrastiveConfig(one_way="text"),
+        weights=LossWeights(
+            fine=None,
+            coarse=None,
+            jigsaw=None,
+            club=1.0,
+            clip_club=1.0,
+            cpc=1.0,
+            code_matching=0.5,
+            one_way=1.0,
+        ),
+    )
+
+
 @BASELINES.register("skeleton")
 def skeleton() -> TrainConfig:
     """Encoders, codebook and reconstruction: nothing tells modalities that they belong together.

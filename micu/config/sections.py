@@ -86,6 +86,9 @@ class EncoderConfig(ConfigSection):
     of length one, so every cell has weight 1. `softmax` is the attention that was meant."""
     clone_init: bool = False
     """Start both transformer layers from the same weights, as the published code does."""
+    unify: Literal["steps", "clips"] = "steps"
+    """What is quantised: the embedding of every step; or, as in FCID, what is made of each clip's
+    mean, while steps are rebuilt from their embeddings and words are read as they are."""
 
     def problems(self) -> dict[str, bool]:  # noqa: D102
         return {
@@ -187,6 +190,9 @@ class ContrastiveConfig(ConfigSection):
     """One mask for all modalities of a clip, or one for each of them (figure 4)."""
     pair_reduction: Literal["sum", "mean"] = "sum"
     """Over the ordered pairs of modalities, each with itself included."""
+    one_way: Literal["all", "text"] = "all"
+    """Of the loss `one_way`: each modality looks for those that stand after it, or for text alone,
+    where there is text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,6 +255,10 @@ class MmjpConfig(ConfigSection):
         return 4 if modalities == 2 else 2
 
 
+_OF_STEPS = {"fine", "coarse", "jigsaw", "mmjp", "self_cross", "transport"}
+"""Losses that look at codes or embeddings of quantised steps."""
+
+
 def permutation_count(parts: int) -> int:
     """How many orders some parts have; from 20 parts on, those of 20, more than any table holds."""
     return math.factorial(min(max(parts, 0), 20))
@@ -273,6 +283,7 @@ class LossWeights(ConfigSection):
     commitment: Weight | None = 1.0
     mmjp: Weight | None = None
     club: Weight | None = None
+    clip_club: Weight | None = None
     cpc: Weight | None = None
     code_matching: Weight | None = None
     self_cross: Weight | None = None
@@ -460,15 +471,27 @@ class BaselinesConfig(ConfigSection):
             f"give the loss a weight": name not in given and section != type(section)()
             for name, section in sections.items()
         }
-        ours = (*sections, "one_way")
+        ours = (*sections, "one_way", "clip_club")
         learns = quantizer.learning == "gradient"
+        clips = run.encoder.unify == "clips"
+        of_steps = sorted(given & _OF_STEPS)
         return {
             **idle,
+            f"encoder.unify: expected steps with weights.{', weights.'.join(of_steps)}, which look "
+            "at the codes of steps, got clips": clips and bool(of_steps),
+            "encoder.unify: expected clips with weights.clip_club, got steps": (
+                "clip_club" in given and not clips
+            ),
+            "baselines.code_matching.warmup: expected 0 with encoder.unify=clips, got more": (
+                clips and self.code_matching.warmup > 0
+            ),
             "optimizer.double_forward: expected false with the losses of a baseline, got true": (
                 run.optimizer.double_forward and any(name in given for name in ours)
             ),
-            "weights.reconstruction: expected a weight with weights.club, which looks at the "
-            "specific encodings, got none": "club" in given and "reconstruction" not in given,
+            "weights.reconstruction: expected a weight with weights.club or weights.clip_club, "
+            "which look at the specific encodings, got none": (
+                bool(given & {"club", "clip_club"}) and "reconstruction" not in given
+            ),
             f"data.steps: expected at least 3 with weights.cpc, got {run.data.steps}": (
                 "cpc" in given and run.data.steps < 3
             ),

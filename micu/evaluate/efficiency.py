@@ -20,7 +20,7 @@ from micu.model.micu import MICU
 from micu.train.step import build_state, train_step
 
 MIB = 2**20
-UNUSED_DOWNSTREAM = ("specific_encoders", "reconstructors")
+UNUSED = {"specific_encoders", "reconstructors"}
 """Parts of the model that no downstream task runs."""
 
 
@@ -131,7 +131,7 @@ def _trained(model: MICU, losses: nn.Module) -> int:
 def _downstream(model: MICU) -> int:
     """Parameters of what `encode` runs, and the codebook, which may be a buffer."""
     named = [*model.named_parameters(), ("quantizer", model.quantizer.codebook)]
-    used = {id(p): p for name, p in named if name.split(".")[0] not in UNUSED_DOWNSTREAM}
+    used = {id(p): p for name, p in named if not {*name.split(".")} & UNUSED}
     return sum(p.numel() for p in used.values())
 
 

@@ -34,7 +34,10 @@ def masked_mse(x: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 @LOSSES.register("reconstruction")
 class ReconstructionLoss(Loss):
-    """Sum over modalities of the mean squared error of what is rebuilt."""
+    """Sum over modalities of the mean squared error of what is rebuilt: features, and FCID's clips.
+
+    The clips that are rebuilt get gradient as a target, too, as published.
+    """
 
     mean_over = "steps"
 
@@ -43,7 +46,14 @@ class ReconstructionLoss(Loss):
         errors = [
             masked_mse(output.reconstruction[modality], output.target[modality], batch.mask)
             for modality in self.config.modalities
+            if modality in output.reconstruction
         ]
+        if output.clips is not None:
+            rebuilt, mask = output.clips.reconstruction, output.quantized_mask(batch.mask)
+            errors += [
+                masked_mse(rebuilt[modality], output.clips.content[modality], mask)
+                for modality in self.config.modalities
+            ]
         return torch.stack(errors).sum()
 
 

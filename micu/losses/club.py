@@ -5,7 +5,6 @@ Source: equations 4 and 5 of Xia et al., *Achieving cross modal generalization w
 unified representation* (DCID), NeurIPS 2023, after Cheng et al., ICML 2020; published code of DCID.
 """
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -15,11 +14,14 @@ from micu.base.tensors import load_adam_
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, Draws, Loss
+from micu.model.clips import kind_of
 from micu.model.micu import MICU, MICUOutput
 from micu.model.networks import SpecificEncoder
 from micu.model.onednn import Linear
 
 ESTIMATOR_LAYERS = 3
+Pair = tuple[Tensor, Tensor, Tensor]
+"""What is shared, (n, T, D), what is specific, (n, T, Y), and the mask of both, (n, T)."""
 HEAD_REDUCTION = 2
 """By how much each of the two layers of a grid's head divides the width."""
 
@@ -70,6 +72,31 @@ def club_bound(
     return per_sample.sum() / both.any(1).sum().clamp(min=1)
 
 
+def club_bound_of_clips(
+    mean: Tensor, log_variance: Tensor, y: Tensor, other: Tensor, mask: Tensor
+) -> Tensor:
+    """The bound as FCID's code has it for clips: a mean over channels, a sum over clips.
+
+    Args:
+        mean: Of q, (n, 1, Y).
+        log_variance: Likewise.
+        y: (n, 1, Y).
+        other: (n,) int64, the clip that each one is paired with for the second term.
+        mask: (n, 1) bool, True = the clip has a real step; a pair counts where both have.
+
+    Returns:
+        ().
+
+    Differs from `club_bound` as the published function does: it averages over the second axis,
+        steps or here channels, and sums over the last. So a bound grows with the batch.
+    """
+    both = (mask & mask[other])[:, 0]
+    apart = (mean - y[other]).square().mean((1, 2))
+    together = (mean - y).square().mean((1, 2))
+    per_clip = (apart - together) / log_variance.mean((1, 2)).exp() / 2  # (n,)
+    return (per_clip * both).sum()
+
+
 def _mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:
     """(B, T, Y) to (B, Y)."""
     return (x * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]
@@ -109,9 +136,12 @@ class ClubLoss(Loss):
     theirs, one per modality, do.
     """
 
+    purpose = "club"
+    """Of its draws."""
+    bound = staticmethod(club_bound)
+
     def start_(self, model: MICU, steps: int) -> None:
         """Estimators as wide as the model's specific encodings."""
-        settings, dim = self.config.baselines.club, self.config.encoder.embed_dim
         self.heads, self.estimators = nn.ModuleDict(), nn.ModuleDict()
         for name, encoder in model.specific_encoders.items():
             width = _width(cast(SpecificEncoder, encoder), self.config)
@@ -122,21 +152,27 @@ class ClubLoss(Loss):
                     Linear(width, narrower), nn.ReLU(), Linear(narrower, out)
                 )
                 width = out
-            self.estimators[name] = Estimator(dim, width, settings.hidden_dim)
-        self.optimizer = torch.optim.Adam(self.estimators.parameters(), lr=settings.learning_rate)
+            self._add_estimator(name, width)
+        self._optimize()
+
+    def _add_estimator(self, name: str, width: int) -> None:
+        dim, hidden_dim = self.config.encoder.embed_dim, self.config.baselines.club.hidden_dim
+        self.estimators[name] = Estimator(dim, width, hidden_dim)
+
+    def _optimize(self) -> None:
+        rate = self.config.baselines.club.learning_rate
+        self.optimizer = torch.optim.Adam(self.estimators.parameters(), lr=rate)
 
     def fit_estimators_(self, output: MICUOutput, batch: Batch, draws: Draws) -> None:
         """Some steps of the estimators towards what this forward pass gave."""
-        specific = {name: x.detach() for name, x in output.specific.items()}
         with torch.no_grad():
-            targets = self._targets(specific)
-        codes = {name: entry.quantized.detach() for name, entry in output.quantized.items()}
+            pairs = self._pairs(output, batch)
         self.estimators.requires_grad_(True)
         with torch.enable_grad():
             for _ in range(self.config.baselines.club.inner_steps):
                 fits = [
-                    log_likelihood(*self._predict(name, codes[name]), targets[name], batch.mask)
-                    for name in self.config.modalities
+                    log_likelihood(*self._predict(name, x.detach()), y.detach(), mask)
+                    for name, (x, y, mask) in pairs.items()
                 ]
                 self.optimizer.zero_grad()
                 (-torch.stack(fits).sum()).backward()  # type: ignore[no-untyped-call]
@@ -145,14 +181,12 @@ class ClubLoss(Loss):
         self.estimators.requires_grad_(False)
 
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
-        """Sum over modalities, (); the gradient goes to codes and specific encodings."""
-        targets, size = self._targets(output.specific), len(batch.mask)
-        source = draws.generator("club")
+        """Sum over pairs of encodings, (); the gradient goes to all of these."""
+        source = draws.generator(self.purpose)
         bounds = []
-        for name in self.config.modalities:
-            other = torch.randperm(size, generator=source).to(batch.mask.device)
-            mean, log_variance = self._predict(name, output.quantized[name].quantized)
-            bounds.append(club_bound(mean, log_variance, targets[name], other, batch.mask))
+        for name, (x, y, mask) in self._pairs(output, batch).items():
+            other = torch.randperm(len(mask), generator=source).to(mask.device)
+            bounds.append(self.bound(*self._predict(name, x), y, other, mask))
         return torch.stack(bounds).sum()
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -163,15 +197,53 @@ class ClubLoss(Loss):
         """Take over what `get_extra_state` gave."""
         load_adam_(self.optimizer, state)
 
-    def _predict(self, name: str, codes: Tensor) -> tuple[Tensor, Tensor]:
-        return cast(Estimator, self.estimators[name]).predict(codes)
+    def _predict(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        return cast(Estimator, self.estimators[name]).predict(x)
 
-    def _targets(self, specific: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Specific encodings as vectors, (B, T, Y) by modality."""
+    def _pairs(self, output: MICUOutput, batch: Batch) -> dict[str, Pair]:
+        """What is shared, specific encodings as vectors, and their mask, by modality."""
+        shared = output.rebuilt_from()
         return {
-            name: self.heads[name](x.mean((2, 3))) if name in self.heads else x
-            for name, x in specific.items()
+            name: (
+                shared[name],
+                self.heads[name](x.mean((2, 3))) if name in self.heads else x,
+                batch.mask,
+            )
+            for name, x in ((m, output.specific[m]) for m in self.estimators)
         }
+
+
+@LOSSES.register("clip_club")
+class ClipClubLoss(ClubLoss):
+    """FCID's bounds between what its clips share and what is their own, g and p.
+
+    One for words, and one for all other modalities, whose clips stand one below the other.
+
+    Differs: clips without a real step take no part.
+    """
+
+    purpose = "clip_club"
+    bound = staticmethod(club_bound_of_clips)
+
+    def start_(self, model: MICU, steps: int) -> None:
+        """An estimator for each kind of modality."""
+        self.estimators = nn.ModuleDict()
+        for kind in sorted({kind_of(name) for name in self.config.modalities}, reverse=True):
+            self._add_estimator(kind, self.config.reconstruction.vector_width)
+        self._optimize()
+
+    def _pairs(self, output: MICUOutput, batch: Batch) -> dict[str, Pair]:
+        """g, p and mask of the clips of each kind, (n, 1, D), (n, 1, W) and (n, 1)."""
+        assert output.clips is not None
+        found = {}
+        for kind in self.estimators:
+            names = [name for name in self.config.modalities if kind_of(name) == kind]
+            found[kind] = (
+                torch.cat([output.clips.general[name] for name in names]),
+                torch.cat([output.clips.specific[name] for name in names]),
+                output.quantized_mask(batch.mask).repeat(len(names), 1),
+            )
+        return found
 
 
 def _width(encoder: SpecificEncoder, config: TrainConfig) -> int:

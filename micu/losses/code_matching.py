@@ -152,7 +152,8 @@ class CodeMatchingLoss(Loss):
         semantic = self.stack({name: q.semantic for name, q in output.quantized.items()})
         if self.is_continuous(draws.step):
             return semantic.new_zeros(())
-        use = code_distributions(semantic, output.codebook, batch.mask)
+        mask = output.quantized_mask(batch.mask)
+        use = code_distributions(semantic, output.codebook, mask)
         has_steps, index = batch.mask.any(1), self.config.baselines.code_matching.index
         losses = [
             matching_loss(one, other, has_steps, index)

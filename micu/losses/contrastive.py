@@ -233,7 +233,8 @@ class OneWayLoss(ClipsLoss):
     `calc_overall_vq_loss` of `loss/__init__.py`).
 
     Differs: TURN has audio and text alone. Here each modality looks for those that stand after it
-    in `config.modalities`. TURN compares what a projector (1 x 1 convolution, batch normalisation)
+    in `config.modalities`; with `contrastive.one_way` `text` all others look for text alone, as
+    FCID's do. TURN compares what a projector (1 x 1 convolution, batch normalisation)
     makes of the means; here it is the means, since codes are of them.
     """
 
@@ -245,11 +246,13 @@ class OneWayLoss(ClipsLoss):
     def summarize(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """Means over the steps of every clip, (B, M, D)."""
         semantic = self.stack({name: q.semantic for name, q in output.quantized.items()})
-        return mean_over_steps(semantic, batch.mask).transpose(0, 1)
+        return mean_over_steps(semantic, output.quantized_mask(batch.mask)).transpose(0, 1)
 
     def compare(self, summaries: Tensor, has_steps: Tensor) -> Tensor:
         """Sum over unordered pairs, ()."""
-        clips = summaries.transpose(0, 1)
+        clips, names = summaries.transpose(0, 1), self.config.modalities
         pairs = clip_pairs(clips, clips, has_steps, tau=self.config.contrastive.tau)
+        if self.config.contrastive.one_way == "text" and "text" in names:
+            return pairs[:, names.index("text")].sum() - pairs.diagonal()[names.index("text")]
         # Pairs m < n alone: one direction.
         return torch.triu(pairs, diagonal=1).sum()

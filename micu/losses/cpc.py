@@ -13,6 +13,7 @@ from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.losses.contrastive import info_nce_pairs
 from micu.losses.terms import LOSSES, Draws, Loss
+from micu.model.clips import WORDS, kind_of
 from micu.model.micu import MICUOutput
 from micu.model.onednn import Linear
 
@@ -64,7 +65,9 @@ class CpcLoss(Loss):
     def __init__(self, config: TrainConfig) -> None:  # noqa: D107
         super().__init__(config)
         dim, layers = config.encoder.embed_dim, config.baselines.cpc.layers
-        names = config.modalities
+        clips = config.encoder.unify == "clips"  # words are no steps in time there
+        names = [name for name in config.modalities if not (clips and kind_of(name) == WORDS)]
+        self.names = tuple(names)
         self.readers = nn.ModuleDict(
             {name: nn.LSTM(dim, dim, layers, batch_first=True) for name in names}
         )
@@ -77,13 +80,13 @@ class CpcLoss(Loss):
         # From steps 0..t of one modality, c_t; from it W c_t, to be close to z_(t+1) of another.
         past = batch.mask[:, : last + 1, None]
         predicted, targets = {}, {}
-        for name, entry in output.quantized.items():
-            seen = self.readers[name](entry.semantic[:, : last + 1] * past)[0]  # (B, last + 1, D)
+        for name, steps_of in output.step_embeddings().items():
+            seen = self.readers[name](steps_of[:, : last + 1] * past)[0]  # (B, last + 1, D)
             predicted[name] = self.predictors[name](seen[:, -1])
-            targets[name] = entry.semantic[:, last + 1]
+            targets[name] = steps_of[:, last + 1]
         pairs = predictive_pairs(
-            self.stack(predicted),
-            self.stack(targets),
+            torch.stack([predicted[name] for name in self.names]),
+            torch.stack([targets[name] for name in self.names]),
             settings.candidates,
             batch.mask[:, last] & batch.mask[:, last + 1],
         )

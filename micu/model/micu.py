@@ -1,6 +1,7 @@
 """MICU: encoders, the shared codebook and reconstruction, wired as in the paper's figure 2."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -11,6 +12,7 @@ from micu.base.errors import ConfigError, check_shape
 from micu.base.registry import suggest
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
+from micu.model.clips import WORDS, ClipLevel, Clips, kind_of
 from micu.model.networks import (
     FRONTS,
     Reconstructor,
@@ -39,6 +41,18 @@ class MICUOutput:
     """With `quantizer.pool`, the means of the clips' steps, quantised: T = 1."""
     codebook: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     """(K, D); with gradient if codes are learnt by it."""
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    """With `encoder.unify` `clips`, embeddings of steps, (B, T, D); else those of `quantized`."""
+    clips: Clips | None = None
+    """With `encoder.unify` `clips`, what `quantized` is of, T = 1, and what is made of it."""
+
+    def step_embeddings(self) -> dict[str, Tensor]:
+        """Embeddings of steps, (B, T, D) by modality."""
+        return self.embeddings or {name: entry.semantic for name, entry in self.quantized.items()}
+
+    def rebuilt_from(self) -> dict[str, Tensor]:
+        """What the features are rebuilt from beside `specific`: codes, or with clips embeddings."""
+        return self.embeddings or {name: entry.quantized for name, entry in self.quantized.items()}
 
     def semantic(self) -> dict[str, Tensor]:
         """What the codebook is updated with: (B, T, D) by modality, without gradient.
@@ -53,7 +67,12 @@ class MICUOutput:
 
     def update_mask(self, mask: Tensor) -> Tensor:
         """The batch's mask for what `semantic()` returns: a mean is real where any step is."""
-        return torch.cat([mask, mask.any(1, keepdim=True)], 1) if self.pooled else mask
+        quantized = self.quantized_mask(mask)
+        return torch.cat([mask, mask.any(1, keepdim=True)], 1) if self.pooled else quantized
+
+    def quantized_mask(self, mask: Tensor) -> Tensor:
+        """The batch's mask for `quantized`: (B, T), or (B, 1) where clips are quantised."""
+        return mask if self.clips is None else mask.any(1, keepdim=True)
 
     def _rows(self, name: str) -> dict[str, Tensor]:
         steps = {modality: getattr(entry, name) for modality, entry in self.quantized.items()}
@@ -68,7 +87,8 @@ class MICU(nn.Module):
 
     Submodules, each by modality: `word_readers` (text alone), `semantic_encoders`,
     `specific_encoders`, `reconstructors` (none if the reconstruction loss is left out); and the
-    `quantizer` that all share.
+    `quantizer` that all share. With `encoder.unify` `clips` it is FCID's: `clips` stands between
+    embeddings and quantizer, and words have neither reader, specific encoder nor reconstructor.
 
     Args:
         config: The run.
@@ -93,15 +113,17 @@ class MICU(nn.Module):
         self.semantic_encoders = nn.ModuleDict()
         self.specific_encoders = nn.ModuleDict()
         self.reconstructors = nn.ModuleDict()
+        self.clips = ClipLevel(config) if config.encoder.unify == "clips" else None
         for name, shape in self.shapes.items():
             check_step_shape(name, shape)
-            if FRONTS[name] == "words":
+            plain = FRONTS[name] == "words" and self.clips is not None
+            if FRONTS[name] == "words" and not plain:
                 hidden_dim = config.encoder.text_hidden_dim
                 self.word_readers[name] = WordReader(shape[0], hidden_dim)
                 shape = (2 * hidden_dim,)
             gated = FRONTS[name] == "gate"
             self.semantic_encoders[name] = SemanticEncoder(shape, gated, config.encoder)
-            if "reconstruction" not in config.terms():
+            if "reconstruction" not in config.terms() or plain:
                 continue
             self.specific_encoders[name] = SpecificEncoder(shape, config.reconstruction)
             if config.reconstruction.text_target == "input":
@@ -133,27 +155,18 @@ class MICU(nn.Module):
         content = self._read({name: batch.features[name] for name in self.modalities}, mask)
         with autocast(self.config, device):
             semantic = embed(self.semantic_encoders, content, mask)
+        if self.clips is not None:
+            return self._quantize_clips(content, _cast(semantic, dtype), mask, reconstruct)
         # Codes k(m) of z(m), and e_k with the gradient of z(m): what all modalities share.
         quantized = self.quantizer.quantize(_cast(semantic, dtype), mask)
         pooled = self._pool(quantized, mask) if self.config.quantizer.pool else {}
         if continuous:
             quantized, pooled = _unquantized(quantized), _unquantized(pooled)
-        codebook, weights = self.quantizer.codebook, self.config.weights
+        codebook = self.quantizer.codebook
         if not (reconstruct and self.reconstructors):
             return MICUOutput(quantized, {}, {}, pooled=pooled, codebook=codebook)
-        # A term of weight 0 is logged only; the graph of its convolutions would fill the memory.
-        wanted = torch.is_grad_enabled() and bool(weights.reconstruction or weights.club)
-        with torch.set_grad_enabled(wanted), autocast(self.config, device):
-            specific, reconstruction = {}, {}
-            for name, x in content.items():
-                encoder = cast(SpecificEncoder, self.specific_encoders[name])
-                decoder = cast(Reconstructor, self.reconstructors[name])
-                # x^(m) from what is shared, e_k, and from what is the modality's own.
-                specific[name] = encoder.encode(x)
-                reconstruction[name] = decoder.reconstruct(
-                    quantized[name].quantized, specific[name]
-                )
-        reconstruction, specific = _cast(reconstruction, dtype), _cast(specific, dtype)
+        shared = {name: entry.quantized for name, entry in quantized.items()}
+        specific, reconstruction = self._rebuild(content, shared)
         settings = self.config.reconstruction
         targets = batch.features if settings.text_target == "input" else content
         keeps = settings.text_target_grad
@@ -163,13 +176,76 @@ class MICU(nn.Module):
         }
         return MICUOutput(quantized, reconstruction, target, specific, pooled, codebook)
 
+    def _quantize_clips(
+        self,
+        content: Mapping[str, Tensor],
+        semantic: Mapping[str, Tensor],
+        mask: Tensor | None,
+        reconstruct: bool,
+    ) -> MICUOutput:
+        """FCID's forward pass: clips are quantised, steps are rebuilt from their embeddings."""
+        assert self.clips is not None
+        timed = {name: x for name, x in semantic.items() if kind_of(name) != WORDS}
+        means = {name: mean_step(x, mask) for name, x in semantic.items()}
+        device, dtype = self.quantizer.codebook.device, self.quantizer.codebook.dtype
+        with autocast(self.config, device):
+            clip, general = (_cast(x, dtype) for x in self.clips.share(means))
+        real = None if mask is None else mask.any(1, keepdim=True)
+        quantized = self.quantizer.quantize(general, real)
+        output = MICUOutput(
+            quantized,
+            {},
+            {},
+            codebook=self.quantizer.codebook,
+            embeddings=timed,
+            clips=Clips(clip, general, {}, {}),
+        )
+        if not (reconstruct and self.clips.reconstructors):
+            return output
+        specific, reconstruction = self._rebuild({name: content[name] for name in timed}, timed)
+        with self._rebuilding():
+            codes = {name: entry.quantized for name, entry in quantized.items()}
+            own, rebuilt = (_cast(x, dtype) for x in self.clips.rebuild(clip, codes))
+        return replace(
+            output,
+            reconstruction=reconstruction,
+            target={name: content[name] for name in timed},
+            specific=specific,
+            clips=Clips(clip, general, own, rebuilt),
+        )
+
+    def _rebuild(
+        self, content: Mapping[str, Tensor], shared: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Specific encodings of features, and the features rebuilt from `shared` and them."""
+        specific, reconstruction = {}, {}
+        with self._rebuilding():
+            for name, x in content.items():
+                encoder = cast(SpecificEncoder, self.specific_encoders[name])
+                decoder = cast(Reconstructor, self.reconstructors[name])
+                # x^(m) from what is shared, e_k, and from what is the modality's own.
+                specific[name] = encoder.encode(x)
+                reconstruction[name] = decoder.reconstruct(shared[name], specific[name])
+        dtype = self.quantizer.codebook.dtype
+        return _cast(specific, dtype), _cast(reconstruction, dtype)
+
+    @contextmanager
+    def _rebuilding(self) -> Iterator[None]:
+        """No graph where terms of weight 0 are logged only: of convolutions it fills the memory."""
+        weights = self.config.weights
+        wanted = weights.reconstruction or weights.club or weights.clip_club
+        grad = torch.is_grad_enabled() and bool(wanted)
+        with torch.set_grad_enabled(grad), autocast(self.config, self.quantizer.codebook.device):
+            yield
+
     def encode(
         self, features: Mapping[str, Tensor], mask: Tensor | None = None
     ) -> dict[str, Quantized]:
         """Semantic embeddings and codes of any of the model's modalities; writes nothing.
 
         The plain nearest code, or with `quantizer.null_code` that of a codebook whose code 0 is
-        zero. Call `eval()` first for embeddings without dropout.
+        zero. With `encoder.unify` `clips` a step is encoded as a clip of its own. Call `eval()`
+        first for embeddings without dropout.
 
         Args:
             features: By modality, (B, T, *step shape), in the model's dtype and on its device.
@@ -183,6 +259,8 @@ class MICU(nn.Module):
             raise ConfigError("encode: expected features of one modality or more, got none")
         mask = _needed(mask)
         semantic = embed(self.semantic_encoders, self._read(features, mask), mask)
+        if self.clips is not None:
+            semantic = self.clips.share(semantic)[1]
         null_code = self.config.quantizer.null_code
         return self.quantizer.quantize(semantic, mask, null_code=null_code)
 
@@ -197,6 +275,10 @@ class MICU(nn.Module):
             "reconstruction": [self.reconstructors],
             "codebook": [self.quantizer],
         }
+        if self.clips is not None:
+            level = self.clips
+            groups["encoder"] += [level.contents, level.generals, level.specific_encoders]
+            groups["reconstruction"].append(level.reconstructors)
         found = {
             name: [p for module in modules for p in module.parameters()]
             for name, modules in groups.items()

@@ -405,7 +405,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         raise CheckpointError(f"{error}{_others(path)}") from error
     is_dictionary = isinstance(content, dict)
     if not is_dictionary or content.get("format") != FORMAT:
-        if is_dictionary and all(key in content for key in RELEASED_SECTIONS):
+        if is_dictionary and RELEASED_SECTIONS[0] in content:
             raise CheckpointError(
                 f"{path}: the authors' released checkpoint, not that of a run here; micu-eval "
                 "evaluates it, and micu.train.released.load_released reads it"

@@ -1,7 +1,8 @@
-"""The authors' checkpoint (`MICU.pt`, and DCID's of the same layout) as a model of ours.
+"""The authors' checkpoints (`MICU.pt`, DCID's of the same layout, `FCID.pt`) as a model of ours.
 
-Layout: `Encoder_parameters` and `Text_ar_lstm_parameters` (state dicts), `epoch`, `total_step`. The
-file holds no reconstruction module, so that part of the model stays as initialised.
+Layout: `Encoder_parameters` and `Text_ar_lstm_parameters` (state dicts), `epoch`, `total_step`.
+FCID has no LSTM, and another codebook's name. The files hold no reconstruction module, so that part
+of the model stays as initialised.
 """
 
 import pickle
@@ -19,6 +20,7 @@ from micu.base.tensor_files import DamagedError, load_tensor_file
 from micu.base.tensors import RELEASED_SECTIONS, check_fits, is_finite
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
+from micu.model.clips import SENSES, WORDS
 from micu.model.micu import MICU
 
 ENCODER_SECTION, TEXT_LSTM_SECTION = RELEASED_SECTIONS
@@ -63,29 +65,67 @@ DEAD_KEYS = frozenset(
 """Entries of the published encoder that no output depends on."""
 
 
+FCID_CODEBOOK = "Cross_quantizer_coarse."
+"""What the names of FCID's codebook start with, and no other file's."""
+FCID_UNUSED = frozenset(
+    [key.replace("video_semantic_encoder", "v_gen_encoder") for key in DEAD_KEYS if "affine" in key]
+    + [f"v_gen_encoder.ave_v_att.{leaf}" for leaf in ("weight", "bias")]
+    + [f"v_spe_encoder.feed_forward.{i}.{leaf}" for i in (0, 2) for leaf in ("weight", "bias")]
+    + [f"{name[0]}_self_att.encoder_layer.{leaf}" for name in MODALITIES for leaf in _LAYER_KEYS]
+)
+"""Entries of FCID's published encoder that no code depends on: dead ones, and the head of CLUB."""
+
+
 def encoder_keys(layers: int = 2) -> dict[str, str]:
     """Keys of the published encoder to ours, dead ones left out."""
     keys = {f"Cross_quantizer.{old}": f"quantizer.{new}" for old, new in _QUANTIZER_KEYS.items()}
     for name in MODALITIES:
-        ours = f"semantic_encoders.{name}"
-        for leaf in ("weight", "bias"):
-            keys[f"{name}_self_att.affine_matrix.{leaf}"] = f"{ours}.project.{leaf}"
-        for layer in range(layers):
-            for old, new in _LAYER_KEYS.items():
-                keys[f"{name}_self_att.encoder.layers.{layer}.{old}"] = (
-                    f"{ours}.layers.{layer}.{new}"
-                )
-    gate = "video_semantic_encoder.se_layer"
-    keys[f"{gate}.0.weight"] = "semantic_encoders.video.pool.squeeze.weight"
-    keys[f"{gate}.2.weight"] = "semantic_encoders.video.pool.excite.weight"
-    stack, ours = "Video_encoder.conv_stack", "specific_encoders.video.net"
-    for leaf in ("weight", "bias"):
-        keys[f"Audio_encoder.audio_linear.{leaf}"] = f"specific_encoders.audio.net.{leaf}"
-        keys[f"Text_encoder.text_linear.{leaf}"] = f"specific_encoders.text.net.{leaf}"
-        for i in (0, 2, 4):
-            keys[f"{stack}.{i}.{leaf}"] = f"{ours}.{i}.{leaf}"
-    keys[f"{stack}.5.stack.0.res_block.1.weight"] = f"{ours}.5.inner.weight"
-    keys[f"{stack}.5.stack.0.res_block.3.weight"] = f"{ours}.5.outer.weight"
+        keys |= _transformer_keys(f"{name}_self_att", name, layers)
+    keys |= _video_keys("video_semantic_encoder", "Video_encoder")
+    keys |= _linear_keys("Audio_encoder.audio_linear", "specific_encoders.audio.net")
+    keys |= _linear_keys("Text_encoder.text_linear", "specific_encoders.text.net")
+    return keys
+
+
+def fcid_keys() -> dict[str, str]:
+    """Keys of FCID's published encoder to ours, `FCID_UNUSED` left out."""
+    keys = {f"{FCID_CODEBOOK}{old}": f"quantizer.{new}" for old, new in _QUANTIZER_KEYS.items()}
+    for name in MODALITIES:
+        keys |= _transformer_keys(f"{name[0]}_self_att", name, 1)
+    keys |= _video_keys("v_gen_encoder", "v_spe_encoder")
+    keys |= _linear_keys("a_spe_encoder.audio_linear", "specific_encoders.audio.net")
+    for theirs, ours in (("va", SENSES), ("t", WORDS)):
+        keys |= _linear_keys(f"{theirs}2vat.linear", f"clips.contents.{ours}")
+        keys |= _linear_keys(f"{theirs}_gen_encoder.input_linear", f"clips.generals.{ours}")
+        own = f"clips.specific_encoders.{ours}.net"
+        keys |= _linear_keys(f"{theirs}_spe_encoder.input_linear", own)
+    return keys
+
+
+def _linear_keys(theirs: str, ours: str) -> dict[str, str]:
+    return {f"{theirs}.{leaf}": f"{ours}.{leaf}" for leaf in ("weight", "bias")}
+
+
+def _transformer_keys(theirs: str, modality: str, layers: int) -> dict[str, str]:
+    ours = f"semantic_encoders.{modality}"
+    keys = _linear_keys(f"{theirs}.affine_matrix", f"{ours}.project")
+    for layer in range(layers):
+        for old, new in _LAYER_KEYS.items():
+            keys[f"{theirs}.encoder.layers.{layer}.{old}"] = f"{ours}.layers.{layer}.{new}"
+    return keys
+
+
+def _video_keys(semantic: str, specific: str) -> dict[str, str]:
+    """The gate before the transformer, and the convolutions."""
+    gate, stack, ours = f"{semantic}.se_layer", f"{specific}.conv_stack", "specific_encoders.video"
+    keys = {
+        f"{gate}.0.weight": "semantic_encoders.video.pool.squeeze.weight",
+        f"{gate}.2.weight": "semantic_encoders.video.pool.excite.weight",
+        f"{stack}.5.stack.0.res_block.1.weight": f"{ours}.net.5.inner.weight",
+        f"{stack}.5.stack.0.res_block.3.weight": f"{ours}.net.5.outer.weight",
+    }
+    for i in (0, 2, 4):
+        keys |= _linear_keys(f"{stack}.{i}", f"{ours}.net.{i}")
     return keys
 
 
@@ -103,7 +143,7 @@ def load_released(path: Path, device: torch.device | str = "cpu") -> MICU:
     """Read the authors' checkpoint as a model for audio, video and text, in evaluation mode.
 
     Sizes come from the file, and so does the dtype (float32 or float64). The configuration is the
-    preset `reference` with those sizes.
+    preset `reference`, or `fcid` for `FCID.pt`, with those sizes.
 
     Args:
         path: The file.
@@ -118,6 +158,9 @@ def load_released(path: Path, device: torch.device | str = "cpu") -> MICU:
         ENCODER_SECTION: (encoder_keys(), DEAD_KEYS),
         TEXT_LSTM_SECTION: (text_lstm_keys(), frozenset[str]()),
     }
+    encoder = contents.get(ENCODER_SECTION)
+    if isinstance(encoder, Mapping) and any(str(k).startswith(FCID_CODEBOOK) for k in encoder):
+        sections = {ENCODER_SECTION: (fcid_keys(), FCID_UNUSED)}
     problems: list[str] = []
     state: dict[str, Tensor] = {}
     for section, (keys, dead) in sections.items():
@@ -184,7 +227,8 @@ def _build(path: Path, state: dict[str, Tensor]) -> MICU:
     except (MicuError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: shapes do not fit together: {error}") from error
     assert not unexpected, "a key of the map is none of the model's"
-    assert all(key.startswith("reconstructors.") for key in missing), "the key map has holes"
+    unsaved = ("reconstructors.", "clips.reconstructors.")
+    assert all(key.startswith(unsaved) for key in missing), "the key map has holes"
     return model.eval()
 
 
@@ -193,7 +237,9 @@ def _sizes(state: Mapping[str, Tensor]) -> tuple[TrainConfig, dict[str, tuple[in
     size, embed_dim = state["quantizer.codebook"].shape
     encoder, conv = "semantic_encoders.audio", "specific_encoders.video.net"
     lstm = "word_readers.text.lstm.weight"
-    base = PRESETS["reference"]()
+    has_lstm = f"{lstm}_ih_l0" in state
+    words = f"{lstm}_ih_l0" if has_lstm else "semantic_encoders.text.project.weight"
+    base = PRESETS["reference" if has_lstm else "fcid"]()
     double = state["quantizer.codebook"].dtype == torch.float64
     config = replace(
         base,
@@ -201,7 +247,9 @@ def _sizes(state: Mapping[str, Tensor]) -> tuple[TrainConfig, dict[str, tuple[in
             base.encoder,
             embed_dim=embed_dim,
             feedforward_dim=state[f"{encoder}.layers.0.feedforward_in.weight"].shape[0],
-            text_hidden_dim=state[f"{lstm}_hh_l0"].shape[1],
+            text_hidden_dim=state[f"{lstm}_hh_l0"].shape[1]
+            if has_lstm
+            else base.encoder.text_hidden_dim,
         ),
         quantizer=replace(base.quantizer, codebook_size=size),
         reconstruction=replace(
@@ -214,6 +262,6 @@ def _sizes(state: Mapping[str, Tensor]) -> tuple[TrainConfig, dict[str, tuple[in
     shapes = {
         "audio": (state[f"{encoder}.project.weight"].shape[1],),
         "video": (*GRID, state["semantic_encoders.video.project.weight"].shape[1]),
-        "text": (state[f"{lstm}_ih_l0"].shape[1],),
+        "text": (state[words].shape[1],),
     }
     return config, shapes

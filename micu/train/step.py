@@ -282,8 +282,10 @@ def _report(
     total = passes.loss.total
     codes = passes.seen.codes
     size = state.config.quantizer.codebook_size
-    of_steps = torch.stack([*codes.values()])[:, :, : mask.shape[1]]  # without pooled means
-    counts = code_counts(of_steps, mask, size, total.dtype)
+    # Without pooled means; of clips, where it is these that have codes.
+    real = passes.seen.mask[:, : mask.shape[1]]
+    of_steps = torch.stack([*codes.values()])[:, :, : mask.shape[1]]
+    counts = code_counts(of_steps, real, size, total.dtype)
     state.world.sum_([counts])
     used = counts > 0
     parts = {

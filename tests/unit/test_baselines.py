@@ -168,7 +168,8 @@ def test_thirty_steps_on_one_batch_lower_what_a_baseline_minimises(name: str) ->
     state, same = fresh(config, 32), batch(0, config.modalities)
     reports = [train_step(state, same) for _ in range(32)]
     first = {"cmcm": 12, "dcid": 1}.get(name, 0)  # the end of the warm-up; estimators start at 0
-    ignored = {"self_cross": "more is hidden", "commitment": "the codes move", "club": "fits"}
+    ignored = {"self_cross": "more is hidden", "commitment": "the codes move"}
+    ignored |= dict.fromkeys(("club", "clip_club"), "fits")
     for term, value in reports[first].terms.items():
         if term not in ignored:
             assert reports[-1].terms[term] < value, term
@@ -180,7 +181,8 @@ def test_a_baseline_is_told_from_micu_by_its_settings_alone(name: str) -> None:
     assert config == BASELINES[name]()
     assert from_json(to_json(config)) == config
     sections = {key.split(".")[0] for key in config_differences(TrainConfig(), config)}
-    assert sections <= {"weights", "quantizer", "baselines", "optimizer"}
+    own = {"fcid": {"encoder", "contrastive"}}.get(name, set())
+    assert sections <= {"weights", "quantizer", "baselines", "optimizer", *own}
     assert config.optimizer == replace(TrainConfig().optimizer, epochs=config.optimizer.epochs)
 
 
@@ -200,6 +202,7 @@ def test_the_baselines_have_the_weights_that_their_sources_give() -> None:
         "dcid": {"club": 1.0, "cpc": 1.0, "code_matching": 0.5},
         "cmcm": {"code_matching": 0.5},
         "turn": {"self_cross": 0.1, "one_way": 0.1},
+        "fcid": {"club": 1.0, "clip_club": 1.0, "cpc": 1.0, "code_matching": 0.5, "one_way": 1.0},
         "codis": {"transport": 1.0},
         "skeleton": {},
     }
@@ -359,6 +362,13 @@ def test_fewer_vectors_than_clusters_repeat() -> None:
         ("codis", "baselines.transport.queue_size=0", "queue_size: expected at least 1, got 0"),
         ("dcid", "baselines.club.inner_steps=0", "inner_steps: expected at least 1, got 0"),
         ("dcid", "baselines.cpc.self_weight=-1", "self_weight: expected >= 0, got -1.0"),
+        ("dcid", "weights.clip_club=1", "encoder.unify: expected clips with weights.clip_club"),
+        ("fcid", "encoder.unify=steps", "encoder.unify: expected clips with weights.clip_club"),
+        ("fcid", "weights.reconstruction=none", "expected a weight with weights.club or"),
+        ("fcid", "weights.mmjp=1", "encoder.unify: expected steps with weights.mmjp, which"),
+        ("fcid", "baselines.code_matching.warmup=0.5", "warmup: expected 0 with encoder.unify"),
+        ("fcid", "quantizer.pool=yes", "codes of means; got true"),
+        ("fcid", "optimizer.double_forward=yes", "optimizer.double_forward: expected false"),
     ],
 )
 def test_settings_that_cannot_go_together_are_refused(

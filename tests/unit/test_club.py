@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from micu.config.sections import EncoderConfig, LossWeights, ReconstructionConfig, TrainConfig
+from micu.data.dataset import Batch
 from micu.losses.club import ClubLoss, Estimator, club_bound, log_likelihood
-from micu.model.micu import MICU
+from micu.model.micu import MICU, MICUOutput
 
 
 def test_the_likelihood_is_the_mean_over_real_steps() -> None:
@@ -77,10 +78,12 @@ def test_the_head_of_a_grid_halves_its_width_twice(width: int, middle: int, out:
     widths = {name: estimator.mean[-1].out_features for name, estimator in loss.estimators.items()}  # type: ignore[index, union-attr]
     assert widths == {"video": out, "audio": 5}
     grid, vector = torch.rand(2, 3, 4, 5, width), torch.rand(2, 3, 5)
-    targets = loss._targets({"video": grid, "audio": vector})
+    output = MICUOutput({}, {}, {}, {"video": grid, "audio": vector})
+    output.embeddings.update(dict.fromkeys(("video", "audio"), torch.rand(2, 3, 8)))
+    pairs = loss._pairs(output, Batch({}, torch.ones(2, 3, dtype=torch.bool), ("a", "b"), ("", "")))
     cells = grid.reshape(2, 3, 20, width).mean(2)
-    assert torch.allclose(targets["video"], loss.heads["video"](cells), atol=1e-6)
-    assert targets["audio"] is vector
+    assert torch.allclose(pairs["video"][1], loss.heads["video"](cells), atol=1e-6)
+    assert pairs["audio"][1] is vector
 
 
 def test_estimators_are_trained_in_their_own_steps_alone() -> None:
@@ -94,8 +97,8 @@ def test_estimators_are_trained_in_their_own_steps_alone() -> None:
     before = [parameter.clone() for parameter in loss.estimators.parameters()]
     width = config.reconstruction.vector_width
     specific = {name: torch.rand(2, 3, width) for name in config.modalities}
-    codes = {name: SimpleNamespace(quantized=torch.rand(2, 3, 8)) for name in config.modalities}
-    output: Any = SimpleNamespace(specific=specific, quantized=codes)
+    codes = {name: torch.rand(2, 3, 8) for name in config.modalities}
+    output = MICUOutput({}, {}, {}, specific, embeddings=codes)
     batch: Any = SimpleNamespace(mask=torch.ones(2, 3, dtype=torch.bool))
     draws: Any = None
     loss.fit_estimators_(output, batch, draws)

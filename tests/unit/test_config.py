@@ -171,7 +171,7 @@ def test_what_nothing_reads_makes_no_difference() -> None:
         (["weights.fine=-1"], "weights.fine: expected >= 0, got -1.0"),
         (
             [f"weights.{name}=0" for name in asdict(LossWeights())],
-            "weights.fine, coarse, jigsaw, reconstruction, commitment, mmjp, club, "
+            "weights.fine, coarse, jigsaw, reconstruction, commitment, mmjp, club, clip_club, "
             "cpc, code_matching, self_cross, one_way, transport: expected at least one",
         ),
         (
@@ -271,6 +271,7 @@ MICU = {
         "text_hidden_dim": 128,
         "spatial": "sum",
         "clone_init": False,
+        "unify": "steps",
     },
     "quantizer": {
         "codebook_size": 400,
@@ -300,6 +301,7 @@ MICU = {
         "mask_axis": "time",
         "mask_share": "same",
         "pair_reduction": "sum",
+        "one_way": "all",
     },
     "jigsaw": {
         "splits": 8,
@@ -317,6 +319,7 @@ MICU = {
         "commitment": 1,
         "mmjp": None,
         "club": None,
+        "clip_club": None,
         "cpc": None,
         "code_matching": None,
         "self_cross": None,

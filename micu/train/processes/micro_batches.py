@@ -121,6 +121,7 @@ def check_spreadable(losses: Losses) -> None:
     quantizer = losses.config.quantizer
     unknown += ["quantizer.learning=gradient"] if quantizer.learning == "gradient" else []
     unknown += ["quantizer.pool"] if quantizer.pool else []
+    unknown += ["encoder.unify=clips"] if losses.config.encoder.unify == "clips" else []
     if unknown:
         raise ConfigError(
             f"{', '.join(unknown)}: cannot be added up over processes or micro-batches; train in "
