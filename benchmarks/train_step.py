@@ -44,7 +44,7 @@ Run: python benchmarks/train_step.py [--rounds 3] [--candidates] [--precision bf
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from unittest import mock
@@ -104,12 +104,12 @@ def matrix_peak(
     return found[best], best
 
 
-def make_batch(count: int) -> Batch:
+def make_batch(count: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> Batch:
     """Random features; the grid as after a ReLU."""
     generator = torch.Generator().manual_seed(0)
     features = {
         name: torch.randn(count, STEPS, *shape, generator=generator)
-        for name, shape in SHAPES.items()
+        for name, shape in shapes.items()
     }
     features["video"] = (features["video"] - 0.7).relu()
     ids = tuple(f"c{i}" for i in range(count))
