@@ -386,6 +386,12 @@ def most_handles() -> int:
     return 2**20 if limit in (resource.RLIM_INFINITY, -1) else limit
 
 
+def user_cache(*parts: str) -> Path:
+    """A place below the folder of this user that programs may fill and anyone may empty."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "micu", *parts)
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:

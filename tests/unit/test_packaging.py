@@ -41,6 +41,28 @@ def test_the_oldest_versions_are_listed_for_pip() -> None:
     assert not any(line.startswith("micu") for line in listed)
 
 
+def test_a_demo_that_lies_beside_the_code_is_not_installed(tmp_path: Path) -> None:
+    setuptools = pytest.importorskip("setuptools")
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    find = settings["packages"]["find"]
+    finder = setuptools.find_namespace_packages
+    if not find.get("namespaces", True):
+        finder = setuptools.find_packages
+    for name in ("micu/base", "extract/micu_extract", "micu-demo/runs", "microbes"):
+        (tmp_path / name).mkdir(parents=True)
+        if "-" not in name:
+            (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "micu/__init__.py").touch()
+
+    found = {
+        name
+        for where in find["where"]
+        for name in finder(str(tmp_path / where), include=find["include"])
+    }
+
+    assert found == {"micu", "micu.base", "micu_extract"}
+
+
 def test_micu_runs_without_torchaudio() -> None:
     code = (
         "import sys; sys.modules['torchaudio'] = None\n"

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from micu.base.errors import ManifestError, shorten
-from micu.base.files import read_bounded, write_atomically
+from micu.base.files import read_bounded, user_cache, write_atomically
 from micu_extract.datasets.base import DATASETS
 
 ADDRESS, MIRROR = "https://raw.githubusercontent.com", "MICU_ANNOTATIONS_URL"
@@ -57,8 +57,7 @@ class OfficialList:
     @property
     def cached(self) -> Path:
         """Where it is kept: below `$XDG_CACHE_HOME`, else `~/.cache`."""
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(home) / "micu" / "annotations" / self.repository / self.commit / self.name
+        return user_cache("annotations", self.repository, self.commit, self.name)
 
     def misfit(self, data: bytes) -> str:
         """What makes bytes another file than this; empty if nothing does."""

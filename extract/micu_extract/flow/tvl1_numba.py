@@ -14,6 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from micu.base.files import user_cache
 from micu_extract.flow.tvl1_parameters import SMALLEST_LEVEL_PX, TVL1
 
 BLOCK_PX = 8192
@@ -28,11 +29,19 @@ OPTIONS = {"nogil": True, "fastmath": True, "error_model": "numpy"}
 
 
 def _jit(function: F) -> F:
-    """Compile for one thread, without the interpreter's lock; keep the result on disk."""
+    """Compile for one thread, without the interpreter's lock; keep the result on disk.
+
+    It is kept among the user's caches, not beside the code, where it would outlive an uninstalled
+    package and be taken for one.
+    """
+    named = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = named or str(user_cache("numba"))
     try:
         compiled: F = numba.njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # no folder for the cache can be written
         compiled = numba.njit(**OPTIONS)(function)
+    finally:
+        numba.config.CACHE_DIR = named
     return compiled
 
 
