@@ -15,7 +15,7 @@ from micu.evaluate.encoders import check_same_space
 from micu.evaluate.evaluation import TASKS, Evaluation, Trial, trial_rows
 from micu.evaluate.leaks import EPOCH_ON_TEST
 from micu.evaluate.localization import run_localization
-from micu.evaluate.metrics import Floats, Ints, class_mean
+from micu.evaluate.metrics import Floats, class_mean
 from micu.evaluate.probe import predict
 from micu.evaluate.report import Row
 from micu.evaluate.splits import PAPER, OpenSetSplit
@@ -116,7 +116,8 @@ def _classify(evaluation: Evaluation, protocol: str, trial: Trial, split: OpenSe
         on_test.append(predict(probe, test).logits)
     tested = split.labels(split.test)
     if protocol == PAPER:
-        epoch = max(range(len(on_test)), key=lambda i: (_accuracy(on_test[i], tested), -i))
+        accuracies = [float((logits.argmax(-1) == tested).mean()) for logits in on_test]
+        epoch = accuracies.index(max(accuracies))
     else:
         epoch = choose_epoch(on_validation, split.labels(split.validation))
     right = on_test[epoch].argmax(-1) == tested
@@ -126,10 +127,6 @@ def _classify(evaluation: Evaluation, protocol: str, trial: Trial, split: OpenSe
         "probe": epoch + 1.0,
     }
     return values, _tell_epoch(protocol, split, epoch, len(on_test))
-
-
-def _accuracy(logits: Floats, labels: Ints) -> float:
-    return float((logits.argmax(-1) == labels).mean())
 
 
 def _localise(evaluation: Evaluation, protocol: str, trial: Trial, split: OpenSetSplit) -> Values:

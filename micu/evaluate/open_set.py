@@ -331,11 +331,6 @@ def _conclude(
     )
 
 
-def _has_both(split: OpenSetSplit) -> bool:
-    """Whether clips of known and of unknown classes are tested."""
-    return len({clip.label in split.known for clip in split.test}) == 2
-
-
 def _tell_choice(split: OpenSetSplit, threshold_source: str, chosen: Choice, probes: int) -> str:
     """How epoch and threshold were chosen, in words."""
     if split.held_out:
@@ -346,7 +341,7 @@ def _tell_choice(split: OpenSetSplit, threshold_source: str, chosen: Choice, pro
         )
     else:
         origin, differs = f"split {VALIDATION!r} of the manifest", ""
-    if threshold_source in ON_TEST and not _has_both(split):
+    if threshold_source in ON_TEST and len({clip.label in split.known for clip in split.test}) < 2:
         first = "first" if threshold_source == ORACLE else "most accurate"
         return (
             "no HOS without test clips of known and of unknown classes: the lowest score of the "

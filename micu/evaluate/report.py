@@ -159,11 +159,6 @@ ClassList = tuple[str, str, str]
 """Of a list of known classes: size, or nothing where it is not known; name; hash."""
 
 
-def holds_results(columns: Iterable[str]) -> bool:
-    """Whether these are the columns of a results file, in any order, and maybe of others, too."""
-    return {*COLUMNS} - {*ADDED} <= {*columns}
-
-
 ALIKE = 6
 """Columns of a results file by which one is known that others were taken from."""
 
@@ -225,8 +220,8 @@ def read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such results file; micu-eval … --out {path} writes one")
     columns = read_columns(path)
-    if not holds_results(columns):
-        lacking = [name for name in COLUMNS if name not in (*columns, *ADDED)]
+    lacking = [name for name in COLUMNS if name not in (*columns, *ADDED)]
+    if lacking:
         got = ", ".join(map(show, columns)) if any(columns) else "an empty file"
         raise ConfigError(
             f"{path}: not a results file of this version; expected the columns "

@@ -14,7 +14,7 @@ from micu.report.compare import (
     short_preset,
     tabulate_lines,
 )
-from micu.report.drawings import COLOURS, GREY, Bar, Drawing, draw_bars
+from micu.report.drawings import COLOURS, GREY, Bar, draw_bars
 from micu.report.figures import draw_codebook, draw_training
 from micu.report.open_set import open_set_section
 from micu.report.page import Block, Code, Drawings, Fold, Section, Title, render_html
@@ -70,18 +70,21 @@ def build_report(material: Material, map_method: str = "auto") -> list[Section]:
     """
     elsewhere = [row for row in material.results if row.other_split]
     lines = compare([row for row in material.results if not row.other_split])
+    # The codebook has a part of its own.
+    own = [line for line in lines if line.of.setting not in SETTINGS and line.of.task != "codebook"]
+    commands = dict.fromkeys(command.line for command in material.commands)
     return [
         Section("Summary", summary_blocks(material.results)),
         Section("Overview", _overview(material, lines)),
         *_paper_sections(lines),
-        Section(OWN, _own(lines)),
-        Section(ELSEWHERE, _elsewhere(compare(elsewhere))),
+        Section(OWN, _tables(own, "Task {}")),
+        Section(ELSEWHERE, _tables(compare(elsewhere), "Task {}, tested on split {}, not on test")),
         open_set_section(list(material.details.values()), map_method),
         Section("Codebook", _codebooks(material)),
         Section("Training", _trainings(material)),
         Section("Failures", _failures(material)),
         Section("Provenance", _provenance(material)),
-        Section("Commands", _commands(material)),
+        Section("Commands", [Code("\n".join(commands))] if commands else []),
     ]
 
 
@@ -101,22 +104,23 @@ def _overview(material: Material, lines: Sequence[Line]) -> list[Block]:
         "of the paper beside them.",
         READING,
     ]
+    key = {"blind to the test set": BLIND, "threshold, epoch or checkpoint chosen on it": ON_TEST}
+    with_hos = [line for line in compared if "hos" in line.cells]
     charts = [
-        _chart(setting, [line for line in compared if line.of.setting == setting])
-        for setting in dict.fromkeys(line.of.setting for line in compared if "hos" in line.cells)
+        draw_bars(
+            f"HOS, {setting}: ours (bar) and the paper's (mark), %",
+            "Bars are ours, marks the paper's.",
+            _bars(found),
+            "paper",
+            key,
+        )
+        for setting, found in grouped(with_hos, lambda line: line.of.setting).items()
     ]
     blocks += [Drawings(charts)] if charts else []
     blocks += _tell_leaks(lines)
     if material.skipped:
         blocks.append(f"Not read: {'; '.join(material.skipped)}")
     return blocks
-
-
-def _chart(setting: str, lines: Sequence[Line]) -> Drawing:
-    """HOS of one setting beside the paper's."""
-    title = f"HOS, {setting}: ours (bar) and the paper's (mark), %"
-    key = {"blind to the test set": BLIND, "threshold, epoch or checkpoint chosen on it": ON_TEST}
-    return draw_bars(title, "Bars are ours, marks the paper's.", _bars(lines), "paper", key)
 
 
 def _bars(lines: Sequence[Line]) -> list[Bar]:
@@ -162,7 +166,8 @@ def _but_score(line: Line) -> tuple[str, ...]:
 def _label(line: Line) -> str:
     """What is evaluated, and below it how."""
     row = line.of
-    return f"{_arrows(line.direction)} {short_preset(row.preset)}\n{_told_how(row)}"
+    direction = line.direction.replace("<->", "↔").replace("->", "→")
+    return f"{direction} {short_preset(row.preset)}\n{_told_how(row)}"
 
 
 def _told_how(row: Row) -> str:
@@ -183,7 +188,8 @@ def _tell_leaks(lines: Sequence[Line]) -> list[str]:
 def _paper_sections(lines: Sequence[Line]) -> list[Section]:
     """One part per table of the paper that has lines of ours."""
     known = [line for line in lines if line.of.setting in SETTINGS]
-    by_table = grouped(known, lambda line: line.table or _first_table(line.of.setting))
+    first = {figure.setting: figure.table for figure in reversed(read_printed())}
+    by_table = grouped(known, lambda line: line.table or first[line.of.setting])
     sections = []
     for number, found in sorted(by_table.items()):
         metrics = list(dict.fromkeys(f.metric for f in read_printed() if f.table == number))
@@ -197,10 +203,6 @@ def _paper_sections(lines: Sequence[Line]) -> list[Section]:
         fold = Fold("What the paper's figures rest on", rests)
         sections.append(Section(f"Table {number}: {TABLES[number]}", [table, *notes, fold]))
     return sections
-
-
-def _first_table(setting: str) -> int:
-    return min(figure.table for figure in read_printed() if figure.setting == setting)
 
 
 def _means(lines: Sequence[Line], number: int) -> list[str]:
@@ -239,20 +241,13 @@ def _means(lines: Sequence[Line], number: int) -> list[str]:
     return texts
 
 
-def _own(lines: Sequence[Line]) -> list[Block]:
-    """Tables of lines without a setting, one per task; the codebook has a part of its own."""
-    own = [line for line in lines if line.of.setting not in SETTINGS and line.of.task != "codebook"]
-    tasks = grouped(own, lambda line: line.of.task)
-    return [block for task, found in tasks.items() for block in _table_of(f"Task {task}", found)]
-
-
-def _elsewhere(lines: Sequence[Line]) -> list[Block]:
-    """Tables of what was tested on validation clips, to tune by, for example."""
+def _tables(lines: Sequence[Line], title: str) -> list[Block]:
+    """A table for each task and split that is tested; the title has a place for both."""
     jobs = grouped(lines, lambda line: (line.of.task, line.of.other_split))
     return [
         block
         for (task, split), found in jobs.items()
-        for block in _table_of(f"Task {task}, tested on split {split}, not on test", found)
+        for block in _table_of(title.format(task, split), found)
     ]
 
 
@@ -368,12 +363,3 @@ def _sets_table(sets: Mapping[str, Header]) -> TextTable:
 
 def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {number}" for name, number in versions.items())
-
-
-def _commands(material: Material) -> list[Block]:
-    lines = dict.fromkeys(command.line for command in material.commands)
-    return [Code("\n".join(lines))] if lines else []
-
-
-def _arrows(direction: str) -> str:
-    return direction.replace("<->", "↔").replace("->", "→")

@@ -18,10 +18,8 @@ from micu.evaluate.codebook import SHARE, CodebookUse
 from micu.evaluate.details import Details, thin_out
 from micu.evaluate.metrics import (
     UNKNOWN,
-    Floats,
     accept_rates,
     at_or_above,
-    auroc,
     harmonic_mean,
     oscr,
 )
@@ -65,29 +63,24 @@ def threshold_curves(details: Details) -> list[Curve]:
     return [Curve("OS*", x, os_star), Curve("UNK", x, unk), Curve("HOS", x, hos)]
 
 
-def roc_curve(details: Details, name: str) -> Curve:
-    """Known clips accepted against unknown ones accepted, at every threshold."""
-    known = details.labels != UNKNOWN
-    return _acceptance(name, details.known_score[known], int(known.sum()), details)
+def acceptance_curve(details: Details, name: str, counted: NDArray[np.bool_]) -> Curve:
+    """Share of the known clips that is counted and accepted, against unknown clips accepted.
 
-
-def oscr_curve(details: Details, name: str) -> Curve:
-    """Known clips accepted and given their class against unknown ones accepted."""
-    known = details.labels != UNKNOWN
-    right = known & (details.logits.argmax(-1) == details.labels)
-    return _acceptance(name, details.known_score[right], int(known.sum()), details)
-
-
-def _acceptance(name: str, counted: Floats, total: int, details: Details) -> Curve:
-    """Share of `total` that is counted and accepted, against unknown clips accepted."""
-    unknown = details.known_score[details.labels == UNKNOWN]
+    Args:
+        details: Of a job.
+        name: The area under the curve is added to it.
+        counted: Which clips, (n,), all of them known.
+    """
+    scores, known = details.known_score, details.labels != UNKNOWN
+    total, unknown = int(known.sum()), scores[~known]
+    told = f"{name}: {oscr(scores[counted], total, unknown):.3f}"
     if not total or not len(unknown):
-        return Curve(name, (), ())
-    levels = np.unique(details.known_score)[::-1]
+        return Curve(told, (), ())
+    levels = np.unique(scores)[::-1]
     x = np.concatenate([[0.0], at_or_above(unknown, levels) / len(unknown)])
-    y = np.concatenate([[0.0], at_or_above(counted, levels) / total])
+    y = np.concatenate([[0.0], at_or_above(scores[counted], levels) / total])
     kept = np.unique([*thin_out(len(x), POINTS), len(x) - 1])
-    return Curve(name, x[kept].tolist(), y[kept].tolist())
+    return Curve(told, x[kept].tolist(), y[kept].tolist())
 
 
 def confusion(details: Details) -> NDArray[np.float64]:
@@ -127,14 +120,12 @@ def draw_thresholds(details: Details) -> Drawing:
 def draw_acceptance(jobs: Mapping[str, Details]) -> list[Drawing]:
     """ROC and OSCR curves of several methods, one beside the other."""
     drawings = []
-    for title, what, trace, area in (
-        ("ROC", "known accepted", roc_curve, _area_of_roc),
-        ("OSCR", "known accepted, class right", oscr_curve, _area_of_oscr),
-    ):
-        curves = [
-            trace(details, f"{plain(name, NAME - 8)}: {area(details):.3f}")
-            for name, details in jobs.items()
-        ]
+    for title, what in (("ROC", "known accepted"), ("OSCR", "known accepted, class right")):
+        curves = []
+        for name, details in jobs.items():
+            right = details.logits.argmax(-1) == details.labels
+            counted = (details.labels != UNKNOWN) & (right | (title == "ROC"))
+            curves.append(acceptance_curve(details, plain(name, NAME - 8), counted))
         drawings.append(
             draw_curves(
                 f"{title}, with the area under it",
@@ -147,17 +138,6 @@ def draw_acceptance(jobs: Mapping[str, Details]) -> list[Drawing]:
             )
         )
     return drawings
-
-
-def _area_of_roc(details: Details) -> float:
-    known = details.labels != UNKNOWN
-    return auroc(details.known_score[known], details.known_score[~known])
-
-
-def _area_of_oscr(details: Details) -> float:
-    known = details.labels != UNKNOWN
-    right = known & (details.logits.argmax(-1) == details.labels)
-    return oscr(details.known_score[right], int(known.sum()), details.known_score[~known])
 
 
 def draw_confusion(details: Details) -> Drawing:

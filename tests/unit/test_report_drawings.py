@@ -35,6 +35,7 @@ from micu.report.drawings import (
 )
 from micu.report.figures import (
     TAKERS,
+    acceptance_curve,
     confusion,
     draw_acceptance,
     draw_codebook,
@@ -42,10 +43,8 @@ from micu.report.figures import (
     draw_map,
     draw_thresholds,
     draw_training,
-    oscr_curve,
     place_clips,
     principal_plane,
-    roc_curve,
     threshold_curves,
 )
 from micu.report.page import Section, drawings_of
@@ -214,8 +213,11 @@ def test_curves_have_the_area_and_the_rates_that_the_metrics_have() -> None:
     right = known & (details.logits.argmax(1) == details.labels)
     scores = details.known_score
     for curve, area in (
-        (roc_curve(details, "r"), auroc(scores[known], scores[~known])),
-        (oscr_curve(details, "o"), oscr(scores[right], int(known.sum()), scores[~known])),
+        (acceptance_curve(details, "r", known), auroc(scores[known], scores[~known])),
+        (
+            acceptance_curve(details, "o", right),
+            oscr(scores[right], int(known.sum()), scores[~known]),
+        ),
     ):
         x, y = np.array(curve.x), np.array(curve.y)
         assert float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum()) == pytest.approx(area)
