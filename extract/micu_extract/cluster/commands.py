@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,13 +16,11 @@ from micu.base.command_line import ArrayJob, ToolCommand, array_script, typed_va
 from micu.base.errors import ConfigError, StoreError, shorten
 from micu.base.process import EXIT_FAILURES
 from micu.store.sets import find_lost_sets, find_sets
-from micu_extract.pipeline.failures import Limit, parse_share
+from micu_extract.pipeline.failures import parse_share
 from micu_extract.sets.merge import MergeReport, merge_set
 from micu_extract.sets.repair import repair_set
-from micu_extract.sets.shares import Part, choose_part, join_folder
+from micu_extract.sets.shares import choose_part, join_folder
 from micu_extract.sets.status import describe_status, read_status
-
-Command = Callable[..., Any]
 
 SHOWN_PROBLEMS = 20
 
@@ -32,56 +30,32 @@ _FEATURES = click.Path(path_type=Path, exists=True, file_okay=False)
 # --- options ---------------------------------------------------------------------------------
 
 
-def _to_part(context: click.Context, parameter: click.Parameter, typed: str | None) -> Part | None:
-    return choose_part(typed, os.environ)
-
-
-def _to_limit(
-    context: click.Context, parameter: click.Parameter, typed: str | None
-) -> Limit | None:
-    return None if typed is None else parse_share(typed)
-
-
-def part_option(command: Command) -> Command:
-    """Give a command `--part`, which arrives as `part: Part | None`."""
-    return click.option(
-        "--part",
-        metavar="I/N",
-        callback=_to_part,
-        help="Extract only the I-th of N shares of the shards, for example 2/4, or several of "
-        "them, for example 5-8/200 [default: the place in a Slurm array, else everything].",
-    )(command)
-
-
-def dask_option(command: Command) -> Command:
-    """Give a command `--dask`, which arrives as `dask: str | None`."""
-    return click.option(
-        "--dask",
-        metavar="ADDRESS",
-        help="Run the shards on the Dask cluster of this scheduler, for example tcp://node7:8786: "
-        "one share of them at a time on each worker that was started with --resources GPU=1.",
-    )(command)
-
-
-def max_failures_option(command: Command) -> Command:
-    """Give a command `--max-failures`, which arrives as `max_failures: Limit | None`."""
-    return click.option(
-        "--max-failures",
-        metavar="N|P%",
-        callback=_to_limit,
-        help="Stop when more clips failed: a number, or a share of those tried, for example 5% "
-        "[default: when the first 32 all fail; 100% never].",
-    )(command)
-
-
-def repair_option(command: Command) -> Command:
-    """Give a command `--repair`, which arrives as `repair: bool`."""
-    return click.option(
-        "--repair",
-        is_flag=True,
-        help="With --data: delete the shards that are broken, and say what to type to make them "
-        "again. Nothing may be extracting meanwhile.",
-    )(command)
+part_option = click.option(
+    "--part",
+    metavar="I/N",
+    callback=lambda context, option, typed: choose_part(typed, os.environ),
+    help="Extract only the I-th of N shares of the shards, for example 2/4, or several of "
+    "them, for example 5-8/200 [default: the place in a Slurm array, else everything].",
+)
+dask_option = click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Run the shards on the Dask cluster of this scheduler, for example tcp://node7:8786: "
+    "one share of them at a time on each worker that was started with --resources GPU=1.",
+)
+max_failures_option = click.option(
+    "--max-failures",
+    metavar="N|P%",
+    callback=lambda context, option, typed: None if typed is None else parse_share(typed),
+    help="Stop when more clips failed: a number, or a share of those tried, for example 5% "
+    "[default: when the first 32 all fail; 100% never].",
+)
+repair_option = click.option(
+    "--repair",
+    is_flag=True,
+    help="With --data: delete the shards that are broken, and say what to type to make them "
+    "again. Nothing may be extracting meanwhile.",
+)
 
 
 def describe_unread(folder: Path, error: StoreError | OSError) -> str:
