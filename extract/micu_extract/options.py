@@ -1,27 +1,25 @@
 """The arguments and options of the extraction commands; backbones add theirs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from micu.base.command_line import Decorator, panel
+from micu.base.command_line import Decorator, in_order, panel
 from micu.base.devices import count_cores
 from micu.base.process import FiniteRange
 from micu.base.registry import suggest
 from micu_extract.backbones import BACKBONES, TIMM_PREFIX, find_backbone
 from micu_extract.backbones.base import Option, Precision, Run
 from micu_extract.cluster.commands import dask_option, max_failures_option, part_option
-from micu_extract.flow.options import flow_options
+from micu_extract.flow.options import FLOW_DECORATORS
 from micu_extract.media.readers import DECODERS
 from micu_extract.run import Settings
 from micu_extract.sets.shares import Part
 
 DEFAULT_BACKBONE = {"video": "swinv2", "audio": "htsat", "flow": "slowonly", "text": "bert"}
-
-Command = Callable[..., None]
 
 SETTINGS = (
     *("manifest", "media_root", "out", "device", "batch_size", "precision", "compiled"),
@@ -41,27 +39,6 @@ _DECODER = click.option(
 _WEIGHTS = "pretrained, a local file or folder, or random (by name only; shards say so)."
 
 
-def extraction_options(modality: str) -> Callable[[Command], Command]:
-    """Decorator that gives a command its arguments, in the order in which help shows them."""
-    groups = [
-        click.argument("manifest", required=False, type=click.Path(path_type=Path)),
-        panel("Backbone", *(_all_options() if modality == "all" else _one_options(modality))),
-        *([panel("Media", *_media_options(modality))] if modality != "text" else []),
-        panel("Run", *_run_options()),
-        panel("Network", *_network_options()),
-        panel("Parts", part_option, dask_option),
-        *([panel("Flow", *flow_options())] if modality in ("flow", "all") else []),
-        *([panel("Options of backbones", *found)] if (found := _own_options(modality)) else []),
-    ]
-
-    def decorate(command: Command) -> Command:
-        for group in reversed(groups):
-            command = group(command)
-        return command
-
-    return decorate
-
-
 def _one_options(modality: str) -> list[Decorator]:
     return [
         click.option(
@@ -74,85 +51,94 @@ def _one_options(modality: str) -> list[Decorator]:
     ]
 
 
-def _all_options() -> list[Decorator]:
-    return [
-        click.option(
-            "--backbones", required=True, metavar="NAME,…", help="See `micu-extract list`."
-        ),
-        click.option(
-            "--weights",
-            multiple=True,
-            default=["pretrained"],
-            show_default=True,
-            metavar="[NAME=]VALUE",
-            help=f"{_WEIGHTS} Of every backbone, or of the one named; may be repeated.",
-        ),
-        click.option(
-            "--set",
-            "set_options",
-            multiple=True,
-            metavar="NAME.OPTION=VALUE",
-            help="An option of one backbone, for example swinv2.frames-per-second=4.",
-        ),
-    ]
+_ALL: tuple[Decorator, ...] = (
+    click.option("--backbones", required=True, metavar="NAME,…", help="See `micu-extract list`."),
+    click.option(
+        "--weights",
+        multiple=True,
+        default=["pretrained"],
+        show_default=True,
+        metavar="[NAME=]VALUE",
+        help=f"{_WEIGHTS} Of every backbone, or of the one named; may be repeated.",
+    ),
+    click.option(
+        "--set",
+        "set_options",
+        multiple=True,
+        metavar="NAME.OPTION=VALUE",
+        help="An option of one backbone, for example swinv2.frames-per-second=4.",
+    ),
+)
 
 
-def _run_options() -> list[Decorator]:
-    return [
-        click.option(
-            "--out",
-            type=click.Path(path_type=Path, file_okay=False),
-            default=Path("features"),
-            show_default=True,
-            help="Root of the feature sets.",
-        ),
-        click.option(
-            "--limit", type=click.IntRange(min=1), help="Only the first N rows of the manifest."
-        ),
-        click.option(
-            "--shard-rows",
-            type=click.IntRange(min=1),
-            help="Rows per shard [default: about 64 MiB, 64 to 1024 rows].",
-        ),
-        max_failures_option,
-        click.option("--retry-failed", is_flag=True, help="Try the clips in the ledger again."),
-        click.option(
-            "--overwrite", is_flag=True, help="Replace features that were made with other settings."
-        ),
-        click.option(
-            "--fetch",
-            is_flag=True,
-            help="Make a MANIFEST that is not there, if it is named as a data set whose lists are "
-            "published: manifests/vggsound.csv.",
-        ),
-        click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop."),
-        click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
-    ]
+_RUN = (
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("features"),
+        show_default=True,
+        help="Root of the feature sets.",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(min=1), help="Only the first N rows of the manifest."
+    ),
+    click.option(
+        "--shard-rows",
+        type=click.IntRange(min=1),
+        help="Rows per shard [default: about 64 MiB, 64 to 1024 rows].",
+    ),
+    max_failures_option,
+    click.option("--retry-failed", is_flag=True, help="Try the clips in the ledger again."),
+    click.option(
+        "--overwrite", is_flag=True, help="Replace features that were made with other settings."
+    ),
+    click.option(
+        "--fetch",
+        is_flag=True,
+        help="Make a MANIFEST that is not there, if it is named as a data set whose lists are "
+        "published: manifests/vggsound.csv.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop."),
+    click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+)
 
 
-def _network_options() -> list[Decorator]:
-    return [
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
-        click.option(
-            "--batch-size",
-            type=click.IntRange(min=1),
-            help="Units (frames, windows, flow clips, sentences) in one forward pass; batches go "
-            "across clips [default: the backbone's].",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(get_args(Precision)),
-            default="float32",
-            show_default=True,
-            help="Of the network; bf16 and fp16 change features, and are fast on GPUs.",
-        ),
-        click.option(
-            "--compile",
-            "compiled",
-            is_flag=True,
-            help="Compile the network with torch.compile first, which takes minutes.",
-        ),
-    ]
+_NETWORK = (
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        help="Units (frames, windows, flow clips, sentences) in one forward pass; batches go "
+        "across clips [default: the backbone's].",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(get_args(Precision)),
+        default="float32",
+        show_default=True,
+        help="Of the network; bf16 and fp16 change features, and are fast on GPUs.",
+    ),
+    click.option(
+        "--compile",
+        "compiled",
+        is_flag=True,
+        help="Compile the network with torch.compile first, which takes minutes.",
+    ),
+)
+
+
+def extraction_options(modality: str) -> Decorator:
+    """Decorator that gives a command its arguments, in the order in which help shows them."""
+    return in_order(
+        click.argument("manifest", required=False, type=click.Path(path_type=Path)),
+        panel("Backbone", *(_ALL if modality == "all" else _one_options(modality))),
+        *([panel("Media", *_media_options(modality))] if modality != "text" else []),
+        panel("Run", *_RUN),
+        panel("Network", *_NETWORK),
+        panel("Parts", part_option, dask_option),
+        *([panel("Flow", *FLOW_DECORATORS)] if modality in ("flow", "all") else []),
+        *([panel("Options of backbones", *found)] if (found := _own_options(modality)) else []),
+    )
 
 
 def _media_options(modality: str) -> list[Decorator]:

@@ -28,6 +28,17 @@ Decorator = Callable[[Any], Any]
 """What gives a function an argument or options of a command."""
 
 
+def in_order(*options: Decorator) -> Decorator:
+    """Options that help shows in this order, as one decorator."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def panel(title: str, *options: Decorator) -> Decorator:
     """Options that stand together in help, in this order, as one decorator.
 
@@ -38,8 +49,7 @@ def panel(title: str, *options: Decorator) -> Decorator:
 
     def decorate(command: Any) -> Any:
         known = len(getattr(command, "__click_params__", ()))
-        for option in reversed(options):
-            command = option(command)
+        command = in_order(*options)(command)
         for parameter in command.__click_params__[known:]:
             parameter.panel = title
         return command

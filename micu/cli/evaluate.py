@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import shlex
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from micu.base.command_line import (
     ToolCommand,
     ToolGroup,
     drop_options,
+    in_order,
     option_words,
     typed_options,
     typed_value,
@@ -183,9 +184,7 @@ def _add_task(task: str) -> None:
             record_command(order.out, line)
             _print(rows, order)
 
-    command: Callable[..., None] = run_task
-    for option in reversed(OPTIONS[task]):
-        command = option(command)
+    command = in_order(*OPTIONS[task])(run_task)
     example = f"micu-eval {task} runs/micu-vaf-0/last.pt {EXAMPLES[task]}"
     main.command(task, cls=TaskCommand, help=TOLD[task], example=example)(command)
 

@@ -13,7 +13,6 @@ import click
 
 from micu.base.command_line import (
     ArrayJob,
-    Decorator,
     array_script,
     option_words,
     typed_options,
@@ -38,42 +37,41 @@ SHARED = ("features", "manifest", "device")
 """Options of the training that its evaluation takes over."""
 
 
-def sweep_options() -> list[Decorator]:
-    """The options of a sweep, in the order in which help shows them."""
-    return [
-        click.option(
-            "--sweep",
-            metavar="KEY=VALUE,…",
-            multiple=True,
-            help="Do a run for each value of a setting, or of `preset`; several make a grid. "
-            "Finished runs are not repeated, others resume.",
-        ),
-        click.option(
-            "--seeds",
-            type=click.IntRange(1, MOST_SEEDS),
-            help="Runs per setting of a sweep, from --seed on [default: 1]; alone, a sweep too.",
-        ),
-        click.option(
-            "--jobs",
-            type=click.IntRange(min=1),
-            default=1,
-            show_default=True,
-            help="Runs of a sweep at a time; they take the GPUs in turn.",
-        ),
-        click.option(
-            "--part", metavar="I/N", help="Only the I-th of N shares of a sweep's runs; no table."
-        ),
-        click.option(
-            "--then",
-            metavar="OPTIONS",
-            help="Evaluate each finished run of a sweep: options of micu-eval, in quotes.",
-        ),
-        click.option(
-            "--sweep-print",
-            type=click.Choice(["slurm"]),
-            help="Print a job script for the sweep, one array task per run, and stop.",
-        ),
-    ]
+SWEEP_OPTIONS = (
+    click.option(
+        "--sweep",
+        metavar="KEY=VALUE,…",
+        multiple=True,
+        help="Do a run for each value of a setting, or of `preset`; several make a grid. "
+        "Finished runs are not repeated, others resume.",
+    ),
+    click.option(
+        "--seeds",
+        type=click.IntRange(1, MOST_SEEDS),
+        help="Runs per setting of a sweep, from --seed on [default: 1]; alone, a sweep too.",
+    ),
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Runs of a sweep at a time; they take the GPUs in turn.",
+    ),
+    click.option(
+        "--part", metavar="I/N", help="Only the I-th of N shares of a sweep's runs; no table."
+    ),
+    click.option(
+        "--then",
+        metavar="OPTIONS",
+        help="Evaluate each finished run of a sweep: options of micu-eval, in quotes.",
+    ),
+    click.option(
+        "--sweep-print",
+        type=click.Choice(["slurm"]),
+        help="Print a job script for the sweep, one array task per run, and stop.",
+    ),
+)
+"""In the order in which help shows them."""
 
 
 def is_sweep(context: click.Context) -> bool:

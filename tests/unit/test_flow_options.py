@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from micu.base.errors import ConfigError
 from micu_extract.backbones.base import FlowInput
 from micu_extract.flow.methods import FLOW_METHODS, FlowSettings
-from micu_extract.flow.options import FLOW_OPTIONS, flow_options, flow_settings
+from micu_extract.flow.options import FLOW_DECORATORS, FLOW_OPTIONS, flow_settings
 from micu_extract.flow.tvl1_parameters import TVL1
 
 
@@ -19,7 +19,7 @@ def type_in(*words: str) -> tuple[FlowSettings, dict[str, object], object]:
     def command(*, flow_cache, **typed):
         got.append((*flow_settings(device="cpu", **typed), flow_cache))
 
-    made = functools.reduce(lambda made, option: option(made), reversed(flow_options()), command)
+    made = functools.reduce(lambda made, option: option(made), reversed(FLOW_DECORATORS), command)
     click.command()(made).main(list(words), standalone_mode=False)
     return got[0]
 
@@ -29,7 +29,7 @@ def help_of() -> str:
     def command(**typed):
         raise AssertionError
 
-    made = functools.reduce(lambda made, option: option(made), reversed(flow_options()), command)
+    made = functools.reduce(lambda made, option: option(made), reversed(FLOW_DECORATORS), command)
     return " ".join(CliRunner().invoke(made, ["--help"], terminal_width=500).output.split())
 
 
@@ -112,6 +112,6 @@ def test_the_names_of_the_arguments_are_those_of_the_options():
     def command(**typed):
         raise AssertionError
 
-    made = functools.reduce(lambda made, option: option(made), reversed(flow_options()), command)
+    made = functools.reduce(lambda made, option: option(made), reversed(FLOW_DECORATORS), command)
     names = [option.name for option in click.command()(made).params]
     assert sorted(names) == sorted([*FLOW_OPTIONS, "flow_cache"])

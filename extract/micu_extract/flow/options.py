@@ -4,16 +4,15 @@ An option is None unless it is typed, so that one that would do nothing is refus
 that a backbone's own conventions hold until others are typed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from micu.base.command_line import Decorator
 from micu_extract.flow.methods import FLOW_METHODS, RAFT_SIZES, FlowSettings
 from micu_extract.flow.tvl1_parameters import ENGINES, TVL1
-
-Command = Callable[..., None]
 
 _DEFAULTS = FlowSettings()
 
@@ -52,83 +51,7 @@ FLOW_OPTIONS = (
 """Names of the arguments of `flow_settings`; `flow_cache` is an option beside them."""
 
 
-def flow_options() -> list[Callable[[Command], Command]]:
-    """Click's decorators of every flow option, in the order in which help shows them."""
-    return [
-        click.option(
-            "--flow-method",
-            type=click.Choice(FLOW_METHODS),
-            help="How flow is computed: tvl1, which two-stream networks were trained on; or raft, "
-            "a network (torchvision's).",
-        ),
-        *(
-            click.option(f"--{name}", is_flag=True, help=f"Short for --flow-method {name}.")
-            for name in FLOW_METHODS
-        ),
-        *_convention_options(),
-        click.option(
-            "--flow-cache",
-            type=click.Path(path_type=Path, file_okay=False),
-            help="Keep computed flow in this folder, and take it from there: a second run, or "
-            "backbone, does not pay again.",
-        ),
-        click.option(
-            "--flow-engine",
-            type=click.Choice(ENGINES),
-            help="What computes TV-L1: numba is fast on a CPU, torch is for GPUs, opencv is the "
-            f"slow original. [default: {_DEFAULTS.engine}]",
-        ),
-        *(_tvl1_option(name, text) for name, text in TVL1_OPTIONS.items()),
-        click.option(
-            "--raft-model",
-            type=click.Choice(RAFT_SIZES),
-            help=f"Size of RAFT's network. [default: {_DEFAULTS.raft}]",
-        ),
-        click.option(
-            "--flow-weights",
-            help="Of RAFT: pretrained, a local file, or random (by name only; shards say so). "
-            f"[default: {_DEFAULTS.weights}]",
-        ),
-    ]
-
-
-def _convention_options() -> list[Callable[[Command], Command]]:
-    return [
-        click.option(
-            "--bound",
-            type=float,
-            help="Displacement, px, that the 8 bits of a field end at. [default: the backbone's; "
-            "slowonly: 20]",
-        ),
-        click.option(
-            "--rounding",
-            type=click.Choice(("nearest", "truncate")),
-            help="To 8 bits: nearest, as denseflow (still is 128); or truncate, as mmaction2's "
-            "script (still is 127, and the backbone still subtracts 128). [default: nearest]",
-        ),
-        click.option(
-            "--short-side",
-            type=click.IntRange(min=1),
-            help="Larger pictures are resized to this, px, before flow is computed; 320 is "
-            "what SlowOnly's model card says. [default: the backbone's; slowonly: 256]",
-        ),
-        click.option(
-            "--gray",
-            type=click.Choice(("before", "after")),
-            help="When pictures become gray: before they are resized, as denseflow, or after. "
-            "[default: before]",
-        ),
-        click.option(
-            "--dt",
-            type=float,
-            metavar="SECONDS",
-            help="Time step of a field, so that displacements do not depend on the file's frame "
-            "rate. [default: from each frame of the file to the next]",
-        ),
-    ]
-
-
-def _tvl1_option(name: str, text: str) -> Callable[[Command], Command]:
+def _tvl1_option(name: str, text: str) -> Decorator:
     default = getattr(_DEFAULTS.tvl1, name)
     return click.option(_typed(name), name, type=type(default), help=f"{text} [default: {default}]")
 
@@ -136,6 +59,78 @@ def _tvl1_option(name: str, text: str) -> Callable[[Command], Command]:
 def _typed(name: str) -> str:
     """How an argument is typed."""
     return "--" + name.rstrip("_").replace("_", "-")
+
+
+_CONVENTIONS = (
+    click.option(
+        "--bound",
+        type=float,
+        help="Displacement, px, that the 8 bits of a field end at. [default: the backbone's; "
+        "slowonly: 20]",
+    ),
+    click.option(
+        "--rounding",
+        type=click.Choice(("nearest", "truncate")),
+        help="To 8 bits: nearest, as denseflow (still is 128); or truncate, as mmaction2's "
+        "script (still is 127, and the backbone still subtracts 128). [default: nearest]",
+    ),
+    click.option(
+        "--short-side",
+        type=click.IntRange(min=1),
+        help="Larger pictures are resized to this, px, before flow is computed; 320 is "
+        "what SlowOnly's model card says. [default: the backbone's; slowonly: 256]",
+    ),
+    click.option(
+        "--gray",
+        type=click.Choice(("before", "after")),
+        help="When pictures become gray: before they are resized, as denseflow, or after. "
+        "[default: before]",
+    ),
+    click.option(
+        "--dt",
+        type=float,
+        metavar="SECONDS",
+        help="Time step of a field, so that displacements do not depend on the file's frame "
+        "rate. [default: from each frame of the file to the next]",
+    ),
+)
+FLOW_DECORATORS: tuple[Decorator, ...] = (
+    click.option(
+        "--flow-method",
+        type=click.Choice(FLOW_METHODS),
+        help="How flow is computed: tvl1, which two-stream networks were trained on; or raft, "
+        "a network (torchvision's).",
+    ),
+    *(
+        click.option(f"--{name}", is_flag=True, help=f"Short for --flow-method {name}.")
+        for name in FLOW_METHODS
+    ),
+    *_CONVENTIONS,
+    click.option(
+        "--flow-cache",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Keep computed flow in this folder, and take it from there: a second run, or "
+        "backbone, does not pay again.",
+    ),
+    click.option(
+        "--flow-engine",
+        type=click.Choice(ENGINES),
+        help="What computes TV-L1: numba is fast on a CPU, torch is for GPUs, opencv is the "
+        f"slow original. [default: {_DEFAULTS.engine}]",
+    ),
+    *(_tvl1_option(name, text) for name, text in TVL1_OPTIONS.items()),
+    click.option(
+        "--raft-model",
+        type=click.Choice(RAFT_SIZES),
+        help=f"Size of RAFT's network. [default: {_DEFAULTS.raft}]",
+    ),
+    click.option(
+        "--flow-weights",
+        help="Of RAFT: pretrained, a local file, or random (by name only; shards say so). "
+        f"[default: {_DEFAULTS.weights}]",
+    ),
+)
+"""Every option of flow, in the order in which help shows them."""
 
 
 def flow_settings(*, device: str, **typed: Any) -> tuple[FlowSettings, dict[str, Any]]:
