@@ -131,6 +131,47 @@ def test_the_pretraining_list_takes_sentences_and_starts_from_their_files(tmp_pa
     assert (full.clip_id, full.text) == ("---g-f_I2yQ_000007", "The rain falls")
 
 
+def test_vggsounder_says_where_a_label_can_be_perceived(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "video_id,label,modality,background_music\na_000001,dog,AV,True\n"
+    text += 'b_000002,cat,A,False\na_000001,"rain, wind",V,True\n'
+    typed = write(tmp_path, vggsounder__csv=text, vggsound__csv="a,1,dog barking,test\n")
+    first, second = rows("vggsounder", typed)
+    assert (first.clip_id, first.path, first.label, first.split) == (
+        *("a_000001", "a_000001.mp4", "dog barking", "test"),
+    )
+    assert first.events == (
+        Event("dog", 0.0, 10.0),
+        Event("rain, wind", 0.0, 10.0, "video"),
+    )
+    assert (second.label, second.events) == ("", (Event("cat", 0.0, 10.0, "audio"),))
+    assert caplog.messages == [f"{typed[1]}: 1 clips are not in it: 'b_000002'"]
+    with pytest.raises(ManifestError, match="line 2: expected modality A, V or AV, got 'VA'"):
+        rows("vggsounder", [*write(tmp_path, vggsounder__csv=text.replace("AV", "VA")), typed[1]])
+
+
+@pytest.mark.parametrize("target", ["human", "animal", "cartoon"])
+def test_hac_trains_on_two_domains_and_tests_on_the_third(tmp_path: Path, target: str) -> None:
+    for domain in ("human", "animal", "cartoon"):
+        (tmp_path / f"HAC_train_only_{domain}.csv").write_text("a.mp4,0\nb.mp4,6\n")
+        (tmp_path / f"HAC_test_only_{domain}.csv").write_text("b.mp4,6\nc_1_2.mp4,3\n")
+    clips = rows(f"hac-{target}", [str(tmp_path)])
+    assert len({clip.clip_id for clip in clips}) == len(clips) == 12
+    of_one = [clip for clip in clips if clip.clip_id.startswith("animal/")]
+    expected = ["train", "train", "val", "val"] if target != "animal" else ["test"] * 4
+    assert [clip.split for clip in of_one] == expected
+    assert [(c.clip_id, c.group, c.path, c.label) for c in of_one] == [
+        ("animal/a", "animal/a", "animal/videos/a.mp4", "sleeping"),
+        ("animal/b", "animal/b", "animal/videos/b.mp4", "opening door"),
+        ("animal/b#2", "animal/b", "animal/videos/b.mp4", "opening door"),
+        ("animal/c_1_2", "animal/c_1_2", "animal/videos/c_1_2.mp4", "drinking"),
+    ]
+    (tmp_path / "HAC_test_only_human.csv").write_text("b.mp4,7\nb.avi,0\nb.mp4\n")
+    with pytest.raises(ManifestError, match=r"3 bad lines\n  line 1: expected name\.mp4"):
+        rows(f"hac-{target}", [str(tmp_path)])
+
+
 def test_ave_rows_keep_the_order_of_the_lines_and_their_events(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -30,6 +30,14 @@ UCF_VGG = dict(
     )
 )
 AVEL = f"category,video_id,split\ndog,{A},train\ncat,{B},train\n"
+HAC = {
+    f"HAC_{part}_only_{domain}.csv": text
+    for domain, part, text in (
+        *(("human", "train", "run.mp4,5\n"), ("human", "test", "run.mp4,5\n")),
+        *(("animal", "train", "eating_1.mp4,2\n"), ("animal", "test", "")),
+        *(("cartoon", "train", ""), ("cartoon", "test", "eating_1.mp4,2\n")),
+    )
+}
 CLOTHO = "file_name,caption_1,caption_2,caption_3,caption_4,caption_5\na.wav,b,c,d,e,f\n"
 
 LOOK_UPS = {
@@ -96,6 +104,27 @@ LOOK_UPS = {
         {B: f"{B}.mp4"},
         {f"{A}_000091": "missing"},
     ),
+    "vggsounder": (
+        "vggsounder",
+        {"vggsounder.csv": f"video_id,label,modality\n{A}_000128,dog,AV\n", "vggsound.csv": VGG},
+        [f"{A}_000091.mp4"],
+        {},
+        {f"{A}_000128": "missing"},
+    ),
+    **{
+        f"hac-{target}: a clip of the same name in another domain": (
+            f"hac-{target}",
+            HAC,
+            ["HAC/animal/videos/eating_1.mp4", "x/cartoon/videos/run.mp4", "human/videos/run.mkv"],
+            {
+                "animal/eating_1": "HAC/animal/videos/eating_1.mp4",
+                "human/run": "human/videos/run.mkv",
+                "human/run#2": "human/videos/run.mkv",
+            },
+            {"cartoon/eating_1": "missing"},
+        )
+        for target in ("human", "animal", "cartoon")
+    },
     "ave: a second line is about the same clip, a cut of the video may be another": (
         "ave",
         {"Annotations.txt": f"Dog&{A}&good&0&3\nCat&{A}&good&4&6\nDog&{B}&good&0&3\n"},
@@ -157,7 +186,7 @@ LOOK_UPS = {
             "desc_test.json": f'[{{"video_id": "{A}_30.000_40.000", "desc": "a"}}, '
             f'{{"video_id": "{A}_90.000_100.000", "desc": "b"}}]'
         },
-        [f"{A}_30_40.mp4", f"{A}_50_60.mp4"],
+        [f"{A}_30_40.mp4"],
         {f"{A}_30.000_40.000": f"{A}_30_40.mp4"},
         {f"{A}_90.000_100.000": "missing"},
     ),

@@ -145,3 +145,20 @@ def test_class_lists_are_read_without_a_warning(caplog: pytest.LogCaptureFixture
     known = {name: read_class_list(CLASSES / f"{name}.csv") for name in sizes}
     for short, whole in (("ave-14", "ave"), ("ucf51-34", "ucf51"), ("ucf-vgg-12", "ucf-vgg")):
         assert known[whole][: sizes[short]] == known[short]
+
+
+def test_the_class_lists_of_multiood_and_hac_have_their_sizes() -> None:
+    lists = ("hmdb51-25", "hmdb51-43", "ucf101-50", "hac", "hac-6")
+    found = {name: read_class_list(CLASSES / f"{name}.csv") for name in lists}
+    assert [len(classes) for classes in found.values()] == [25, 43, 50, 7, 6]
+    assert set(found["hac"]) - set(found["hac-6"]) == {"drinking"}
+    assert found["hmdb51-25"][-1] == "pick"
+    assert not {"chew", "climb_stairs", "drink", "pick"} & set(found["hmdb51-43"])
+
+
+@pytest.mark.shared
+def test_the_known_classes_of_multiood_leave_6616_clips_of_ucf101_unknown(shared: Path) -> None:
+    lists = ["ucf101_trainlist01.txt", "ucf101_testlist01.txt"]
+    known = set(read_class_list(CLASSES / "ucf101-50.csv"))
+    counts = Counter(clip.label in known for clip in official(shared, "ucf101", *lists))
+    assert counts == {True: 4669 + 1005 + 1030, False: 6616}

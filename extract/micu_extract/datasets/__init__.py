@@ -4,6 +4,7 @@ from micu_extract.datasets import (  # noqa: F401
     ave,
     avvp,
     folder,
+    hac,
     mscoco,
     ucf101,
     ucf_vgg,

@@ -211,8 +211,8 @@ def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False
     Args:
         clips: Rows of a manifest; those without a path stay as they are.
         root: Folder of the media. Links to folders are not followed.
-        is_own_list: Whether a file is known by its folder as well: the name is then unique in it
-            alone, and `dog/1.mp4` is not `cat/1.mp4`.
+        is_own_list: Whether a file is known by its folder as well, as it is where the id names one:
+            the name is then unique in it alone, and `dog/1.mp4` is not `cat/1.mp4`.
     """
     there = {
         (Path(folder) / name).relative_to(root).as_posix()
@@ -232,7 +232,8 @@ def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False
 
     def by_name(path: str, name: str) -> list[str]:
         files = by_stem.get(PurePosixPath(path).stem) or by_stem.get(name, [])
-        return [file for file in files if not is_own_list or _is_tail(path, file)]
+        is_unique = not is_own_list and "/" not in name
+        return [file for file in files if is_unique or _is_tail(path, file)]
 
     def by_own_start(path: str, name: str) -> list[str]:
         video, names = _video_of(path), (PurePosixPath(path).stem, name)

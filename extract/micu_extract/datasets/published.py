@@ -1,7 +1,7 @@
 """Official lists from where their authors publish them: pinned by commit and hash, kept in a cache.
 
-`published.csv` beside this file has a row per data set and file. A hash of 64 digits is a SHA-256,
-one of 40 is git's of the file; where neither is known the rows are counted.
+`published.csv` beside this file has a row per file. A hash of 64 digits is a SHA-256, one of 40 is
+git's of the file; where neither is known the lines are counted.
 """
 
 import csv
@@ -33,14 +33,15 @@ ANSWER_S, WHOLE_S = 20.0, 300.0
 class OfficialList:
     """One official file of a data set."""
 
-    data_set: str
+    data_sets: str
+    """Those that take it, with blanks between."""
     role: str
     repository: str
     commit: str
     path: str
     digest: str
-    rows: str
-    """How many lines follow the header; empty where the digest says more."""
+    lines: str
+    """How many it has; empty where the digest says more."""
     licence: str
 
     @property
@@ -62,7 +63,7 @@ class OfficialList:
     def misfit(self, data: bytes) -> str:
         """What makes bytes another file than this; empty if nothing does."""
         if not self.digest:
-            kind, expected, found = "rows", self.rows, str(len(data.splitlines()) - 1)
+            kind, expected, found = "lines", self.lines, str(len(data.splitlines()))
         elif len(self.digest) == 64:
             kind, expected, found = "SHA-256", self.digest, hashlib.sha256(data).hexdigest()
         else:
@@ -78,7 +79,8 @@ def published() -> Mapping[str, tuple[OfficialList, ...]]:
     files: dict[str, tuple[OfficialList, ...]] = {}
     with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as table:
         for row in csv.DictReader(table):
-            files[row["data_set"]] = (*files.get(row["data_set"], ()), OfficialList(**row))
+            for name in row["data_sets"].split():
+                files[name] = (*files.get(name, ()), OfficialList(**row))
     return files
 
 

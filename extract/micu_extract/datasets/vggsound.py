@@ -3,7 +3,8 @@
 Source: Chen et al., ICASSP 2020; the official `vggsound.csv`, without a header: YouTube id, start
 in seconds, label, split. AVEL-40k is the list of 40,801 of these clips that MICU and its
 predecessors pretrain on: `category, video_id, split`, without the start. AVEL-90k is CoDAAR's, of
-87,323 clips and the same classes; 33,508 are in both.
+87,323 clips and the same classes; 33,508 are in both. VGGSounder (Zverev et al., ICCV 2025) lists
+all labels of the test clips: `video_id, label, modality` and more.
 """
 
 import re
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from micu.store.manifest import Clip
+from micu.store.manifest import Clip, Event
 from micu_extract.datasets.base import (
     File,
     Files,
@@ -24,6 +25,8 @@ from micu_extract.datasets.base import (
 )
 
 CLIP_S = 10.0
+PERCEIVED = {"A": "audio", "V": "video", "AV": ""}
+"""VGGSounder's names of where a label can be perceived, and an event's."""
 STARTS = File(role="starts", pattern="vggsound.csv", optional=True)
 
 
@@ -38,7 +41,7 @@ def read_vggsound(files: Files) -> list[Clip]:
         ManifestError: Lines that are not of the official format, all named.
     """
     return [
-        _clip(f"{youtube_id}_{start:06d}", label, split, label)
+        _clip(_stem(youtube_id, start), label, split, label)
         for youtube_id, start, label, split in _read_list(files["list"])
     ]
 
@@ -106,7 +109,7 @@ def with_starts(clips: Sequence[Clip], files: Files) -> list[Clip]:
             unknown.append(clip.clip_id)
             told.append(clip)
             continue
-        name = f"{clip.clip_id}_{next(iter(found)):06d}"
+        name = _stem(clip.clip_id, next(iter(found)))
         path = PurePosixPath(clip.path).with_name(f"{name}.mp4").as_posix()
         told.append(replace(clip, clip_id=name, path=path, group=""))
     if unknown:
@@ -117,6 +120,43 @@ def with_starts(clips: Sequence[Clip], files: Files) -> list[Clip]:
             name_some(unknown),
         )
     return told
+
+
+@data_set(
+    "vggsounder",
+    File(role="list", pattern="vggsounder*.csv"),
+    File(role="classes", pattern="vggsound.csv"),
+)
+def read_vggsounder(files: Files) -> list[Clip]:
+    """Clips of VGGSound's test list, with all that can be heard or seen in them as events.
+
+    The label is VGGSound's. The events have no times of their own: each is as long as its clip.
+
+    Raises:
+        ManifestError: A file is not of the official format.
+    """
+    events: dict[str, list[Event]] = {}
+    lines = Lines(files["list"])
+    for line, row in read_table(files["list"], ("video_id", "label", "modality")):
+        if row["modality"] not in PERCEIVED:
+            lines.bad(line, f"expected modality A, V or AV, got {row['modality']!r}")
+            continue
+        event = Event(row["label"], 0.0, CLIP_S, PERCEIVED[row["modality"]])
+        events.setdefault(row["video_id"], []).append(event)
+    lines.check()
+    labels = {_stem(video, start): label for video, start, label, _ in _read_list(files["classes"])}
+    clips = [
+        replace(_clip(stem, labels.get(stem, ""), "test", ""), events=tuple(found))
+        for stem, found in events.items()
+    ]
+    if unknown := [clip.clip_id for clip in clips if not clip.label]:
+        told = name_some(unknown)
+        logger.warning("%s: %d clips are not in it%s", files["classes"], len(unknown), told)
+    return clips
+
+
+def _stem(video: str, start_s: int) -> str:
+    return f"{video}_{start_s:06d}"
 
 
 def _clip(stem: str, label: str, split: str, text: str) -> Clip:
