@@ -68,7 +68,7 @@ def write_both(root: Path, clips: int) -> None:
             weights_sha256="",
         )
         rows = rows_per_shard(shape, STEPS)
-        header = Header(spec=spec, manifest="m", manifest_sha256="", shard_rows=rows)
+        header = Header(spec=spec, shard_rows=rows)
         shards, zips = root / "shards" / modality, root / "zips" / modality
         shards.mkdir(parents=True)
         zips.mkdir(parents=True)

@@ -25,14 +25,15 @@ from unittest import mock
 
 import click
 
-from micu.base.files import file_sha256
-from micu.store.manifest import read_manifest
+from micu.store.manifest import read_manifest, row_sources
 from micu.store.sets import (
     Failure,
     RunRecord,
+    extend_layout,
     rows_per_shard,
     set_folder,
     shard_name,
+    write_layout,
     write_ledger,
     write_set,
 )
@@ -73,23 +74,24 @@ def simulate(root: Path, manifest_path: Path, rows: int) -> Path:
     folder = set_folder(root, manifest_path.stem, SPEC.modality, SPEC.backbone)
     folder.mkdir(parents=True)
     shard_rows = rows_per_shard(SPEC.shape, STEPS)
-    sha256 = file_sha256(manifest_path)
-    header = Header(
-        spec=SPEC, manifest=manifest_path.stem, manifest_sha256=sha256, shard_rows=shard_rows
-    )
+    header = Header(spec=SPEC, shard_rows=shard_rows)
     record = RunRecord(manifest_path=str(manifest_path), media_root=str(root), rows=rows)
     write_set(folder, header, record)
+    sources = row_sources(read_manifest(manifest_path).clips, SPEC.made_of)
+    write_layout(folder, extend_layout({}, sources, shard_rows))
     size = shard_rows * STEPS * 4 * 1536
     with (folder / "index.jsonl").open("w") as index:
         for number, start in enumerate(range(0, rows, shard_rows)):
             name = shard_name(number)
             with (folder / name).open("wb") as file:
                 file.truncate(size)
-            ids = [clip_id(i) for i in range(start, min(start + shard_rows, rows)) if i % 100]
-            line = {"shard": name, "sha256": "0" * 64, "size": size, "clip_ids": ids}
-            index.write(json.dumps(line) + "\n")
+            there = [i for i in range(start, min(start + shard_rows, rows)) if i % 100]
+            line = {"shard": name, "sha256": "0" * 64, "size": size, "damaged": {}}
+            line |= {"clip_ids": [clip_id(i) for i in there], "making": SPEC.making}
+            index.write(json.dumps({**line, "sources": [sources[i] for i in there]}) + "\n")
     failed = range(0, rows, 100)
-    write_ledger(folder, (Failure(clip_id(i), "decode", "missing", "no such file") for i in failed))
+    reason = ("decode", "unreadable", "no such file")
+    write_ledger(folder, (Failure(clip_id(i), *reason, sources[i]) for i in failed))
     return folder
 
 

@@ -59,9 +59,8 @@ def write_drawn(root: Path, data: DataSet) -> None:
             weights="none",
             weights_sha256="",
         )
-        header = Header(
-            spec=spec, manifest=known.name, manifest_sha256=known.sha256, shard_rows=len(clips)
-        )
+        header = Header(spec=spec, shard_rows=len(clips))
+        sources = known.sources(modality, spec.made_of)
         folder = set_folder(root / "features", known.name, modality, spec.backbone)
         folder.mkdir(parents=True, exist_ok=True)
         record = RunRecord(manifest_path=str(manifest), media_root="", rows=len(clips))
@@ -72,7 +71,11 @@ def write_drawn(root: Path, data: DataSet) -> None:
         mask, times_s = np.ones(data.steps, np.bool_), np.arange(data.steps) + 0.5
         rows = [
             FeatureRow(
-                clip.clip_id, (patterns[clip.label] + drawn).astype(np.float32), mask, times_s
+                clip.clip_id,
+                (patterns[clip.label] + drawn).astype(np.float32),
+                mask,
+                times_s,
+                sources[clip.clip_id],
             )
             for clip, drawn in zip(clips, noise, strict=True)
         ]

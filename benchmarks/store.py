@@ -48,9 +48,7 @@ def write_shards(folder: Path, shape: tuple[int, ...], clips: int) -> None:
         weights="none",
         weights_sha256="",
     )
-    header = Header(
-        spec=spec, manifest="m", manifest_sha256="", shard_rows=rows_per_shard(shape, STEPS)
-    )
+    header = Header(spec=spec, shard_rows=rows_per_shard(shape, STEPS))
     write_set(folder, header, RunRecord(manifest_path="", media_root="", rows=clips))
     times_s, mask = np.arange(STEPS) + 0.5, np.ones(STEPS, bool)
     for number, start in enumerate(range(0, clips, header.shard_rows)):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,15 +81,19 @@ def write_features(
             weights="random:0",
             weights_sha256="0" * 64,
         )
-        header = Header(spec=spec, manifest=known.name, manifest_sha256=known.sha256, shard_rows=16)
+        header = Header(spec=spec, shard_rows=16)
         folder = set_folder(root, known.name, modality, spec.backbone)
         folder.mkdir(parents=True)
         run = RunRecord(manifest_path=str(manifest), media_root=str(root.parent), rows=len(clips))
         write_set(folder, header, run)
         length = 4 if words else steps
-        there = [clip for clip in clips if has(clip, modality)]
+        sources = known.sources(modality, spec.made_of)
+        there = [clip for clip in clips if has(clip, modality) and clip.clip_id in sources]
         for number, start in enumerate(range(0, len(there), 16)):
-            rows = [make(clip, modality, shape, length) for clip in there[start : start + 16]]
+            rows = [
+                replace(make(clip, modality, shape, length), source=sources[clip.clip_id])
+                for clip in there[start : start + 16]
+            ]
             publish_shard(folder, number, header, rows)
     record = {"manifest": str(manifest), "media_root": str(root.parent)}
     (root / "last.json").write_text(json.dumps(record))

@@ -1,6 +1,7 @@
 """Runs of `micu-extract` in processes of their own, so that they can be killed, and a backbone for
 them: real media, real worker processes, and no torch to load."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -42,7 +43,7 @@ class ToySound:
             shape=(3,),
             hop_s=1.0,
             weights=weights,
-            weights_sha256="0" * 64,
+            weights_sha256=hashlib.sha256(weights.encode()).hexdigest(),
         )
 
     def encode(self, units: Sequence[NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:

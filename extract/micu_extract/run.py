@@ -198,8 +198,13 @@ def _read_rows(path: Path, orders: Sequence[Order]) -> Manifest:
 
 
 def _plan(job: Job, network: Backbone, wants: InputSpec, reading: Reading) -> Plan:
-    described = {**network.spec.preprocessing, **describe_reading(wants, reading)}
-    return plan_extraction(job, replace(network.spec, preprocessing=described))
+    described, versions = describe_reading(wants, reading)
+    spec = replace(
+        network.spec,
+        preprocessing={**network.spec.preprocessing, **described},
+        versions={**network.spec.versions, **versions},
+    )
+    return plan_extraction(job, spec)
 
 
 def _check_shard_rows(plans: Sequence[Plan], *, shared: bool) -> None:
@@ -227,7 +232,7 @@ def _check_media_root(plans: Sequence[Plan], job: Job) -> None:
     for plan in plans:
         if plan.header.spec.modality == "text":
             continue
-        todo = [clip for shard in plan.shards for clip in shard.todo]
+        todo = [row.clip for shard in plan.shards for row in shard.todo]
         if plan.done:  # what was missing before may well be so now
             todo = [clip for clip in todo if clip.clip_id not in plan.again]
         looked_at = _spread([clip for clip in todo if clip.path])

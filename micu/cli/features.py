@@ -141,8 +141,8 @@ def find_feature_sets(
 
     Raises:
         ManifestError: No manifest is known, or it has bad rows.
-        StoreError: A modality has no feature set, or several and none is chosen, or the manifest
-            was changed after the extraction; all of them in one message.
+        StoreError: A modality has no feature set, or several and none is chosen; all of them in
+            one message.
     """
     _refuse_no_features(root)
     known = read_manifest(find_source(root, manifest).manifest)
@@ -156,9 +156,7 @@ def find_feature_sets(
     for modality in modalities:
         try:
             path = _choose(modality, found, chosen.get(modality, ""), known, folder)
-            store = FeatureStore(path)
-            _check_manifest(store, known)
-            stores[modality] = store
+            stores[modality] = FeatureStore(path, known)
         except StoreError as error:
             problems.append(str(error))
     if problems:
@@ -219,13 +217,3 @@ def _choose(
             f"choose one: --{modality}-features {sets[0][0]}"
         )
     return fitting[0]
-
-
-def _check_manifest(store: FeatureStore, manifest: Manifest) -> None:
-    header = store.header
-    if header.manifest_sha256 != manifest.sha256:
-        raise StoreError(
-            f"{store.folder}: extracted from manifest {header.manifest_sha256[:12]}…, "
-            f"{manifest.path} is {manifest.sha256[:12]}…; the manifest was changed since: extract "
-            "again, or give the changed one a name of its own"
-        )

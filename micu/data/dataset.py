@@ -193,12 +193,13 @@ class FeatureDataset:
 
     @property
     def sha256(self) -> str:
-        """What an order of batches depends on: the clips and what made their features."""
+        """What an order of batches depends on: the clips, what made their features and of what."""
         digest = hashlib.sha256()
         for name, store in self.stores.items():
-            digest.update(f"{name}\0{store.header.fingerprint}\0".encode())
+            digest.update(f"{name}\0{store.spec.making}\0".encode())
         for clip in self.clips:
-            digest.update(f"{clip.clip_id}\0".encode())
+            sources = "\0".join(store.source_of(clip.clip_id) for store in self.stores.values())
+            digest.update(f"{clip.clip_id}\0{sources}\0".encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:  # noqa: D105

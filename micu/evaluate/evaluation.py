@@ -436,7 +436,7 @@ def make_row(
         note=note + evaluation.departures(protocol, method),
         conditions=" ".join((*evaluation.conditions(method), *measured_with.split())),
         features=" ".join(
-            f"{name}:{store.spec.backbone}@{store.header.fingerprint[:12]}"
+            f"{name}:{store.spec.backbone}@{store.spec.making[:12]}"
             for name, store in stores.items()
         ),
         **given,

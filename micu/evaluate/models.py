@@ -97,8 +97,7 @@ def describe_preset(loaded: LoadedModel) -> str:
 def check_features(stores: Mapping[str, FeatureStore], loaded: LoadedModel) -> None:
     """Refuse feature sets that are not of the kind that the model was trained on.
 
-    Where the weights were read from and which versions were installed may differ. Of a checkpoint
-    that does not say what its features were, only the shapes can be compared.
+    Of a checkpoint that does not say what its features were, only the shapes can be compared.
 
     Raises:
         StoreError: Backbone, weights, shape or preprocessing differ; all differences are named.
@@ -112,10 +111,10 @@ def check_features(stores: Mapping[str, FeatureStore], loaded: LoadedModel) -> N
                 "or name a checkpoint of a run whose --modalities had it"
             )
         if loaded.specs:
-            expected = _traits(FeatureSpec.from_json(loaded.specs[modality]))
+            expected = _told(FeatureSpec.from_json(loaded.specs[modality]).traits)
         else:
             expected = {"shape": json.dumps(list(loaded.model.shapes[modality]))}
-        got = _traits(store.spec)
+        got = _told(store.spec.traits)
         compared = sorted({*expected, *got} if loaded.specs else expected)
         problems.extend(
             f"  {modality}: {name}: the checkpoint expects {expected.get(name)}, "
@@ -131,13 +130,6 @@ def check_features(stores: Mapping[str, FeatureStore], loaded: LoadedModel) -> N
         )
 
 
-def _traits(spec: FeatureSpec) -> dict[str, str]:
-    """What must be equal, by name, as text."""
-    same = {
-        "backbone": spec.backbone,
-        "weights_sha256": spec.weights_sha256,
-        "shape": list(spec.shape),
-        "hop_s": spec.hop_s,
-        **{f"preprocessing.{name}": value for name, value in spec.preprocessing.items()},
-    }
-    return {name: json.dumps(value, sort_keys=True) for name, value in same.items()}
+def _told(traits: Mapping[str, object]) -> dict[str, str]:
+    """Traits as text."""
+    return {name: json.dumps(value, sort_keys=True) for name, value in traits.items()}

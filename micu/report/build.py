@@ -353,7 +353,7 @@ def _sets_table(sets: Mapping[str, Header]) -> TextTable:
             f"(T, {', '.join(map(str, made.spec.shape))})",
             made.spec.weights,
             made.spec.weights_sha256[:12],
-            made.fingerprint[:12],
+            made.spec.making[:12],
             _versions(made.spec.versions),
         )
         for name, made in sets.items()

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from micu.base.errors import StoreError, shorten, show_unseen
 from micu.base.files import append_durably, parse_json, read_bounded, write_atomically
 
-LEDGER_COLUMNS = ("clip_id", "stage", "code", "message")
+LEDGER_COLUMNS = ("clip_id", "stage", "code", "message", "source")
 MISSING = "missing"
 """Code of a clip of which there is no file: the one failure that says nothing of a file."""
 SHARD_FILE = re.compile(r"shard-([0-9]{5,})\.h5")
@@ -39,6 +40,8 @@ class Failure:
     message: str
     """Shortened, and without control characters: it may quote what is in a file of others, and a
     carriage return would end its row."""
+    source: str = ""
+    """Digest of what its row is made of: another file or window under its id has not failed yet."""
 
     def __post_init__(self) -> None:  # noqa: D105
         object.__setattr__(self, "message", shorten(show_unseen(self.message)))
@@ -54,7 +57,9 @@ class ShardEntry:
     damaged: Mapping[str, int]
     """Corrupt frames of those clips that were stored in spite of some."""
     making: str
-    """Fingerprint of the header that the shard was written with."""
+    """SHA-256 of what makes the shard's rows what they are; see `FeatureSpec.making`."""
+    sources: tuple[str, ...] = ()
+    """What each row was made of; see `micu.store.manifest.row_sources`."""
 
     def is_about(self, size: int, making: str | None) -> bool:
         """Whether a shard of that size and making is the one that was noted; None is any making."""
@@ -83,6 +88,34 @@ def _label_order(label: str) -> tuple[int, ...]:
     return (count, *numbers)
 
 
+LAYOUT = "rows.jsonl"
+"""Which row has its place in which shard, by source; only ever made longer, but by `compact`."""
+
+Layout = Mapping[str, tuple[str, ...]]
+"""Sources by shard name, in order."""
+
+
+def extend_layout(layout: Layout, sources: Sequence[str], shard_rows: int) -> Layout:
+    """Give rows that have no place yet one in new shards, in their order.
+
+    It depends on nothing that an extraction does, so that every part of it finds the same.
+    """
+    known = set().union(*layout.values())
+    new = [source for source in sources if source not in known]
+    numbers = [int(found[1]) for name in layout if (found := SHARD_FILE.fullmatch(name))]
+    first = max(numbers, default=-1) + 1
+    added = {
+        shard_name(first + i): tuple(new[start : start + shard_rows])
+        for i, start in enumerate(range(0, len(new), shard_rows))
+    }
+    return {**layout, **added}
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.h5"
+
+
 # --- writing ---------------------------------------------------------------------------------
 
 
@@ -100,6 +133,12 @@ def write_index(folder: Path, entries: Mapping[str, ShardEntry], label: str = ""
 def _index_lines(entries: Mapping[str, ShardEntry]) -> bytes:
     lines = (json.dumps({"shard": name, **asdict(entry)}) for name, entry in entries.items())
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+def write_layout(folder: Path, layout: Layout) -> None:
+    """Replace the layout."""
+    lines = (json.dumps({"shard": name, "sources": found}) for name, found in layout.items())
+    write_atomically(folder / LAYOUT, "".join(f"{line}\n" for line in lines).encode())
 
 
 def write_ledger(folder: Path, failures: Iterable[Failure], label: str = "") -> None:
@@ -225,7 +264,7 @@ def _read_one_index(path: Path) -> dict[str, ShardEntry]:
             continue
         try:
             value = parse_json(line)
-            noted[_text(value["shard"], SHARD_FILE)] = ShardEntry(
+            entry = ShardEntry(
                 _text(value["sha256"], _SHA256),
                 _count(value["size"]),
                 tuple(_text(clip_id) for clip_id in _of_kind(value["clip_ids"], list)),
@@ -234,7 +273,11 @@ def _read_one_index(path: Path) -> dict[str, ShardEntry]:
                     for clip_id, count in _of_kind(value["damaged"], dict).items()
                 },
                 _text(value["making"], _SHA256),
+                _sources(value["sources"]),
             )
+            if len(entry.sources) != len(entry.clip_ids):
+                raise ValueError("expected a source for each clip id")
+            noted[_text(value["shard"], SHARD_FILE)] = entry
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, json.JSONDecodeError) and _is_cut_off(error):
                 continue
@@ -243,7 +286,31 @@ def _read_one_index(path: Path) -> dict[str, ShardEntry]:
     return noted
 
 
+def read_layout(folder: Path) -> Layout:
+    """Which row has its place in which shard; nothing where that was never noted.
+
+    Raises:
+        StoreError: It is not what we write.
+    """
+    path = folder / LAYOUT
+    remedy = "delete it and type the extraction command again, which makes it anew from the shards"
+    layout = {}
+    try:
+        for line in _read_record(path, "layout", remedy).splitlines():
+            value = parse_json(line)
+            layout[_text(value["shard"], SHARD_FILE)] = _sources(value["sources"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(path, "layout", error, remedy) from error
+    return layout
+
+
+def _sources(value: Any) -> tuple[str, ...]:
+    # Those of the layout and of the index are the same texts, and may be millions.
+    return tuple(sys.intern(_text(source, _SOURCE)) for source in _of_kind(value, list))
+
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SOURCE = re.compile(r"[0-9a-f]{32}|")
 _BEGIN = '{"shard": "'
 
 

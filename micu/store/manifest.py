@@ -11,6 +11,7 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import logging
 import math
 import re
@@ -159,6 +160,47 @@ class Manifest:
         column = NEEDED_COLUMN[modality]
         kept = tuple(clip for clip in self.clips if clip.has_column(column))
         return replace(self, clips=kept)
+
+    def sources(self, modality: str, made_of: str) -> dict[str, str]:
+        """What the features of a modality are made of, by clip id; see `row_sources`."""
+        clips = self.for_modality(modality).clips
+        return {
+            clip.clip_id: source
+            for clip, source in zip(clips, row_sources(clips, made_of), strict=True)
+        }
+
+
+SOURCE_CHARACTERS = 32
+
+
+def row_sources(clips: Iterable[Clip], made_of: str) -> tuple[str, ...]:
+    """Digests of what rows are made of: the same bytes of the same file, or the same sentence.
+
+    What else a manifest says of a clip, its id too, makes no difference, nor do other rows. Of rows
+    that are made of one thing, each has its own: they are numbered.
+
+    Args:
+        clips: Rows, in order.
+        made_of: `media` (path below the media root, start, end), `text`, or `id`.
+
+    Returns:
+        By row the first 32 hexadecimal digits of a SHA-256.
+    """
+    numbers: dict[tuple[object, ...], int] = {}
+    found = []
+    for clip in clips:
+        match made_of:
+            case "text":
+                parts: tuple[object, ...] = (clip.text,)
+            case "id":
+                parts = (clip.clip_id,)
+            case _:
+                end_s = None if clip.end_s is None else float(clip.end_s)
+                parts = (clip.path, float(clip.start_s or 0.0), end_s)
+        number = numbers[parts] = numbers.get(parts, 0) + 1
+        told = json.dumps([*parts, number]).encode()
+        found.append(hashlib.sha256(told).hexdigest()[:SOURCE_CHARACTERS])
+    return tuple(found)
 
 
 def manifest_stem(path: Path) -> str:

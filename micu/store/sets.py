@@ -3,9 +3,13 @@
 One folder per set, `features/<manifest>/<modality>-<backbone>/`:
 
     set.json          what made the set (the header) and which manifest rows it was last run over
-    shard-00000.h5    features of a fixed range of manifest rows; see `micu.store.shard`
-    index.jsonl       one line per written shard: its sha256, size and clip ids
-    failures.csv      the ledger: clip_id, stage, code, message of every clip that failed
+    rows.jsonl        the layout: which row has its place in which shard
+    shard-00000.h5    features of the rows that have their place there; see `micu.store.shard`
+    index.jsonl       one line per written shard: its sha256, size, clip ids and sources
+    failures.csv      the ledger: clip_id, stage, code, message, source of every clip that failed
+
+A row is known by its source, the digest of what it was made of (`micu.store.manifest.row_sources`),
+not by where a manifest has it, nor by its clip id.
 
 Processes that share the work (`--part 2/4`) write `index-2of4.jsonl` and `failures-2of4.csv`; see
 `micu.store.ledger`.
@@ -32,22 +36,29 @@ from numpy.typing import NDArray
 from micu.base.errors import StoreError, shorten
 from micu.base.files import file_sha256, flush_folder, most_handles, read_json, write_atomically
 from micu.store.ledger import (
+    LAYOUT,
     LEDGER_COLUMNS,
     MISSING,
     SHARD_FILE,
     Failure,
+    Layout,
     ShardEntry,
     append_index,
     append_ledger,
+    extend_layout,
     file_size,
     index_name,
     indexed_shards,
     ledger_name,
     part_labels,
+    read_layout,
     read_ledger,
+    shard_name,
     write_index,
+    write_layout,
     write_ledger,
 )
+from micu.store.manifest import Manifest
 from micu.store.shard import (
     MAX_ROWS,
     Expected,
@@ -71,6 +82,7 @@ __all__ = [
     "FeatureSpec",
     "FeatureStore",
     "Header",
+    "Layout",
     "RunRecord",
     "ShardEntry",
     "Steps",
@@ -78,6 +90,7 @@ __all__ = [
     "append_ledger",
     "check_row",
     "describe_difference",
+    "extend_layout",
     "find_lost_sets",
     "find_sets",
     "index_name",
@@ -86,6 +99,7 @@ __all__ = [
     "part_labels",
     "publish_shard",
     "read_index",
+    "read_layout",
     "read_ledger",
     "read_set",
     "remove_set",
@@ -95,6 +109,7 @@ __all__ = [
     "shard_name",
     "shard_number",
     "write_index",
+    "write_layout",
     "write_ledger",
     "write_set",
 ]
@@ -118,9 +133,17 @@ class RunRecord:
     manifest_path: str
     media_root: str
     rows: int
-    """How many of the manifest's first rows were to be extracted (`--limit`)."""
+    """How many of the manifest's first rows were to be extracted."""
     command: str = ""
     """What was typed, as a line for a shell."""
+    manifest_sha256: str = ""
+    """Of the manifest as it was then: noted, and not compared."""
+    is_limited: bool = False
+    """Whether these were not all rows of the manifest (`--limit`)."""
+
+    def rows_of(self, known: int) -> int:
+        """How many of the first rows are to be there, of a manifest of `known` rows today."""
+        return min(self.rows, known) if self.is_limited else known
 
 
 def set_folder(root: Path, manifest_name: str, modality: str, backbone: str) -> Path:
@@ -149,11 +172,6 @@ def rows_per_shard(shape: Sequence[int], steps: int | None) -> int:
         return SHARD_ROWS[0]
     row_bytes = 4 * max(1, steps) * int(np.prod(shape))
     return int(np.clip(SHARD_BYTES // row_bytes, *SHARD_ROWS))
-
-
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f"shard-{number:05d}.h5"
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -196,7 +214,8 @@ def publish_shard(
         len(data),
         tuple(row.clip_id for row in rows),
         dict(damaged or {}),
-        header.fingerprint,
+        header.spec.making,
+        tuple(row.source for row in rows),
     )
     append_index(folder, {name: entry}, label)
 
@@ -208,7 +227,7 @@ def remove_set(folder: Path) -> None:
     """
     labels = ("", *part_labels(folder))
     records = [folder / name(label) for label in labels for name in (index_name, ledger_name)]
-    for path in (*records, *shard_files(folder)):
+    for path in (*records, folder / LAYOUT, *shard_files(folder)):
         path.unlink(missing_ok=True)
     flush_folder(folder)
     (folder / "set.json").unlink(missing_ok=True)
@@ -253,6 +272,8 @@ _RUN = {
         lambda value: type(value) is int and 0 <= value <= MAX_ROWS,
     ),
     "command": Expected("a text", lambda value: isinstance(value, str)),
+    "manifest_sha256": Expected("a text", lambda value: isinstance(value, str)),
+    "is_limited": Expected("true or false", lambda value: isinstance(value, bool)),
 }
 
 
@@ -277,7 +298,7 @@ def read_index(
         StoreError: A shard that the index does not know cannot be opened, or is of another set.
     """
     noted = indexed_shards(folder) if noted is None else noted
-    making = header.fingerprint if header else None
+    making = header.spec.making if header else None
     entries: dict[str, ShardEntry] = {}
     for shard in filter(lambda path: wants(path.name), shard_files(folder)):
         known = noted.get(shard.name)
@@ -298,14 +319,14 @@ def _look_into(path: Path, header: Header | None) -> ShardEntry:
         StoreError: It cannot be opened, or is of another set.
     """
     with Shard.open(path) as opened:
-        making, clip_ids = opened.header.fingerprint, opened.clip_ids
-        if header is not None and making != header.fingerprint:
+        making, clip_ids, sources = opened.header.spec.making, opened.clip_ids, opened.sources
+        if header is not None and not opened.header.is_like(header):
             raise StoreError(
                 f"{path}: {describe_difference(header, opened.header)}\nit is of another set; move "
                 "it elsewhere and type the extraction command again, which makes the one that "
                 "belongs there"
             )
-    return ShardEntry(file_sha256(path), file_size(path), clip_ids, {}, making)
+    return ShardEntry(file_sha256(path), file_size(path), clip_ids, {}, making, sources)
 
 
 def most_open_shards() -> int:
@@ -319,20 +340,29 @@ class FeatureStore:
     Shards are opened on first use, some at a time, once per process: an instance may be
     pickled or forked into loader workers.
 
+    Args:
+        folder: Of the set.
+        manifest: Whose clips are read: a row that was made of anything but what the manifest says
+            now is not there. None takes what is stored, by the ids that it was stored with.
+
     Raises:
         StoreError: The folder is not a feature set.
     """
 
-    def __init__(self, folder: Path) -> None:  # noqa: D107
+    def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:  # noqa: D107
         self.folder = folder
         self.header, self.run = read_set(folder)
         self.shards = read_index(folder)
         self._states = {name: _settled_state(folder / name) for name in self.shards}
-        self._where = {
-            clip_id: (name, row)
+        places = {
+            (clip_id if manifest is None else source): (name, row)
             for name, entry in self.shards.items()
-            for row, clip_id in enumerate(entry.clip_ids)
+            for row, (clip_id, source) in enumerate(zip(entry.clip_ids, entry.sources, strict=True))
         }
+        if manifest is not None:
+            asked = manifest.sources(self.spec.modality, self.spec.made_of)
+            places = {key: places[source] for key, source in asked.items() if source in places}
+        self._where = places
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._pid = os.getpid()
 
@@ -345,6 +375,15 @@ class FeatureStore:
     def clip_ids(self) -> tuple[str, ...]:
         """Every stored clip, in the order of the shards."""
         return tuple(self._where)
+
+    def source_of(self, clip_id: str) -> str:
+        """What the features of a clip were made of.
+
+        Raises:
+            StoreError: The clip is in no shard.
+        """
+        name, row = self._place(clip_id)
+        return self.shards[name].sources[row]
 
     def __contains__(self, clip_id: object) -> bool:  # noqa: D105
         return clip_id in self._where
@@ -390,10 +429,13 @@ class FeatureStore:
 
     def _find(self, clip_id: str) -> tuple[Shard, int]:
         """The open shard of a clip, and its row there."""
+        name, row = self._place(clip_id)
+        return self._shard(name), row
+
+    def _place(self, clip_id: str) -> tuple[str, int]:
         if clip_id not in self._where:
             raise StoreError(f"{self.folder}: no features of clip {clip_id!r}")
-        name, row = self._where[clip_id]
-        return self._shard(name), row
+        return self._where[clip_id]
 
     def _shard(self, name: str) -> Shard:
         if self._pid != os.getpid():  # forked: these handles are the parent's
@@ -422,9 +464,10 @@ class FeatureStore:
 
     def _refuse_other(self, shard: Shard) -> None:
         """Refuse a shard of another set, and one that was replaced since this set was opened."""
-        if shard.header.fingerprint != self.header.fingerprint:
+        if not shard.header.is_like(self.header):
             raise StoreError(f"{shard.path}: {describe_difference(self.header, shard.header)}")
-        if shard.clip_ids != self.shards[shard.path.name].clip_ids:
+        listed = self.shards[shard.path.name]
+        if (shard.clip_ids, shard.sources) != (listed.clip_ids, listed.sources):
             raise StoreError(
                 f"{shard.path}: its clips are not those that the index listed: the set was "
                 "extended since it was opened; open it again (type the same command again). If "

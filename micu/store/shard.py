@@ -1,10 +1,11 @@
 """One shard of features: its header, its bytes, and opening one that may be hostile.
 
-The only file that knows the HDF5 layout. A shard holds `features` (n, T, ...) float32, `mask` (n,
-T) bool (True = the step is real), `times_s` (n, T) float64 (centre of each step; NaN where steps
-are not seconds), `clip_id` (n,) UTF-8, and the header as a JSON attribute. Chunks are exactly one
-clip and nothing is compressed, because training reads random clips. Strings have a fixed length:
-libhdf5 may walk a damaged heap of strings for ever.
+The only file that knows the HDF5 layout, which docs/format.md describes. A shard holds `features`
+(n, T, ...) float32, `mask` (n, T) bool (True = the step is real), `times_s` (n, T) float64 (centre
+of each step; NaN where steps are not seconds), `clip_id` (n,) UTF-8, `source` (n,) (the digest of
+what each row was made of), and the header as a JSON attribute. Chunks are exactly one clip and
+nothing is compressed, because training reads random clips. Strings have a fixed length: libhdf5 may
+walk a damaged heap of strings for ever.
 
 Shards are data from others: opening one refuses links, external and virtual storage, filters, and
 shapes that its bytes cannot fill.
@@ -27,9 +28,9 @@ from numpy.typing import NDArray
 from micu.base.errors import FeatureError, ShapeError, StoreError, check_shape, shorten
 from micu.base.files import parse_json
 from micu.store.hdf5 import check_data_sets, damage_named, open_file
-from micu.store.manifest import MODALITIES
+from micu.store.manifest import MODALITIES, SOURCE_CHARACTERS
 
-FORMAT = 1
+FORMAT = 2
 MAX_ROWS = 10**8
 """Most rows of a manifest that a set can be about."""
 MAX_STEP = 2**28
@@ -37,7 +38,7 @@ MAX_STEP = 2**28
 MAX_HEADER_BYTES = 64 * 2**10
 """Longest header of a shard; HDF5 keeps no longer attribute in one piece."""
 _ADVICE = "; delete it and type the extraction command again"
-_DATASETS = ("clip_id", "features", "mask", "times_s")
+_DATASETS = ("clip_id", "source", "features", "mask", "times_s")
 
 
 class Expected(NamedTuple):
@@ -89,8 +90,6 @@ _SPEC = {
     "versions": _MAPPING,
 }
 _HEADER = {
-    "manifest": Expected("a text", lambda value: isinstance(value, str)),
-    "manifest_sha256": _TEXT,
     "shard_rows": Expected(
         f"a number from 1 to {MAX_ROWS}",
         lambda value: type(value) is int and 1 <= value <= MAX_ROWS,
@@ -113,6 +112,7 @@ class FeatureSpec:
     weights_sha256: str
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the libraries that made them: noted, and no part of what features are."""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "FeatureSpec":
@@ -128,14 +128,48 @@ class FeatureSpec:
         check_types(asdict(spec), _SPEC)
         return replace(spec, shape=tuple(spec.shape))
 
+    @property
+    def traits(self) -> dict[str, Any]:
+        """What two rows must have in common to be of one kind, by name.
+
+        Where the weights were read from and which versions were installed may differ.
+        """
+        return {
+            "backbone": self.backbone,
+            "modality": self.modality,
+            "weights_sha256": self.weights_sha256,
+            "shape": list(self.shape),
+            "hop_s": self.hop_s,
+            **{f"preprocessing.{name}": value for name, value in self.preprocessing.items()},
+        }
+
+    @property
+    def making(self) -> str:
+        """SHA-256 over the traits: rows of equal source and making are the same."""
+        return _sha256_of(self.traits)
+
+    @property
+    def made_of(self) -> str:
+        """What a row is made of: `text`, `media`, or the `id` that a release knows it by."""
+        if "release" in self.preprocessing:
+            return "id"
+        return "text" if self.modality == "text" else "media"
+
+
+def join_versions(*made_with: Mapping[str, str]) -> dict[str, str]:
+    """Versions that made one shard, one after the other: several of a library stand in a list."""
+    joined: dict[str, dict[str, None]] = {}
+    for versions in made_with:
+        for name, value in versions.items():
+            joined.setdefault(name, {}).update(dict.fromkeys(value.split(", ")))
+    return {name: ", ".join(values) for name, values in joined.items()}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """Everything that two shards of one set agree on."""
+    """What shards of one set agree on, and the versions that one was made with."""
 
     spec: FeatureSpec
-    manifest: str
-    manifest_sha256: str
     shard_rows: int
 
     def to_json(self) -> dict[str, Any]:
@@ -155,7 +189,8 @@ class Header:
             if body.pop("format") != FORMAT:
                 raise StoreError(
                     f"{where}: expected feature store format {FORMAT}, got "
-                    f"{shorten(repr(value['format']), 80)}; extract again with this version"
+                    f"{shorten(repr(value['format']), 80)}: another version of micu made it; "
+                    "type the extraction command again with another --out"
                 )
             header = cls(**{**body, "spec": FeatureSpec.from_json(body["spec"])})
             check_types({name: getattr(header, name) for name in _HEADER}, _HEADER)
@@ -168,10 +203,9 @@ class Header:
             raise StoreError(f"{where}: the header was changed after it was written")
         return header
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over everything in the header."""
-        return str(self.to_json()["fingerprint"])
+    def is_like(self, other: "Header") -> bool:
+        """Whether shards with these headers may be of one set."""
+        return (self.spec.making, self.shard_rows) == (other.spec.making, other.shard_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +219,8 @@ class FeatureRow:
     """(T,), True = real step"""
     times_s: NDArray[np.float64]
     """(T,), centre of each step from the start of the clip, s; NaN where steps are not seconds"""
+    source: str = ""
+    """Digest of what it was made of; see `micu.store.manifest.row_sources`."""
 
     @classmethod
     def of(cls, clip_id: str, steps: "Steps") -> "FeatureRow":
@@ -238,10 +274,12 @@ def encode_shard(header: Header, rows: Sequence[FeatureRow]) -> bytes:
         times_s[i, :steps] = row.times_s
     ids = [row.clip_id.encode() for row in rows]
     clip_id = np.array(ids, h5py.string_dtype("utf-8", max(map(len, ids))))
+    source = np.array([row.source.encode() for row in rows], f"S{SOURCE_CHARACTERS}")
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file.attrs["header"] = np.bytes_(json.dumps(header.to_json(), sort_keys=True))
-        for name, data in zip(_DATASETS, (clip_id, features, mask, times_s), strict=True):
+        arrays = (clip_id, source, features, mask, times_s)
+        for name, data in zip(_DATASETS, arrays, strict=True):
             chunks = (1, *data.shape[1:]) if name == "features" else None
             file.create_dataset(name, data=data, chunks=chunks)
     return buffer.getvalue()
@@ -270,12 +308,14 @@ class Shard:
         path: The file.
         header: What made it.
         clip_ids: Ids of its clips, by row.
+        sources: What each row was made of.
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:  # noqa: D107
         self.path = path
         self.header = _read_header(file, path)
-        self.clip_ids = _read_clip_ids(file)
+        self.clip_ids = _read_texts(file, "clip_id")
+        self.sources = _read_texts(file, "source")
         self._file = file
         self._handle: int = file.id.get_vfd_handle()
         self._features = file["features"]
@@ -314,7 +354,7 @@ class Shard:
         """
         values = np.empty(self._row_shape, np.float32)
         self.read_into(row, values)
-        return FeatureRow(self.clip_ids[row], values, *self.steps_of(row))
+        return FeatureRow(self.clip_ids[row], values, *self.steps_of(row), self.sources[row])
 
     def steps_of(self, row: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Mask and times of the clip in a row, each (T,); nothing is read."""
@@ -378,15 +418,17 @@ def _check_layout(file: h5py.File, path: Path) -> None:
     for name, kind in kinds.items():
         if file[name].dtype != kind:
             raise StoreError(f"{path}: {name} is {file[name].dtype}, expected {kind}")
-    if file["clip_id"].dtype.kind != "S":
-        raise StoreError(
-            f"{path}: clip_id is {file['clip_id'].dtype}, expected strings of a fixed length"
-        )
+    for name in ("clip_id", "source"):
+        if file[name].dtype.kind != "S":
+            raise StoreError(
+                f"{path}: {name} is {file[name].dtype}, expected strings of a fixed length"
+            )
     shapes: dict[str, tuple[int, ...]] = {name: file[name].shape for name in _DATASETS}
     n, steps = shapes["features"][:2] if len(shapes["features"]) >= 2 else (-1, -1)
     check_shape(shapes["mask"], "n T", f"{path}: mask", n=n, T=steps)
     check_shape(shapes["times_s"], "n T", f"{path}: times_s", n=n, T=steps)
     check_shape(shapes["clip_id"], "n", f"{path}: clip_id", n=n)
+    check_shape(shapes["source"], "n", f"{path}: source", n=n)
 
 
 def _read_header(file: h5py.File, path: Path) -> Header:
@@ -408,15 +450,18 @@ def _read_header(file: h5py.File, path: Path) -> Header:
         raise StoreError(f"{path}: no readable header: {told}{_ADVICE}") from error
 
 
-def _read_clip_ids(file: h5py.File) -> tuple[str, ...]:
-    """Ids of the clips in an open shard, by row."""
-    return tuple(raw.decode() for raw in file["clip_id"][:])
+def _read_texts(file: h5py.File, name: str) -> tuple[str, ...]:
+    """Ids or sources of the clips in an open shard, by row."""
+    return tuple(raw.decode() for raw in file[name][:])
 
 
 def describe_difference(expected: Header, got: Header) -> str:
     """One line per entry in which two headers differ, for an error."""
-    old, new = _flatten(expected.to_json()), _flatten(got.to_json())
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and key != "fingerprint"]
+    old, new = (
+        _flatten({**header.spec.traits, "shard_rows": header.shard_rows})
+        for header in (expected, got)
+    )
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     lines = [
         shorten(f"  {key}: expected {old.get(key)!r}, got {new.get(key)!r}") for key in keys[:50]
     ]

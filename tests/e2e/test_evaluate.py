@@ -110,7 +110,7 @@ def test_one_command_gives_both_protocols_and_all_baselines(run: Path, tmp_path:
     assert probes["ceiling"].startswith("logistic regression")
     assert probes["chance"] == ""
     prints = {
-        store.spec.modality: f"{store.spec.backbone}@{store.header.fingerprint[:12]}"
+        store.spec.modality: f"{store.spec.backbone}@{store.spec.making[:12]}"
         for store in map(FeatureStore, find_sets(run / "features"))
     }
     for row in rows:

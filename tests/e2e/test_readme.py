@@ -143,7 +143,7 @@ def test_the_python_block_prints_the_features_of_every_set(
         weights="random:0",
         weights_sha256="ab",
     )
-    header = Header(spec=spec, manifest="my", manifest_sha256="cd", shard_rows=64)
+    header = Header(spec=spec, shard_rows=64)
     folder = users_folder / "features" / "my" / "video-toy"
     row = FeatureRow("a", np.ones((3, 4), np.float32), np.ones(3, bool), np.arange(3) + 0.5)
     write_set(folder, header, RunRecord(manifest_path="my.csv", media_root=".", rows=1))

@@ -226,7 +226,7 @@ def test_a_clip_that_is_still_missing_costs_no_shard_and_no_line(
     def refuse(*words: object) -> None:
         raise AssertionError(words)
 
-    monkeypatch.setattr(writer, "_rows_on_disk", refuse)
+    monkeypatch.setattr(writer, "_open_on_disk", refuse)
     again = run(tmp_path, lacking(3))
     assert (again.extracted, again.failed, again.failed_before, again.left) == (0, 0, 5, 0)
     assert shard_bytes(folder) == before

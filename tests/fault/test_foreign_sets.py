@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,10 @@ from micu_extract.cli import cli
 SPEC = FeatureSpec(
     backbone="toy", modality="video", shape=(3,), hop_s=1.0, weights="w", weights_sha256="ab"
 )
-HEADER = Header(spec=SPEC, manifest="m", manifest_sha256="cd", shard_rows=4)
+HEADER = Header(spec=SPEC, shard_rows=4)
 RUN = RunRecord(manifest_path="m.csv", media_root=".", rows=4)
 HUGE = 10**30
-ENTRY = ShardEntry("0" * 64, 7, ("a", "é"), {"a": 2}, "1" * 64)
+ENTRY = ShardEntry("0" * 64, 7, ("a", "é"), {"a": 2}, "1" * 64, ("2" * 32, "3" * 32))
 
 
 def row(clip_id: str, value: float = 1.0, steps: int = 2) -> FeatureRow:
@@ -87,12 +88,12 @@ BAD_RUNS: dict[str, Any] = {
     "manifest_path": [7, None, ["m.csv"], "a\0b"],
     "media_root": [7, None, "a\0b"],
     "command": [7, None, {}],
+    "manifest_sha256": [7, None],
+    "is_limited": [7, None, "true"],
 }
 BAD_HEADERS: dict[str, Any] = {
     "shard_rows": [0, -1, HUGE, 10**8 + 1, True, "4", 1.5, None],
-    "manifest": [7, None],
-    "manifest_sha256": [7, "a\nb"],
-    "format": [2, "x" * 10**6, None, [[]]],
+    "format": [1, 3, "x" * 10**6, None, [[]]],
 }
 BAD_SPECS: dict[str, Any] = {
     "backbone": [7, None, "\x1b[2J", "a\nb"],
@@ -175,7 +176,7 @@ def test_a_description_that_lacks_an_entry_or_has_one_more_is_refused(folder: Pa
                 part["extra" * 10**5] = 1
             else:
                 del part[
-                    "rows" if section == "run" else "manifest" if section == "header" else "shape"
+                    "rows" if section == "run" else "shard_rows" if section == "header" else "shape"
                 ]
             record["header"] = signed(record["header"])
             (folder / "set.json").write_text(json.dumps(record))
@@ -276,7 +277,7 @@ def test_the_most_rows_there_can_be_take_no_time(folder: Path) -> None:
     for name in ("shard-00000.h5", "shard-00001.h5"):
         (folder / name).unlink()
     status = CliRunner().invoke(cli, ["status", "--json", str(folder)])
-    assert json.loads(status.output)[0]["shards_missing"] == 10**8
+    assert json.loads(status.output)[0]["left"] == 10**8
 
 
 @pytest.mark.parametrize("text", [*TEXTS.values(), b'{"manifest": 7, "media_root": "x"}'])
@@ -289,18 +290,18 @@ def test_a_note_of_the_last_extraction_is_checked(tmp_path: Path, text: bytes) -
 
 # --- ledgers ---------------------------------------------------------------------------------
 
-HEAD = b"clip_id,stage,code,message\n"
+HEAD = b"clip_id,stage,code,message,source\n"
 LEDGERS = {
-    "a huge field": HEAD + b"a,decode,x," + b"y" * 200_000 + b"\n",
-    "no UTF-8": HEAD + b"a,decode,x,caf\xe9\n",
+    "a huge field": HEAD + b"a,decode,x," + b"y" * 200_000 + b",\n",
+    "no UTF-8": HEAD + b"a,decode,x,caf\xe9,\n",
     "BOM": b"\xef\xbb\xbf" + HEAD,
-    "semicolons": HEAD.replace(b",", b";") + b"a;decode;x;y\n",
-    "tabs": HEAD.replace(b",", b"\t") + b"a\tdecode\tx\ty\n",
-    "a column more": HEAD + b"a,decode,x,y,z\n",
-    "a column fewer": HEAD + b"a,decode,x\n",
-    "another header": b"id,stage,code,message\na,decode,x,y\n",
-    "no header": b"a,decode,x,y\n",
-    "UTF-16": "clip_id,stage,code,message\n".encode("utf-16"),
+    "semicolons": HEAD.replace(b",", b";") + b"a;decode;x;y;\n",
+    "tabs": HEAD.replace(b",", b"\t") + b"a\tdecode\tx\ty\t\n",
+    "a column more": HEAD + b"a,decode,x,y,,z\n",
+    "a column fewer": HEAD + b"a,decode,x,y\n",
+    "another header": b"id,stage,code,message,source\na,decode,x,y,\n",
+    "no header": b"a,decode,x,y,\n",
+    "UTF-16": HEAD.decode().encode("utf-16"),
     "garbage": bytes(range(256)) * 4 + b"\n",
     "NUL": bytes(100) + b"\n",
 }
@@ -351,11 +352,11 @@ def test_a_ledger_that_a_kill_cut_off_is_read_and_goes_on(folder: Path, text: by
     append_ledger(folder, [Failure("b", "decode", "x", "m")])
     append_ledger(folder, [Failure("c", "decode", "x", "m")])
     assert read_ledger(folder).keys() == {"b", "c"}
-    assert (folder / "failures.csv").read_bytes() == HEAD + b"b,decode,x,m\nc,decode,x,m\n"
+    assert (folder / "failures.csv").read_bytes() == HEAD + b"b,decode,x,m,\nc,decode,x,m,\n"
 
 
 def test_a_blank_line_in_a_ledger_is_none(folder: Path) -> None:
-    (folder / "failures.csv").write_bytes(HEAD + b"\r\na,decode,x,y\n\n")
+    (folder / "failures.csv").write_bytes(HEAD + b"\r\na,decode,x,y,\n\n")
     assert read_ledger(folder).keys() == {"a"}
 
 
@@ -397,7 +398,7 @@ def test_a_text_is_shortened_once(most: int) -> None:
 
 def line(**changes: Any) -> bytes:
     value = {"shard": "shard-00000.h5", "sha256": "0" * 64, "size": 7, "clip_ids": ["a"]}
-    value |= {"damaged": {}, "making": "1" * 64, **changes}
+    value |= {"damaged": {}, "making": "1" * 64, "sources": ["2" * 32], **changes}
     return json.dumps(value).encode() + b"\n"
 
 
@@ -424,8 +425,12 @@ INDEXES = {
     "damaged is a text": line(damaged={"a": "1"}),
     "damaged is negative": line(damaged={"a": -1}),
     "no damaged": line().replace(b'"damaged": {}, ', b""),
-    "no making": line().replace(b', "making": "' + b"1" * 64 + b'"', b""),
+    "no making": line().replace(b'"making": "' + b"1" * 64 + b'", ', b""),
     "an empty making": line(making=""),
+    "no sources": line().replace(b', "sources": ["' + b"2" * 32 + b'"]', b""),
+    "a source more": line(sources=["2" * 32] * 2),
+    "a short source": line(sources=["2" * 31]),
+    "a long source": line(sources=["2" * 33]),
     "another file": line(shard="../../x"),
     "another name": line(shard="shard-1.h5"),
     "deep": b'{"shard": ' + b"[" * 100_000 + b"\n",
@@ -465,7 +470,9 @@ def test_every_line_that_a_kill_cut_off_is_passed_over(folder: Path) -> None:
 
 
 def test_the_bounds_of_an_index_are_read(folder: Path) -> None:
-    text = line(size=2**50, damaged={"a": 0}) + line(shard="shard-100000.h5", size=0, clip_ids=[])
+    text = line(size=2**50, damaged={"a": 0}) + line(
+        shard="shard-100000.h5", size=0, clip_ids=[], sources=[]
+    )
     (folder / "index.jsonl").write_bytes(text + b"\r\n")
     found = indexed_shards(folder)
     assert [entry.size for entry in found.values()] == [2**50, 0]
@@ -530,7 +537,9 @@ def test_what_else_a_shard_may_say_is_bounded(tmp_path: Path, kind: str) -> None
 
 
 def test_what_differs_in_a_foreign_header_is_told_in_few_words(folder: Path) -> None:
-    header = signed({**HEADER.to_json(), "manifest": "x" * 10**6})
+    header = signed(
+        {**HEADER.to_json(), "spec": {**asdict(SPEC), "preprocessing": {"note": "x" * 10**6}}}
+    )
     record = {"header": header, "run": RUN_JSON}
     record["header"]["spec"]["versions"] = {f"{n}": "y" * 1000 for n in range(500)}
     record["header"] = signed(record["header"])

@@ -17,7 +17,7 @@ from micu_extract.media.source import DECODE_ERRORS, find_media
 from tests.media_files import tone, write_media
 from tests.runs import SOUNDS, run, set_bytes
 
-SET_FILES = {"set.json", "failures.csv", "index.jsonl", "shard-00000.h5"}
+SET_FILES = {"set.json", "failures.csv", "index.jsonl", "rows.jsonl", "shard-00000.h5"}
 HOSTILE = [
     "a/b",
     "a",

@@ -11,6 +11,7 @@ import pytest
 
 import micu_extract.sets.verify as verify
 from micu.base.errors import StoreError
+from micu.store.manifest import read_manifest
 from micu.store.sets import (
     Failure,
     append_ledger,
@@ -62,7 +63,7 @@ def put_nan(path: Path, header: Header) -> None:
 def make_otherwise(path: Path, header: Header) -> None:
     with Shard.open(path) as shard:
         rows = [shard.read(row) for row in range(len(shard.clip_ids))]
-    path.write_bytes(encode_shard(replace(header, manifest="other"), rows))
+    path.write_bytes(encode_shard(replace(header, shard_rows=9), rows))
 
 
 def lose_a_clip(path: Path, header: Header) -> None:
@@ -132,9 +133,10 @@ def test_a_good_set_is_left_alone(tmp_path: Path) -> None:
 def test_ledger_rows_of_clips_that_are_stored_go(tmp_path: Path) -> None:
     folder = extract(tmp_path)
     before = shard_bytes(folder)
-    append_ledger(folder, [Failure("../c/0", "decode", "empty", "x")])
+    sources = read_manifest(tmp_path / "toys.csv").sources("text", "text")
+    append_ledger(folder, [Failure("../c/0", "decode", "empty", "x", sources["../c/0"])])
     assert len(verify_set(folder).problems) == 1
-    append_ledger(folder, [Failure("../c/1", "decode", "empty", "x")], "1of2")
+    append_ledger(folder, [Failure("../c/1", "decode", "empty", "x", sources["../c/1"])], "1of2")
     # Where parts are at work, the other may be one that a part has mended.
     assert verify_set(folder).problems == (
         "clip '../c/1' is in shard-00000.h5 and failures-1of2.csv",
@@ -167,7 +169,7 @@ def test_a_description_of_another_set_does_not_cost_every_shard(tmp_path: Path) 
     folder = extract(tmp_path)
     before = shard_bytes(folder)
     header, run = read_set(folder)
-    write_set(folder, replace(header, manifest="other"), run)
+    write_set(folder, replace(header, shard_rows=9), run)
     repair = repair_set(folder)
     assert repair.deleted == ()
     assert len(repair.kept) == 4

@@ -19,7 +19,7 @@ from micu_extract.sets.status import read_status
 from micu_extract.sets.verify import verify_set
 from tests.toy import Toy, shard_bytes, toy_job, toy_plan, toy_read
 
-OTHER = replace(Toy().spec, weights="other")
+OTHER = replace(Toy().spec, weights_sha256="other")
 
 
 def run(plan: Plan, **options: object) -> Summary:
@@ -161,6 +161,6 @@ def test_a_description_of_another_set_makes_nothing_done(tmp_path: Path) -> None
     others = Path(run(other_plan(tmp_path / "others")).folder)
     shutil.copy(others / "set.json", folder)
     assert read_status([folder])[0].stored == 0
-    with pytest.raises(StoreError, match=r"spec\.weights"):
+    with pytest.raises(StoreError, match="weights_sha256"):
         other_plan(tmp_path / "mine")
     assert writer.shard_name(0) in {path.name for path in folder.iterdir()}

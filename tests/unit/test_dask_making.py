@@ -12,7 +12,6 @@ import pytest
 import micu_extract.cluster.dask.making as making
 from micu_extract.cluster.dask.making import (
     ask_for_making,
-    collect_libraries,
     describe_making,
     tell_differences,
 )
@@ -99,15 +98,6 @@ def test_what_is_asked_runs_as_shares_do(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert ask_for_making(["numpy"], []) == {}
     monkeypatch.setattr(making, "PROGRAM", ("-c", ""))
     assert ask_for_making(["numpy"], []) == {}
-
-
-def test_libraries_are_those_of_the_headers() -> None:
-    flow = {"preprocessing": {"flow": {"method": "tvl1", "versions": {"opencv": "4"}}}}
-    video = {
-        "spec": {"versions": {"torch": "2"}, "preprocessing": {"decoder_versions": {"d": "0"}}}
-    }
-    assert collect_libraries([flow, video]) == ("d", "opencv", "torch")
-    assert collect_libraries([]) == ()
 
 
 def test_what_another_machine_says_is_told_in_bounds() -> None:

@@ -288,13 +288,14 @@ def test_larger_pictures_are_resized_before_flow_and_smaller_ones_are_not(tmp_pa
 def test_the_header_says_how_flow_is_computed_and_what_was_asked_for(tmp_path):
     wants = FlowInput(bound=15.0, dt_s=0.04)
     settings = FlowSettings(engine="opencv", tvl1=TVL1(lambda_=0.1))
-    described = describe_reading(wants, Reading(media_root=tmp_path, flow=settings))
+    described, versions = describe_reading(wants, Reading(media_root=tmp_path, flow=settings))
     assert described["input"] == asdict(wants)
-    assert described["flow"] == settings.describe()
+    assert versions
+    assert {**described["flow"], "versions": versions} == settings.describe()
     assert described["flow"]["parameters"]["lambda"] == 0.1
     elsewhere = Reading(media_root=tmp_path / "b", flow=settings, flow_cache=tmp_path)
-    assert describe_reading(wants, elsewhere) == described
-    assert "flow" not in describe_reading(FrameInput(fps=1, resize=8, crop=8), elsewhere)
+    assert describe_reading(wants, elsewhere) == (described, versions)
+    assert "flow" not in describe_reading(FrameInput(fps=1, resize=8, crop=8), elsewhere)[0]
 
 
 def test_one_picture_has_no_flow(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from micu.base.errors import ConfigError
+from micu.store.manifest import read_manifest
 from micu.store.sets import (
     Failure,
     FeatureStore,
@@ -110,7 +111,7 @@ def test_parts_and_a_merge_leave_the_bytes_of_one_run(
     report = merge_set(folder)
 
     assert (report.problems, report.folded, report.left) == ((), True, 0)
-    assert names(folder) == {"set.json", "index.jsonl", "failures.csv"}
+    assert names(folder) == {"set.json", "rows.jsonl", "index.jsonl", "failures.csv"}
     assert shard_bytes(folder) == shard_bytes(Path(whole.folder))
     assert indexed_shards(folder) == indexed_shards(Path(whole.folder))
     assert verify_set(folder, data=True).problems == ()
@@ -123,7 +124,7 @@ def test_parts_in_one_leave_the_bytes_of_one_run_too(tmp_path: Path) -> None:
         folder = Path(run(tmp_path / "parts", count=45, part=parse_part(text)).folder)
     assert part_labels(folder) == ("1-9of10", "10of10")
     assert merge_set(folder).folded
-    assert names(folder) == {"set.json", "index.jsonl", "failures.csv"}
+    assert names(folder) == {"set.json", "rows.jsonl", "index.jsonl", "failures.csv"}
     assert shard_bytes(folder) == shard_bytes(Path(whole.folder))
 
 
@@ -195,9 +196,12 @@ def test_clips_that_a_part_mended_leave_the_ledger_at_the_merge(tmp_path: Path) 
 
 def test_a_plan_rewrites_rows_of_its_own_ledger_only(tmp_path: Path) -> None:
     folder = Path(run(tmp_path, part=Part(1, 2)).folder)
-    append_ledger(folder, [Failure("../c/0", "decode", "empty", "stored all the same")], "1of2")
-    assert toy_plan(tmp_path, part=Part(1, 2)).dropped == {"../c/0"}
-    assert toy_plan(tmp_path, part=Part(1, 2), retry_failed=True).dropped == {"../c/0", "../c/19"}
+    sources = read_manifest(tmp_path / "toys.csv").sources("text", "text")
+    stored, failed = sources["../c/0"], sources["../c/19"]
+    row = Failure("../c/0", "decode", "empty", "stored all the same", stored)
+    append_ledger(folder, [row], "1of2")
+    assert toy_plan(tmp_path, part=Part(1, 2)).dropped == {stored}
+    assert toy_plan(tmp_path, part=Part(1, 2), retry_failed=True).dropped == {stored, failed}
     assert toy_plan(tmp_path, part=Part(2, 2)).dropped == set()
     everything = toy_plan(tmp_path)
     assert (everything.dropped, everything.failed) == (set(), 1)
@@ -271,10 +275,10 @@ def test_parts_of_two_makings_are_not_merged(tmp_path: Path) -> None:
     for number in (1, 2):
         folder = Path(run(tmp_path, part=Part(number, 2)).folder)
     header, record = read_set(folder)
-    write_set(folder, replace(header, spec=replace(header.spec, weights="others")), record)
+    write_set(folder, replace(header, spec=replace(header.spec, weights_sha256="others")), record)
     report = merge_set(folder)
     assert not report.folded
-    assert "spec.weights: expected 'others', got 'random:0'" in report.problems[0]
+    assert "weights_sha256: expected 'others', got '000000" in report.problems[0]
     assert part_labels(folder) == ("1of2", "2of2")
 
 

@@ -68,7 +68,7 @@ def test_what_a_run_replaces_makes_room(tmp_path: Path) -> None:
     write_manifest(tmp_path / "toys.csv", clips)
     whole = toy_plan(tmp_path).bytes_needed
     folder = extract(toy_plan(tmp_path)).folder
-    other = replace(Toy().spec, weights="other")
+    other = replace(Toy().spec, weights_sha256="other")
     again = plan_extraction(toy_job(tmp_path, overwrite=True), other)
     assert again.bytes_needed == whole - (folder / "shard-00000.h5").stat().st_size
 

@@ -122,8 +122,8 @@ def _read_safely(
     return [failed for _ in wants]
 
 
-def describe_reading(wants: InputSpec, reading: Reading) -> dict[str, Any]:
-    """JSON form of how media are read, for the shard header.
+def describe_reading(wants: InputSpec, reading: Reading) -> tuple[dict[str, Any], dict[str, str]]:
+    """JSON form of how media are read, for the shard header, and the versions of what reads them.
 
     Args:
         wants: What is sampled, which may differ from what the backbone was built with.
@@ -134,14 +134,17 @@ def describe_reading(wants: InputSpec, reading: Reading) -> dict[str, Any]:
         WeightsError: The weights of a flow network cannot be had or do not fit.
     """
     if isinstance(wants, TextInput):
-        return {}
+        return {}, {}
+    versions: dict[str, str] = {}
     described: dict[str, Any] = {"input": asdict(wants), "decoder": reading.decoder}
     if reading.decoder == "decord":  # PyAV is in the backbone's own list
-        described["decoder_versions"] = versions_of("decord", "decord2", "eva-decord")
+        versions |= versions_of("decord", "decord2", "eva-decord")
         described["times"] = "pyav"  # sets without it may hold other pictures
     if isinstance(wants, FlowInput):
-        described["flow"] = reading.flow.describe()
-    return described
+        flow = reading.flow.describe()
+        versions |= flow.pop("versions")
+        described["flow"] = flow
+    return described, versions
 
 
 class PictureCollector(Protocol):

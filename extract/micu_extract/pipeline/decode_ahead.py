@@ -1,8 +1,9 @@
 """From a manifest to feature shards: decode ahead, fill batches, run the backbones, publish.
 
-Shard k holds rows k*R to (k+1)*R of the manifest, whatever happened on the way: a run that was
-stopped, or typed again to retry failures, reads the rows that a shard already has and adds the
-missing ones. The final bytes are those of an uninterrupted run.
+Shard k holds rows k*R to (k+1)*R of the manifest that a set began with, whatever happened on the
+way: a run that was stopped, or typed again to retry failures, reads the rows that a shard already
+has and adds the missing ones. The final bytes are those of an uninterrupted run. Rows that a
+manifest has more are put into shards after those.
 """
 
 import itertools
@@ -191,16 +192,23 @@ def _have_all_failed(writers: Collection[SetWriter]) -> bool:
 
 
 def merge_work(plans: Mapping[str, Plan]) -> list[Work]:
-    """The clips that any plan lacks, in the order of the manifest, with the names that lack it."""
-    lacking: dict[int, tuple[Clip, list[str]]] = {}
-    for name, plan in plans.items():
-        for shard in plan.shards:
-            todo = {clip.clip_id for clip in shard.todo}
-            first = shard.number * plan.header.shard_rows
-            for row, clip in enumerate(shard.rows, first):
-                if clip.clip_id in todo:
-                    lacking.setdefault(row, (clip, []))[1].append(name)
-    return [Work(clip, tuple(names)) for _, (clip, names) in sorted(lacking.items())]
+    """The clips that any plan lacks, with the names that lack it; for each in the plan's order.
+
+    That is the order of the manifest, but where rows were added: sets that were extended otherwise
+    have them elsewhere, and then a clip comes once for each.
+    """
+    coming = {
+        name: [row for shard in plan.shards for row in shard.todo] for name, plan in plans.items()
+    }
+    for rows in coming.values():
+        rows.reverse()
+    work = []
+    while coming := {name: rows for name, rows in coming.items() if rows}:
+        line = min(rows[-1].line for rows in coming.values())
+        names = tuple(name for name, rows in coming.items() if rows[-1].line == line)
+        clips = [coming[name].pop().clip for name in names]
+        work.append(Work(clips[0], names))
+    return work
 
 
 def decode_ahead(

@@ -3,30 +3,33 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from micu.base.errors import ConfigError, StoreError
 from micu.store.ledger import file_size
-from micu.store.manifest import Clip, Manifest
+from micu.store.manifest import Clip, Manifest, row_sources
 from micu.store.sets import (
     MISSING,
     Failure,
     FeatureSpec,
     Header,
+    Layout,
     RunRecord,
     ShardEntry,
     describe_difference,
+    extend_layout,
     indexed_shards,
     ledger_name,
     part_labels,
     read_index,
+    read_layout,
     read_ledger,
     read_set,
     rows_per_shard,
     set_folder,
     shard_files,
-    shard_name,
     shard_number,
 )
 from micu.store.shard import Shard
@@ -58,13 +61,26 @@ class Job:
     """What was typed; noted in the set."""
 
 
+class Wanted(NamedTuple):
+    """A row of a manifest that is to be extracted."""
+
+    clip: Clip
+    source: str
+    """See `micu.store.manifest.row_sources`."""
+    line: int
+    """Its place in the manifest, from 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
     """The rows of one shard, and those of them that are still to be extracted."""
 
     number: int
+    sources: tuple[str, ...]
+    """Of every row that has its place there, in order; the manifest need not have it any more."""
     rows: tuple[Clip, ...]
-    todo: tuple[Clip, ...]
+    """Those that the manifest has."""
+    todo: tuple[Wanted, ...]
     sha256: str = ""
     """What the index says of the shard on disk, whose rows are kept; empty where there is none."""
     size: int = 0
@@ -84,12 +100,15 @@ class Plan:
     """Features of another making are in the folder, and go before the first shard is written."""
     overwrite: bool
     """What is there may be replaced, so that no other run may be at work when this one begins."""
+    layout: Layout
+    """Every shard of the set, and which rows have their places there."""
     shards: tuple[ShardPlan, ...]
     """Only those with rows to extract."""
     unlisted: Mapping[str, ShardEntry]
     """Shards that a killed run published without noting them in the index."""
     dropped: frozenset[str]
-    """Clips whose rows leave the ledger, of a part its own: they are stored, or tried again."""
+    """Clips whose rows leave the ledger, of a part its own: they are stored, tried again, or not
+    in the manifest as it is now."""
     again: Mapping[str, Failure]
     """Ledger rows of clips to extract whose files were missing; each stays until the clip is
     stored, or fails otherwise."""
@@ -123,9 +142,9 @@ class Plan:
         for shard in self.shards:
             steps = _most_steps(self.header.spec, shard.rows)
             if steps is None:
-                total += max(0, int(len(shard.rows) * self.row_bytes) - shard.size)
+                total += max(0, int(len(shard.sources) * self.row_bytes) - shard.size)
             else:
-                whole = padded_bytes(self.header.spec, len(shard.rows), steps) + 16 * 1024
+                whole = padded_bytes(self.header.spec, len(shard.sources), steps) + 16 * 1024
                 total += max(0, whole - shard.size)
         return max(0, total - self.frees)
 
@@ -142,14 +161,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    """What a set holds already, as far as a run is concerned."""
+    """What a set holds already, as far as a run is concerned; rows are named by their source."""
 
+    layout: Layout = field(default_factory=dict)
     stored: frozenset[str] = frozenset()
-    failed: frozenset[str] = frozenset()
-    again: Mapping[str, Failure] = field(default_factory=dict)
-    """Those of them whose files were missing, and that the run may look for again."""
-    mended: frozenset[str] = frozenset()
-    """Clips in the run's own ledger that are stored by now."""
+    failed: Mapping[str, Failure] = field(default_factory=dict)
+    """Ledger rows of what is not stored."""
+    own: Mapping[str, Failure] = field(default_factory=dict)
+    """The run's own ledger, of a part its part's, stored rows too."""
     unlisted: Mapping[str, ShardEntry] = field(default_factory=dict)
     index: Mapping[str, ShardEntry] = field(default_factory=dict)
 
@@ -170,51 +189,58 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     _check_part(job, folder)
     clips = job.manifest.clips
     header = Header(
-        spec=spec,
-        manifest=job.manifest.name,
-        manifest_sha256=job.manifest.sha256,
-        shard_rows=job.shard_rows or job.usual_rows or usual_rows(job.manifest, spec),
+        spec=spec, shard_rows=job.shard_rows or job.usual_rows or usual_rows(job.manifest, spec)
     )
     if job.shard_rows is None:
         header = _with_rows_there(folder, header)
     wanted = min(job.limit or len(clips), len(clips))
     before, replaces = _compare_with_set(job, folder, header)
     standing = _Standing() if replaces or not folder.is_dir() else _take_stock(job, folder, header)
+    sources = row_sources(clips, spec.made_of)
+    lines = {source: line for line, source in enumerate(sources)}
+    layout = extend_layout(standing.layout, sources, header.shard_rows)
     shards, done, failed = [], 0, 0
-    retried: set[str] = set()
+    left = set(standing.own)
     again: dict[str, Failure] = {}
-    for number, start in enumerate(range(0, wanted, header.shard_rows)):
+    for name, places in layout.items():
+        number = int(shard_number(name) or 0)
         if job.part is not None and not job.part.owns(number):
             continue
-        rows = clips[start : start + header.shard_rows]
+        there = [lines[source] for source in places if source in lines]
         todo = []
-        for clip in rows[: wanted - start]:
-            if clip.clip_id in standing.stored:
+        for line in there:
+            clip, source = clips[line], sources[line]
+            if line >= wanted:
+                left.discard(source)
+            elif source in standing.stored:
                 done += 1
-            elif clip.clip_id not in standing.failed:
-                todo.append(clip)
-            elif job.retry_failed:
-                retried.add(clip.clip_id)
-                todo.append(clip)
-            elif clip.clip_id in standing.again:
-                again[clip.clip_id] = standing.again[clip.clip_id]
-                todo.append(clip)
+            elif source not in standing.failed or job.retry_failed:
+                todo.append(Wanted(clip, source, line))
             else:
-                failed += 1
+                left.discard(source)
+                failure = standing.failed[source]
+                # Of parts that are not merged yet, only a part may change what is said of its own.
+                is_mine = job.part is not None or source in standing.own
+                if job.look_again and failure.code == MISSING and is_mine:
+                    again[clip.clip_id] = failure
+                    todo.append(Wanted(clip, source, line))
+                else:
+                    failed += 1
         if todo:
-            known = standing.index.get(shard_name(number), ShardEntry("", 0, (), {}, ""))
-            shards.append(
-                ShardPlan(number, rows, tuple(todo), known.sha256, known.size, known.damaged)
-            )
+            known = standing.index.get(name, ShardEntry("", 0, (), {}, ""))
+            rows = tuple(clips[line] for line in there)
+            facts = (known.sha256, known.size, known.damaged)
+            shards.append(ShardPlan(number, places, rows, tuple(todo), *facts))
     return Plan(
         folder=folder,
         header=header,
         run=_record_run(job, wanted, before),
         replaces=replaces,
         overwrite=job.overwrite,
+        layout=layout,
         shards=tuple(shards),
         unlisted=standing.unlisted,
-        dropped=standing.mended | retried,
+        dropped=frozenset(left),
         again=again,
         done=done,
         failed=failed,
@@ -231,10 +257,15 @@ def _record_run(job: Job, wanted: int, before: RunRecord | None) -> RunRecord:
         media_root=str(job.media_root.resolve()),
         rows=wanted,
         command=job.command,
+        manifest_sha256=job.manifest.sha256,
+        is_limited=wanted < len(job.manifest.clips),
     )
     # A command with a smaller --limit would not make every shard again.
-    if before is not None and wanted < before.rows:
-        return replace(run, rows=before.rows, command=before.command)
+    if before is not None and run.is_limited:
+        most = before.rows_of(len(job.manifest.clips))
+        if wanted < most:
+            limited = most < len(job.manifest.clips)
+            return replace(run, rows=most, command=before.command, is_limited=limited)
     return run
 
 
@@ -249,11 +280,11 @@ def padded_bytes(spec: FeatureSpec, rows: int, steps: int) -> int:
 
 
 def _with_rows_there(folder: Path, header: Header) -> Header:
-    """The header, with as many rows per shard as the set has, if nothing else differs."""
+    """The header, with as many rows per shard as the set has, if it is of that making."""
     if (folder / "set.json").is_file():
         there, _ = read_set(folder)
-        if replace(header, shard_rows=there.shard_rows).fingerprint == there.fingerprint:
-            return there
+        if there.spec.making == header.spec.making:
+            return replace(header, shard_rows=there.shard_rows)
     return header
 
 
@@ -280,7 +311,7 @@ def _compare_with_set(job: Job, folder: Path, header: Header) -> tuple[RunRecord
         before, run_before = read_set(folder)
     else:  # lost, or never written: the shards say what made them
         before = _header_of_shards(folder, header)
-    if before.fingerprint == header.fingerprint:
+    if before.is_like(header):
         return run_before, False
     if not job.overwrite:
         stored = sum(len(entry.clip_ids) for entry in indexed_shards(folder).values())
@@ -296,7 +327,7 @@ def _header_of_shards(folder: Path, expected: Header) -> Header:
     """The header of a shard that is not of the set that is expected, else that one."""
     for path in shard_files(folder):
         with Shard.open(path) as shard:
-            if shard.header.fingerprint != expected.fingerprint:
+            if not shard.header.is_like(expected):
                 return shard.header
     return expected
 
@@ -309,24 +340,21 @@ def _take_stock(job: Job, folder: Path, header: Header) -> _Standing:
         number = shard_number(name)
         return part is None or (number is not None and part.owns(number))
 
-    labels = None if part is None else ("", part.label)
+    layout = read_layout(folder)
+    labels = None if part is None or not layout else ("", part.label)
     noted = indexed_shards(folder, labels)
+    if not layout:  # lost, or never written: the shards say what they have
+        everything = read_index(folder, noted, header=header)
+        layout = {name: entry.sources for name, entry in everything.items()}
     index = read_index(folder, noted, concerns, header)
-    stored = frozenset(clip_id for entry in index.values() for clip_id in entry.clip_ids)
+    stored = frozenset(source for entry in index.values() for source in entry.sources)
     own = read_ledger(folder, ["" if part is None else part.label])
-    ledger = read_ledger(folder, labels)
-    failed = frozenset(ledger.keys() - stored)
-    # Of parts that are not merged yet, only a part may change what is said of its clips.
-    mine = failed & (own.keys() if part is None else ledger.keys())
+    ledger = read_ledger(folder, None if part is None else ("", part.label))
     return _Standing(
+        layout=layout,
         stored=stored,
-        failed=failed,
-        again={
-            clip_id: ledger[clip_id]
-            for clip_id in mine
-            if job.look_again and ledger[clip_id].code == MISSING
-        },
-        mended=stored & own.keys(),
+        failed={row.source: row for row in ledger.values() if row.source not in stored},
+        own={row.source: row for row in own.values()},
         unlisted={name: entry for name, entry in index.items() if noted.get(name) != entry},
         index=index,
     )

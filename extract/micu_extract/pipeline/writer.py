@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from micu.base.errors import StoreError
 from micu.base.files import check_held, file_sha256, remove_stale_temporaries
@@ -19,15 +19,17 @@ from micu.store.sets import (
     append_ledger,
     describe_difference,
     publish_shard,
+    read_layout,
     read_ledger,
     read_set,
     remove_set,
     shard_files,
     shard_name,
+    write_layout,
     write_ledger,
     write_set,
 )
-from micu.store.shard import Shard
+from micu.store.shard import Header, Shard, join_versions
 from micu_extract.backbones.base import Backbone, Media
 from micu_extract.media.decoding import Trouble
 from micu_extract.pipeline.encode import ClipEncoder, Encoded
@@ -100,7 +102,9 @@ class SetWriter:
         self._coming = deque(plan.shards)
         self._shard: ShardPlan | None = None
         self._missing = 0
+        self._sources: dict[str, str] = {}
         self._rows: dict[str, FeatureRow] = {}
+        self._header = plan.header
         self._is_loaded = False
         self._fresh: list[Failure] = []
         self._first: list[tuple[Clip, Failure]] = []
@@ -204,14 +208,15 @@ class SetWriter:
                 self._open_shard()
             self._missing -= 1
             summary = self.summary
+            source = self._sources[clip.clip.clip_id]
             row = self._fit(clip.row)
             if isinstance(row, Failure):
-                self._fail(clip.clip, row)
+                self._fail(clip.clip, replace(row, source=source))
             else:
                 self._load_rows()
-                self._rows[row.clip_id] = row
+                self._rows[source] = replace(row, source=source)
                 if row.clip_id in self._plan.again:
-                    self._found.add(row.clip_id)
+                    self._found.add(source)
                     self._changes_ledger = True
                 self._unpublished += 1
                 summary.extracted += 1
@@ -237,11 +242,12 @@ class SetWriter:
         assert self._shard is not None
         if isinstance(row, Failure):
             return row
-        needed = padded_bytes(self._plan.header.spec, len(self._shard.rows), len(row.values))
+        places = len(self._shard.sources)
+        needed = padded_bytes(self._plan.header.spec, places, len(row.values))
         if needed <= MAX_SHARD_BYTES:
             return row
         message = (
-            f"{len(row.values)} steps would pad the {len(self._shard.rows)} rows of its shard to "
+            f"{len(row.values)} steps would pad the {places} rows of its shard to "
             f"{needed} bytes, expected at most {MAX_SHARD_BYTES}; set start_s and end_s in the "
             "manifest to cut it into shorter clips, or type a smaller --shard-rows and a new --out"
         )
@@ -250,14 +256,19 @@ class SetWriter:
     def _open_shard(self) -> None:
         self._shard = self._coming.popleft()
         self._missing = len(self._shard.todo)
-        self._rows, self._is_loaded = {}, False
+        self._sources = {row.clip.clip_id: row.source for row in self._shard.todo}
+        self._rows, self._header, self._is_loaded = {}, self._plan.header, False
         self._flushed = time.monotonic()
 
     def _load_rows(self) -> None:
         """Read what the open shard has already, unless nothing new comes: it may be much."""
         assert self._shard is not None
         if not self._is_loaded:
-            self._rows = {row.clip_id: row for row in _rows_on_disk(self._plan, self._shard)}
+            with _open_on_disk(self._plan, self._shard) as there:
+                if there is not None:
+                    rows = map(there.read, range(len(there.clip_ids)))
+                    self._rows = {row.source: row for row in rows}
+                    self._header = _made_with_both(there.header, self._plan.header)
             self._is_loaded = True
 
     def _publish(self) -> None:
@@ -267,24 +278,31 @@ class SetWriter:
 
     def _begin_writing(self) -> None:
         assert self._shard is not None
-        rows = [self._rows[clip.clip_id] for clip in self._shard.rows if clip.clip_id in self._rows]
+        # What is there stays, what has no place too: another manifest, or the next, may want it.
+        places = dict.fromkeys((*self._shard.sources, *self._rows))
+        rows = [self._rows[source] for source in places if source in self._rows]
         known = {**self._shard.damaged, **self._damaged}
         damaged = {row.clip_id: known[row.clip_id] for row in rows if row.clip_id in known}
         is_new = bool(rows and self._unpublished)
         failures = [] if self._is_doubtful else self._fresh
-        arguments = (self._shard.number, rows if is_new else [], damaged, failures)
+        arguments = (self._shard.number, self._header, rows if is_new else [], damaged, failures)
         self._writing.append(self._thread.submit(self._write, *arguments))
         self._fresh, self._unpublished = self._fresh[len(failures) :], 0
         self._flushed = time.monotonic()
 
     def _write(
-        self, number: int, rows: list[FeatureRow], damaged: dict[str, int], failures: list[Failure]
+        self,
+        number: int,
+        header: Header,
+        rows: list[FeatureRow],
+        damaged: dict[str, int],
+        failures: list[Failure],
     ) -> None:
         """Write the ledger, then the shard; a clip in both counts as stored when planning."""
         started, plan = time.monotonic(), self._plan
         append_ledger(plan.folder, failures, plan.label)
         if rows:
-            publish_shard(plan.folder, number, plan.header, rows, plan.label, damaged)
+            publish_shard(plan.folder, number, header, rows, plan.label, damaged)
         self.summary.write_s += time.monotonic() - started
 
     def _settle(self, *, wait: bool) -> None:
@@ -313,10 +331,12 @@ def enter_folder(plan: Plan) -> Iterator[None]:
             remove_set(plan.folder)
         remove_stale_temporaries(plan.folder, STALE_S if plan.part else 0.0)
         write_set(plan.folder, plan.header, plan.run)
+        if read_layout(plan.folder) != plan.layout:
+            write_layout(plan.folder, plan.layout)
         let_others_in()
         # As it is now, not as it was planned with: another run may be at work in the same folder.
         ledger = read_ledger(plan.folder, [plan.label])
-        kept = [row for clip_id, row in ledger.items() if clip_id not in plan.dropped]
+        kept = [row for row in ledger.values() if row.source not in plan.dropped]
         write_ledger(plan.folder, kept, plan.label)
         if plan.unlisted:
             append_index(plan.folder, plan.unlisted, plan.label)
@@ -328,7 +348,7 @@ def _check_making(plan: Plan) -> None:
     if plan.replaces or not (plan.folder / "set.json").is_file():
         return
     there, _ = read_set(plan.folder)
-    if there.fingerprint != plan.header.fingerprint:
+    if not there.is_like(plan.header):
         raise StoreError(
             f"{plan.folder}: another run has replaced it since this one began to plan: "
             f"{describe_difference(plan.header, there)}\nextract to another --out"
@@ -342,14 +362,18 @@ def _drop_stored(plan: Plan, found: Collection[str]) -> None:
     that the ledger is that of a run which looked once.
     """
     ledger = read_ledger(plan.folder, [plan.label])
-    write_ledger(plan.folder, [row for key, row in ledger.items() if key not in found], plan.label)
+    write_ledger(
+        plan.folder, [row for row in ledger.values() if row.source not in found], plan.label
+    )
 
 
-def _rows_on_disk(plan: Plan, shard: ShardPlan) -> list[FeatureRow]:
-    """The rows that a shard already holds."""
+@contextmanager
+def _open_on_disk(plan: Plan, shard: ShardPlan) -> Iterator[Shard | None]:
+    """The shard that holds rows already; None where there is none."""
     path = plan.folder / shard_name(shard.number)
     if not path.is_file():
-        return []
+        yield None
+        return
     if shard.sha256 and file_sha256(path) != shard.sha256:
         # Written again with new rows, the damage would get a checksum of its own.
         raise StoreError(
@@ -357,6 +381,12 @@ def _rows_on_disk(plan: Plan, shard: ShardPlan) -> list[FeatureRow]:
             f"micu-extract verify {plan.folder} --data --repair"
         )
     with Shard.open(path) as file:
-        if file.header.fingerprint != plan.header.fingerprint:
+        if not file.header.is_like(plan.header):
             raise StoreError(f"{path}: {describe_difference(plan.header, file.header)}")
-        return [file.read(row) for row in range(len(file.clip_ids))]
+        yield file
+
+
+def _made_with_both(first: Header, second: Header) -> Header:
+    """The header of a shard that was begun with one and is finished with another."""
+    versions = join_versions(first.spec.versions, second.spec.versions)
+    return replace(second, spec=replace(second.spec, versions=versions))

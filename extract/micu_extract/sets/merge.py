@@ -1,19 +1,24 @@
 """Joining what parts of an extraction have made: one index, one ledger."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from micu.store.sets import (
+    Layout,
+    extend_layout,
     index_name,
     ledger_name,
     part_labels,
     read_index,
+    read_layout,
+    shard_number,
     write_index,
     write_ledger,
 )
 from micu_extract.sets.shares import Part, parse_part
-from micu_extract.sets.verify import Contents, inspect_set
+from micu_extract.sets.verify import inspect_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +59,13 @@ def merge_set(
     labels = part_labels(folder)
     ledger = contents.ledger
     failed = [
-        ledger[clip.clip_id]
-        for clip in contents.clips
-        if clip.clip_id in ledger and clip.clip_id not in contents.homes
+        ledger[source]
+        for source in contents.sources
+        if source in ledger and source not in contents.homes
     ]
     left = contents.missing()
-    problems = (*contents.shard_problems, *contents.strangers(), *contents.twice())
+    layout = extend_layout(read_layout(folder), tuple(contents.known), contents.header.shard_rows)
+    problems = (*contents.shard_problems, *contents.twice())
     folds = bool(labels) and not problems and (incomplete or not left)
     if folds:
         write_ledger(folder, failed)
@@ -77,23 +83,24 @@ def merge_set(
         problems=(
             *contents.nothing_stored(),
             *problems,
-            *_missing_by_part(contents, labels, left),
+            *_missing_by_part(layout, labels, left),
         ),
         folded=folds,
     )
 
 
-def _missing_by_part(contents: Contents, labels: tuple[str, ...], left: list[int]) -> list[str]:
+def _missing_by_part(layout: Layout, labels: tuple[str, ...], left: Sequence[str]) -> list[str]:
     """One line per part that has rows left, with what to type."""
     if not left:
         return []
     count = int(labels[0].split("of")[1]) if labels else 1
     begun = [parse_part(label.replace("of", "/")) for label in labels]
-    shards = Counter(row // contents.header.shard_rows for row in left)
+    places = {source: name for name, sources in layout.items() for source in sources}
+    shards = Counter(shard_number(places[source]) for source in left)
     lines = []
     for number in range(1, count + 1):
         part = Part(number, count)
-        rows = sum(missing for shard, missing in shards.items() if part.owns(shard))
+        rows = sum(missing for shard, missing in shards.items() if part.owns(shard or 0))
         is_begun = count == 1 or any(other.owns(number - 1) for other in begun)
         state = "is not finished" if is_begun else "has not begun"
         if rows:

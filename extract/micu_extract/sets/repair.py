@@ -94,11 +94,11 @@ def _forget(names: set[str], folder: Path) -> None:
 def _drop_stored(folder: Path, kept: set[str]) -> int:
     """Take clips that are in a good shard out of every ledger; how many rows that were."""
     index = read_index(folder, wants=lambda name: name not in kept)
-    stored = {clip_id for entry in index.values() for clip_id in entry.clip_ids}
+    stored = {source for entry in index.values() for source in entry.sources}
     dropped = 0
     for label in ("", *part_labels(folder)):
         ledger = read_ledger(folder, [label])
-        left = [row for clip_id, row in ledger.items() if clip_id not in stored]
+        left = [row for row in ledger.values() if row.source not in stored]
         if len(left) < len(ledger):
             write_ledger(folder, left, label)
             dropped += len(ledger) - len(left)

@@ -1,24 +1,25 @@
 """How far extractions are, from their text files alone: no shard and no media file is opened."""
 
-import csv
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
 from micu.base.errors import ManifestError, StoreError
-from micu.store.manifest import NEEDED_COLUMN, read_table
+from micu.store.manifest import read_manifest
 from micu.store.sets import (
     MISSING,
-    Header,
+    FeatureSpec,
+    RunRecord,
+    extend_layout,
     indexed_shards,
     part_labels,
+    read_layout,
     read_ledger,
     read_set,
     shard_files,
-    shard_name,
-    shard_number,
 )
 
 
@@ -37,6 +38,8 @@ class SetStatus:
     codes: dict[str, int]
     """Failures by code."""
     left: int
+    unasked: int
+    """Rows in shards that the manifest does not ask for, or not any more."""
     shards_done: int
     """Shards of which every row is stored or failed."""
     shards_partial: int
@@ -64,11 +67,11 @@ def read_status(
         StoreError: A `set.json` or a ledger cannot be read.
         OSError: The disk, or the rights to it, refused.
     """
-    manifests: dict[tuple[Path, str], tuple[str, ...]] = {}
     found: list[SetStatus] = []
+    known: dict[tuple[str, str, str], tuple[str, ...]] = {}
     for folder in folders:
         try:
-            found.append(_status(folder, manifests))
+            found.append(_status(folder, known))
         except (StoreError, OSError) as error:
             if tell is None:
                 raise
@@ -76,48 +79,53 @@ def read_status(
     return found
 
 
-def _status(folder: Path, manifests: dict[tuple[Path, str], tuple[str, ...]]) -> SetStatus:
+def _status(folder: Path, known: dict[tuple[str, str, str], tuple[str, ...]]) -> SetStatus:
     header, run = read_set(folder)
     noted = indexed_shards(folder)
-    ledger = read_ledger(folder)
     sizes: dict[str, int] = {}
     newest = 0.0
     for path in shard_files(folder):
         facts = path.stat()
         sizes[path.name] = facts.st_size
         newest = max(newest, facts.st_mtime)
-    making = header.fingerprint
+    making = header.spec.making
     good = {n for n, size in sizes.items() if n in noted and noted[n].is_about(size, making)}
-    stored = {clip_id for name in good for clip_id in noted[name].clip_ids}
-    codes = Counter(row.code for clip_id, row in ledger.items() if clip_id not in stored)
-    failed = sum(codes.values())
-    failed_by_shard = Counter(
-        _shards_of(ledger.keys() - stored, header, run.manifest_path, manifests)
-    )
-    done = partial = 0
-    count = -(-run.rows // header.shard_rows)
-    begun = {shard_number(name) for name in sizes} | set(failed_by_shard)
-    for number in sorted(n for n in begun if n is not None and n < count):
-        name = shard_name(number)
-        rows = min(header.shard_rows, run.rows - number * header.shard_rows)
-        there = len(noted[name].clip_ids) if name in good else 0
-        if there + failed_by_shard[number] >= rows:
+    there = {source for name in good for source in noted[name].sources}
+    layout = read_layout(folder) or {name: noted[name].sources for name in sorted(noted)}
+    asked_rows = _asked(run, header.spec, known)
+    count = len(asked_rows)
+    if not asked_rows:  # those that had their place first
+        asked_rows, count = tuple(chain.from_iterable(layout.values()))[: run.rows], run.rows
+    layout = extend_layout(layout, asked_rows, header.shard_rows)
+    asked = set(asked_rows)
+    stored = there & asked
+    lacking = asked - stored
+    ledger = [row for row in read_ledger(folder).values() if row.source in lacking]
+    codes = Counter(row.code for row in ledger)
+    settled = stored | {row.source for row in ledger}
+    done = partial = missing = 0
+    for name, places in layout.items():
+        wanted = asked.intersection(places)
+        if wanted and wanted <= settled:
             done += 1
-        elif there or name in sizes:
+        elif wanted and (wanted & stored or name in sizes):
             partial += 1
+        elif wanted:
+            missing += 1
     return SetStatus(
         folder=str(folder),
         backbone=header.spec.backbone,
         weights=header.spec.weights,
         weights_sha256=header.spec.weights_sha256,
-        rows=run.rows,
+        rows=count,
         stored=len(stored),
-        failed=failed,
+        failed=len(ledger),
         codes=dict(sorted(codes.items())),
-        left=max(0, run.rows - len(stored) - failed),
+        left=max(0, count - len(settled)),
+        unasked=len(there - asked),
         shards_done=done,
         shards_partial=partial,
-        shards_missing=count - done - partial,
+        shards_missing=missing,
         shards_unlisted=len(sizes) - len(good),
         size_bytes=sum(sizes.values()),
         parts=tuple(label.replace("of", "/") for label in part_labels(folder)),
@@ -125,39 +133,21 @@ def _status(folder: Path, manifests: dict[tuple[Path, str], tuple[str, ...]]) ->
     )
 
 
-def _shards_of(
-    clip_ids: set[str],
-    header: Header,
-    path: str,
-    manifests: dict[tuple[Path, str], tuple[str, ...]],
-) -> list[int]:
-    """The shards that clips belong to; none where the manifest is not there any more."""
-    if not clip_ids:
-        return []
-    key = (Path(path), header.spec.modality)
-    if key not in manifests:
-        manifests[key] = _read_ids(*key)
-    rows = manifests[key]
-    return [row // header.shard_rows for row, clip_id in enumerate(rows) if clip_id in clip_ids]
+def _asked(
+    run: RunRecord, spec: FeatureSpec, known: dict[tuple[str, str, str], tuple[str, ...]]
+) -> tuple[str, ...]:
+    """The rows that the manifest asks for as it is now, by source.
 
-
-def _read_ids(path: Path, modality: str) -> tuple[str, ...]:
-    """The ids of the rows that a modality is extracted from, in the order of the manifest.
-
-    Nothing where it is not there any more, or is no manifest. Reading and checking all of it, as
-    `read_manifest` does, would take ten times as long.
+    Nothing where it is not there any more, or is no manifest.
     """
-    try:
-        table = read_table(path, ("clip_id",))
-        names = table.header
-        column = names.index("clip_id")
-        found = [row for _, row in table.rows() if not isinstance(row, csv.Error)]
-        if NEEDED_COLUMN[modality] == "path" and "group" in names:
-            group, media = names.index("group"), names.index("path")
-            found = [row for row in found if row[media] or row[group] in ("", row[column])]
-        return tuple(dict.fromkeys(row[column] for row in found))
-    except (OSError, ValueError, IndexError, ManifestError):
-        return ()
+    key = (run.manifest_path, spec.modality, spec.made_of)
+    if key not in known:
+        try:
+            manifest = read_manifest(Path(run.manifest_path))
+            known[key] = tuple(manifest.sources(*key[1:]).values())
+        except (ManifestError, OSError):
+            known[key] = ()
+    return known[key][: run.rows_of(len(known[key]))]
 
 
 def describe_status(status: SetStatus) -> str:
@@ -178,6 +168,11 @@ def describe_status(status: SetStatus) -> str:
     if status.codes.get(MISSING):
         lines.append(
             f"{status.codes[MISSING]} missing: looked for again when the extraction is typed again"
+        )
+    if status.unasked:
+        lines.append(
+            f"{status.unasked} rows in the shards that the manifest does not ask for; to remove "
+            f"them, type: micu-extract compact {status.folder}"
         )
     if status.rows and not status.stored:
         lines.append("nothing is stored")

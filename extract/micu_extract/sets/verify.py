@@ -7,7 +7,7 @@ from pathlib import Path
 
 from micu.base.errors import ManifestError, MicuError
 from micu.base.files import file_sha256
-from micu.store.manifest import Clip, read_manifest
+from micu.store.manifest import read_manifest, row_sources
 from micu.store.sets import (
     Failure,
     ShardEntry,
@@ -34,6 +34,8 @@ class SetReport:
     problems: tuple[str, ...]
     damaged: int = 0
     """Stored clips some of whose frames were corrupt; the index names them."""
+    unasked: int = 0
+    """Rows in shards that the manifest does not ask for, or not any more."""
 
 
 @dataclass(slots=True)
@@ -42,6 +44,7 @@ class ShardCheck:
 
     path: Path
     clip_ids: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
     other_making: bool = False
     """Its header is not that of `set.json`."""
@@ -51,18 +54,21 @@ class ShardCheck:
 
 @dataclass(slots=True)
 class Contents:
-    """What is where in a feature set."""
+    """What is where in a feature set; rows are named by their source."""
 
     header: Header
     rows: int
     """Rows of the manifest that were to be extracted."""
-    known: tuple[Clip, ...]
-    """Every row of the manifest that the modality is extracted from."""
+    known: dict[str, str]
+    """Clip ids of every row of the manifest that the modality is extracted from, in order."""
     homes: dict[str, list[str]]
-    """Names of the shards that hold a clip, by clip id."""
+    """Names of the shards that hold a row."""
+    others: int
+    """Rows in shards that the manifest does not have."""
     ledger: dict[str, Failure]
+    """Of rows that the manifest has."""
     ledger_files: dict[str, str]
-    """Name of the ledger that holds a clip, by clip id."""
+    """Name of the ledger that holds a row."""
     shard_problems: list[str]
     damaged: int
     """Stored clips some of whose frames were corrupt, as the index says."""
@@ -70,35 +76,35 @@ class Contents:
     """Whether parts have files of their own there."""
 
     @property
-    def clips(self) -> tuple[Clip, ...]:
+    def sources(self) -> list[str]:
         """The rows that were to be extracted."""
-        return self.known[: self.rows]
+        return list(self.known)[: self.rows]
 
-    def missing(self) -> list[int]:
-        """Numbers of the rows that are in no shard and not in the ledger."""
+    def missing(self) -> list[str]:
+        """The rows that are in no shard and not in the ledger."""
         return [
-            row
-            for row, clip in enumerate(self.clips)
-            if clip.clip_id not in self.homes and clip.clip_id not in self.ledger
+            source
+            for source in self.sources
+            if source not in self.homes and source not in self.ledger
         ]
 
     def twice(self) -> list[str]:
         """Clips in two shards, one line each."""
         return [
-            f"clip {clip_id!r} is in {' and '.join(homes)}"
-            for clip_id, homes in self.homes.items()
+            f"clip {self.known[source]!r} is in {' and '.join(homes)}"
+            for source, homes in self.homes.items()
             if len(homes) > 1
         ]
 
     def mended(self) -> set[str]:
-        """Clips that a part has stored, and that the ledger of the run before it still names.
+        """Rows that a part has stored, and that the ledger of the run before it still names.
 
         A part writes no file but its own: they leave that ledger at the merge.
         """
         return {
-            clip_id
-            for clip_id, name in self.ledger_files.items()
-            if self.has_parts and name == ledger_name() and clip_id in self.homes
+            source
+            for source, name in self.ledger_files.items()
+            if self.has_parts and name == ledger_name() and source in self.homes
         }
 
     def nothing_stored(self) -> list[str]:
@@ -112,12 +118,6 @@ class Contents:
             f"{f' ({why})' if why else ''}; mend the cause and type the extraction command with "
             "--retry-failed"
         ]
-
-    def strangers(self) -> list[str]:
-        """Ids that are no row of the manifest, one line each."""
-        there = self.homes.keys() | self.ledger.keys()
-        unknown = sorted(there - {clip.clip_id for clip in self.known})
-        return [f"clip {clip_id!r} is not in the manifest" for clip_id in unknown]
 
 
 def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False) -> SetReport:
@@ -151,9 +151,9 @@ def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False
             *contents.nothing_stored(),
             *contents.shard_problems,
             *_row_problems(contents),
-            *contents.strangers(),
         ),
         contents.damaged,
+        contents.others,
     )
 
 
@@ -167,29 +167,35 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
     header, run = read_set(folder)
     whole = read_manifest(manifest or Path(run.manifest_path))
     known = whole.for_modality(header.spec.modality)
+    sources = row_sources(known.clips, header.spec.made_of)
+    asked = {source: clip.clip_id for source, clip in zip(sources, known.clips, strict=True)}
     problems: list[str] = []
-    if known.sha256 != header.manifest_sha256:
-        problems.append(f"manifest {known.path} has changed since the extraction")
     homes: dict[str, list[str]] = {}
+    others = 0
     index = indexed_shards(folder)
     for check in check_shards(folder, header, index, data=data):
         problems += check.problems
-        for clip_id in check.clip_ids:
-            homes.setdefault(clip_id, []).append(check.path.name)
+        for source in check.sources:
+            if source in asked:
+                homes.setdefault(source, []).append(check.path.name)
+            else:
+                others += 1
     if data:
         problems += _unlisted_shards(folder, index)
     labels = part_labels(folder)
     files = {
-        clip_id: ledger_name(label)
+        row.source: ledger_name(label)
         for label in ("", *labels)
-        for clip_id in read_ledger(folder, [label])
+        for row in read_ledger(folder, [label]).values()
     }
+    ledger = {row.source: row for row in read_ledger(folder).values() if row.source in asked}
     return Contents(
         header=header,
-        rows=run.rows,
-        known=known.clips,
+        rows=run.rows_of(len(asked)),
+        known=asked,
         homes=homes,
-        ledger=read_ledger(folder),
+        others=others,
+        ledger=ledger,
         ledger_files=files,
         shard_problems=problems,
         damaged=sum(len(entry.damaged) for entry in index.values()),
@@ -218,14 +224,15 @@ def _check_shard(
     """Fill in what a shard holds and what is wrong with it."""
     path = check.path
     with Shard.open(path) as shard:
-        if shard.header.fingerprint != header.fingerprint:
+        if not shard.header.is_like(header):
             check.other_making = True
             check.problems.append(f"{path}: {describe_difference(header, shard.header)}")
         bad = shard.nonfinite_rows() if data else []
-        check.clip_ids = shard.clip_ids
+        check.clip_ids, check.sources = shard.clip_ids, shard.sources
     if bad:
         check.problems.append(f"{path}: rows {bad[:10]} are not finite")
-    if noted is not None and noted.clip_ids != check.clip_ids:
+    listed = noted and (noted.clip_ids, noted.sources)
+    if listed not in (None, (check.clip_ids, check.sources)):
         check.problems.append(f"{path}: its clips are not those that the index lists")
     if data and noted is not None and file_sha256(path) != noted.sha256:
         check.problems.append(f"{path}: its bytes are not those that were written (sha256 differs)")
@@ -247,11 +254,11 @@ def _row_problems(contents: Contents) -> list[str]:
     """Rows that are nowhere or in two places."""
     problems = []
     listed = contents.ledger.keys() - contents.mended()
-    for clip in contents.clips:
-        places = list(contents.homes.get(clip.clip_id, ()))
-        if clip.clip_id in listed:
-            places.append(contents.ledger_files[clip.clip_id])
+    for source in contents.sources:
+        places = list(contents.homes.get(source, ()))
+        if source in listed:
+            places.append(contents.ledger_files[source])
         if len(places) != 1:
             where = " and ".join(places) or "no shard and not in the ledger"
-            problems.append(f"clip {clip.clip_id!r} is in {where}")
+            problems.append(f"clip {contents.known[source]!r} is in {where}")
     return problems

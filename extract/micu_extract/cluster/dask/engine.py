@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from micu.base.process import stop_signals
 from micu.store.sets import Failure, append_ledger, read_ledger
 from micu_extract.backbones import find_backbone
 from micu_extract.cluster.dask.dispatch import Dispatcher, shards_left
-from micu_extract.cluster.dask.making import OWN, collect_libraries, describe_making
+from micu_extract.cluster.dask.making import OWN, describe_making
 from micu_extract.cluster.dask.worker import Errand
 from micu_extract.pipeline.decode_ahead import ALL_FAILED, RETRIES
 from micu_extract.pipeline.failures import JUDGED_FIRST, Limit, describe_shared
@@ -80,7 +80,7 @@ def extract_on_cluster(
         OSError: The scheduler was lost, or a disk refused a shard.
     """
     started = time.monotonic()
-    count = max(-(-plan.run.rows // plan.header.shard_rows) for plan in plans)
+    count = max(len(plan.layout) for plan in plans)
     for plan in plans:
         if not plan.replaces:
             refuse_other_partitions(plan.folder, Part(1, count))
@@ -99,7 +99,8 @@ def extract_on_cluster(
             dispatcher.look_at_all()
             for plan in plans:
                 # Shares write ledgers of their own, into which this one is not to speak.
-                mine = replace(plan, dropped=plan.dropped | plan.again.keys())
+                again = {failure.source for failure in plan.again.values()}
+                mine = replace(plan, dropped=plan.dropped | again)
                 stay.enter_context(enter_folder(mine))
             ledgers = [read_ledger(plan.folder).keys() for plan in plans]
             for _ in range(ROUNDS):
@@ -168,7 +169,7 @@ def _describe_run(job: Job, plans: Sequence[Plan]) -> Iterator[Errand]:
     command, *words = typed_words(CALLERS_OWN)
     # As it was typed: it stands in messages of the ledger.
     place = [] if command == "text" else ["--media-root", str(job.media_root)]
-    libraries = collect_libraries([asdict(plan.header) for plan in plans])
+    libraries = sorted({name for plan in plans for name in plan.header.spec.versions})
     classes = [find_backbone(plan.header.spec.backbone) for plan in plans]
     modules = tuple(
         sorted({kind.__module__ for kind in classes if kind.__module__.split(".")[0] not in OWN})
@@ -192,13 +193,14 @@ def _close_set(plan: Plan, guilty: Mapping[int, str]) -> None:
     tries = f"failed {RETRIES + 1} times, the last time with nothing beside it"
     failures = [
         Failure(
-            clip.clip_id,
+            row.clip.clip_id,
             "dask",
             "worker_died",
             f"shard {shard.number} {tries}: {guilty[shard.number]}",
+            row.source,
         )
         for shard in plan.shards
-        for clip in shard.todo
+        for row in shard.todo
         if shard.number in guilty
     ]
     append_ledger(plan.folder, failures)
@@ -222,7 +224,7 @@ def _summarise(
     ledger = read_ledger(after.folder)
     still = [key for key, row in before.again.items() if ledger.get(key) == row]
     fresh = [row for key, row in ledger.items() if key not in known and key not in still]
-    clips = {clip.clip_id: clip for shard in before.shards for clip in shard.todo}
+    clips = {row.clip.clip_id: row.clip for shard in before.shards for row in shard.todo}
     first = [(clips[row.clip_id], row) for row in fresh if row.clip_id in clips][:JUDGED_FIRST]
     return Summary(
         folder=str(before.folder),

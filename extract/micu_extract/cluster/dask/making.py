@@ -8,11 +8,10 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 OWN = ("micu_extract", "micu")
 """Packages whose code counts, all of it."""
@@ -24,21 +23,6 @@ TELLS_WITHIN_S = 45.0
 _DIGITS = 12
 _SHOWN = 60
 """Characters that are told of what another machine says."""
-
-
-def collect_libraries(headers: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Names of the libraries whose versions the headers of feature sets note."""
-    return tuple(sorted(set().union(*map(_versions_in, headers))))
-
-
-def _versions_in(described: Any) -> set[str]:
-    if not isinstance(described, Mapping):
-        return set()
-    found: set[str] = set()
-    for key, value in described.items():
-        is_noted = key in ("versions", "decoder_versions") and isinstance(value, Mapping)
-        found |= set(value) if is_noted else _versions_in(value)
-    return found
 
 
 def describe_making(libraries: Collection[str], modules: Collection[str]) -> dict[str, str]:

@@ -1,0 +1,199 @@
+"""What an edit of a manifest costs: what is extracted again, what training and evaluation do."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import tests.runs
+import tests.toy  # noqa: F401 - registers a backbone
+from micu.cli.evaluate import main as evaluate
+from micu.cli.features import find_feature_sets
+from micu.store.manifest import Clip, read_manifest, write_manifest
+from micu.store.sets import FeatureStore
+from micu_extract.cli import cli
+from micu_extract.sets.verify import verify_set
+from tests.conftest import PROJECT
+from tests.media_files import tone, write_media
+from tests.training import train
+
+CLIPS = 12
+CLASSES = ("drum", "engine", "violin")
+SPLITS = ("train", "val", "test", "test")
+
+
+def make_clips() -> list[Clip]:
+    """Clips of four files, whose windows and sentences are each one's own; the last has no file."""
+    return [
+        Clip(
+            clip_id=f"clip {i}",
+            path="missing.wav" if i == CLIPS - 1 else f"{i % 4}.wav",
+            start_s=i // 4 * 0.5,
+            end_s=1.0 + i // 4 * 0.5,
+            label=CLASSES[i % 3],
+            split=SPLITS[i // 3],
+            text=f"a {CLASSES[i % 3]} sounds {i}",
+        )
+        for i in range(CLIPS)
+    ]
+
+
+def extract(folder: Path, manifest: Path) -> dict[str, int]:
+    """Clips that were extracted, by modality."""
+    words = ["--weights", "random", "--device", "cpu", "--json", "--out", str(folder / "features")]
+    found = {}
+    for modality, backbone in (("audio", "toy-sound"), ("text", "toy")):
+        more = ["--workers", "1", "--media-root", str(folder)] if modality == "audio" else []
+        typed = [modality, str(manifest), "--backbone", backbone, "--shard-rows", "4"]
+        done = CliRunner().invoke(cli, [*typed, *words, *more])
+        assert done.exit_code in (0, 3), done.output
+        found[modality] = json.loads(done.stdout.splitlines()[-1])["extracted"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with media, a manifest, features of it and a model that was trained on them."""
+    folder = tmp_path_factory.mktemp("finished")
+    for i in range(4):
+        sound = tone(3, 8000, 220 + 50 * i)
+        write_media(folder / f"{i}.wav", sound=sound, sound_codec="pcm_s16le")
+    shutil.copy(folder / "0.wav", folder / "other.wav")
+    write_manifest(folder / "m.csv", make_clips())
+    assert extract(folder, folder / "m.csv") == {"audio": CLIPS - 1, "text": CLIPS}
+    options = ("--set", "optimizer.max_steps=1", "--manifest", str(folder / "m.csv"))
+    done = train(folder / "features", folder / "run", *options, modalities="a,t")
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "x")
+    return tmp_path / "x"
+
+
+def change(number: int, **values: Any) -> Callable[[list[Clip]], list[Clip]]:
+    return lambda clips: [
+        replace(clip, **values) if i == number else clip for i, clip in enumerate(clips)
+    ]
+
+
+def rewrite(edit: Callable[[list[Clip]], list[Clip]]) -> Callable[[Path], None]:
+    return lambda path: write_manifest(path, edit(list(read_manifest(path).clips)))
+
+
+def with_bytes(edit: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda path: path.write_bytes(edit(path.read_bytes()))  # type: ignore[func-returns-value]
+
+
+def add_column(path: Path) -> None:
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header},mood", *(f"{line},calm" for line in lines), ""]))
+
+
+NEW = Clip(clip_id="new", path="1.wav", start_s=1.5, end_s=2.5, label="drum", text="quite new")
+EDITS: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
+    # edit, audio and text clips that are extracted again, clips to train on until then
+    "nothing": (lambda path: None, 0, 0, 11),
+    "label": (rewrite(change(3, label="violin")), 0, 0, 11),
+    "split": (rewrite(change(3, split="test")), 0, 0, 11),
+    "group": (rewrite(change(3, group="clip 4")), 0, 0, 11),
+    "added row": (rewrite(lambda clips: [NEW, *clips]), 1, 1, 11),
+    "removed row": (rewrite(lambda clips: clips[1:]), 0, 0, 10),
+    "order": (rewrite(lambda clips: clips[::-1]), 0, 0, 11),
+    "clip id": (rewrite(change(3, clip_id="renamed")), 0, 0, 11),
+    "CRLF": (with_bytes(lambda data: data.replace(b"\n", b"\r\n")), 0, 0, 11),
+    "BOM": (with_bytes(lambda data: b"\xef\xbb\xbf" + data), 0, 0, 11),
+    "new column": (add_column, 0, 0, 11),
+    "start": (rewrite(change(3, start_s=0.25)), 1, 0, 10),
+    "end": (rewrite(change(3, end_s=1.25)), 1, 0, 10),
+    "path": (rewrite(change(3, path="other.wav")), 1, 0, 10),
+    "path of a missing file": (rewrite(change(11, path="other.wav")), 1, 0, 11),
+    "sentence": (rewrite(change(3, text="something else")), 0, 1, 10),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_costs_what_it_changes_and_never_shows_old_values(folder: Path, name: str) -> None:
+    edit, audio, text, ready = EDITS[name]
+    manifest = folder / "m.csv"
+    before = {path: path.read_bytes() for path in folder.rglob("shard-*.h5")}
+    edit(manifest)
+
+    options = ("--set", "optimizer.max_steps=1", "--manifest", str(manifest), "--json")
+    trained = train(folder / "features", folder / "again", *options, modalities="a,t")
+    assert trained.exit_code == 0, trained.output
+    sets = find_feature_sets(folder / "features", ["audio", "text"], manifest, {})
+    there = [set(store.clip_ids) for store in sets.stores.values()]
+    assert len(there[0] & there[1]) == ready
+    assert extract(folder, manifest) == {"audio": audio, "text": text}
+
+    assert {path: path.read_bytes() for path in before} == before or (audio, text) != (0, 0)
+    known = read_manifest(manifest)
+    fresh = folder / "fresh"
+    fresh.mkdir()
+    for path in (*folder.glob("*.wav"), manifest):
+        shutil.copy(path, fresh)
+    extract(fresh, fresh / "m.csv")
+    for kind in ("audio-toy-sound", "text-toy"):
+        assert verify_set(folder / "features" / "m" / kind, data=True).problems == ()
+        mine, new = (
+            FeatureStore(root / "features" / "m" / kind, known) for root in (folder, fresh)
+        )
+        assert set(mine.clip_ids) == set(new.clip_ids)
+        for clip_id in new.clip_ids:
+            one, other = mine.read(clip_id), new.read(clip_id)
+            np.testing.assert_array_equal(one.values[one.mask], other.values[other.mask])
+
+
+@pytest.mark.parametrize("name", ["label", "split", "removed row", "added row", "order"])
+def test_evaluation_goes_on_with_the_manifest_as_it_is_now(folder: Path, name: str) -> None:
+    manifest = folder / "m.csv"
+    EDITS[name][0](manifest)
+    words = ["retrieval", folder / "run" / "last.pt", "--features", folder / "features"]
+    words += ["--manifest", manifest, "--pairs", "a:t", "--out", folder / "r.csv"]
+    done = CliRunner().invoke(evaluate, [*map(str, words), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+
+
+def test_a_changed_row_is_not_there_until_it_is_made_again(folder: Path) -> None:
+    manifest = folder / "m.csv"
+    sets = find_feature_sets(folder / "features", ["audio"], manifest, {})
+    old = sets.stores["audio"].read("clip 3")
+    EDITS["start"][0](manifest)
+    sets = find_feature_sets(folder / "features", ["audio"], manifest, {})
+    assert "clip 3" not in sets.stores["audio"]
+    extract(folder, manifest)
+    sets = find_feature_sets(folder / "features", ["audio"], manifest, {})
+    assert not np.array_equal(sets.stores["audio"].read("clip 3").values, old.values)
+    EDITS["start"][0](manifest)  # and back: what was there is there still
+    rewrite(change(3, start_s=0.0))(manifest)
+    sets = find_feature_sets(folder / "features", ["audio"], manifest, {})
+    np.testing.assert_array_equal(sets.stores["audio"].read("clip 3").values[:1], old.values[:1])
+
+
+def test_the_reader_of_the_page_on_the_format_reads_what_the_store_reads(folder: Path) -> None:
+    page = (PROJECT / "docs" / "format.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = [block for block in blocks if "h5py" in block]
+    lines = code[code.index("def read_features") :].strip().splitlines()
+    assert len(lines) <= 20
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/format.md", "exec"), names)
+    manifest = folder / "m.csv"
+    EDITS["start"][0](manifest)
+    EDITS["label"][0](manifest)
+    store = find_feature_sets(folder / "features", ["audio"], manifest, {}).stores["audio"]
+    found = names["read_features"](store.folder, manifest)
+    assert found.keys() == set(store.clip_ids)
+    for clip_id, values in found.items():
+        row = store.read(clip_id)
+        np.testing.assert_array_equal(values, row.values[row.mask])
