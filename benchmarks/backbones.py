@@ -1,7 +1,7 @@
 """How much of a network's own speed is left when it works through media, from decoding to shard.
 
 For each backbone, with random weights: one batch is prepared and kept; the bare network runs over
-it again and again; then the same network extracts a manifest, through `extract_manifest`, in the
+it again and again; then the same network extracts a manifest, through `extract_several`, in the
 same process. The share is units per second of the second over units per second of the first, the
 median of several rounds that alternate. Beside it, the floating point operations per second of the
 bare forward, as a share of what a large matrix product of the same type reaches in this process.
@@ -21,7 +21,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,9 @@ from micu_extract.backbones import Backbone, Run, build_backbone
 from micu_extract.backbones.torch_backbone import repeatable
 from micu_extract.media.readers import read
 from micu_extract.media.source import Reading
-from micu_extract.pipeline.decode_ahead import extract_manifest
+from micu_extract.pipeline.decode_ahead import Target, extract_several
 from micu_extract.pipeline.plan import Job, plan_extraction
+from micu_extract.run import ReadFor
 
 TEXT = "a small brown dog barks at a passing car while it rains"
 
@@ -138,13 +138,9 @@ def pipeline_rate(
 ) -> float:
     """Units per second from media to shard."""
     started = time.perf_counter()
-    summary = extract_manifest(
-        plan_extraction(job, backbone.spec),
-        backbone,
-        partial(read, wants=backbone.wants, reading=reading),
-        workers,
-        clip_timeout_s=600,
-    )
+    targets = {"one": Target(plan_extraction(job, backbone.spec), backbone)}
+    reader = ReadFor({"one": backbone.wants}, reading)
+    (summary,) = extract_several(targets, reader, workers, clip_timeout_s=600)
     assert summary.extracted == len(job.manifest.clips), summary
     return units / (time.perf_counter() - started)
 

@@ -27,8 +27,9 @@ from micu.store.sets import FeatureSpec, Steps
 from micu_extract.backbones.base import FrameInput, Gives, Media, mean_by_step
 from micu_extract.media.readers import read
 from micu_extract.media.source import Reading
-from micu_extract.pipeline.decode_ahead import extract_manifest
+from micu_extract.pipeline.decode_ahead import Target, extract_several
 from micu_extract.pipeline.plan import Job, plan_extraction
+from micu_extract.run import ReadFor
 
 WANTS = FrameInput(fps=8, resize=256, crop=224)
 SECONDS = 10.0
@@ -80,10 +81,10 @@ def pipeline_rate(manifest: Manifest, root: Path, out: Path, workers: int) -> fl
     """Frames per second from media to shards."""
     backbone: Any = Means()
     job = Job(manifest=manifest, media_root=root, out=out)
-    reader = partial(read, wants=WANTS, reading=Reading(media_root=root))
+    reader = ReadFor({"means": WANTS}, Reading(media_root=root))
     started = time.perf_counter()
-    plan = plan_extraction(job, backbone.spec)
-    summary = extract_manifest(plan, backbone, reader, workers, clip_timeout_s=600)
+    targets = {"means": Target(plan_extraction(job, backbone.spec), backbone)}
+    (summary,) = extract_several(targets, reader, workers, clip_timeout_s=600)
     seconds = time.perf_counter() - started
     assert summary.extracted == len(manifest.clips), summary
     return summary.extracted * SECONDS * WANTS.fps / seconds

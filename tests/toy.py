@@ -2,9 +2,10 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureSpec, Steps
-from micu_extract.backbones.base import BACKBONES, Gives, Media, Run, TextInput
+from micu_extract.backbones.base import BACKBONES, Backbone, Gives, Media, Run, TextInput
+from micu_extract.pipeline.decode_ahead import Target, extract_several
 from micu_extract.pipeline.plan import Job, Plan, plan_extraction
+from micu_extract.pipeline.writer import Summary
 
 
 @BACKBONES.register("toy")
@@ -95,3 +98,22 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
     """Bytes of every shard of a set and of its ledger."""
     files = [*folder.glob("shard-*.h5"), folder / "failures.csv"]
     return {path.name: path.read_bytes() for path in sorted(files)}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOne:
+    """A reader for several backbones, from one for a single backbone; can be pickled."""
+
+    read: Callable[[Clip], Media]
+
+    def __call__(self, clip: Clip, names: Sequence[str]) -> dict[str, Media]:
+        (name,) = names
+        return {name: self.read(clip)}
+
+
+def extract_manifest(
+    plan: Plan, backbone: Backbone, read: Callable[[Clip], Media], *rest: Any, **more: Any
+) -> Summary:
+    """Extract every clip of a plan with one backbone."""
+    targets = {plan.folder.name: Target(plan, backbone)}
+    return extract_several(targets, ReadOne(read), *rest, **more)[0]

@@ -11,10 +11,9 @@ from micu.base import files
 from micu.base.errors import StoreError
 from micu.base.files import write_atomically
 from micu_extract.cli import cli
-from micu_extract.pipeline.decode_ahead import extract_manifest
 from micu_extract.sets.verify import verify_set
 from tests.feature_sets import make_clips, write_features
-from tests.toy import Toy, shard_bytes, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, shard_bytes, toy_plan, toy_read
 from tests.training import train
 
 

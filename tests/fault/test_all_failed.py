@@ -16,10 +16,8 @@ from micu.store.sets import Failure, read_ledger
 from micu_extract.cli import cli
 from micu_extract.pipeline.decode_ahead import (
     ALL_FAILED,
-    ReadOne,
     Summary,
     Target,
-    extract_manifest,
     extract_several,
 )
 from micu_extract.pipeline.failures import JUDGED_FIRST, Limit, describe_shared
@@ -29,7 +27,16 @@ from micu_extract.sets.shares import Part
 from micu_extract.sets.status import describe_status, read_status
 from micu_extract.sets.verify import verify_set
 from tests.media_files import tone, write_media
-from tests.toy import Toy, shard_bytes, toy_clips, toy_job, toy_plan, toy_read
+from tests.toy import (
+    ReadOne,
+    Toy,
+    extract_manifest,
+    shard_bytes,
+    toy_clips,
+    toy_job,
+    toy_plan,
+    toy_read,
+)
 
 Read = Callable[[Clip], object]
 

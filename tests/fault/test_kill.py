@@ -9,21 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from micu_extract.pipeline.decode_ahead import extract_manifest
 from micu_extract.sets.verify import verify_set
 from tests.conftest import PROJECT
-from tests.toy import Toy, shard_bytes, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, shard_bytes, toy_plan, toy_read
 
 SCRIPT = """
 import sys
 from pathlib import Path
-import micu_extract.pipeline.decode_ahead as pipeline
 import micu_extract.pipeline.writer as writer
-from tests.toy import Toy, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, toy_plan, toy_read
 writer.FLUSH_S = 0.02
 plan = toy_plan(Path(sys.argv[1]), count=60)
 print("go", flush=True)
-pipeline.extract_manifest(plan, Toy(delay_s=0.004), toy_read, workers=2)
+extract_manifest(plan, Toy(delay_s=0.004), toy_read, workers=2)
 """
 
 
@@ -55,7 +53,6 @@ def test_a_full_disk_leaves_no_half_shard_and_a_resumable_run(tmp_path: Path) ->
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from pathlib import Path\n"
         "from tests.toy import *\n"
-        "from micu_extract.pipeline.decode_ahead import extract_manifest\n"
         "plan = toy_plan(Path(sys.argv[1]))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
         "extract_manifest(plan, Toy(), toy_read)\n"

@@ -22,11 +22,10 @@ from micu.store.sets import (
 )
 from micu.store.shard import Header, Shard, encode_shard
 from micu_extract.cluster.commands import repair_sets
-from micu_extract.pipeline.decode_ahead import extract_manifest
 from micu_extract.sets.repair import repair_set
 from micu_extract.sets.shares import Part
 from micu_extract.sets.verify import verify_set
-from tests.toy import Toy, shard_bytes, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, shard_bytes, toy_plan, toy_read
 
 
 def extract(folder: Path, **job: object) -> Path:

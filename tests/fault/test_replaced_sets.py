@@ -11,13 +11,13 @@ import micu_extract.pipeline.writer as writer
 from micu.base.errors import ConfigError, StoreError
 from micu.base.files import LOCK
 from micu_extract.cli import cli
-from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
 from micu_extract.pipeline.plan import Plan, plan_extraction
+from micu_extract.pipeline.writer import Summary
 from micu_extract.sets.repair import repair_set
 from micu_extract.sets.shares import Part, join_folder
 from micu_extract.sets.status import read_status
 from micu_extract.sets.verify import verify_set
-from tests.toy import Toy, shard_bytes, toy_job, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, shard_bytes, toy_job, toy_plan, toy_read
 
 OTHER = replace(Toy().spec, weights_sha256="other")
 

@@ -15,8 +15,8 @@ from micu.store.manifest import Clip
 from micu.store.sets import Failure, FeatureStore, append_ledger, read_ledger
 from micu_extract.media.decoding import Trouble, decode_clip
 from micu_extract.media.source import find_media
-from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
-from tests.toy import Toy, shard_bytes, toy_plan, toy_read
+from micu_extract.pipeline.writer import Summary
+from tests.toy import Toy, extract_manifest, shard_bytes, toy_plan, toy_read
 
 
 def run(folder: Path, **plan: object) -> Summary:

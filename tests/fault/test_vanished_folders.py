@@ -21,11 +21,11 @@ from micu.sweep.conduct import conduct
 from micu_extract.backbones.base import FlowInput
 from micu_extract.media.readers import read
 from micu_extract.media.source import Reading
-from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
+from micu_extract.pipeline.writer import Summary
 from tests.e2e.test_evaluate import evaluate, run  # noqa: F401 - a fixture
 from tests.feature_sets import make_clips, write_features
 from tests.media_files import HASTY_FLOW, write_media
-from tests.toy import Toy, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, toy_plan, toy_read
 from tests.training import train
 from tests.unit.test_sweep import EIGHT, FOUR, Processes, jobs_in
 

@@ -21,8 +21,8 @@ from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureStore, read_ledger
 from micu_extract.backbones.base import Media
 from micu_extract.media.workers import decode_in_processes
-from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
 from micu_extract.pipeline.plan import Job, plan_extraction
+from micu_extract.pipeline.writer import Summary
 from tests.conftest import PYTHONPATH
 from tests.hostile import (
     HostileProbe,
@@ -34,7 +34,7 @@ from tests.hostile import (
 )
 from tests.media_files import tone, write_media
 from tests.runs import run, write_sounds
-from tests.toy import Toy, shard_bytes, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, shard_bytes, toy_plan, toy_read
 
 TIMEOUT_S = 60.0
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureSpec, FeatureStore, Steps
 from micu_extract.backbones.base import Media
-from micu_extract.pipeline.decode_ahead import extract_manifest
 from micu_extract.pipeline.plan import Job, plan_extraction
+from tests.toy import extract_manifest
 
 UNITS, BATCH, WORKERS = 3, 8, 2
 

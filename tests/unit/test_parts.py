@@ -21,11 +21,11 @@ from micu.store.sets import (
     write_set,
 )
 from micu_extract.cluster.commands import merge
-from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
+from micu_extract.pipeline.writer import Summary
 from micu_extract.sets.merge import merge_set
 from micu_extract.sets.shares import Part, choose_part, parse_part
 from micu_extract.sets.verify import verify_set
-from tests.toy import Toy, shard_bytes, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, shard_bytes, toy_plan, toy_read
 
 
 def run(folder: Path, **plan: object) -> Summary:

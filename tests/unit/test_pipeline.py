@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import micu_extract.pipeline.decode_ahead as pipeline
 from micu.base.errors import DecodeError, ExtraError, StoreError
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import (
@@ -19,12 +18,13 @@ from micu.store.sets import (
     read_set,
     write_set,
 )
-from micu_extract.pipeline.decode_ahead import extract_manifest
+from micu_extract.backbones.base import Media
+from micu_extract.pipeline.writer import Summary
 from micu_extract.sets.verify import verify_set
-from tests.toy import Toy, shard_bytes, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, shard_bytes, toy_plan, toy_read
 
 
-def run(folder: Path, **plan: object) -> pipeline.Summary:
+def run(folder: Path, **plan: object) -> Summary:
     return extract_manifest(toy_plan(folder, **plan), Toy(), toy_read, workers=2)  # type: ignore[arg-type]
 
 
@@ -58,7 +58,7 @@ def test_a_run_that_was_stopped_and_typed_again_leaves_the_same_bytes(
     (tmp_path / "halves").mkdir()
     plan = toy_plan(tmp_path / "halves")
 
-    def stop(summary: pipeline.Summary) -> None:
+    def stop(summary: Summary) -> None:
         if summary.extracted + summary.failed == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -184,7 +184,7 @@ def test_retrying_failures_fills_the_gaps(tmp_path: Path) -> None:
     first = run(tmp_path)
 
     def mended(clip: Clip):  # type: ignore[no-untyped-def]
-        return pipeline.Media([clip.text], np.zeros(0), 0.0, 1)
+        return Media([clip.text], np.zeros(0), 0.0, 1)
 
     plan = toy_plan(tmp_path, retry_failed=True)
     assert plan.todo == 2

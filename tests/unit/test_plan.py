@@ -5,10 +5,9 @@ import pytest
 
 from micu.base.errors import ConfigError
 from micu.store.manifest import Clip, write_manifest
-from micu_extract.pipeline.decode_ahead import extract_manifest
 from micu_extract.pipeline.failures import Limit, parse_share
 from micu_extract.pipeline.plan import Plan, plan_extraction
-from tests.toy import Toy, toy_job, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, toy_job, toy_plan, toy_read
 
 
 def test_a_limit_is_a_number_of_clips_or_a_share() -> None:

@@ -8,10 +8,9 @@ from micu.base.errors import ConfigError
 from micu.store.shard import Shard
 from micu_extract.cli import cli
 from micu_extract.cluster.commands import status
-from micu_extract.pipeline.decode_ahead import extract_manifest
 from micu_extract.sets.shares import Part
 from micu_extract.sets.status import SetStatus, read_status
-from tests.toy import Toy, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, toy_plan, toy_read
 
 
 def extract(folder: Path, **job: object) -> Path:

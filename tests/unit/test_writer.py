@@ -10,9 +10,9 @@ import pytest
 import micu_extract.pipeline.writer as writer
 from micu.store.manifest import Clip
 from micu.store.sets import FeatureStore, indexed_shards, publish_shard, read_ledger
-from micu_extract.pipeline.decode_ahead import Summary, extract_manifest
+from micu_extract.pipeline.writer import Summary
 from micu_extract.sets.verify import verify_set
-from tests.toy import Toy, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, toy_plan, toy_read
 
 
 def run(folder: Path, **plan: object) -> Summary:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from micu.base.files import hold_folders
 from micu.base.process import StopFlag, stop_signals
 from micu.store.manifest import Clip
-from micu_extract.backbones.base import Backbone, Media
+from micu_extract.backbones.base import Backbone
 from micu_extract.media.decoding import Outcome, Reader, Trouble
 from micu_extract.media.workers import (
     Decoders,
@@ -56,40 +56,6 @@ class Work:
 
     clip: Clip
     names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOne:
-    """A reader for several backbones, from one for a single backbone; can be pickled."""
-
-    read: Callable[[Clip], Media]
-
-    def __call__(self, clip: Clip, names: Sequence[str]) -> Mapping[str, Media]:
-        """Read the clip for the one name there is."""
-        (name,) = names
-        return {name: self.read(clip)}
-
-
-def extract_manifest(
-    plan: Plan,
-    backbone: Backbone,
-    read: Callable[[Clip], Media],
-    workers: int = 1,
-    on_clip: Callable[[Summary], None] = lambda summary: None,
-    clip_timeout_s: float | None = None,
-) -> Summary:
-    """Extract every clip of a plan with one backbone; see `extract_several`.
-
-    Args:
-        plan: From `plan_extraction`.
-        backbone: The network.
-        read: Decodes one clip; raises `DecodeError`.
-        workers: As for `extract_several`.
-        on_clip: Likewise.
-        clip_timeout_s: Likewise.
-    """
-    targets = {plan.folder.name: Target(plan, backbone)}
-    return extract_several(targets, ReadOne(read), workers, on_clip, clip_timeout_s)[0]
 
 
 def extract_several(
