@@ -14,7 +14,7 @@ from torch import Tensor
 
 from micu.config.overrides import with_overrides
 from micu.config.presets import PRESETS
-from micu.data.dataset import WORDS
+from micu.data.dataset import TEXT
 from micu.model.micu import MICU
 from micu.model.quantizer import Quantized
 from micu.store.manifest import Clip, Event
@@ -72,7 +72,7 @@ def labelled_row(names: Sequence[str]) -> Callable[..., FeatureRow]:
         if not events and clip.label:
             values[..., 0] = index[clip.label]
         values[..., 1] = int(clip.group.split("/")[-1])
-        times_s = np.full(steps, np.nan) if modality == WORDS else np.arange(steps) + 0.5
+        times_s = np.full(steps, np.nan) if modality == TEXT else np.arange(steps) + 0.5
         return FeatureRow(clip.clip_id, values, np.ones(steps, np.bool_), times_s)
 
     return make

@@ -35,7 +35,7 @@ from micu.store.sets import OTHER_HANDLES, FeatureStore
 
 logger = logging.getLogger(__name__)
 
-WORDS = "text"
+TEXT = "text"
 """The modality whose steps are words: padded with zeros, and no judge of which seconds are real."""
 
 
@@ -224,7 +224,7 @@ class FeatureDataset:
         for i, clip in enumerate(clips):
             for name, values in arrays.items():
                 real = self._read_into(values[i], name, clip.clip_id)
-                if name != WORDS and self.config.padding == "mask":
+                if name != TEXT and self.config.padding == "mask":
                     mask[i] &= real
             if not mask[i].any():
                 raise StoreError(
@@ -253,7 +253,7 @@ class FeatureDataset:
         else:
             row = store.read(clip_id)
             values, real = align_steps(row, steps)
-            fills = modality != WORDS and self.config.padding == "repeat"
+            fills = modality != TEXT and self.config.padding == "repeat"
             out[:] = repeat_real_steps(values, real, row) if fills else values
         if not _all_finite(out):
             raise StoreError(

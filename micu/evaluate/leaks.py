@@ -20,7 +20,7 @@ from pathlib import Path
 
 from micu.base.errors import ConfigError
 from micu.base.table import read_bytes
-from micu.data.dataset import WORDS, select_clips
+from micu.data.dataset import TEXT, select_clips
 from micu.store.manifest import Clip, Manifest, read_manifest
 from micu.store.overlap import media_item
 from micu.train.checkpoint import LoadedModel
@@ -99,7 +99,7 @@ def find_pretraining(
     clips = select_clips(manifest.clips, loaded.config.data)
     return Pretraining(
         frozenset(map(media_item, clips)),
-        WORDS in loaded.config.modalities and _says_the_class(clips),
+        TEXT in loaded.config.modalities and _says_the_class(clips),
         manifest.sha256,
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from micu.base.errors import ConfigError, ManifestError
-from micu.data.dataset import WORDS
+from micu.data.dataset import TEXT
 from micu.evaluate.encoders import FeatureEncoder, check_same_space, encode_real
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.metrics import Floats, retrieval_recall
@@ -179,7 +179,7 @@ def choose_items(evaluation: Evaluation, protocol: str, source: str, target: str
 
 def _can_be(clip: Clip, modality: str) -> bool:
     """Whether the manifest has what a clip's features of a modality are made of."""
-    return bool(clip.text) if modality == WORDS else not clip.is_caption
+    return bool(clip.text) if modality == TEXT else not clip.is_caption
 
 
 def mean_embedding(encoder: FeatureEncoder, modality: str, clips: Sequence[Clip]) -> Floats:

@@ -1,8 +1,8 @@
 """Reconstruction of the inputs, and commitment of the encoders to their codes.
 
-Over modalities m, whose features x(m) are rebuilt as x^(m) from codes e(m) of embeddings z(m),
+Over modalities m, whose features x(m) are rebuilt as r(m) from codes e(m) of embeddings z(m),
 
-    L_rec    = sum_m mean over real steps and numbers of |x^(m) - x(m)|^2
+    L_rec    = sum_m mean over real steps and numbers of |r(m) - x(m)|^2
     L_commit = sum_m 1/2 |z(m) - sg(e(m))|^2 + 1/4 mean_{n!=m} |z(m) - sg(e(n))|^2, means likewise
 
 with the weights `quantizer.commitment_own` and `commitment_cross`. Source: section 3.4 of Huang et
@@ -59,7 +59,7 @@ class ReconstructionLoss(Loss):
 
 @LOSSES.register("commitment")
 class CommitmentLoss(Loss):
-    """Sum over modalities of the quantizer's commitment losses.
+    """Sum over modalities of the commitment losses that `UnifiedQuantizer.quantize` computes.
 
     With `quantizer.pool`, those of the clips' means are added.
     """

@@ -1,7 +1,16 @@
 """FCMI: masked contrastive learning between modalities, by steps (fine) and by clips (coarse).
 
-Every ordered pair of modalities counts, a modality with itself included. All pairs are computed at
-once: no loop over samples or pairs. Source: section 3.2 of Huang et al., ICCV 2025.
+With the embeddings z(m) of modality m, and z~(m) of which steps or numbers are hidden (set to 0),
+
+    s_ij(m, n) = z~_i(m) . z_j(n) / tau
+    L          = sum_{m,n} mean_i -log(exp s_ii(m, n) / sum_j exp s_ij(m, n))
+
+where i and j are the steps of one sample in the fine loss (equation 4), and the samples of the
+batch, by their means over steps, in the coarse one (equation 5). Queries are hidden in part, keys
+are whole. Every ordered pair of modalities counts, a modality with itself included. Printed are a
+dot product with tau = 1 and two modalities; the published code, and preset `micu`, take the cosine
+and 0.1 (`contrastive.normalize`, `.tau`). All pairs are computed at once: no loop over samples or
+pairs. Source: section 3.2 of Huang et al., ICCV 2025.
 """
 
 from typing import Literal
@@ -54,7 +63,7 @@ def info_nce_pairs(
         Mean over queries of a group, then over groups; row = modality of the queries, column = of
         the keys, (M, M). A zero query costs log(number of candidates).
 
-    Reference: equations 4 and 5. Differs from the printed ones as the published code does: cosine.
+    Reference: equations 4 and 5; differences stand at the top of this file.
     """
     modalities, groups, count, dim = queries.shape
     candidates = keys.shape[2]
@@ -106,7 +115,7 @@ def fine_pairs(
     """Fine InfoNCE: a step against the steps of the same sample.
 
     Args:
-        masked: Queries, with masked steps or features set to zero, (M, B, T, D).
+        masked: Queries, with hidden steps or numbers set to zero, (M, B, T, D).
         semantic: Keys, (M, B, T, D).
         mask: (B, T) bool, True = real step; padded steps are neither queries nor keys.
         tau: Temperature.
@@ -115,7 +124,7 @@ def fine_pairs(
     Returns:
         Loss per ordered pair, (M, M).
 
-    Reference: section 3.2, fine-grained term.
+    Reference: equation 4.
     """
     return info_nce_pairs(
         masked, semantic, tau=tau, normalize=normalize, query_mask=mask, key_mask=mask
@@ -123,7 +132,7 @@ def fine_pairs(
 
 
 def mean_over_steps(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over real steps; masked steps are real, so they weigh as zeros.
+    """Mean over real steps; steps that are hidden are real, so they weigh as zeros.
 
     Args:
         x: (M, B, T, D).
@@ -172,7 +181,7 @@ class _Contrastive(Loss):
     """What both levels have in common."""
 
     def views(self, output: MICUOutput, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Embeddings with and without what is masked, (M, B, T, D) each."""
+        """Embeddings with parts hidden, and whole, (M, B, T, D) each."""
         semantic = self.stack({name: q.semantic for name, q in output.quantized.items()})
         return hide(semantic, draws.keep, self.config.contrastive.mask_axis), semantic
 
@@ -183,7 +192,7 @@ class _Contrastive(Loss):
 
 @LOSSES.register("fine")
 class FineLoss(_Contrastive):
-    """Masked InfoNCE over the steps of each sample."""
+    """Masked InfoNCE over the steps of each sample: equation 4."""
 
     mean_over = "clips"
 
@@ -198,7 +207,7 @@ class FineLoss(_Contrastive):
 
 @LOSSES.register("coarse")
 class CoarseLoss(_Contrastive, ClipsLoss):
-    """Masked InfoNCE over the samples of the batch."""
+    """Masked InfoNCE over the samples of the batch: equation 5."""
 
     @property
     def summary_shape(self) -> tuple[int, ...]:

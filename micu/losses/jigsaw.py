@@ -1,8 +1,13 @@
 """CUJP, the cross-modal unified jigsaw puzzle, and permutations by their lexicographic rank.
 
 A row (one step's code) is cut along its channels into O blocks, each block is taken from a randomly
-drawn modality, the blocks are put in the order of each of P fixed permutations, and a classifier
-must tell which permutation it was. Source: section 3.3 of Huang et al., ICCV 2025.
+drawn modality, the blocks are put in the order of each of P fixed permutations, and a classifier f
+must tell which permutation it was. Over N rows, x_n,p being row n in permutation p,
+
+    L = 1 / (N P) sum_n sum_p -log softmax_p f(x_n,p)
+
+Blocks are of embedded codes, whose gradient passes straight through to the embeddings. Source:
+section 3.3 of Huang et al., ICCV 2025, equation 6.
 """
 
 import math

@@ -122,7 +122,8 @@ class Loss(nn.Module):
 
     To add one: write a subclass in its own file, register it in `LOSSES`, import the file in
     `micu/losses/__init__.py`, and give it a weight of the same name in `LossWeights`. To train it
-    in several processes or micro-batches, say what it is a mean over, or make it a `ClipsLoss`.
+    in several processes or micro-batches, say what it is a mean over, or make it a `ClipsLoss`;
+    one with hooks within a step is refused there.
 
     `compute` is all that most losses have. What else a method does in a step is in the hooks, which
     `build_state` and `train_step` call in this order: `start_`, then in each step
@@ -160,6 +161,11 @@ class Loss(nn.Module):
     def is_continuous(self, step: int) -> bool:
         """Whether nothing is to be quantised in a step yet."""
         return False
+
+    def has_hooks(self) -> bool:
+        """Whether it does more within a step than `compute`."""
+        hooks = ("fit_estimators_", "after_step_", "is_continuous")
+        return any(getattr(type(self), hook) is not getattr(Loss, hook) for hook in hooks)
 
     def stack(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Modalities stacked in the order of `config.modalities`, whatever the mapping's order.

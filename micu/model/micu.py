@@ -157,7 +157,7 @@ class MICU(nn.Module):
             semantic = embed(self.semantic_encoders, content, mask)
         if self.clips is not None:
             return self._quantize_clips(content, _cast(semantic, dtype), mask, reconstruct)
-        # Codes k(m) of z(m), and e_k with the gradient of z(m): what all modalities share.
+        # Codes of z(m), and their vectors e(m), which pass their gradient on to z(m).
         quantized = self.quantizer.quantize(_cast(semantic, dtype), mask)
         pooled = self._pool(quantized, mask) if self.config.quantizer.pool else {}
         if continuous:
@@ -223,7 +223,7 @@ class MICU(nn.Module):
             for name, x in content.items():
                 encoder = cast(SpecificEncoder, self.specific_encoders[name])
                 decoder = cast(Reconstructor, self.reconstructors[name])
-                # x^(m) from what is shared, e_k, and from what is the modality's own.
+                # r(m) from what is shared, e(m), and from what is the modality's own.
                 specific[name] = encoder.encode(x)
                 reconstruction[name] = decoder.reconstruct(shared[name], specific[name])
         dtype = self.quantizer.codebook.dtype

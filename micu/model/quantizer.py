@@ -1,6 +1,7 @@
 """The codebook that all modalities share (section 3.3); its commitment is in equation 7.
 
-`UnifiedQuantizer.quantize` reads it, `move_` is the only place that writes it in a step.
+`UnifiedQuantizer.quantize` reads it. `move_` writes it, at the end of a warm start `restart_` does;
+the directions of a `DirectionQuantizer` are moved by the optimiser.
 Source: Huang et al., ICCV 2025, and the published code (3b31fa0).
 """
 
@@ -159,7 +160,7 @@ class UnifiedQuantizer(nn.Module):
     def _commitment(self, z: Tensor, embedded: Tensor, real: Tensor) -> Tensor:
         """Commitment loss of every modality, (M,)."""
         n, dim = len(z), z.shape[-1]
-        # |z^m - sg(e^n)|^2 of every modality m to the codes of every modality n.
+        # |z(m) - sg(e(n))|^2 of every modality m to the codes of every modality n.
         errors = (z[:, None] - embedded[None]).square().sum(-1)  # (M of z, M of codes, B, T)
         mse = (errors * real).sum((2, 3)) / (real.sum().clamp(min=1) * dim)
         share = self.config.commitment_cross / (n - 1) if n > 1 else 0.0
@@ -203,7 +204,7 @@ class UnifiedQuantizer(nn.Module):
         own = self.config.ema_own if n > 1 else 1.0
         share = (1 - own) / (n - 1) if n > 1 else 0.0
         mixing = torch.full((n, n), share, dtype=features.dtype, device=features.device)
-        # What codes of m average: own f^m + (1 - own) / (n - 1) sum of f^n over n != m.
+        # What codes of m average: own f(m) + (1 - own) / (n - 1) sum of f(n) over n != m.
         blended = torch.tensordot(mixing.fill_diagonal_(own), features, 1)
         real = _weights(chosen[0], mask, features.dtype)
         size = len(self.codebook)
@@ -218,7 +219,7 @@ class UnifiedQuantizer(nn.Module):
         generator: torch.Generator | None = None,
         picks: Tensor | None = None,
     ) -> None:
-        """Move the codebook towards the features and restart dead codes: the only codebook write.
+        """Move the codebook towards the features and restart dead codes.
 
         A batch without a real step changes nothing.
 

@@ -169,7 +169,7 @@ def train_step(state: TrainState, batch: Batch, draws: Draws | None = None) -> S
         _refuse(nonfinite_gradients(norms), state, batch)
         clip_(state, norms)
         state.optimizer.step()
-        update_codebook_(state, passes.seen, passes.number)  # the only codebook write
+        update_codebook_(state, passes.seen, passes.number)  # by what the last pass saw
         if passes.output is not None:
             state.losses.after_step_(state.model, passes.output, batch, passes.draws)
     except TrainError:
@@ -243,7 +243,7 @@ def unscale_(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> 
     before = scaler.get_scale()
     scaler.unscale_(optimizer)
     scaler.update()
-    return LEAST_SCALE < before > scaler.get_scale()
+    return before > LEAST_SCALE and scaler.get_scale() < before
 
 
 def gradient_norms(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -129,6 +129,17 @@ def test_a_loss_that_does_not_say_how_it_adds_up_is_refused(monkeypatch):
             build_state(with_overrides(config, [settings]), shapes, "cpu", world=world)
 
 
+@pytest.mark.parametrize("hook", ["fit_estimators_", "after_step_", "is_continuous"])
+def test_a_loss_whose_hooks_no_part_would_call_is_refused(hook, monkeypatch):
+    config = with_overrides(TrainConfig(), [*SMALL, VAT])
+    shapes = {name: SHAPES[name] for name in config.modalities}
+    monkeypatch.setattr(f"micu.losses.jigsaw.JigsawLoss.{hook}", lambda *_: False, raising=False)
+
+    build_state(config, shapes, "cpu")
+    with pytest.raises(ConfigError, match=r"weights\.jigsaw: cannot be added up"):
+        build_state(with_overrides(config, [MICRO]), shapes, "cpu")
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_preset_is_spread_or_refused_by_the_name_of_a_setting(preset):
     refused = {

@@ -110,13 +110,13 @@ def check_spreadable(losses: Losses) -> None:
     """Refuse what cannot be added up over parts of a batch.
 
     Raises:
-        ConfigError: A loss is neither a mean over something nor a `ClipsLoss`, or the codebook is
-            not that of `UnifiedQuantizer` over the steps alone.
+        ConfigError: A loss is neither a mean over something nor a `ClipsLoss`, or has hooks within
+            a step; or the codebook is not that of `UnifiedQuantizer` over the steps alone.
     """
     unknown = [
         f"weights.{name}"
         for name, loss in losses.all().items()
-        if not isinstance(loss, ClipsLoss) and loss.mean_over is None
+        if (not isinstance(loss, ClipsLoss) and loss.mean_over is None) or loss.has_hooks()
     ]
     quantizer = losses.config.quantizer
     unknown += ["quantizer.learning=gradient"] if quantizer.learning == "gradient" else []
