@@ -13,9 +13,10 @@ import click
 from micu.base.command_line import typed_command
 from micu.base.errors import ConfigError, DecodeError
 from micu.base.files import check_held, check_room, hold_folder
-from micu.base.process import EXIT_FAILURES, ManifestSource, StopFlag, find_source, record_source
+from micu.base.process import EXIT_FAILURES, StopFlag
 from micu.store.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
 from micu.store.sets import shard_files
+from micu.store.source import ManifestSource, find_source, record_source
 from micu_extract.backbones import build_backbone, find_backbone
 from micu_extract.backbones.base import Backbone, InputSpec, Run
 from micu_extract.cluster.dask.engine import check_cluster_job, extract_on_cluster

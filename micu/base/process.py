@@ -1,11 +1,10 @@
-"""What the command line tools share: exit codes, errors as messages, signals, the manifest in use.
+"""What the command line tools share: exit codes, errors as messages, signals.
 
 Exit codes: 0 all good, 2 usage or an error with a message, 3 finished with failures, 71 no memory
 left, here or on the device, 74 input or output error, 75 stopped but resumable, 130 Ctrl-C.
 """
 
 import io
-import json
 import logging
 import math
 import os
@@ -15,19 +14,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 import click
 
-from micu.base.errors import DeviceError, ManifestError, MicuError, no_memory, shorten, show_unseen
-from micu.base.files import hold_folders, read_json, write_atomically
+from micu.base.errors import DeviceError, MicuError, no_memory, shorten, show_unseen
+from micu.base.files import hold_folders
 
 EXIT_USAGE, EXIT_FAILURES, EXIT_DEVICE = 2, 3, 71
 EXIT_IO, EXIT_STOPPED, EXIT_INTERRUPTED = 74, 75, 130
-MANIFEST_VARIABLE = "MICU_MANIFEST"
 LAST_SEED = 2**63 - 1
 """Up to which all generators of random numbers take a seed."""
 
@@ -242,55 +240,3 @@ def _leave_terminal() -> None:
                 nobody = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nobody, handle)
                 os.close(nobody)
-
-
-@dataclass(frozen=True, slots=True)
-class ManifestSource:
-    """A manifest, and where its media lie."""
-
-    manifest: Path
-    media_root: Path
-
-
-def record_source(features: Path, source: ManifestSource) -> None:
-    """Note in a feature folder what it was last extracted with."""
-    absolute = {key: str(path.resolve()) for key, path in asdict(source).items()}
-    write_atomically(features / "last.json", json.dumps(absolute, indent=1).encode())
-
-
-def find_source(features: Path, typed: Path | None) -> ManifestSource:
-    """The manifest to use: what was typed, else `$MICU_MANIFEST`, else the last extraction's.
-
-    The media root is the manifest's folder, or the one that was recorded with the manifest.
-
-    Raises:
-        ManifestError: None of the three says, or the record cannot be read.
-    """
-    variable = os.environ.get(MANIFEST_VARIABLE)
-    named = typed or (Path(variable) if variable else None)
-    if named is not None:
-        return ManifestSource(named, named.parent)
-    recorded = _read_source(features / "last.json")
-    if recorded is None:
-        raise ManifestError(
-            f"no manifest: none was typed, ${MANIFEST_VARIABLE} is not set, and {features} records "
-            "no extraction. Type the manifest, for example: "
-            "micu-extract flow --tvl1 manifests/vggsound.csv"
-        )
-    return recorded
-
-
-def _read_source(path: Path) -> ManifestSource | None:
-    if not path.is_file():
-        return None
-    try:
-        record = read_json(path)
-        names = record["manifest"], record["media_root"]
-        if not all(isinstance(name, str) and "\0" not in name for name in names):
-            raise ValueError("paths that are none")
-        return ManifestSource(*map(Path, names))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(
-            f"{path}: expected the paths of a manifest and its media, got "
-            f"{shorten(repr(error), 200)}; delete it, and type the manifest"
-        ) from error

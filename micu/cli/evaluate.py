@@ -30,7 +30,6 @@ from micu.base.process import LAST_SEED, exit_codes, show_log
 from micu.base.registry import closest, suggest
 from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS, EvaluationOrder
 from micu.cli.features import (
-    SET,
     FeatureSets,
     find_feature_sets,
     parse_pairs,
@@ -285,12 +284,20 @@ def _refuse_no_checkpoint(path: Path) -> None:
     last = [file for file in there if file.name == "last.pt"] or there[-1:]
     if path.is_dir():
         hint = f"type {last[0]}" if last else "type a .pt file, such as the last.pt of a run"
-        if (path / "last.json").is_file() or any(path.rglob(SET)):
+        if (path / "last.json").is_file() or any(path.rglob("set.json")):
             hint = f"these are features: type --features {path}, and a checkpoint before it"
         raise ConfigError(f"{path}: expected a checkpoint, got a folder; {hint}")
     if not path.exists():
         near = closest(path.name, (file.name for file in there)) or (last[0].name if last else "")
-        hint = f"type {path.parent / near}" if near else "type the last.pt of a run's folder"
+        runs = sorted(Path("runs").glob("**/last.pt"))
+        if near:
+            hint = f"type {path.parent / near}"
+        elif runs:
+            hint = f"type {runs[-1]}"
+        elif path.name == "MICU.pt":
+            hint = "the authors' checkpoint is linked from https://github.com/haihuangcode/CMG"
+        else:
+            hint = "train one, type: micu-train --modalities v,a"
         raise ConfigError(f"{path}: no such checkpoint; {hint}")
 
 
@@ -409,7 +416,14 @@ def open_sides(typed: EvaluationOrder, loaded: "LoadedModel") -> tuple[FeatureSe
 
     They are one object unless a target manifest was typed.
     """
-    from micu.evaluate.models import check_features
+    from micu.evaluate.models import check_features, fitting_backbones
+
+    def find(names: Sequence[str], manifest: Path | None) -> FeatureSets:
+        return find_feature_sets(
+            *(typed.features, names, manifest, typed.chosen),
+            fitting_backbones(loaded),
+            functools.partial(check_features, loaded=loaded),
+        )
 
     if typed.task == "efficiency" and not typed.options & {"--features", "--manifest"}:
         nothing = FeatureSets(Manifest(typed.checkpoints[0], (), ""), {})
@@ -420,23 +434,10 @@ def open_sides(typed: EvaluationOrder, loaded: "LoadedModel") -> tuple[FeatureSe
     if modalities:
         refuse_idle_features(typed.chosen, modalities)
     if typed.target_manifest is None:
-        sets = find_feature_sets(typed.features, modalities, typed.manifest, typed.chosen)
-        check_features(sets.stores, loaded)
+        sets = find(modalities, typed.manifest)
         return sets, sets
-    source = _find_side(typed, tuple(dict.fromkeys(first for first, _ in typed.pairs)), modalities)
-    targets = tuple(dict.fromkeys(second for _, second in typed.pairs))
-    target = find_feature_sets(typed.features, targets, typed.target_manifest, typed.chosen)
-    for sets in (source, target):
-        check_features(sets.stores, loaded)
-    return source, target
-
-
-def _find_side(
-    typed: EvaluationOrder, needed: tuple[str, ...], modalities: Sequence[str]
-) -> FeatureSets:
-    """The source manifest's features; the target modality's too, where there are some."""
-    found = find_feature_sets(typed.features, needed, typed.manifest, typed.chosen)
-    stores = dict(found.stores)
+    source = find(tuple(dict.fromkeys(first for first, _ in typed.pairs)), typed.manifest)
+    stores = dict(source.stores)
     for name in modalities:
         if name not in stores:
             try:
@@ -444,7 +445,9 @@ def _find_side(
                 stores |= more.stores
             except StoreError:  # only paired-quantile and quantization_error read them, and say so
                 continue
-    return FeatureSets(found.manifest, stores)
+    check_features(stores, loaded)
+    targets = tuple(dict.fromkeys(second for _, second in typed.pairs))
+    return FeatureSets(source.manifest, stores), find(targets, typed.target_manifest)
 
 
 def _evaluation(

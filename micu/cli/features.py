@@ -1,16 +1,18 @@
 """What both tools are told by name: modalities, splits, and the feature sets of a manifest."""
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 
 from micu.base.errors import ConfigError, StoreError
-from micu.base.process import find_source
 from micu.base.registry import suggest
 from micu.store.manifest import MODALITIES, Manifest, read_manifest
 from micu.store.sets import FeatureStore, find_sets, read_set
+from micu.store.source import find_source, next_command
 
 SET = "set.json"
 """Marks the folder of a feature set."""
@@ -126,7 +128,12 @@ def parse_splits(text: str | None) -> tuple[str, ...] | None:
 
 
 def find_feature_sets(
-    root: Path, modalities: Sequence[str], manifest: Path | None, chosen: Mapping[str, str]
+    root: Path,
+    modalities: Sequence[str],
+    manifest: Path | None,
+    chosen: Mapping[str, str],
+    fitting: Mapping[str, str] = MappingProxyType({}),
+    check: Callable[[Mapping[str, FeatureStore]], None] = lambda stores: None,
 ) -> FeatureSets:
     """Find and open one feature set per modality; choices for other modalities are not looked at.
 
@@ -135,6 +142,9 @@ def find_feature_sets(
         modalities: Which to open, in this order.
         manifest: Manifest file; None takes `$MICU_MANIFEST`, else the last extraction's.
         chosen: Backbone by modality, needed where there are several.
+        fitting: Backbone by modality that the features are to be of, as far as it is known.
+        check: Refuses sets that do not suit; asked about those that there are even where others are
+            missing, so that nothing is extracted beside what does not fit.
 
     Returns:
         The manifest and the open stores.
@@ -144,8 +154,9 @@ def find_feature_sets(
         StoreError: A modality has no feature set, or several and none is chosen; all of them in
             one message.
     """
-    _refuse_no_features(root)
-    known = read_manifest(find_source(root, manifest).manifest)
+    _refuse_no_features(root, modalities, manifest, fitting)
+    source = find_source(root, manifest, "--manifest")
+    known = read_manifest(source.manifest)
     folder = root / known.name
     found: dict[str, list[tuple[str, Path]]] = {}
     for path in find_sets(folder) if folder.is_dir() else ():
@@ -155,25 +166,54 @@ def find_feature_sets(
     problems: list[str] = []
     for modality in modalities:
         try:
-            path = _choose(modality, found, chosen.get(modality, ""), known, folder)
+            wanted = chosen.get(modality, "")
+            if not found.get(modality):
+                line = extraction(
+                    modality, fitting.get(modality, wanted.removeprefix(f"{modality}-")), root
+                )
+                words = [*line, str(known.path)]
+                if source.media_root.resolve() != known.path.parent.resolve():
+                    words += ["--media-root", str(source.media_root)]
+                there = ", ".join(sorted(p.name for sets in found.values() for _, p in sets))
+                raise StoreError(
+                    f"{folder}: no {modality} features; there is {there or 'nothing'}; type: "
+                    f"{shlex.join(words)}"
+                )
+            path = _choose(modality, found[modality], wanted, fitting.get(modality, ""), folder)
             stores[modality] = FeatureStore(path, known)
         except StoreError as error:
             problems.append(str(error))
+    try:
+        check(stores)
+    except StoreError as error:
+        problems.append(str(error))
     if problems:
         raise StoreError("\n".join(problems))
     return FeatureSets(known, stores)
 
 
-def _refuse_no_features(root: Path) -> None:
+def extraction(modality: str, backbone: str, root: Path) -> list[str]:
+    """The words that extract a modality, but for the manifest."""
+    words = ["micu-extract", modality, *(["--tvl1"] if modality == "flow" else [])]
+    words += ["--backbone", backbone] if backbone else []
+    return [*words, *(["--out", str(root)] if root != Path("features") else [])]
+
+
+def _refuse_no_features(
+    root: Path, modalities: Sequence[str], manifest: Path | None, fitting: Mapping[str, str]
+) -> None:
     """Refuse a folder that is none of features, such as one level below it.
 
     Raises:
         StoreError: It is one; the message says which folder may have been meant.
     """
     if not root.exists():
+        first = next(iter(modalities), "video")
+        words = extraction(first, fitting.get(first, ""), root)
+        line = shlex.join([*words, str(manifest)]) if manifest else next_command(words)
         raise StoreError(
-            f"--features {root}: no such folder; type the --out of micu-extract (its default is "
-            "features), or extract some: micu-extract video MANIFEST.csv"
+            f"--features {root}: no such folder; type the --out of micu-extract or, if nothing was "
+            f"extracted yet, type: {line}"
         )
     if not root.is_dir():
         raise StoreError(f"--features {root}: expected a folder of feature sets, got a file")
@@ -188,32 +228,21 @@ def _refuse_no_features(root: Path) -> None:
 
 
 def _choose(
-    modality: str,
-    found: Mapping[str, Sequence[tuple[str, Path]]],
-    wanted: str,
-    manifest: Manifest,
-    folder: Path,
+    modality: str, sets: Sequence[tuple[str, Path]], wanted: str, suiting: str, folder: Path
 ) -> Path:
-    sets = found.get(modality, [])
-    names = ", ".join(name for name, _ in sets)
-    if not sets:
-        there = ", ".join(sorted(path.name for group in found.values() for _, path in group))
-        raise StoreError(
-            f"{folder}: no {modality} features; there is {there or 'nothing'}; type: "
-            f"micu-extract {modality} {manifest.path} --out {folder.parent}"
-        )
+    names = [name for name, _ in sets]
     if wanted:
-        fitting = [path for name, path in sets if wanted in (name, path.name)]
-        if not fitting:
+        found = [path for name, path in sets if wanted in (name, path.name)]
+        if not found:
             raise StoreError(
-                f"{folder}: no {modality} features of backbone {wanted!r}; "
-                f"{suggest(wanted, [name for name, _ in sets])}"
+                f"{folder}: no {modality} features of backbone {wanted!r}; {suggest(wanted, names)}"
             )
     else:
-        fitting = [path for _, path in sets]
-    if len(fitting) > 1:
+        found = [path for _, path in sets]
+    if len(found) > 1:
+        best = suiting if suiting in names else names[0]
         raise StoreError(
-            f"{folder}: {len(fitting)} sets of {modality} features: {names}; "
-            f"choose one: --{modality}-features {sets[0][0]}"
+            f"{folder}: {len(found)} sets of {modality} features: {', '.join(names)}; "
+            f"choose one: --{modality}-features {best}"
         )
-    return fitting[0]
+    return found[0]

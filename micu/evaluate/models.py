@@ -94,6 +94,19 @@ def describe_preset(loaded: LoadedModel) -> str:
     return ALIASES.get(name, name) + (CHANGES + " ".join(changes) if changes else "")
 
 
+RELEASED_FEATURES = {(7, 7, 512): "vgg19", (128,): "vggish", (768,): "bert"}
+"""Backbones of the authors' features by shape: their checkpoints do not name them."""
+
+
+def fitting_backbones(loaded: LoadedModel) -> dict[str, str]:
+    """The backbone that a model's features are of, by modality, as far as it is known."""
+    if loaded.specs:
+        specs = {name: FeatureSpec.from_json(text) for name, text in loaded.specs.items()}
+        return {name: spec.backbone for name, spec in specs.items()}
+    shapes = loaded.model.shapes.items()
+    return {name: RELEASED_FEATURES[s] for name, s in shapes if s in RELEASED_FEATURES}
+
+
 def check_features(stores: Mapping[str, FeatureStore], loaded: LoadedModel) -> None:
     """Refuse feature sets that are not of the kind that the model was trained on.
 
@@ -126,7 +139,8 @@ def check_features(stores: Mapping[str, FeatureStore], loaded: LoadedModel) -> N
         raise StoreError(
             "the features are not of the kind that the checkpoint was trained on\n"
             + "\n".join(problems)
-            + "\nchoose another set (--video-features NAME and so on), or extract again"
+            + "\nchoose another set (--video-features NAME and so on), or extract again by what "
+            f"fits: {', '.join(map(' '.join, fitting_backbones(loaded).items()))}"
         )
 
 

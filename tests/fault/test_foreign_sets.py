@@ -29,7 +29,6 @@ from micu.base.errors import (
     shorten,
 )
 from micu.base.files import parse_json
-from micu.base.process import find_source
 from micu.config.sections import DataConfig, TrainConfig
 from micu.data.dataset import FeatureDataset
 from micu.store.ledger import (
@@ -43,6 +42,7 @@ from micu.store.ledger import (
 )
 from micu.store.sets import FeatureStore, RunRecord, publish_shard, read_set, write_set
 from micu.store.shard import FeatureRow, FeatureSpec, Header, Shard, encode_shard
+from micu.store.source import find_source
 from micu.sweep.conduct import FINISHED, _read_note
 from micu.train.fit import find_resumable
 from micu.train.logs import read_metrics

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from micu.base.files import file_sha256
-from micu.base.process import MANIFEST_VARIABLE
+from micu.store.source import MANIFEST_VARIABLE
 from micu_extract.cluster.dask.making import ask_for_making, tell_differences
 
 RESOURCE = "GPU"
