@@ -309,8 +309,8 @@ class OptimizerConfig(ConfigSection):
     max_steps: Natural = 0
     """Stop after so many steps; 0 is no limit."""
     grad_clip: Positive = 0.5
-    """L2 norm, for encoders, text LSTM, reconstruction, learnt codes and each loss with weights of its
-    own separately."""
+    """L2 norm, separately for encoders, text LSTM, reconstruction, codes that are learnt, and each
+    loss with weights of its own."""
     clip_jigsaw: bool = True
     """Clip the jigsaws' classifiers too, each on its own; the published code does not."""
     double_forward: bool = False
