@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,7 +31,6 @@ from micu_extract.pipeline.decode_ahead import ALL_FAILED, TOO_MANY_FAILED, Targ
 from micu_extract.pipeline.failures import Limit
 from micu_extract.pipeline.plan import Job, Plan, plan_extraction, usual_rows
 from micu_extract.pipeline.writer import Summary
-from micu_extract.progress import Progress
 
 GPU_WORKERS = 2
 """Workers at most where flow is computed on a GPU: each holds a context and a network there."""
@@ -269,6 +270,51 @@ def _why_absent(clip: Clip, media_root: Path) -> str:
     except DecodeError as error:
         return error.code if error.code in ("missing", "outside_root") else ""
     return ""
+
+
+LOG_EVERY_S = 30.0
+REDRAW_EVERY_S = 0.2
+
+
+class Progress:
+    """Clips done and failed, clips per second and the time left, on standard error.
+
+    One line that is redrawn; where that is no terminal, one now and then.
+
+    Args:
+        todo: Clips of this run, counted for every set.
+    """
+
+    def __init__(self, todo: int) -> None:  # noqa: D107
+        self._todo, self._done = todo, 0
+        self._failed: dict[str, int] = {}
+        self._started = self._shown = time.monotonic()
+        self._redraws = sys.stderr.isatty()
+
+    def show(self, summary: Summary) -> None:
+        """Count a clip of one set, and draw if it is time to."""
+        self._done += 1
+        self._failed[summary.folder] = summary.failed
+        now = time.monotonic()
+        if now - self._shown < (REDRAW_EVERY_S if self._redraws else LOG_EVERY_S):
+            return
+        self._shown = now
+        rate = self._done / max(now - self._started, 1e-9)
+        left_s = int((self._todo - self._done) / max(rate, 1e-9))
+        failed = sum(self._failed.values())
+        line = (
+            f"{self._done}/{self._todo} clips, {failed} failed, {rate:.2f} clips/s, "
+            f"{left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d} left"
+        )
+        if self._redraws:  # never wider than the screen, where it would become two lines
+            width = shutil.get_terminal_size().columns - 1
+            line = f"\r{line[:width]:<{width}}"
+        click.echo(line, err=True, nl=not self._redraws)
+
+    def close(self) -> None:
+        """End the line."""
+        if self._redraws:
+            click.echo("", err=True)
 
 
 def end_run(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> None:

@@ -174,7 +174,7 @@ def _job(
 
 
 def _tell_table(finished: Sequence[SweepRun], out: Path) -> None:
-    from micu.sweep.table import collect, render_sweep, write_table
+    from micu.cli.sweep_table import collect, render_sweep, write_table
 
     if finished:
         rows = collect(finished, out)

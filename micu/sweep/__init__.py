@@ -1,1 +1,1 @@
-"""Sweeps: the runs that a grid of settings and seeds makes, and the one table that they end in."""
+"""Sweeps: the runs that a grid of settings and seeds makes, and how they are done."""

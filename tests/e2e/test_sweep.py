@@ -220,7 +220,7 @@ def test_a_job_script_gives_every_task_its_own_run(folder: Path, tmp_path: Path)
         (["--seeds", "2", "--then", "--pears v:a"], "--then: No such option"),
         (
             ["--seeds", "2", "--then", "report r.csv -o r.html"],
-            "--then: -o: only micu-eval report reads it",
+            "--then: -o: only micu-eval report",
         ),
         (["--seeds", "2", "--then", "--task report"], "--then: unknown task 'report'"),
         (["--seeds", "2", "--then", "'"], "--then: No closing quotation"),

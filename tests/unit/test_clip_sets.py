@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from micu.base.files import file_sha256
+from micu.cli.sweep_table import collect, render_sweep, write_table
 from micu.evaluate.report import Row, read_results, read_rows, write_rows
 from micu.evaluate.scores import rank_scores
 from micu.evaluate.selection import choose_checkpoint
@@ -17,7 +18,6 @@ from micu.report.compare import compare, name_clips, render_csv, render_table, t
 from micu.report.open_set import open_set_section
 from micu.report.read import Material
 from micu.store.manifest import Clip
-from micu.sweep.table import collect, render_sweep, write_table
 from tests.unit.test_compare import RESULT
 from tests.unit.test_details import make_details
 from tests.unit.test_report import ROW

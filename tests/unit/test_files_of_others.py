@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from micu.base.errors import CheckpointError, ConfigError, ManifestError, MicuError, WeightsError
+from micu.cli.sweep_table import collect
 from micu.cli.train import RunFolder
 from micu.config.overrides import to_json
 from micu.config.sections import TrainConfig
@@ -20,7 +21,6 @@ from micu.evaluate.splits import read_class_map
 from micu.report.commands import commands_path, read_commands, record_command
 from micu.report.read import gather
 from micu.sweep.conduct import TAIL, _last_line
-from micu.sweep.table import collect
 from micu.train.checkpoint import load_checkpoint
 from micu.train.logs import MAX_ROW_BYTES, read_metrics
 from micu.train.processes.place import LAUNCHER, Place

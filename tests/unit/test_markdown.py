@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from micu.cli.evaluate import main
+from micu.cli.sweep_table import render_sweep
 from micu.evaluate.codebook import CodebookUse
 from micu.evaluate.markdown import TextTable, neutral, paragraph, render_markdown
 from micu.evaluate.report import read_rows, write_rows
@@ -22,7 +23,6 @@ from micu.report.compare import render_table
 from micu.report.page import render_html, render_report_markdown
 from micu.report.read import Material
 from micu.store.sets import Failure
-from micu.sweep.table import render_sweep
 from tests.unit.test_compare import RESULT
 from tests.unit.test_details import make_details
 from tests.unit.test_report import ROW

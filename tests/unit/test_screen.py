@@ -19,7 +19,7 @@ from micu.store.manifest import read_manifest
 from micu.store.sets import Failure, write_ledger
 from micu_extract.cli import cli
 from micu_extract.pipeline.writer import Summary
-from micu_extract.progress import Progress
+from micu_extract.run import Progress
 from tests.conftest import PYTHONPATH
 from tests.feature_sets import make_clips, write_features
 
@@ -98,7 +98,7 @@ def test_progress_is_one_line_as_wide_as_the_screen(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr("micu_extract.progress.REDRAW_EVERY_S", 0.0)
+    monkeypatch.setattr("micu_extract.run.REDRAW_EVERY_S", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     progress = Progress(3)
     progress.show(Summary(folder="x", clips=3, done_before=0, failed_before=0, failed=1))

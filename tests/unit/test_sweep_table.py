@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from micu.base.files import file_sha256
+from micu.cli.sweep_table import TRAINING, collect, render_sweep, write_table
 from micu.evaluate.report import Row, write_rows
 from micu.sweep.plan import SweepRun
-from micu.sweep.table import TRAINING, collect, render_sweep, write_table
 from tests.unit.test_sweep import plan
 
 TOTALS = {"4": [1.0, 2.0, 4.5], "8": [3.0, 3.0, math.nan]}
