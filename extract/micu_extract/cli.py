@@ -20,9 +20,15 @@ from micu.base.command_line import ToolGroup
 from micu.base.devices import resolve_device
 from micu.base.errors import StoreError
 from micu.base.process import EXIT_FAILURES, guard_screen, run_command
-from micu_extract.backbones import BACKBONES, TIMM_PREFIX, find_backbone
-from micu_extract.backbones.base import Backbone, FlowInput, FrameInput, InputSpec, WaveformInput
-from micu_extract.backbones.timm_image import TimmImage
+from micu_extract.backbones import BACKBONES, PREFIXED, find_backbone, name_for
+from micu_extract.backbones.base import (
+    Backbone,
+    ClipInput,
+    FlowInput,
+    FrameInput,
+    InputSpec,
+    WaveformInput,
+)
 from micu_extract.cluster.commands import (
     describe_unread,
     echo_problems,
@@ -139,6 +145,7 @@ def _extract(
 ) -> None:
     """Features by one backbone; what is not a setting of the run is an option of the backbone."""
     known = {name: arguments.pop(name) for name in SETTINGS if name in arguments}
+    backbone = name_for(backbone, modality)
     order = Order(backbone=backbone, weights=weights, options=arguments, conventions=conventions)
     if order.modality != modality:
         raise click.UsageError(
@@ -169,9 +176,11 @@ def describe_input(wants: InputSpec) -> str:
                 if isinstance(wants.resize, int)
                 else f"{wants.resize[0]}x{wants.resize[1]} px whatever the aspect"
             )
+            kept = f"centre {wants.crop} px" if wants.crop else "whole, only larger ones resized"
+            clips = f"windows of {wants.frames}, " if isinstance(wants, ClipInput) else ""
             return (
-                f"{wants.fps} frames a second {where}, {wants.interpolation} to {size}, "
-                f"centre {wants.crop} px"
+                f"{clips}{wants.fps} frames a second {where}, {wants.interpolation} to {size}, "
+                f"{kept}"
             )
         case FlowInput():
             return (
@@ -209,12 +218,13 @@ def backbone_table() -> str:
             f"    input    {describe_input(kind.wants)}",
             f"    weights  {gives.weights}; licence: {gives.licence}",
         ]
-    gives = TimmImage.gives
-    lines += [
-        f"{TIMM_PREFIX + 'NAME':<14} {gives.modality:<6} (T, D)",
-        "    input    any image model of timm, with its own transform",
-        f"    weights  {gives.weights}; licence: {gives.licence}",
-    ]
+    for typed, (kind, told) in PREFIXED.items():
+        gives = kind.gives
+        lines += [
+            f"{typed:<14} {gives.modality:<6} {'(T, D)' if gives.hop_s else '(1, D)'}",
+            f"    input    {told}",
+            f"    weights  {gives.weights}; licence: {gives.licence}",
+        ]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from micu.base.command_line import Decorator, in_order, panel
 from micu.base.devices import count_cores
 from micu.base.process import FiniteRange
 from micu.base.registry import suggest
-from micu_extract.backbones import BACKBONES, TIMM_PREFIX, find_backbone
+from micu_extract.backbones import BACKBONES, PREFIXED, find_backbone
 from micu_extract.backbones.base import Option, Precision, Run
 from micu_extract.cluster.commands import dask_option, max_failures_option, part_option
 from micu_extract.flow.options import FLOW_DECORATORS
@@ -183,7 +183,7 @@ def _own_options(modality: str) -> list[Decorator]:
     users: dict[str, dict[str, object]] = {}
     options: dict[str, Option] = {}
     kinds = dict(BACKBONES.items())
-    kinds[TIMM_PREFIX + "NAME"] = find_backbone(TIMM_PREFIX + "NAME")
+    kinds |= {typed: kind for typed, (kind, _) in PREFIXED.items()}
     for backbone, kind in kinds.items():
         if kind.gives.modality == modality:
             for name, option in kind.OPTIONS.items():

@@ -7,22 +7,65 @@ from micu.base.registry import suggest
 from micu_extract.backbones import htsat, slowonly, swin_v2, text, vgg19, vggish  # noqa: F401
 from micu_extract.backbones.base import BACKBONES, Backbone, Option, Run
 from micu_extract.backbones.timm_image import TIMM_PREFIX, TimmImage
+from micu_extract.backbones.torchvision_video import TV_PREFIX, TorchvisionVideo
+from micu_extract.backbones.transformers_models import HF_PREFIX, TRANSFORMERS, split_modality
 
-__all__ = ["BACKBONES", "TIMM_PREFIX", "Run", "build_backbone", "find_backbone", "find_name"]
+__all__ = [
+    "BACKBONES",
+    "PREFIXED",
+    "Run",
+    "build_backbone",
+    "find_backbone",
+    "find_name",
+    "name_for",
+]
+
+PREFIXED: Mapping[str, tuple[type[Backbone], str]] = {
+    f"{TIMM_PREFIX}NAME": (TimmImage, "any image model of timm, with its own transform"),
+    f"{TV_PREFIX}NAME": (TorchvisionVideo, "any network for clips of torchvision"),
+    **{
+        f"{HF_PREFIX}NAME{'' if modality == 'video' else f'@{modality}'}": (
+            kind,
+            f"any encoder of transformers for {told}, by its own processor",
+        )
+        for (modality, kind), told in zip(
+            TRANSFORMERS.items(), ("pictures or clips", "sounds", "sentences"), strict=True
+        )
+    },
+}
+"""Families whose members are named by others: how they are typed, and what they are."""
 
 
 def find_backbone(name: str) -> type[Backbone]:
-    """The class behind a name, `timm:NAME` included, without loading it.
+    """The class behind a name, those of `PREFIXED` included, without loading it.
 
     Raises:
         RegistryError: Nothing is registered under `name`.
     """
-    return TimmImage if name.startswith(TIMM_PREFIX) else BACKBONES[name]
+    return _find_family(name)[0] or BACKBONES[name]
+
+
+def _find_family(name: str) -> tuple[type[Backbone] | None, str]:
+    """The class of a name with a prefix, and what it calls its member; None for other names."""
+    if name.startswith(HF_PREFIX):
+        model, modality = split_modality(name.removeprefix(HF_PREFIX))
+        return TRANSFORMERS[modality], model
+    for prefix, kind in ((TIMM_PREFIX, TimmImage), (TV_PREFIX, TorchvisionVideo)):
+        if name.startswith(prefix):
+            return kind, name.removeprefix(prefix)
+    return None, ""
+
+
+def name_for(name: str, modality: str) -> str:
+    """What a backbone is called by a command of one modality: `hf:NAME` is told which it is for."""
+    if not name.startswith(HF_PREFIX) or modality not in TRANSFORMERS or modality == "video":
+        return name
+    return name if name.endswith(tuple(f"@{m}" for m in TRANSFORMERS)) else f"{name}@{modality}"
 
 
 def find_name(features: str) -> str:
     """The backbone of features of some name, which options may have added to; "" for none."""
-    if features.startswith(TIMM_PREFIX):
+    if _find_family(features)[0] is not None:
         return features.removesuffix("-grid")
     known = sorted(BACKBONES, key=len, reverse=True)
     return next((n for n in known if features == n or features.startswith(f"{n}-")), "")
@@ -34,7 +77,7 @@ def build_backbone(
     """Load a backbone.
 
     Args:
-        name: As in `micu-extract list`, or `timm:NAME` for any image model of timm.
+        name: As in `micu-extract list`.
         weights: `pretrained`, a path, `random` or `random:SEED`.
         run: Where and how the network runs.
         **options: See the class's `OPTIONS`; None stands for the default.
@@ -44,10 +87,8 @@ def build_backbone(
         ConfigError: Unknown option, or a value of the wrong type or range.
         WeightsError: The weights cannot be had or do not fit.
     """
-    backbone = find_backbone(name)
-    chosen: dict[str, int | str | bool] = {}
-    if name.startswith(TIMM_PREFIX):
-        chosen["model"] = name.removeprefix(TIMM_PREFIX)
+    backbone, model = find_backbone(name), _find_family(name)[1]
+    chosen: dict[str, int | str | bool] = {"model": model} if model else {}
     chosen |= _check_options(name, backbone.OPTIONS, options)
     return backbone(weights, run, **chosen)
 

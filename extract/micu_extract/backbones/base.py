@@ -40,11 +40,23 @@ class FrameInput:
     """Frames per second that are sampled."""
     resize: int | tuple[int, int]
     """Short side, px, with the aspect kept; or (height, width), px, without."""
-    crop: int
-    """Side of the centre crop, px."""
+    crop: int | None
+    """Side of the centre crop, px; None keeps the whole picture, and resizes larger ones only."""
     interpolation: Literal["bicubic", "bilinear", "opencv-linear"] = "bicubic"
     """The first two antialias, as Pillow does; the last is `cv2.resize`, which does not."""
     sampling: Literal["time", "count"] = "time"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipInput(FrameInput):
+    """Windows of frames, one for each second: `frames` of those sampled, as its middle has them.
+
+    At the ends of the media a window holds the first frame, or the last, again.
+    """
+
+    kind: Literal["clips"] = "clips"  # type: ignore[assignment]
+    frames: int
+    """Of a window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,15 +131,16 @@ class TextInput:
     kind: Literal["text"] = "text"
 
 
-InputSpec = FrameInput | FlowInput | WaveformInput | TextInput
+InputSpec = FrameInput | ClipInput | FlowInput | WaveformInput | TextInput
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
     """One clip, decoded to the units that a backbone wants.
 
-    Units by kind: frames (U, H, W, 3) uint8 RGB; flow (U, L, H, W, 2) uint8, x then y, 128 = still;
-    waveform a list of U arrays (S,) float32 in [-1, 1]; text a list of one string.
+    Units by kind: frames (U, H, W, 3) and clips (U, L, H, W, 3), uint8 RGB; flow (U, L, H, W, 2)
+    uint8, x then y, 128 = still; waveform a list of U arrays (S,) float32 in [-1, 1]; text a list
+    of one string.
     """
 
     units: NDArray[np.uint8] | Sequence[NDArray[np.float32]] | Sequence[str]

@@ -251,6 +251,8 @@ def load_transformer(
     unused: tuple[str, ...],
     prefix: str = "",
     remedy: str = "",
+    *,
+    leave_out: bool = False,
 ) -> Any:
     """Load a network of transformers in float32, with every tensor accounted for.
 
@@ -260,6 +262,8 @@ def load_transformer(
         unused: Starts of the names of tensors that may be missing or left over.
         prefix: What the names of the network's tensors may start with in a larger checkpoint.
         remedy: As of `from_transformers`.
+        leave_out: Leave out whatever the checkpoint has beside the network, such as heads, and a
+            pooler that it has not.
 
     Raises:
         WeightsError: It cannot be had, or does not fit.
@@ -295,7 +299,7 @@ def load_transformer(
     refuse_misfits(
         str(name),
         [key for key in report["missing_keys"] if not key.startswith(unused)],
-        [key for key in report["unexpected_keys"] if not key.startswith(unused)],
+        [key for key in report["unexpected_keys"] if not (leave_out or key.startswith(unused))],
         [describe_shapes(*entry) for entry in report["mismatched_keys"]],
     )
     own, prefixes = network.state_dict(), (prefix, f"{network.base_model_prefix}.")
@@ -308,6 +312,8 @@ def load_transformer(
     }
     refuse_odd_numbers(str(name), used, own, prefixes)
     refuse_not_finite(str(name), own)
+    if leave_out and any(key.startswith("pooler.") for key in report["missing_keys"]):
+        network.pooler = None  # what it would give is random
     return network
 
 

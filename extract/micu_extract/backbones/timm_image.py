@@ -114,7 +114,7 @@ class TimmImage(TorchBackbone):
         self.wants = frame_input(self.NAME, transform, self._fps)
         self._channels_first = False
         if self._grid:
-            self._keep_grid(self.wants.crop)
+            self._keep_grid(int(transform["input_size"][1]))
         else:
             self.gives = replace(self.gives, shape=(_width(self._run.network),))
         return {

@@ -183,6 +183,7 @@ class Runner:
 
     Attributes:
         batch_size: Units per forward pass; halved when they do not fit in memory.
+        half: Half precision of matrix products and convolutions; None for none.
 
     Raises:
         ConfigError: The device is unknown or not there.
@@ -194,7 +195,7 @@ class Runner:
         self.device = torch.device(resolve_device(run.device))
         self.batch_size = run.batch_size or batch_size
         self.network = network.to(self.device).eval().requires_grad_(False)
-        self._half = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[run.precision]
+        self.half = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[run.precision]
         self._forward: Callable[..., Any] = (
             torch.compile(self.network) if run.compile else self.network
         )
@@ -203,7 +204,7 @@ class Runner:
         """The network's output for tensors on the device, in the precision that was asked for."""
         import torch
 
-        with torch.autocast(self.device.type, self._half, enabled=self._half is not None):
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
             return self._forward(*inputs, **named)
 
     def encode(

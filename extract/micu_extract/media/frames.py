@@ -1,6 +1,7 @@
 """Which instants of a clip are sampled, and its frames: pictures that stand for each second."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import count
 from math import ceil
@@ -9,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.store.manifest import Clip
-from micu_extract.backbones.base import MIN_STEP_S, FrameInput, Media, count_steps
+from micu_extract.backbones.base import (
+    MIN_STEP_S,
+    ClipInput,
+    FrameInput,
+    Media,
+    count_steps,
+)
 from micu_extract.media.damage import (
     Damage,
     check_damage,
@@ -182,12 +189,40 @@ class FrameCollector:
     def _cut(self, picture: Picture, source: Source) -> NDArray[np.uint8]:
         wants, full = self._wants, picture.load()
         self._shape = full.shape[:2]
+        if wants.crop is None:
+            is_large = isinstance(wants.resize, int) and min(self._shape) > wants.resize
+            return (
+                resize(full, wants.resize, wants.interpolation, source.name) if is_large else full
+            )
         return center_crop(resize(full, wants.resize, wants.interpolation, source.name), wants.crop)
 
     def _add(self, unit: NDArray[np.uint8], time: Fraction, source: Source) -> None:
         self._units.append(unit)
         self._times.append(time)
         check_unit_bytes(source, len(self._units) * unit.nbytes)
+
+
+class ClipCollector(FrameCollector):
+    """Windows of frames, of each second that has some: those next to its middle.
+
+    With F frames a second, sampled by time, the window of second s begins at the frame
+    s F + (F - frames) // 2, counted from the start of the clip.
+    """
+
+    def __init__(self, clip: Clip, wants: ClipInput, reading: Reading) -> None:  # noqa: D107
+        super().__init__(clip, wants, reading)
+        self._frames = wants.frames
+
+    def finish(self, source: Source, damage: Damage) -> Media:
+        """The windows, once the last picture was seen."""
+        media, fps = super().finish(source, damage), self._wants.fps
+        frames = np.asarray(media.units)
+        seconds = np.unique(media.times_s.astype(np.int64))
+        check_unit_bytes(source, len(seconds) * self._frames * frames[0].nbytes)
+        begin = int(media.times_s[0] * fps)
+        first = seconds * fps + (fps - self._frames) // 2 - begin
+        place = np.clip(first[:, None] + np.arange(self._frames), 0, len(frames) - 1)
+        return replace(media, units=frames[place], times_s=seconds + np.float64(0.5))
 
 
 def pick_by_count(pictures: int, seconds: int, per_second: int) -> list[int]:

@@ -29,7 +29,7 @@ from micu_extract.backbones.base import (
 from micu_extract.media.damage import Damage, check_damage, check_unit_bytes, too_short
 from micu_extract.media.decord_pictures import read_pictures_with_decord
 from micu_extract.media.flow import FlowCollector
-from micu_extract.media.frames import FrameCollector
+from micu_extract.media.frames import ClipCollector, FrameCollector
 from micu_extract.media.pictures import PICTURE_READERS, Picture, open_pictures
 from micu_extract.media.sound import cut_windows, read_mono
 from micu_extract.media.source import (
@@ -165,12 +165,14 @@ class PictureCollector(Protocol):
 
 COLLECTORS: Mapping[str, Callable[[Clip, Any, Reading], PictureCollector]] = {
     "frames": FrameCollector,
+    "clips": ClipCollector,
     "flow": FlowCollector,
 }
 """By the kind of the input spec."""
 
 
 @READERS.register("frames")
+@READERS.register("clips")
 @READERS.register("flow")
 def read_pictures_once(clip: Clip, wants: Sequence[InputSpec], reading: Reading) -> list[Found]:
     """Frames and flow of a clip's pictures, which are decoded once."""
