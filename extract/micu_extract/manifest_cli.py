@@ -226,6 +226,11 @@ def _tell_located(located: Located, path: Path, root: str, *, left_out: bool) ->
     ):
         if of[state]:
             lines.append(f"{len(of[state])} clips {told}{name_some(of[state])}")
+    if of_video := sum(doubt.state == MISSING and bool(doubt.files) for doubt in located.doubts):
+        lines.append(
+            f"{of_video} of those not found have files of their video with another start, or with "
+            "one that the list does not say: where a data set takes it, type starts=vggsound.csv"
+        )
     rows = ((doubt.clip_id, doubt.state, " ".join(doubt.files)) for doubt in located.doubts)
     write_atomically(path, _csv_of(("clip_id", "state", "files"), rows))
     click.echo("\n".join(lines), err=True)

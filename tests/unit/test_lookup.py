@@ -285,6 +285,7 @@ def test_what_was_found_by_its_video_alone_is_listed_by_name(tmp_path: Path) -> 
     assert f"1 clips were found by their YouTube video alone, for the name says no start: '{B}" in (
         done.stderr
     )
+    assert "1 of those not found have files of their video with another start" in done.stderr
     with (tmp_path / "m.media.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
             ["clip_id", "state", "files"],

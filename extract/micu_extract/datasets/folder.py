@@ -215,8 +215,9 @@ def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False
             the name is then unique in it alone, and `dog/1.mp4` is not `cat/1.mp4`.
     """
     there = {
-        (Path(folder) / name).relative_to(root).as_posix()
+        (place / name).as_posix()
         for folder, _, names in os.walk(root)
+        for place in (PurePosixPath(Path(folder).relative_to(root).as_posix()),)
         for name in names
         if Path(name).suffix.lower() in MEDIA_SUFFIXES
     }
