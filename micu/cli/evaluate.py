@@ -37,6 +37,7 @@ from micu.cli.features import (
     refuse_idle_features,
 )
 from micu.cli.outputs import refuse_shared, try_file, try_folder
+from micu.cli.paper_run import paper_run
 from micu.cli.report import paper, report
 from micu.cli.search import embed, search
 from micu.evaluate.columns import shown_metrics
@@ -192,6 +193,7 @@ for each in OPTIONS:
     _add_task(each)
 main.add_command(report)
 main.add_command(paper)
+main.add_command(paper_run, "paper-run")
 main.add_command(embed)
 main.add_command(search)
 
