@@ -30,6 +30,7 @@ from micu_extract.backbones.base import (
     WaveformInput,
 )
 from micu_extract.cluster.commands import (
+    compact,
     describe_unread,
     echo_problems,
     merge,
@@ -261,7 +262,9 @@ def verify(
         click.echo(
             f"{state} {report.folder}: {report.rows}{only} rows = {report.stored} stored "
             f"+ {report.failed} failed"
+            + (f" + {report.shared} in other manifests' sets" if report.shared else "")
             + (f" ({report.damaged} of the stored have corrupt frames)" if report.damaged else "")
+            + (f"; {report.unasked} more rows that it does not ask for" if report.unasked else "")
         )
         echo_problems(report.problems)
     sys.exit(EXIT_FAILURES if any(report.problems for report in reports) else 0)
@@ -275,7 +278,7 @@ def _verify(folder: Path, manifest: Path | None, *, data: bool) -> SetReport:
         return SetReport(str(folder), 0, 0, 0, 0, (describe_unread(folder, error),))
 
 
-for command in (make_manifest, overlap, import_released, status, merge, slurm):
+for command in (make_manifest, overlap, import_released, status, merge, compact, slurm):
     cli.add_command(command)
 
 

@@ -362,6 +362,7 @@ def announce(plan: Plan, *media: Path) -> None:
     if spec.modality != "text":
         click.echo(f"media root {', '.join(map(str, media))}", err=True)
     part = f", part {plan.part}" if plan.part else ""
+    shared = f" ({plan.shared} of them in other manifests' sets)" if plan.shared else ""
     if plan.replaces:
         shards = len(shard_files(plan.folder))
         click.echo(
@@ -370,7 +371,7 @@ def announce(plan: Plan, *media: Path) -> None:
     click.echo(
         f"{plan.folder}{part}: {plan.todo} clips to extract"
         f"{f' ({len(plan.again)} of them were missing)' if plan.again else ''}, "
-        f"{plan.done} done, {plan.failed} failed earlier",
+        f"{plan.done} done{shared}, {plan.failed} failed earlier",
         err=True,
     )
 
@@ -381,6 +382,7 @@ def _plan_json(plan: Plan) -> dict[str, Any]:
         "part": str(plan.part) if plan.part else None,
         "todo": plan.todo,
         "done": plan.done,
+        "shared": plan.shared,
         "failed": plan.failed,
         "replaces": plan.replaces,
         "bytes_needed": plan.bytes_needed,

@@ -19,14 +19,16 @@ equal content gives equal bytes.
 """
 
 import errno
+import glob
 import hashlib
 import json
+import logging
 import os
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,7 @@ __all__ = [
     "extend_layout",
     "find_lost_sets",
     "find_sets",
+    "find_sets_beside",
     "index_name",
     "indexed_shards",
     "ledger_name",
@@ -113,6 +116,8 @@ __all__ = [
     "write_ledger",
     "write_set",
 ]
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = (64, 1024)
@@ -161,6 +166,26 @@ def find_lost_sets(root: Path) -> list[Path]:
     """Every folder at or below `root` that has shards and lost its `set.json`, sorted."""
     folders = {path.parent for path in root.rglob("shard-*.h5")}
     return sorted(folder for folder in folders if not (folder / "set.json").is_file())
+
+
+def find_sets_beside(folder: Path, header: Header, run: RunRecord) -> list[Path]:
+    """Sets of other manifests below one `--out` whose rows are as good as those of `folder`.
+
+    They have its making, and their media lie in the same root: a path names the same file.
+    """
+    found = []
+    for path in sorted(folder.parent.parent.glob(f"*/{glob.escape(folder.name)}/set.json")):
+        if path.parent == folder:
+            continue
+        try:
+            other, its_run = read_set(path.parent)
+        except (StoreError, OSError) as error:
+            logger.warning("%s: not looked into for rows: %s", path.parent, error)
+            continue
+        same_media = header.spec.made_of != "media" or its_run.media_root == run.media_root
+        if other.spec.making == header.spec.making and same_media:
+            found.append(path.parent)
+    return found
 
 
 def rows_per_shard(shape: Sequence[int], steps: int | None) -> int:
@@ -343,7 +368,8 @@ class FeatureStore:
     Args:
         folder: Of the set.
         manifest: Whose clips are read: a row that was made of anything but what the manifest says
-            now is not there. None takes what is stored, by the ids that it was stored with.
+            now is not there; one that only another manifest's set below the same `--out` has is
+            read from there. None takes what is stored, by the ids that it was stored with.
 
     Raises:
         StoreError: The folder is not a feature set.
@@ -354,17 +380,28 @@ class FeatureStore:
         self.header, self.run = read_set(folder)
         self.shards = read_index(folder)
         self._states = {name: _settled_state(folder / name) for name in self.shards}
-        places = {
-            (clip_id if manifest is None else source): (name, row)
-            for name, entry in self.shards.items()
-            for row, (clip_id, source) in enumerate(zip(entry.clip_ids, entry.sources, strict=True))
-        }
-        if manifest is not None:
-            asked = manifest.sources(self.spec.modality, self.spec.made_of)
-            places = {key: places[source] for key, source in asked.items() if source in places}
-        self._where = places
+        self._beside: list[FeatureStore] = []
+        self._where = self._places() if manifest is None else self._find_rows(manifest)
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._pid = os.getpid()
+
+    def _places(self, *, by_source: bool = False) -> "dict[str, _Place]":
+        return {
+            key: (self, name, row)
+            for name, entry in self.shards.items()
+            for row, key in enumerate(entry.sources if by_source else entry.clip_ids)
+        }
+
+    def _find_rows(self, manifest: Manifest) -> "dict[str, _Place]":
+        """Where the rows of a manifest are, here or in a set beside this one, by clip id."""
+        asked = manifest.sources(self.spec.modality, self.spec.made_of)
+        places = self._places(by_source=True)
+        if not places.keys() >= set(asked.values()):
+            beside = find_sets_beside(self.folder, self.header, self.run)
+            self._beside = [FeatureStore(path) for path in beside]
+            for other in self._beside:
+                places = other._places(by_source=True) | places
+        return {clip_id: places[source] for clip_id, source in asked.items() if source in places}
 
     @property
     def spec(self) -> FeatureSpec:
@@ -373,7 +410,7 @@ class FeatureStore:
 
     @property
     def clip_ids(self) -> tuple[str, ...]:
-        """Every stored clip, in the order of the shards."""
+        """Every stored clip, in the order of the manifest, else of the shards."""
         return tuple(self._where)
 
     def source_of(self, clip_id: str) -> str:
@@ -382,8 +419,8 @@ class FeatureStore:
         Raises:
             StoreError: The clip is in no shard.
         """
-        name, row = self._place(clip_id)
-        return self.shards[name].sources[row]
+        store, name, row = self._place(clip_id)
+        return store.shards[name].sources[row]
 
     def __contains__(self, clip_id: object) -> bool:  # noqa: D105
         return clip_id in self._where
@@ -398,9 +435,10 @@ class FeatureStore:
             StoreError: The clip is in no shard, or its shard is damaged, not of this set, or was
                 written to, cut, or replaced by another since this set was opened.
         """
-        shard, row = self._find(clip_id)
-        found = shard.read(row)
-        self._refuse_changed(shard)
+        store, name, row = self._place(clip_id)
+        shard = store._shard(name)
+        found = replace(shard.read(row), clip_id=clip_id)
+        store._refuse_changed(shard)
         return found
 
     def steps_of(self, clip_id: str) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -409,8 +447,8 @@ class FeatureStore:
         Raises:
             StoreError: As from `read`.
         """
-        shard, row = self._find(clip_id)
-        return shard.steps_of(row)
+        store, name, row = self._place(clip_id)
+        return store._shard(name).steps_of(row)
 
     def read_into(self, clip_id: str, out: NDArray[np.float32]) -> None:
         """The first steps of one clip, as many as `out` takes; see `Shard.read_into`.
@@ -418,21 +456,19 @@ class FeatureStore:
         Raises:
             StoreError: As from `read`.
         """
-        shard, row = self._find(clip_id)
+        store, name, row = self._place(clip_id)
+        shard = store._shard(name)
         shard.read_into(row, out)
-        self._refuse_changed(shard)
+        store._refuse_changed(shard)
 
     def close(self) -> None:
         """Close every open shard; reading opens them again."""
+        for store in self._beside:
+            store.close()
         while self._open:
             self._open.popitem()[1].close()
 
-    def _find(self, clip_id: str) -> tuple[Shard, int]:
-        """The open shard of a clip, and its row there."""
-        name, row = self._place(clip_id)
-        return self._shard(name), row
-
-    def _place(self, clip_id: str) -> tuple[str, int]:
+    def _place(self, clip_id: str) -> "_Place":
         if clip_id not in self._where:
             raise StoreError(f"{self.folder}: no features of clip {clip_id!r}")
         return self._where[clip_id]
@@ -494,6 +530,10 @@ class FeatureStore:
 
     def __getstate__(self) -> dict[str, Any]:  # noqa: D105
         return {**self.__dict__, "_open": OrderedDict(), "_pid": -1}
+
+
+_Place = tuple[FeatureStore, str, int]
+"""The set, the name of the shard, the row."""
 
 
 def _settled_state(path: Path) -> FileState:

@@ -2,10 +2,10 @@
 
 The only file that knows the HDF5 layout, which docs/format.md describes. A shard holds `features`
 (n, T, ...) float32, `mask` (n, T) bool (True = the step is real), `times_s` (n, T) float64 (centre
-of each step; NaN where steps are not seconds), `clip_id` (n,) UTF-8, `source` (n,) (the digest of
-what each row was made of), and the header as a JSON attribute. Chunks are exactly one clip and
-nothing is compressed, because training reads random clips. Strings have a fixed length: libhdf5 may
-walk a damaged heap of strings for ever.
+of each step; NaN where steps are not seconds), `steps` (n,) (how many of the T are the row's own),
+`clip_id` (n,) UTF-8, `source` (n,) (the digest of what each row was made of), and the header as a
+JSON attribute. Chunks are exactly one clip and nothing is compressed, because training reads random
+clips. Strings have a fixed length: libhdf5 may walk a damaged heap of strings for ever.
 
 Shards are data from others: opening one refuses links, external and virtual storage, filters, and
 shapes that its bytes cannot fill.
@@ -38,7 +38,7 @@ MAX_STEP = 2**28
 MAX_HEADER_BYTES = 64 * 2**10
 """Longest header of a shard; HDF5 keeps no longer attribute in one piece."""
 _ADVICE = "; delete it and type the extraction command again"
-_DATASETS = ("clip_id", "source", "features", "mask", "times_s")
+_DATASETS = ("clip_id", "source", "steps", "features", "mask", "times_s")
 
 
 class Expected(NamedTuple):
@@ -278,7 +278,8 @@ def encode_shard(header: Header, rows: Sequence[FeatureRow]) -> bytes:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file.attrs["header"] = np.bytes_(json.dumps(header.to_json(), sort_keys=True))
-        arrays = (clip_id, source, features, mask, times_s)
+        own = np.array([len(row.values) for row in rows], np.int32)
+        arrays = (clip_id, source, own, features, mask, times_s)
         for name, data in zip(_DATASETS, arrays, strict=True):
             chunks = (1, *data.shape[1:]) if name == "features" else None
             file.create_dataset(name, data=data, chunks=chunks)
@@ -322,6 +323,10 @@ class Shard:
         self._row_shape: tuple[int, ...] = self._features.shape[1:]
         self._mask: NDArray[np.bool_] = file["mask"][:].view(np.uint8) != 0
         self._times_s: NDArray[np.float64] = file["times_s"][:]
+        self._steps: NDArray[np.int32] = file["steps"][:]
+        longest = self._row_shape[0]
+        if not ((self._steps > 0) & (self._steps <= longest)).all():
+            raise StoreError(f"{path}: steps: expected numbers from 1 to {longest}{_ADVICE}")
         if self._row_shape[1:] != self.header.spec.shape:
             raise ShapeError(
                 f"{path}: features: the header says steps of shape {self.header.spec.shape}, "
@@ -355,6 +360,18 @@ class Shard:
         values = np.empty(self._row_shape, np.float32)
         self.read_into(row, values)
         return FeatureRow(self.clip_ids[row], values, *self.steps_of(row), self.sources[row])
+
+    def read_own(self, row: int) -> FeatureRow:
+        """Features of the clip in a row, without the padding that other rows of its shard ask for.
+
+        Raises:
+            StoreError: Its bytes cannot be read.
+        """
+        values = np.empty((int(self._steps[row]), *self._row_shape[1:]), np.float32)
+        self.read_into(row, values)
+        mask, times_s = self.steps_of(row)
+        n = len(values)
+        return FeatureRow(self.clip_ids[row], values, mask[:n], times_s[:n], self.sources[row])
 
     def steps_of(self, row: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
         """Mask and times of the clip in a row, each (T,); nothing is read."""
@@ -414,7 +431,12 @@ def _check_layout(file: h5py.File, path: Path) -> None:
         got = shorten(repr(tuple(file)[:8]), 200)
         raise StoreError(f"{path}: expected the data sets {_DATASETS}, got {len(file)}: {got}")
     check_data_sets(file, _DATASETS, path)
-    kinds = {"features": np.dtype("f4"), "mask": np.dtype("?"), "times_s": np.dtype("f8")}
+    kinds = {
+        "features": np.dtype("f4"),
+        "mask": np.dtype("?"),
+        "times_s": np.dtype("f8"),
+        "steps": np.dtype("i4"),
+    }
     for name, kind in kinds.items():
         if file[name].dtype != kind:
             raise StoreError(f"{path}: {name} is {file[name].dtype}, expected {kind}")
@@ -427,8 +449,8 @@ def _check_layout(file: h5py.File, path: Path) -> None:
     n, steps = shapes["features"][:2] if len(shapes["features"]) >= 2 else (-1, -1)
     check_shape(shapes["mask"], "n T", f"{path}: mask", n=n, T=steps)
     check_shape(shapes["times_s"], "n T", f"{path}: times_s", n=n, T=steps)
-    check_shape(shapes["clip_id"], "n", f"{path}: clip_id", n=n)
-    check_shape(shapes["source"], "n", f"{path}: source", n=n)
+    for name in ("clip_id", "source", "steps"):
+        check_shape(shapes[name], "n", f"{path}: {name}", n=n)
 
 
 def _read_header(file: h5py.File, path: Path) -> Header:

@@ -1,9 +1,11 @@
 """What an edit of a manifest costs: what is extracted again, what training and evaluation do."""
 
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import tests.runs
-import tests.toy  # noqa: F401 - registers a backbone
+import micu_extract.sets.compact as compact_module
+import tests.runs  # noqa: F401 - registers a backbone
 from micu.cli.evaluate import main as evaluate
 from micu.cli.features import find_feature_sets
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import FeatureStore
+from micu.store.sets import FeatureStore, indexed_shards
 from micu_extract.cli import cli
+from micu_extract.sets.compact import compact_set
+from micu_extract.sets.status import read_status
 from micu_extract.sets.verify import verify_set
 from tests.conftest import PROJECT
 from tests.media_files import tone, write_media
+from tests.toy import shard_bytes
 from tests.training import train
 
 CLIPS = 12
@@ -76,8 +81,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "x")
-    return tmp_path / "x"
+    return move(finished, tmp_path / "x")
+
+
+def move(finished: Path, folder: Path) -> Path:
+    """A copy, as if it had been made there."""
+    shutil.copytree(finished, folder)
+    for path in (*folder.rglob("set.json"), *folder.rglob("failures.csv")):
+        path.write_text(path.read_text().replace(str(finished), str(folder)))
+    return folder
 
 
 def change(number: int, **values: Any) -> Callable[[list[Clip]], list[Clip]]:
@@ -197,3 +209,130 @@ def test_the_reader_of_the_page_on_the_format_reads_what_the_store_reads(folder:
     for clip_id, values in found.items():
         row = store.read(clip_id)
         np.testing.assert_array_equal(values, row.values[row.mask])
+
+
+# --- compact, and other manifests ------------------------------------------------------------
+
+
+def compact(folder: Path, *words: str) -> str:
+    done = CliRunner().invoke(cli, ["compact", str(folder / "features" / "m"), *words])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_compact_leaves_what_an_uninterrupted_run_leaves(folder: Path, name: str) -> None:
+    EDITS[name][0](folder / "m.csv")
+    extract(folder, folder / "m.csv")
+    compact(folder)
+    fresh = folder.parent / "fresh"
+    fresh.mkdir()
+    for path in (*folder.glob("*.wav"), folder / "m.csv"):
+        shutil.copy(path, fresh)
+    extract(fresh, fresh / "m.csv")
+    ledger = fresh / "features" / "m" / "audio-toy-sound" / "failures.csv"
+    ledger.write_text(ledger.read_text().replace(str(fresh), str(folder)))
+    for kind in ("audio-toy-sound", "text-toy"):
+        mine, new = (root / "features" / "m" / kind for root in (folder, fresh))
+        assert shard_bytes(mine) == shard_bytes(new)
+        assert (mine / "rows.jsonl").read_bytes() == (new / "rows.jsonl").read_bytes()
+        assert indexed_shards(mine) == indexed_shards(new)
+        (status,) = read_status([mine])
+        assert (status.unasked, status.left) == (0, 0)
+        assert verify_set(mine, data=True).problems == ()
+    assert extract(folder, folder / "m.csv") == {"audio": 0, "text": 0}
+
+
+def test_status_names_what_no_manifest_asks_for(folder: Path) -> None:
+    EDITS["removed row"][0](folder / "m.csv")
+    (status, *_) = read_status([folder / "features" / "m" / "audio-toy-sound"])
+    assert (status.rows, status.stored, status.failed, status.unasked) == (11, 10, 1, 1)
+    done = CliRunner().invoke(cli, ["status", str(folder / "features")])
+    assert "1 rows in the shards that no manifest asks for any more" in done.output
+    assert "micu-extract compact" in done.output
+    assert "1 removed" in compact(folder)
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_a_compaction_that_is_killed_is_done_by_the_next(
+    folder: Path, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = folder / "m.csv"
+    EDITS["removed row"][0](manifest)
+    EDITS["order"][0](manifest)
+    kind = folder / "features" / "m" / "audio-toy-sound"
+    wanted = find_feature_sets(folder / "features", ["audio"], manifest, {}).stores["audio"]
+    values = {clip_id: wanted.read(clip_id).values for clip_id in wanted.clip_ids}
+    left = [moment]
+
+    def die_at(*names: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        for place, name in ((Path, "rename"), (Path, "unlink"), (compact_module, "write_index")):
+            real = getattr(place, name)
+            patch.setattr(place, name, lambda *a, _r=real, **k: (die_at(), _r(*a, **k))[1])
+        with suppress(KeyboardInterrupt):
+            compact_set(kind)
+    now = find_feature_sets(folder / "features", ["audio"], manifest, {}).stores["audio"]
+    assert set(now.clip_ids) == set(values)
+    for clip_id, expected in values.items():
+        found = now.read(clip_id)
+        np.testing.assert_array_equal(found.values[found.mask], expected[: found.mask.sum()])
+    assert extract(folder, manifest)["audio"] == 0
+    compact_set(kind)
+    assert verify_set(kind, data=True).problems == ()
+    assert verify_set(kind).unasked == 0
+
+
+def other_manifest(folder: Path) -> Path:
+    """Half of the clips under other ids, and one more."""
+    clips = [replace(clip, clip_id=f"o{i}") for i, clip in enumerate(make_clips()[::2])]
+    write_manifest(folder / "other.csv", [NEW, *clips])
+    return folder / "other.csv"
+
+
+def test_a_clip_that_another_manifest_has_is_read_from_there(folder: Path) -> None:
+    other = other_manifest(folder)
+    assert extract(folder, other) == {"audio": 1, "text": 1}
+    sets = find_feature_sets(folder / "features", ["audio", "text"], other, {})
+    assert len(sets.stores["audio"]) == len(sets.stores["text"]) == 7
+    mine = find_feature_sets(folder / "features", ["audio"], folder / "m.csv", {}).stores["audio"]
+    found = sets.stores["audio"].read("o3")
+    assert found.clip_id == "o3"
+    np.testing.assert_array_equal(found.values, mine.read("clip 6").values)
+    again = pickle.loads(pickle.dumps(sets.stores["audio"]))
+    np.testing.assert_array_equal(again.read("o3").values, found.values)
+    done = CliRunner().invoke(cli, ["status", str(folder / "features" / "other")])
+    assert "read from sets of other manifests: 6 of m" in done.output
+    report = verify_set(folder / "features" / "other" / "audio-toy-sound", data=True)
+    assert (report.problems, report.stored, report.shared, report.rows) == ((), 1, 6, 7)
+    # what the other reads from here stays, though this manifest drops it
+    rewrite(lambda clips: clips[3:])(folder / "m.csv")
+    assert "1 removed" in compact(folder)
+    assert len(find_feature_sets(folder / "features", ["audio"], other, {}).stores["audio"]) == 7
+    CliRunner().invoke(cli, ["compact", str(folder / "features" / "other"), "--copy"])
+    shutil.rmtree(folder / "features" / "m")
+    assert len(find_feature_sets(folder / "features", ["audio"], other, {}).stores["audio"]) == 7
+
+
+def test_files_of_another_media_root_are_other_files(folder: Path) -> None:
+    other = other_manifest(folder)
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    for path in folder.glob("*.wav"):
+        shutil.copy(path, elsewhere)
+    words = ["audio", str(other), "--media-root", str(elsewhere), "--out", str(folder / "features")]
+    words += ["--backbone", "toy-sound", "--weights", "random", "--workers", "1", "--json"]
+    done = CliRunner().invoke(cli, [*words, "--device", "cpu"])
+    assert json.loads(done.stdout.splitlines()[-1])["extracted"] == 7
+
+
+def test_a_manifest_of_another_name_costs_nothing(folder: Path) -> None:
+    shutil.copy(folder / "m.csv", folder / "renamed.csv")
+    assert extract(folder, folder / "renamed.csv") == {"audio": 0, "text": 0}
+    options = ("--set", "optimizer.max_steps=1", "--manifest", str(folder / "renamed.csv"))
+    done = train(folder / "features", folder / "again", *options, modalities="a,t")
+    assert done.exit_code == 0, done.output

@@ -277,7 +277,7 @@ def test_the_most_rows_there_can_be_take_no_time(folder: Path) -> None:
     for name in ("shard-00000.h5", "shard-00001.h5"):
         (folder / name).unlink()
     status = CliRunner().invoke(cli, ["status", "--json", str(folder)])
-    assert json.loads(status.output)[0]["left"] == 10**8
+    assert json.loads(status.output)[0]["rows"] == 10**8
 
 
 @pytest.mark.parametrize("text", [*TEXTS.values(), b'{"manifest": 7, "media_root": "x"}'])

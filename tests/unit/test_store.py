@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,16 +73,26 @@ def test_equal_content_gives_equal_bytes() -> None:
     assert encode_shard(HEADER, rows) == encode_shard(HEADER, rows)
 
 
-def test_padding_twice_is_padding_once() -> None:
-    padded = FeatureRow(
-        "a",
-        np.concatenate([np.ones((1, 2, 3), np.float32), np.zeros((1, 2, 3), np.float32)]),
-        np.array([True, False]),
-        np.array([0.5, 1.5]),
-    )
-    assert encode_shard(HEADER, [row("a", 1), row("b", 3)]) == encode_shard(
-        HEADER, [padded, row("b", 3)]
-    )
+def test_a_row_is_taken_out_of_a_shard_without_its_padding(tmp_path: Path) -> None:
+    path = tmp_path / "shard-00000.h5"
+    path.write_bytes(encode_shard(HEADER, [row("a", 1), row("b", 3)]))
+    with Shard.open(path) as shard:
+        rows = [shard.read_own(0), shard.read_own(1)]
+    assert [len(one.values) for one in rows] == [1, 3]
+    assert encode_shard(HEADER, rows) == path.read_bytes()
+    assert encode_shard(HEADER, rows[:1]) == encode_shard(HEADER, [row("a", 1)])
+
+
+@pytest.mark.parametrize(("steps", "is_good"), [(0, False), (1, True), (2, True), (3, False)])
+def test_a_shard_whose_rows_have_more_steps_than_it_is_refused(
+    tmp_path: Path, steps: int, is_good: bool
+) -> None:
+    path = tmp_path / "shard-00000.h5"
+    path.write_bytes(encode_shard(HEADER, [row("a", 2)]))
+    with h5py.File(path, "r+") as file:
+        file["steps"][0] = steps
+    with nullcontext() if is_good else pytest.raises(StoreError, match="steps: expected numbers"):
+        Shard.open(path).close()
 
 
 def test_a_chunk_is_one_clip_and_nothing_is_filtered() -> None:

@@ -17,6 +17,7 @@ from micu.base.errors import ConfigError, StoreError, shorten
 from micu.base.process import EXIT_FAILURES
 from micu.store.sets import find_lost_sets, find_sets
 from micu_extract.pipeline.failures import parse_share
+from micu_extract.sets.compact import compact_set
 from micu_extract.sets.merge import MergeReport, merge_set
 from micu_extract.sets.repair import repair_set
 from micu_extract.sets.shares import choose_part, join_folder
@@ -191,6 +192,26 @@ def _merge(folder: Path, manifest: Path | None, *, incomplete: bool) -> MergeRep
         return merge_set(folder, manifest, incomplete=incomplete)
     except StoreError as error:
         return MergeReport(str(folder), 0, 0, 0, 0, (), (str(error),), folded=False)
+
+
+@click.command(cls=ToolCommand, example="micu-extract compact features/vggsound")
+@click.argument("features", type=_FEATURES, nargs=-1, required=True)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Where the manifest is now, if the features were moved.",
+)
+@click.option(
+    "--copy", is_flag=True, help="Take in the rows that are read from sets of other manifests."
+)
+def compact(*, features: tuple[Path, ...], manifest: Path | None, copy: bool) -> None:
+    """Remove rows that no manifest asks for; the rest is as one run over the manifest leaves it."""
+    for folder in (folder for root in features for folder in sets_below(root).whole):
+        done = compact_set(folder, manifest, copy=copy)
+        click.echo(
+            f"{done.folder}: {done.kept} rows kept, {done.removed} removed, {done.copied} copied "
+            f"from other sets; {done.written} shards written anew"
+        )
 
 
 def echo_problems(problems: tuple[str, ...]) -> None:

@@ -20,6 +20,7 @@ from micu.store.sets import (
     ShardEntry,
     describe_difference,
     extend_layout,
+    find_sets_beside,
     indexed_shards,
     ledger_name,
     part_labels,
@@ -114,6 +115,8 @@ class Plan:
     stored, or fails otherwise."""
     done: int
     """Clips of the run, or of its part, that are already in a shard."""
+    shared: int
+    """Those of them that are in a shard of another manifest's set."""
     failed: int
     """Clips of the run, or of its part, that are in a ledger and are left there."""
     part: Part | None = None
@@ -198,8 +201,10 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     standing = _Standing() if replaces or not folder.is_dir() else _take_stock(job, folder, header)
     sources = row_sources(clips, spec.made_of)
     lines = {source: line for line, source in enumerate(sources)}
+    run = _record_run(job, wanted, before)
+    elsewhere = _stored_beside(folder, header, run)
     layout = extend_layout(standing.layout, sources, header.shard_rows)
-    shards, done, failed = [], 0, 0
+    shards, done, shared, failed = [], 0, 0, 0
     left = set(standing.own)
     again: dict[str, Failure] = {}
     for name, places in layout.items():
@@ -214,6 +219,8 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
                 left.discard(source)
             elif source in standing.stored:
                 done += 1
+            elif source in elsewhere:
+                done, shared = done + 1, shared + 1
             elif source not in standing.failed or job.retry_failed:
                 todo.append(Wanted(clip, source, line))
             else:
@@ -234,7 +241,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     return Plan(
         folder=folder,
         header=header,
-        run=_record_run(job, wanted, before),
+        run=run,
         replaces=replaces,
         overwrite=job.overwrite,
         layout=layout,
@@ -243,11 +250,23 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         dropped=frozenset(left),
         again=again,
         done=done,
+        shared=shared,
         failed=failed,
         part=job.part,
         row_bytes=standing.row_bytes,
         frees=sum(file_size(path) for path in shard_files(folder)) if replaces else 0,
     )
+
+
+def _stored_beside(folder: Path, header: Header, run: RunRecord) -> set[str]:
+    """Rows that other manifests' sets have; what their indexes do not know counts as not there."""
+    return {
+        source
+        for other in find_sets_beside(folder, header, run)
+        for name, entry in indexed_shards(other).items()
+        if entry.is_about(file_size(other / name), header.spec.making)
+        for source in entry.sources
+    }
 
 
 def _record_run(job: Job, wanted: int, before: RunRecord | None) -> RunRecord:

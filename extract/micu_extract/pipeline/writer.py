@@ -266,7 +266,7 @@ class SetWriter:
         if not self._is_loaded:
             with _open_on_disk(self._plan, self._shard) as there:
                 if there is not None:
-                    rows = map(there.read, range(len(there.clip_ids)))
+                    rows = map(there.read_own, range(len(there.clip_ids)))
                     self._rows = {row.source: row for row in rows}
                     self._header = _made_with_both(there.header, self._plan.header)
             self._is_loaded = True
@@ -323,7 +323,7 @@ def enter_folder(plan: Plan) -> Iterator[None]:
         StoreError: The set was replaced after the run was planned.
         OSError: The folder has gone since then, or the disk refused.
     """
-    if plan.done and not plan.folder.is_dir():
+    if plan.done > plan.shared and not plan.folder.is_dir():
         raise OSError(f"{plan.folder}: has gone since the run was planned; put it back")
     with join_folder(plan.folder, alone=plan.overwrite) as let_others_in:
         _check_making(plan)

@@ -14,6 +14,7 @@ from micu.store.sets import (
     FeatureSpec,
     RunRecord,
     extend_layout,
+    find_sets_beside,
     indexed_shards,
     part_labels,
     read_layout,
@@ -38,8 +39,10 @@ class SetStatus:
     codes: dict[str, int]
     """Failures by code."""
     left: int
+    shared: dict[str, int]
+    """Rows that only sets of other manifests have, by the name of the manifest."""
     unasked: int
-    """Rows in shards that the manifest does not ask for, or not any more."""
+    """Rows in shards that no manifest asks for any more."""
     shards_done: int
     """Shards of which every row is stored or failed."""
     shards_partial: int
@@ -103,6 +106,14 @@ def _status(folder: Path, known: dict[tuple[str, str, str], tuple[str, ...]]) ->
     ledger = [row for row in read_ledger(folder).values() if row.source in lacking]
     codes = Counter(row.code for row in ledger)
     settled = stored | {row.source for row in ledger}
+    shared: dict[str, int] = {}
+    others: set[str] = set()
+    for other in find_sets_beside(folder, header, run):
+        others.update(*read_layout(other).values())
+        its = indexed_shards(other).values()
+        fresh = (asked - settled).intersection(chain.from_iterable(e.sources for e in its))
+        shared |= {other.parent.name: len(fresh)} if fresh else {}
+        settled |= fresh
     done = partial = missing = 0
     for name, places in layout.items():
         wanted = asked.intersection(places)
@@ -122,7 +133,8 @@ def _status(folder: Path, known: dict[tuple[str, str, str], tuple[str, ...]]) ->
         failed=len(ledger),
         codes=dict(sorted(codes.items())),
         left=max(0, count - len(settled)),
-        unasked=len(there - asked),
+        shared=shared,
+        unasked=len(there - asked - others),
         shards_done=done,
         shards_partial=partial,
         shards_missing=missing,
@@ -169,12 +181,15 @@ def describe_status(status: SetStatus) -> str:
         lines.append(
             f"{status.codes[MISSING]} missing: looked for again when the extraction is typed again"
         )
+    if status.shared:
+        told = ", ".join(f"{count} of {name}" for name, count in status.shared.items())
+        lines.append(f"read from sets of other manifests: {told}")
     if status.unasked:
         lines.append(
-            f"{status.unasked} rows in the shards that the manifest does not ask for; to remove "
+            f"{status.unasked} rows in the shards that no manifest asks for any more; to remove "
             f"them, type: micu-extract compact {status.folder}"
         )
-    if status.rows and not status.stored:
+    if status.rows and not status.stored and not status.shared:
         lines.append("nothing is stored")
     if status.parts:
         lines.append(f"parts with files of their own: {', '.join(status.parts)}")

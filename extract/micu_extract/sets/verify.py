@@ -11,9 +11,11 @@ from micu.store.manifest import read_manifest, row_sources
 from micu.store.sets import (
     Failure,
     ShardEntry,
+    find_sets_beside,
     indexed_shards,
     ledger_name,
     part_labels,
+    read_index,
     read_ledger,
     read_set,
     shard_files,
@@ -36,6 +38,8 @@ class SetReport:
     """Stored clips some of whose frames were corrupt; the index names them."""
     unasked: int = 0
     """Rows in shards that the manifest does not ask for, or not any more."""
+    shared: int = 0
+    """Rows that are read from sets of other manifests."""
 
 
 @dataclass(slots=True)
@@ -65,6 +69,8 @@ class Contents:
     """Names of the shards that hold a row."""
     others: int
     """Rows in shards that the manifest does not have."""
+    shared: set[str]
+    """Rows that only sets of other manifests have."""
     ledger: dict[str, Failure]
     """Of rows that the manifest has."""
     ledger_files: dict[str, str]
@@ -85,7 +91,7 @@ class Contents:
         return [
             source
             for source in self.sources
-            if source not in self.homes and source not in self.ledger
+            if not (source in self.homes or source in self.ledger or source in self.shared)
         ]
 
     def twice(self) -> list[str]:
@@ -109,7 +115,7 @@ class Contents:
 
     def nothing_stored(self) -> list[str]:
         """One line if no clip is stored: that is no feature set, whatever the ledger explains."""
-        if self.homes:
+        if self.homes or self.shared:
             return []
         codes = Counter(failure.code for failure in self.ledger.values())
         why = ", ".join(f"{count} {code}" for code, count in codes.most_common())
@@ -154,6 +160,7 @@ def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False
         ),
         contents.damaged,
         contents.others,
+        len(contents.shared),
     )
 
 
@@ -189,12 +196,19 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
         for row in read_ledger(folder, [label]).values()
     }
     ledger = {row.source: row for row in read_ledger(folder).values() if row.source in asked}
+    elsewhere = {
+        source
+        for other in find_sets_beside(folder, header, run)
+        for entry in read_index(other).values()
+        for source in entry.sources
+    }
     return Contents(
         header=header,
         rows=run.rows_of(len(asked)),
         known=asked,
         homes=homes,
         others=others,
+        shared=(elsewhere & asked.keys()) - homes.keys() - ledger.keys(),
         ledger=ledger,
         ledger_files=files,
         shard_problems=problems,
@@ -258,7 +272,7 @@ def _row_problems(contents: Contents) -> list[str]:
         places = list(contents.homes.get(source, ()))
         if source in listed:
             places.append(contents.ledger_files[source])
-        if len(places) != 1:
+        if len(places) != 1 and source not in contents.shared:
             where = " and ".join(places) or "no shard and not in the ledger"
             problems.append(f"clip {contents.known[source]!r} is in {where}")
     return problems
