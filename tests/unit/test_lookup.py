@@ -292,6 +292,10 @@ def test_what_was_found_by_its_video_alone_is_listed_by_name(tmp_path: Path) -> 
             [f"{A}_000128", "missing", f"{A}_000091.mp4"],
             [f"{B}_000005", "by-video", f"{B}.mp4"],
         ]
+    touch(tmp_path / "media", f"{A}_000128.mp4")
+    done = make(tmp_path, "--media-root", str(tmp_path / "media"))
+    assert "0 not found; " in done.stderr
+    assert "of those not found" not in done.stderr
 
 
 def test_a_manifest_of_what_is_there(tmp_path: Path) -> None:
