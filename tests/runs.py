@@ -22,6 +22,8 @@ from tests.media_files import tone, write_media
 
 DELAY = "MICU_TEST_DELAY_S"
 """Environment variable: how long the backbone takes over a batch, s."""
+VERSION, SHIFT = "MICU_TEST_VERSION", "MICU_TEST_SHIFT"
+"""Environment variables: the version of what the toy is made with, and what it adds to values."""
 RUN_S = 900.0
 """No run here takes longer, s."""
 
@@ -44,11 +46,14 @@ class ToySound:
             hop_s=1.0,
             weights=weights,
             weights_sha256=hashlib.sha256(weights.encode()).hexdigest(),
+            versions={"toylib": os.environ.get(VERSION, "1")},
         )
 
     def encode(self, units: Sequence[NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
         time.sleep(self.delay_s)
-        return [np.array([unit.mean(), unit.std(), unit.max()], np.float32) for unit in units]
+        shift = float(os.environ.get(SHIFT, "0"))
+        found = [np.array([unit.mean(), unit.std(), unit.max()], np.float32) for unit in units]
+        return [values + np.float32(shift) for values in found]
 
     def to_steps(self, outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
         steps = len(outputs)

@@ -24,7 +24,8 @@ DEFAULT_BACKBONE = {"video": "swinv2", "audio": "htsat", "flow": "slowonly", "te
 SETTINGS = (
     *("manifest", "media_root", "out", "device", "batch_size", "precision", "compiled"),
     *("limit", "workers", "shard_rows", "retry_failed", "overwrite", "dry_run", "as_json", "part"),
-    *("clip_timeout_s", "worker_bytes", "max_failures", "decoder", "flow", "flow_cache", "dask"),
+    *("clip_timeout_s", "worker_bytes", "max_failures", "check_clips", "decoder"),
+    *("flow", "flow_cache", "dask"),
 )
 """Names of what `gather_settings` takes; other arguments of a command are options of backbones."""
 
@@ -88,6 +89,14 @@ _RUN = (
         help="Rows per shard [default: about 64 MiB, 64 to 1024 rows].",
     ),
     max_failures_option,
+    click.option(
+        "--check-clips",
+        type=click.IntRange(min=0),
+        default=3,
+        show_default=True,
+        help="Where a set was made with other versions of libraries: so many of its clips are "
+        "extracted again and compared before the run goes on; 0 compares nothing.",
+    ),
     click.option("--retry-failed", is_flag=True, help="Try the clips in the ledger again."),
     click.option(
         "--overwrite", is_flag=True, help="Replace features that were made with other settings."

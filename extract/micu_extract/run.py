@@ -1,6 +1,7 @@
 """One extraction, from what was typed to the exit code: one backbone, or several in one pass."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -11,23 +12,38 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from micu.base.command_line import typed_command
-from micu.base.errors import ConfigError, DecodeError
+from micu.base.errors import ConfigError, DecodeError, StoreError
 from micu.base.files import check_held, check_room, hold_folder
 from micu.base.process import EXIT_FAILURES, StopFlag
 from micu.store.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
-from micu.store.sets import shard_files
+from micu.store.sets import Failure, FeatureRow, FeatureStore, shard_files
 from micu.store.source import ManifestSource, find_source, record_source
 from micu_extract.backbones import build_backbone, find_backbone
 from micu_extract.backbones.base import Backbone, InputSpec, Run
 from micu_extract.cluster.dask.engine import check_cluster_job, extract_on_cluster
 from micu_extract.flow.methods import FlowSettings
+from micu_extract.media.decoding import Trouble
 from micu_extract.media.pictures import check_decoder
 from micu_extract.media.readers import describe_reading, read_several
 from micu_extract.media.source import Reading, find_media
-from micu_extract.media.workers import check_system, leave_import
-from micu_extract.pipeline.decode_ahead import ALL_FAILED, TOO_MANY_FAILED, Target, extract_several
+from micu_extract.media.workers import (
+    check_system,
+    decode_in_processes,
+    decode_in_threads,
+    leave_import,
+)
+from micu_extract.pipeline.decode_ahead import (
+    ALL_FAILED,
+    TOO_MANY_FAILED,
+    Target,
+    Work,
+    decode_ahead,
+    extract_several,
+)
+from micu_extract.pipeline.encode import ClipEncoder
 from micu_extract.pipeline.failures import Limit
 from micu_extract.pipeline.plan import Job, Plan, plan_extraction, usual_rows
 from micu_extract.pipeline.writer import Summary
@@ -73,6 +89,8 @@ class Settings:
     flow_cache: Path | None = None
     worker_bytes: int | None = None
     max_failures: Limit | None = None
+    check_clips: int = 3
+    """Clips that are extracted again where a set was made with other versions of libraries."""
     dask: str | None = None
     """Address of the Dask scheduler whose workers run the shards; None is this process."""
 
@@ -153,6 +171,9 @@ def extract(
     if settings.max_failures is None or not settings.max_failures.bears_all:
         _check_media_root(plans, job)
     check_room(settings.out, sum(plan.bytes_needed for plan in plans))
+    for name, target in targets.items():
+        if target.plan.other_versions and settings.check_clips:
+            compare_versions(name, target, ReadFor(wants, reading), job.manifest, settings)
     record_source(settings.out, ManifestSource(source.manifest, job.media_root))
     if settings.dask:
         summaries = extract_on_cluster(settings.dask, job, plans, settings.max_failures)
@@ -184,6 +205,78 @@ def _extract_here(
     if settings.flow_cache is not None:
         check_held(settings.flow_cache)
     return summaries
+
+
+def compare_versions(
+    name: str, target: Target, read: ReadFor, manifest: Manifest, settings: Settings
+) -> None:
+    """Extract a few stored clips again, with the libraries that are here, and compare.
+
+    Raises:
+        StoreError: They differ by more than the backbone's tolerance, or none can be extracted.
+    """
+    plan, backbone = target.plan, target.backbone
+    store = FeatureStore(plan.folder, manifest)
+    stored = {source for entry in store.shards.values() for source in entry.sources}
+    there = [
+        clip
+        for clip in manifest.clips
+        if clip.clip_id in store and store.source_of(clip.clip_id) in stored
+    ]
+    work = [Work(clip, (name,)) for clip in _spread(there, settings.check_clips)]
+    decoding = (
+        decode_in_threads(read, 1)
+        if settings.clip_timeout_s is None
+        else decode_in_processes(read, 1, settings.clip_timeout_s, settings.worker_bytes)
+    )
+    encoder = ClipEncoder(backbone)
+    with decoding as decoders:
+        for item, outcome in decode_ahead(work, decoders, 2, StopFlag()):
+            if not isinstance(media := outcome.media[name], Trouble):
+                encoder.add(item.clip, media)
+    while encoder.waiting:
+        encoder.encode_batch()
+    found = {
+        done.clip.clip_id: _difference(store.read(done.clip.clip_id), done.row)
+        for done in encoder.pop_whole()
+    }
+    store.close()
+    then = " or ".join(_tell_versions(versions) for versions in plan.other_versions)
+    told = f"{plan.folder}: made with {then}, here is {_tell_versions(plan.header.spec.versions)}"
+    worst = max(found, key=lambda clip_id: found[clip_id], default="")
+    most = backbone.gives.tolerance
+    if not found or not found[worst] <= most:
+        what = (
+            f"{len(found)} stored clips, extracted again, differ by up to {found[worst]:.2g} of "
+            f"the largest value (clip {worst!r}), expected at most {most:g}"
+            if found
+            else f"none of {len(work)} stored clips could be extracted again to compare"
+        )
+        raise StoreError(
+            f"{told}; {what}. Install the versions that made it, or extract to another --out; to "
+            "mix them all the same, type --check-clips 0"
+        )
+    click.echo(
+        f"{told}; {len(found)} stored clips, extracted again, differ by at most {found[worst]:.2g} "
+        "of the largest value",
+        err=True,
+    )
+
+
+def _difference(stored: FeatureRow, now: FeatureRow | Failure) -> float:
+    """The largest difference of two rows' real steps, of the largest value."""
+    if isinstance(now, Failure):
+        return math.inf
+    one, other = stored.values[stored.mask], now.values[now.mask]
+    if one.shape != other.shape:
+        return math.inf
+    return float(
+        np.abs(one - other).max() / max(float(np.abs(one).max()), np.finfo(np.float32).tiny)
+    )
+
+
+def _tell_versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) or "none"
 
 
 def _read_rows(path: Path, orders: Sequence[Order]) -> Manifest:
@@ -257,9 +350,9 @@ def _check_media_root(plans: Sequence[Plan], job: Job) -> None:
         )
 
 
-def _spread(clips: Sequence[Clip]) -> list[Clip]:
+def _spread(clips: Sequence[Clip], most: int = LOOKED_AT) -> list[Clip]:
     """Some of the clips, at equal distances from the first one on."""
-    count = min(len(clips), LOOKED_AT)
+    count = min(len(clips), most)
     return [clips[i * len(clips) // count] for i in range(count)]
 
 

@@ -145,6 +145,9 @@ class RunRecord:
     """Of the manifest as it was then: noted, and not compared."""
     is_limited: bool = False
     """Whether these were not all rows of the manifest (`--limit`)."""
+    versions: Sequence[Mapping[str, str]] = ()
+    """Of libraries, that made rows of the set: those of the first run, and others that were
+    compared with them (`--check-clips`)."""
 
     def rows_of(self, known: int) -> int:
         """How many of the first rows are to be there, of a manifest of `known` rows today."""
@@ -299,6 +302,12 @@ _RUN = {
     "command": Expected("a text", lambda value: isinstance(value, str)),
     "manifest_sha256": Expected("a text", lambda value: isinstance(value, str)),
     "is_limited": Expected("true or false", lambda value: isinstance(value, bool)),
+    "versions": Expected(
+        "a list of mappings",
+        lambda value: (
+            isinstance(value, list | tuple) and all(isinstance(each, Mapping) for each in value)
+        ),
+    ),
 }
 
 

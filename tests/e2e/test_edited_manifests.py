@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import micu_extract.sets.compact as compact_module
-import tests.runs  # noqa: F401 - registers a backbone
+import tests.runs
+from micu.base.errors import StoreError
 from micu.cli.evaluate import main as evaluate
 from micu.cli.features import find_feature_sets
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import FeatureStore, indexed_shards
+from micu.store.sets import FeatureStore, indexed_shards, read_set
+from micu.store.shard import Shard
 from micu_extract.cli import cli
 from micu_extract.sets.compact import compact_set
 from micu_extract.sets.status import read_status
@@ -336,3 +338,72 @@ def test_a_manifest_of_another_name_costs_nothing(folder: Path) -> None:
     options = ("--set", "optimizer.max_steps=1", "--manifest", str(folder / "renamed.csv"))
     done = train(folder / "features", folder / "again", *options, modalities="a,t")
     assert done.exit_code == 0, done.output
+
+
+# --- versions --------------------------------------------------------------------------------
+
+
+def extract_sounds(folder: Path, *more: str) -> Result:
+    words = ["audio", str(folder / "m.csv"), "--backbone", "toy-sound", "--weights", "random"]
+    words += ["--out", str(folder / "features"), "--media-root", str(folder), "--workers", "1"]
+    return CliRunner().invoke(cli, [*words, "--device", "cpu", *more])
+
+
+@pytest.mark.parametrize(("shift", "is_good"), [("0", True), ("0.0001", True), ("0.01", False)])
+def test_other_versions_go_on_if_a_few_clips_come_out_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, shift: str, is_good: bool
+) -> None:
+    EDITS["added row"][0](folder / "m.csv")
+    kind = folder / "features" / "m" / "audio-toy-sound"
+    before = shard_bytes(kind)
+    monkeypatch.setenv(tests.runs.VERSION, "2")
+    monkeypatch.setenv(tests.runs.SHIFT, shift)
+    done = extract_sounds(folder)
+    if not is_good:
+        assert isinstance(done.exception, StoreError)
+        told = str(done.exception)
+        assert "made with toylib 1, here is toylib 2" in told
+        assert "3 stored clips, extracted again, differ by up to 0.0" in told
+        assert "expected at most 0.001" in told
+        assert shard_bytes(kind) == before
+        done = extract_sounds(folder, "--check-clips", "0")
+    else:
+        assert "3 stored clips, extracted again, differ by at most" in done.output
+    assert done.exit_code == 3, done.output
+    assert verify_set(kind, data=True).problems == ()
+    assert {Shard.open(path).header.spec.versions["toylib"] for path in kind.glob("*.h5")} == {
+        *"12"
+    }
+    assert [dict(known) for known in read_set(kind)[1].versions] == [
+        {"toylib": "1"},
+        {"toylib": "2"},
+    ]
+    EDITS["start"][0](folder / "m.csv")  # both are known now
+    assert "extracted again" not in extract_sounds(folder).output
+
+
+def test_a_shard_that_two_versions_made_lists_both(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite(lambda clips: clips[:6])(folder / "m.csv")
+    shutil.rmtree(folder / "features")
+    assert extract_sounds(folder, "--limit", "3").exit_code == 0
+    monkeypatch.setenv(tests.runs.VERSION, "2")
+    assert extract_sounds(folder).exit_code == 0
+    (path,) = folder.rglob("shard-*.h5")
+    with Shard.open(path) as shard:
+        assert shard.header.spec.versions == {"toylib": "1, 2"}
+        assert len(shard.clip_ids) == 6
+
+
+def test_versions_that_cannot_be_compared_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    EDITS["added row"][0](folder / "m.csv")
+    rewrite(change(0, path="other.wav"))(folder / "m.csv")
+    for path in folder.glob("[0-9].wav"):
+        path.unlink()
+    monkeypatch.setenv(tests.runs.VERSION, "2")
+    done = extract_sounds(folder)
+    assert isinstance(done.exception, StoreError)
+    assert "none of 3 stored clips could be extracted again" in str(done.exception)

@@ -170,6 +170,8 @@ class Gives:
     """Where the published weights are."""
     licence: str
     """Of the published weights."""
+    tolerance: float = 1e-3
+    """Largest difference that other versions of libraries may make, of the largest value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,6 +119,8 @@ class Plan:
     """Those of them that are in a shard of another manifest's set."""
     failed: int
     """Clips of the run, or of its part, that are in a ledger and are left there."""
+    other_versions: Sequence[Mapping[str, str]] = ()
+    """Those of the libraries that made what is there, where this run's are not among them."""
     part: Part | None = None
     """The share of the shards that the run is about."""
     row_bytes: float = 0.0
@@ -238,10 +240,15 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
             rows = tuple(clips[line] for line in there)
             facts = (known.sha256, known.size, known.damaged)
             shards.append(ShardPlan(number, places, rows, tuple(todo), *facts))
+    made_with = before.versions if before is not None and done > shared else ()
+    is_known = not made_with or spec.versions in made_with
+    if shards and not (made_with and is_known):
+        run = replace(run, versions=(*made_with, spec.versions))
     return Plan(
         folder=folder,
         header=header,
         run=run,
+        other_versions=() if is_known or not shards else made_with,
         replaces=replaces,
         overwrite=job.overwrite,
         layout=layout,
@@ -277,6 +284,7 @@ def _record_run(job: Job, wanted: int, before: RunRecord | None) -> RunRecord:
         rows=wanted,
         command=job.command,
         manifest_sha256=job.manifest.sha256,
+        versions=before.versions if before else (),
         is_limited=wanted < len(job.manifest.clips),
     )
     # A command with a smaller --limit would not make every shard again.
