@@ -256,7 +256,7 @@ def test_a_worker_with_other_weights_ends_the_run_and_is_named(
     code, output = run(tmp_path, *TEXTS, "--dask", cluster.address, before=other)
 
     assert code == 2, output
-    assert re.search(r"error: worker tcp://\S+: .*\n  spec.weights_sha256: expected '00", output)
+    assert re.search(r"error: worker tcp://\S+: .*\n  weights_sha256: expected '00", output)
     assert "Traceback" not in output
 
 
