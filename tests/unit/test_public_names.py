@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from micu.base.registry import Registry
+from micu.cli import umbrella
 from micu.cli.evaluate import main as eval_command
 from micu.cli.train import main as train_command
 from micu.config.presets import PRESETS
@@ -28,6 +29,7 @@ from micu_extract.media.readers import DECODERS
 PROJECT = Path(__file__).parents[2]
 LISTING = PROJECT / "tests" / "public_names.json"
 COMMANDS: dict[str, click.Command] = {
+    "micu": umbrella,
     "micu-extract": extract_command,
     "micu-demo": demo_command,
     "micu-train": train_command,
