@@ -86,14 +86,8 @@ def train_model(
         out=folder,
         device=device,
         workers=workers,
-        cache=None,
         resume=resume,
         overwrite=overwrite,
-        save_every=200,
-        keep=2,
-        tensorboard=False,
-        dry_run=False,
-        as_json=False,
     )
     code = run_training(config, order, Place())
     if code == EXIT_FAILURES:

@@ -17,25 +17,27 @@ from micu.store.source import find_source, next_command
 SET = "set.json"
 """Marks the folder of a feature set."""
 
-FEATURE_OPTIONS = (
+ROOT_OPTION = click.option(
+    "--features",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("features"),
+    show_default=True,
+    help="Root of the feature sets.",
+)
+BACKBONE_OPTIONS = tuple(
     click.option(
-        "--features",
-        type=click.Path(path_type=Path, file_okay=False),
-        default=Path("features"),
-        show_default=True,
-        help="Root of the feature sets.",
-    ),
+        f"--{name}-features", metavar="BACKBONE", help=f"Which {name} features, if several."
+    )
+    for name in MODALITIES
+)
+FEATURE_OPTIONS = (
+    ROOT_OPTION,
     click.option(
         "--manifest",
         type=click.Path(path_type=Path, dir_okay=False),
         help="Manifest of the clips [default: $MICU_MANIFEST, else the last extraction's].",
     ),
-    *(
-        click.option(
-            f"--{name}-features", metavar="BACKBONE", help=f"Which {name} features, if several."
-        )
-        for name in MODALITIES
-    ),
+    *BACKBONE_OPTIONS,
 )
 """What both tools find features by."""
 

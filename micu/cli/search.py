@@ -1,18 +1,24 @@
 """`micu-eval embed` and `micu-eval search`: clips as vectors and codes, and the most alike."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from micu.base.command_line import ToolCommand, panel
+from micu.base.command_line import ToolCommand, in_order, panel
 from micu.base.errors import ConfigError, StoreError
 from micu.base.files import write_atomically
 from micu.base.process import exit_codes, show_log
-from micu.cli.features import FeatureSets, find_feature_sets, parse_modalities
+from micu.cli.features import (
+    BACKBONE_OPTIONS,
+    ROOT_OPTION,
+    FeatureSets,
+    find_feature_sets,
+    parse_modalities,
+)
 from micu.cli.outputs import try_file
 from micu.evaluate.markdown import render_markdown
 from micu.store.manifest import MODALITIES
@@ -25,35 +31,20 @@ HINT = "nothing was written; type it again"
 _PATH = click.Path(path_type=Path)
 
 
-def _searched(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the arguments and options that say of which model and clips."""
-    options = panel(
+_searched = in_order(
+    click.argument("checkpoint", type=_PATH),
+    click.argument("manifest", required=False, type=_PATH),
+    panel(
         "Data",
-        click.option(
-            "--features",
-            type=click.Path(path_type=Path, file_okay=False),
-            default=Path("features"),
-            show_default=True,
-            help="Root of the feature sets.",
-        ),
+        ROOT_OPTION,
         click.option(
             "--modalities", help="Such as v,a [default: those of CHECKPOINT that have features]."
         ),
-        *(
-            click.option(
-                f"--{name}-features", metavar="BACKBONE", help=f"Which {name} features, if several."
-            )
-            for name in MODALITIES
-        ),
+        *BACKBONE_OPTIONS,
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
-    )
-    for decorate in (
-        options,
-        click.argument("manifest", required=False, type=_PATH),
-        click.argument("checkpoint", type=_PATH),
-    ):
-        command = decorate(command)
-    return command
+    ),
+)
+"""Gives a command the arguments and options that say of which model and clips."""
 
 
 @click.command(cls=ToolCommand, example="micu-eval embed runs/micu-vaf-0/last.pt my.csv -o e.npz")

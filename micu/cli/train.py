@@ -69,14 +69,14 @@ class TrainingOrder:
     out: Path
     device: str
     workers: int
-    cache: str | None
+    cache: str | None = None
     resume: bool
     overwrite: bool
-    save_every: int
-    keep: int
-    tensorboard: bool
-    dry_run: bool
-    as_json: bool
+    save_every: int = 200
+    keep: int = 2
+    tensorboard: bool = False
+    dry_run: bool = False
+    as_json: bool = False
 
 
 @click.command(
