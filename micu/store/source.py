@@ -3,9 +3,11 @@
 A command that lacks its manifest, or its features, says the one next command in full.
 """
 
+import gzip
 import json
 import os
 import shlex
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -93,10 +95,13 @@ def next_command(words: Sequence[str]) -> str:
     Args:
         words: The command that lacks a manifest, whose last word is to be one.
     """
-    places = (path for folder in (".", "manifests") for path in Path(folder).glob("*.csv"))
+    places = (path for folder in (".", "manifests") for path in Path(folder).glob("*.csv*"))
     for path in sorted(islice(places, LOOKED_AT)):
-        with path.open("rb") as file:
-            columns = file.readline(200).strip().split(b",")
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                columns = file.readline(200).strip().split(b",")
+        except (OSError, EOFError, zlib.error):
+            continue
         if b"clip_id" in columns and {b"path", b"text"} & {*columns}:
             return shlex.join([*words, str(path)])
     return f"{shlex.join(MAKE_ONE)}, with your clips in a folder per class, clips/dog/1.mp4"

@@ -1,5 +1,6 @@
 """What is typed too early says the one next command in full."""
 
+import gzip
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -73,6 +74,12 @@ def test_a_manifest_that_lies_there_is_named(clone: Path, typed: str, expected: 
     (clone / "my.csv").write_text("clip_id,path,label\nx,x.mp4,dog\n")
 
     assert f"type: {expected}" in tell(typed)
+
+
+def test_a_packed_manifest_that_lies_there_is_named(clone: Path) -> None:
+    (clone / "a.csv.gz").write_bytes(b"\x1f\x8b")
+    (clone / "my.csv.gz").write_bytes(gzip.compress(b"clip_id,path\nx,x.mp4\n"))
+    assert "type: micu-extract flow --tvl1 my.csv.gz" in tell("micu-extract flow --tvl1")
 
 
 def test_a_folder_of_features_without_a_record_asks_for_the_manifest(clone: Path) -> None:
