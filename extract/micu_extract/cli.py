@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from micu.base.command_line import ToolGroup
+from micu.base.command_line import ToolGroup, plugin_option
 from micu.base.devices import resolve_device
 from micu.base.errors import StoreError
 from micu.base.process import EXIT_FAILURES, guard_screen, run_command
@@ -162,6 +162,7 @@ def _extract(
 
 @cli.command("list", example="micu-extract list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@plugin_option
 def list_backbones(*, as_json: bool) -> None:
     """Show the backbones: what each wants, gives, and where its weights are."""
     click.echo(json.dumps(backbone_rows(), indent=1) if as_json else backbone_table())
@@ -209,13 +210,18 @@ def backbone_rows() -> list[dict[str, Any]]:
     ]
 
 
+def _maker(name: str) -> str:
+    """Who made a backbone that is not of this project."""
+    return f" of {' '.join(BACKBONES.makers[name])}" if name in BACKBONES.makers else ""
+
+
 def backbone_table() -> str:
     """The same for people."""
     lines = []
     for name, kind in BACKBONES.items():
         gives = kind.gives
         lines += [
-            f"{name:<14} {gives.modality:<6} {describe_shape(kind)}",
+            f"{name:<14} {gives.modality:<6} {describe_shape(kind)}{_maker(name)}",
             f"    input    {describe_input(kind.wants)}",
             f"    weights  {gives.weights}; licence: {gives.licence}",
         ]

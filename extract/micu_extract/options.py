@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from micu.base.command_line import Decorator, in_order, panel
+from micu.base.command_line import Decorator, in_order, panel, plugin_option
 from micu.base.devices import count_cores
 from micu.base.process import FiniteRange
 from micu.base.registry import suggest
@@ -109,6 +109,7 @@ _RUN = (
     ),
     click.option("--dry-run", is_flag=True, help="Print the plan as JSON and stop."),
     click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."),
+    plugin_option,
 )
 
 

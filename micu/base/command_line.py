@@ -14,6 +14,7 @@ from rich_click import RichCommand, RichGroup
 
 from micu.base.errors import UNSEEN, ConfigError
 from micu.base.process import EXIT_STOPPED
+from micu.base.registry import load_plugin
 
 _TYPED = "micu.typed"
 """Where the context of a command keeps its words."""
@@ -55,6 +56,24 @@ def panel(title: str, *options: Decorator) -> Decorator:
         return command
 
     return decorate
+
+
+def _load_plugins(context: click.Context, parameter: click.Parameter, typed: Any) -> None:
+    for text in typed:
+        load_plugin(text)
+    context.meta[f"micu.{parameter.name}"] = typed
+
+
+plugin_option: Decorator = click.option(
+    "--plugin",
+    metavar="FILE|MODULE",
+    multiple=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_load_plugins,
+    help="Python file or module that adds backbones, data sets, losses or tasks; it is run.",
+)
+"""For the commands that name what a plug-in can add."""
 
 
 _HELP = {
@@ -201,7 +220,7 @@ def option_words(
     """
     words: list[str] = []
     for parameter in _typed(context, names, leave_out):
-        value = context.params[parameter.name or ""]
+        value = context.params.get(parameter.name or "", context.meta.get(f"micu.{parameter.name}"))
         name = parameter.opts[:1] if isinstance(parameter, click.Option) else []
         is_flag = isinstance(parameter, click.Option) and parameter.is_flag
         for each in value if isinstance(value, tuple) else (value,):

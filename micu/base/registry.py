@@ -1,10 +1,19 @@
 """A table of named things that knows how to suggest the right name."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+import hashlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
 
-from micu.base.errors import RegistryError
+from micu.base.errors import ConfigError, RegistryError, brief
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -32,13 +41,26 @@ def closest(name: str, known: Iterable[str]) -> str:
 class Registry(Generic[T]):
     """Named things of one kind, registered by a decorator where they are written.
 
+    Other packages add to it by entry points, which are loaded when a name is first asked for; one
+    that breaks is left out, with a warning, and costs only its own names.
+
     Args:
         kind: What is registered, for the error message: "backbone", "loss".
+        group: Of entry points: each names a module that registers, or the thing itself.
+        needs: Attributes that a thing of other packages has at least.
+
+    Attributes:
+        makers: Package and version, or file and hash, by the names that are not of this project.
     """
 
-    def __init__(self, kind: str) -> None:  # noqa: D107
+    def __init__(self, kind: str, group: str = "", needs: Sequence[str] = ()) -> None:  # noqa: D107
         self.kind = kind
+        self.makers: dict[str, tuple[str, str]] = {}
         self._entries: dict[str, T] = {}
+        self._broken: dict[str, str] = {}
+        self._needs, self._group, self._is_loaded = tuple(needs), group, not group
+        if group:
+            _open_to_others.append(self)
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that registers a thing under `name`.
@@ -56,16 +78,92 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> T:  # noqa: D105
-        if name not in self._entries:
-            raise RegistryError(f"unknown {self.kind} {name!r}; {suggest(name, self._entries)}")
-        return self._entries[name]
+        known = self._known()
+        if name not in known:
+            if name in self._broken:
+                raise RegistryError(self._broken[name])
+            raise RegistryError(f"unknown {self.kind} {name!r}; {suggest(name, known)}")
+        return known[name]
 
     def __contains__(self, name: object) -> bool:  # noqa: D105
-        return name in self._entries
+        return name in self._known()
 
     def __iter__(self) -> Iterator[str]:  # noqa: D105
-        return iter(self._entries)
+        return iter(self._known())
 
     def items(self) -> Iterator[tuple[str, T]]:
         """Names and entries in the order of registration."""
-        return iter(self._entries.items())
+        return iter(self._known().items())
+
+    def _known(self) -> dict[str, T]:
+        if not self._is_loaded:
+            self._is_loaded = True
+            for point in entry_points(group=self._group):
+                self._load(point)
+        return self._entries
+
+    def _load(self, point: EntryPoint) -> None:
+        before = set(self._entries)
+        package = point.dist.name if point.dist else point.value
+        maker = (package, point.dist.version if point.dist else "")
+        try:
+            found = point.load()
+            if not isinstance(found, ModuleType):
+                self.register(point.name)(found)
+            self.note_makers(before, maker)
+        except Exception as error:  # noqa: BLE001 - whatever a package of others raises
+            for name in set(self._entries) - before:
+                del self._entries[name]
+            told = (
+                f"{self.kind} {point.name!r} of the plug-in {' '.join(maker)}: expected a working "
+                f"one, got {type(error).__name__}: {brief(error)}; mend it, or type: "
+                f"pip uninstall {package}"
+            )
+            self._broken[point.name] = told
+            logger.warning("%s. It is left out", told)
+
+    def note_makers(self, before: Container[str], maker: tuple[str, str]) -> None:
+        """Note who made the entries that were not there before.
+
+        Raises:
+            RegistryError: One lacks what a thing of this kind has.
+        """
+        for name, entry in self._entries.items():
+            if name not in before:
+                lacks = [need for need in self._needs if not hasattr(entry, need)]
+                if lacks:
+                    raise RegistryError(f"{self.kind} {name!r} has no {', '.join(lacks)}")
+                self.makers[name] = maker
+
+
+_open_to_others: list[Registry[Any]] = []
+
+
+def load_plugin(text: str) -> None:
+    """Import a file or a module that registers something.
+
+    Raises:
+        ConfigError: It cannot be imported, or registers nothing; the message says why.
+    """
+    before = [(registry, set(registry)) for registry in _open_to_others]
+    path = Path(text)
+    try:
+        if path.suffix == ".py":
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            maker = (path.name, f"sha256:{digest[:12]}")
+            spec = importlib.util.spec_from_file_location(f"micu_plugin_{path.stem}", path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module.__name__] = module
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(text)
+            maker = (text, str(getattr(module, "__version__", "")))
+        for registry, names in before:
+            registry.note_makers(names, maker)
+    except Exception as error:
+        raise ConfigError(
+            f"--plugin {text}: expected a file or a module of Python that registers something, got "
+            f"{type(error).__name__}: {brief(error)}; mend it, or leave it out"
+        ) from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
@@ -352,3 +353,4 @@ OPTIONS: dict[str, tuple[Decorator, ...]] = {
     ),
 }
 """What each task is typed with, in the order in which help shows it."""
+OPTIONS |= {point.name: OPTIONS["cmg"] for point in entry_points(group="micu.tasks")}

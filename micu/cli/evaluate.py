@@ -185,8 +185,13 @@ def _add_task(task: str) -> None:
             _print(rows, order)
 
     command = in_order(*OPTIONS[task])(run_task)
-    example = f"micu-eval {task} runs/micu-vaf-0/last.pt {EXAMPLES[task]}"
-    main.command(task, cls=TaskCommand, help=TOLD[task], example=example)(command)
+    example = f"micu-eval {task} runs/micu-vaf-0/last.pt {EXAMPLES.get(task, '')}"
+    main.command(
+        task,
+        cls=TaskCommand,
+        help=TOLD.get(task, f"Evaluate {task}, a task of a plug-in."),
+        example=example,
+    )(command)
 
 
 for each in OPTIONS:

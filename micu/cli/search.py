@@ -124,7 +124,8 @@ def search(
         show_log()
         if out is not None:
             try_file("-o", out)
-        from micu.library.hits import render_hits, show_media, tabulate
+        from micu.cli.hits import render_hits, tabulate
+        from micu.library.clips import show_media
         from micu.library.model import load
 
         model = load(checkpoint, device=device)

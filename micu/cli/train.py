@@ -184,6 +184,7 @@ def _run(
     """`run`, for one process among those that have met."""
     from micu.data.cache import CachedDataset
     from micu.data.dataset import FeatureDataset, make_loader, select_clips
+    from micu.losses import LOSSES
     from micu.train.cost import count_steps, measure_cost
     from micu.train.fit import RunOptions, fit
     from micu.train.logs import import_tensorboard
@@ -229,6 +230,7 @@ def _run(
         "preset": typed.preset,
         "manifest": str(sets.manifest.path),
         "manifest_sha256": sets.manifest.sha256,
+        **{f"loss {n}": " ".join(LOSSES.makers[n]) for n in config.terms() if n in LOSSES.makers},
         "data_sha256": dataset.sha256,
         "clips": len(dataset),
         "excluded_clips": excluded,

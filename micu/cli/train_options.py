@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from micu.base.command_line import in_order, panel
+from micu.base.command_line import in_order, panel, plugin_option
 from micu.cli.features import FEATURE_OPTIONS
 from micu.cli.sweep import SWEEP_OPTIONS
 from micu.config.presets import PRESETS, list_presets
@@ -51,6 +51,7 @@ _SETTINGS = (
         multiple=True,
         help="Change a setting, for example quantizer.codebook_size=512; repeatable.",
     ),
+    plugin_option,
     click.option("--seed", type=int, help="Short for --set seed=N."),
     click.option(
         "--precision",

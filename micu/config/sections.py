@@ -6,6 +6,7 @@ configuration is made; all problems are reported at once.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Literal, get_args, get_type_hints
@@ -264,6 +265,10 @@ def permutation_count(parts: int) -> int:
     return math.factorial(min(max(parts, 0), 20))
 
 
+_WEIGHT = re.compile(r" *\d{1,6}(\.\d{1,12})? *")
+"""Of a plug-in's loss, as it is typed."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossWeights(ConfigSection):
     """Lambda of equation 8, and the weights of the baselines' losses.
@@ -289,11 +294,28 @@ class LossWeights(ConfigSection):
     self_cross: Weight | None = None
     one_way: Weight | None = None
     transport: Weight | None = None
+    plugins: tuple[str, ...] = ()
+    """`NAME=WEIGHT` of each loss of a plug-in."""
+
+    def given(self) -> dict[str, float]:
+        """The weights of the losses that are computed, by name."""
+        own = {k: v for k, v in asdict(self).items() if v is not None and k != "plugins"}
+        return own | self.of_plugins()
+
+    def of_plugins(self) -> dict[str, float]:
+        """Those of plug-ins; what is no weight is left out, and is told by `problems`."""
+        pairs = (entry.partition("=") for entry in self.plugins)
+        return {name.strip(): float(text) for name, _, text in pairs if _WEIGHT.fullmatch(text)}
 
     def problems(self) -> dict[str, bool]:  # noqa: D102
-        given = {name: weight for name, weight in asdict(self).items() if weight is not None}
+        given = self.given()
         names = ", ".join(given) or "all"
-        return {f"{names}: expected at least one above 0, got none": not any(given.values())}
+        own = {field.name for field in fields(self)}
+        return {
+            f"{names}: expected at least one above 0, got none": not any(given.values()),
+            f"plugins: expected NAME=WEIGHT, each name once and none of this project's, got "
+            f"{', '.join(self.plugins)}": len(self.of_plugins().keys() - own) < len(self.plugins),
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -465,7 +487,7 @@ class BaselinesConfig(ConfigSection):
     def conflicts(self, run: "TrainConfig") -> dict[str, bool]:
         """What cannot go together with the run's other settings; see `ConfigSection.problems`."""
         weights, quantizer = asdict(run.weights), run.quantizer
-        given = {name for name, weight in weights.items() if weight is not None}
+        given = set(run.weights.given())
         sections = {field.name: getattr(self, field.name) for field in fields(self)}
         idle = {
             f"baselines.{name}: expected the defaults with weights.{name}=none, got others; "
@@ -558,7 +580,7 @@ class TrainConfig(ConfigSection):
                 "mmjp" in terms and self.mmjp.permutations > permutation_count(parts)
             ),
             "weights: expected a loss above 0 beside jigsaw, got none: jigsaw.splits is 0": (
-                not any(getattr(self.weights, name) for name in terms)
+                not any(self.weights.given()[name] for name in terms)
             ),
             "data.padding: expected repeat with the modality text, got mask: the seconds that "
             "it hides would hide words too": (
@@ -569,5 +591,5 @@ class TrainConfig(ConfigSection):
 
     def terms(self) -> tuple[str, ...]:
         """Names of the losses that are computed, in the order of `LossWeights`."""
-        on = [name for name, weight in asdict(self.weights).items() if weight is not None]
+        on = self.weights.given()
         return tuple(name for name in on if name != "jigsaw" or self.jigsaw.splits)

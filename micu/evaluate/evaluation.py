@@ -391,7 +391,7 @@ class Evaluation:
         return ";".join((*chosen, *split.leaks, *pretrained))
 
 
-TASKS: Registry[Callable[[Evaluation], list[Row]]] = Registry("task")
+TASKS: Registry[Callable[[Evaluation], list[Row]]] = Registry("task", "micu.tasks", ("__call__",))
 
 
 def make_row(

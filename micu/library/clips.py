@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.base.errors import ConfigError, ManifestError, StoreError, brief
+from micu.base.errors import ConfigError, DecodeError, ManifestError, StoreError, brief
 from micu.base.files import write_atomically
 from micu.store import manifest as manifests
 from micu.store.manifest import Clip, safe_name
@@ -30,6 +30,10 @@ ClipSource: TypeAlias = (
     "ClipList | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | pd.DataFrame"
 )
 """What `read_manifest` takes."""
+
+
+STILL_PX = 192
+"""Short side of a still."""
 
 
 # --- clips -----------------------------------------------------------------------------------
@@ -239,6 +243,36 @@ def write_parquet(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     except ImportError as error:
         raise ExtraError("pyarrow", "parquet") from error
     write_atomically(path, buffer.getvalue())
+
+
+def show_media(roots: Mapping[str, Path]) -> "Callable[[Clip, str], NDArray[Any] | None]":
+    """What finds stills and waveforms of clips.
+
+    Args:
+        roots: Where media lie, by modality.
+    """
+
+    def show(clip: Clip, modality: str) -> NDArray[Any] | None:
+        from micu_extract.backbones.base import FrameInput, WaveformInput
+        from micu_extract.media.readers import read
+        from micu_extract.media.source import Reading
+
+        if not clip.path:
+            return None
+        reading = Reading(media_root=roots[modality])
+        is_sound = modality == "audio"
+        wants = (
+            WaveformInput(sample_rate=8000, window_s=1.0)
+            if is_sound
+            else FrameInput(fps=1, resize=STILL_PX, crop=STILL_PX)
+        )
+        try:
+            units = read(clip, wants, reading).units
+        except DecodeError:  # the media have gone, or are damaged: the page tells of it
+            return None
+        return np.concatenate(list(units)) if is_sound else np.asarray(units[len(units) // 2])
+
+    return show
 
 
 def extract_features(

@@ -121,7 +121,8 @@ class Loss(nn.Module):
     """One term of equation 8, or of a baseline's loss, built from the run's configuration.
 
     To add one: write a subclass in its own file, register it in `LOSSES`, import the file in
-    `micu/losses/__init__.py`, and give it a weight of the same name in `LossWeights`. To train it
+    `micu/losses/__init__.py`, and give it a weight of the same name in `LossWeights`; or do so in
+    a package of your own (docs/plugins.md), with a weight in `weights.plugins`. To train it
     in several processes or micro-batches, say what it is a mean over, or make it a `ClipsLoss`;
     one with hooks within a step is refused there.
 
@@ -219,7 +220,7 @@ def needed_steps(steps: int, what: str) -> int:
     return steps
 
 
-LOSSES: Registry[type[Loss]] = Registry("loss")
+LOSSES: Registry[type[Loss]] = Registry("loss", "micu.losses", ("compute", "is_continuous"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +263,8 @@ def loss_weight(weights: LossWeights, name: str) -> float | None:
     Raises:
         ConfigError: A loss is registered that has no weight.
     """
+    if name in LOSSES.makers or name in weights.of_plugins():
+        return weights.of_plugins().get(name)
     if name not in {field.name for field in fields(weights)}:
         raise ConfigError(
             f"weights.{name}: expected a weight for the registered loss {name!r}, got none; "

@@ -266,6 +266,13 @@ def _is_newer(content: Mapping[str, Any], problem: str) -> bool:
 def _find_warm_start(config: TrainConfig, state: Mapping[str, Any], step: int) -> str:
     """The loss that lets the step quantise nothing yet, by the state of the losses; "" for none."""
     for name in config.terms():
+        if name not in LOSSES:
+            logger.warning(
+                "loss %r of the checkpoint is not known here: it is opened to be embedded and "
+                "evaluated; to train on, install its plug-in, or name it with --plugin",
+                name,
+            )
+            continue
         if LOSSES[name].is_continuous is Loss.is_continuous:
             continue
         with torch.device("meta"):

@@ -12,7 +12,7 @@ from PIL import Image
 
 import micu
 from micu.cli.evaluate import main
-from micu.library.hits import render_hits, tabulate
+from micu.cli.hits import render_hits, tabulate
 from micu.library.model import Embedding, Hit
 from micu.store.manifest import Clip
 from micu_extract.demo.media import write_clip

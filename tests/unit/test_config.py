@@ -11,6 +11,8 @@ from micu.config.overrides import config_differences, from_json, to_json, with_o
 from micu.config.presets import PRESETS
 from micu.config.sections import DataConfig, JigsawConfig, LossWeights, OptimizerConfig, TrainConfig
 
+WEIGHTS = [name for name in asdict(LossWeights()) if name != "plugins"]
+
 
 @pytest.mark.parametrize(
     ("assignment", "section", "key", "value"),
@@ -170,17 +172,16 @@ def test_what_nothing_reads_makes_no_difference() -> None:
     [
         (["weights.fine=-1"], "weights.fine: expected >= 0, got -1.0"),
         (
-            [f"weights.{name}=0" for name in asdict(LossWeights())],
+            [f"weights.{name}=0" for name in WEIGHTS],
             "weights.fine, coarse, jigsaw, reconstruction, commitment, mmjp, club, clip_club, "
             "cpc, code_matching, self_cross, one_way, transport: expected at least one",
         ),
         (
-            [f"weights.{name}=none" for name in asdict(LossWeights())],
+            [f"weights.{name}=none" for name in WEIGHTS],
             "weights.all: expected at least one above 0, got none",
         ),
         (
-            [f"weights.{name}=0" for name in asdict(LossWeights()) if name != "jigsaw"]
-            + ["jigsaw.splits=0"],
+            [f"weights.{name}=0" for name in WEIGHTS if name != "jigsaw"] + ["jigsaw.splits=0"],
             "weights: expected a loss above 0 beside jigsaw, got none: jigsaw.splits is 0",
         ),
         (["jigsaw.splits=1"], "jigsaw.splits: expected 0 or at least 2, got 1"),
@@ -325,6 +326,7 @@ MICU = {
         "self_cross": None,
         "one_way": None,
         "transport": None,
+        "plugins": [],
     },
     "optimizer": {
         "learning_rate": 4e-4,

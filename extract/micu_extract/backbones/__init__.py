@@ -1,6 +1,7 @@
 """Every backbone that `micu-extract` knows: one import line each, none of which loads torch."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from micu.base.errors import ConfigError
 from micu.base.registry import suggest
@@ -90,7 +91,11 @@ def build_backbone(
     backbone, model = find_backbone(name), _find_family(name)[1]
     chosen: dict[str, int | str | bool] = {"model": model} if model else {}
     chosen |= _check_options(name, backbone.OPTIONS, options)
-    return backbone(weights, run, **chosen)
+    built = backbone(weights, run, **chosen)
+    if name in BACKBONES.makers:
+        made = dict([BACKBONES.makers[name]])
+        built.spec = replace(built.spec, versions={**built.spec.versions, **made})
+    return built
 
 
 def _check_options(

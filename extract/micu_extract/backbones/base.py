@@ -247,7 +247,9 @@ class Backbone(Protocol):
         ...
 
 
-BACKBONES: Registry[type[Backbone]] = Registry("backbone")
+BACKBONES: Registry[type[Backbone]] = Registry(
+    "backbone", "micu.backbones", ("OPTIONS", "gives", "wants", "encode", "to_steps")
+)
 
 
 def count_steps(duration_s: float) -> int:

@@ -110,7 +110,7 @@ class DataSet:
         return roles
 
 
-DATASETS: Registry[DataSet] = Registry("data set")
+DATASETS: Registry[DataSet] = Registry("data set", "micu.datasets", ("rows",))
 
 
 def data_set(name: str, *files: File) -> Callable[[Builder], Builder]:

@@ -2,13 +2,11 @@
 
 import colorsys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.base.errors import DecodeError
 from micu.evaluate.markdown import TextTable
 from micu.library.model import Embedding, Hit
 from micu.report.drawings import COLOURS, Drawing
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STILL_PX = 192
-"""Short side of a still."""
 LOUDNESSES = 240
 """Parts of a waveform whose extremes are drawn."""
 GOLDEN = 0.6180339887
@@ -108,33 +104,3 @@ def _paint_codes(axes: "Axes", codes: NDArray[np.int64], mask: NDArray[np.bool_]
         axes.text(
             *(step + 0.5, 0.5, str(codes[step])), ha="center", va="center", size=6, color="#111"
         )
-
-
-def show_media(roots: Mapping[str, Path]) -> Show:
-    """What finds stills and waveforms of clips.
-
-    Args:
-        roots: Where media lie, by modality.
-    """
-
-    def show(clip: Clip, modality: str) -> NDArray[np.generic] | None:
-        from micu_extract.backbones.base import FrameInput, WaveformInput
-        from micu_extract.media.readers import read
-        from micu_extract.media.source import Reading
-
-        if not clip.path:
-            return None
-        reading = Reading(media_root=roots[modality])
-        is_sound = modality == "audio"
-        wants = (
-            WaveformInput(sample_rate=8000, window_s=1.0)
-            if is_sound
-            else FrameInput(fps=1, resize=STILL_PX, crop=STILL_PX)
-        )
-        try:
-            units = read(clip, wants, reading).units
-        except DecodeError:  # the media have gone, or are damaged: the page tells of it
-            return None
-        return np.concatenate(list(units)) if is_sound else np.asarray(units[len(units) // 2])
-
-    return show
