@@ -87,6 +87,7 @@ def start(
     before: str = "",
     delay_s: float = 0.0,
     terminal: int | None = None,
+    site: Path | None = None,
 ) -> "Process":
     """Begin `micu-extract WORDS` in `folder`; its weights are random, its device the CPU.
 
@@ -95,16 +96,19 @@ def start(
         words: Arguments.
         before: Code that runs before it, in the same process.
         delay_s: What a toy's network takes over a batch, s.
+        site: Folder whose `sitecustomize.py` every process reads first.
         terminal: Handle of one that the run belongs to and writes to; None gives it a pipe.
     """
     if terminal is not None:
         before = f"import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0)\n{before}"
     script = f"import tests.runs, tests.toy\nfrom micu_extract.cli import main\n{before}\nmain()\n"
-    options = ("--weights", "random", "--device", "cpu") if words[0] in MODALITIES else ()
+    options = ("--weights", "random") if words[0] in MODALITIES else ()
+    options += ("--device", "cpu") if options and "--devices" not in words else ()
+    python_path = PYTHONPATH if site is None else f"{site}:{PYTHONPATH}"
     return subprocess.Popen(
         [sys.executable, "-c", script, *words, *options],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": PYTHONPATH, DELAY: str(delay_s)},
+        env={**os.environ, "PYTHONPATH": python_path, DELAY: str(delay_s)},
         stdout=subprocess.PIPE if terminal is None else terminal,
         stderr=subprocess.STDOUT,
         text=True,

@@ -91,7 +91,7 @@ def audio(**arguments: Any) -> None:
 def flow(*, device: str, **arguments: Any) -> None:
     """Features of the optical flow of every clip in MANIFEST."""
     typed = {name: arguments.pop(name) for name in FLOW_OPTIONS}
-    local = resolve_device(planning_device(device, arguments["dask"]))
+    local = resolve_device(planning_device(device, arguments["dask"], arguments["devices"]))
     settings, conventions = flow_settings(device=local, **typed)
     _extract("flow", device=device, flow=settings, conventions=conventions, **arguments)
 
@@ -120,7 +120,7 @@ def extract_all(
     flow: dict[str, Any] = {}
     conventions: Mapping[str, Any] = {}
     if any(find_backbone(name).gives.modality == "flow" for name in names):
-        local = resolve_device(planning_device(device, arguments["dask"]))
+        local = resolve_device(planning_device(device, arguments["dask"], arguments["devices"]))
         flow["flow"], conventions = flow_settings(device=local, **typed)
     elif any(value not in (None, False) for value in typed.values()):
         raise click.UsageError("flow options were typed, and no backbone of --backbones takes flow")

@@ -9,11 +9,17 @@ import click
 
 from micu.base.command_line import Decorator, in_order, panel, plugin_option
 from micu.base.devices import count_cores
+from micu.base.errors import ConfigError
 from micu.base.process import FiniteRange
 from micu.base.registry import suggest
 from micu_extract.backbones import BACKBONES, PREFIXED, find_backbone
 from micu_extract.backbones.base import Option, Precision, Run
-from micu_extract.cluster.commands import dask_option, max_failures_option, part_option
+from micu_extract.cluster.commands import (
+    dask_option,
+    devices_option,
+    max_failures_option,
+    part_option,
+)
 from micu_extract.flow.options import FLOW_DECORATORS
 from micu_extract.media.readers import DECODERS
 from micu_extract.run import Settings
@@ -25,7 +31,7 @@ SETTINGS = (
     *("manifest", "media_root", "out", "device", "batch_size", "precision", "compiled"),
     *("limit", "workers", "shard_rows", "retry_failed", "overwrite", "dry_run", "as_json", "part"),
     *("clip_timeout_s", "worker_bytes", "max_failures", "check_clips", "decoder"),
-    *("flow", "flow_cache", "dask"),
+    *("flow", "flow_cache", "dask", "devices"),
 )
 """Names of what `gather_settings` takes; other arguments of a command are options of backbones."""
 
@@ -145,7 +151,7 @@ def extraction_options(modality: str) -> Decorator:
         *([panel("Media", *_media_options(modality))] if modality != "text" else []),
         panel("Run", *_RUN),
         panel("Network", *_NETWORK),
-        panel("Parts", part_option, dask_option),
+        panel("Parts", part_option, devices_option, dask_option),
         *([panel("Flow", *FLOW_DECORATORS)] if modality in ("flow", "all") else []),
         *([panel("Options of backbones", *found)] if (found := _own_options(modality)) else []),
     )
@@ -230,6 +236,7 @@ def gather_settings(
     retry_failed: bool,
     part: Part | None,
     dask: str | None,
+    devices: tuple[str, ...] = (),
     **settings: Any,
 ) -> Settings:
     """The settings of a run, from what a command was typed with.
@@ -245,12 +252,20 @@ def gather_settings(
         retry_failed: Likewise.
         part: Likewise.
         dask: See `Settings`.
+        devices: Likewise.
         **settings: The other fields of `Settings`.
+
+    Raises:
+        ConfigError: Options that exclude each other.
     """
-    device = planning_device(device, dask)
+    if devices and (dask or device != "auto"):
+        other = "--dask" if dask else f"--device {device}"
+        raise ConfigError(f"--devices and {other}: expected one of them, got both; leave one out")
+    device = planning_device(device, dask, devices)
     return Settings(
         run=Run(device=device, batch_size=batch_size, precision=precision, compile=compiled),
         dask=dask,
+        devices=devices if len(devices) > 1 else (),
         job={
             "limit": limit,
             "shard_rows": shard_rows,
@@ -262,9 +277,11 @@ def gather_settings(
     )
 
 
-def planning_device(device: str, dask: str | None) -> str:
-    """Where this process loads networks: a machine that only plans a cluster's run needs no GPU."""
-    return "cpu" if dask else device
+def planning_device(device: str, dask: str | None, devices: Sequence[str]) -> str:
+    """Where this process loads networks: one that only plans what others do needs no GPU."""
+    if len(devices) == 1:
+        return devices[0]
+    return "cpu" if dask or devices else device
 
 
 def split_names(backbones: str) -> list[str]:

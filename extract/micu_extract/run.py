@@ -23,7 +23,8 @@ from micu.store.sets import Failure, FeatureRow, FeatureStore, shard_files
 from micu.store.source import ManifestSource, find_source, record_source
 from micu_extract.backbones import build_backbone, find_backbone
 from micu_extract.backbones.base import Backbone, InputSpec, Run
-from micu_extract.cluster.dask.engine import check_cluster_job, extract_on_cluster
+from micu_extract.cluster.dask.engine import check_shared_job, extract_on_cluster
+from micu_extract.cluster.devices import extract_on_devices
 from micu_extract.flow.methods import FlowSettings
 from micu_extract.media.decoding import Trouble
 from micu_extract.media.pictures import check_decoder
@@ -93,6 +94,13 @@ class Settings:
     """Clips that are extracted again where a set was made with other versions of libraries."""
     dask: str | None = None
     """Address of the Dask scheduler whose workers run the shards; None is this process."""
+    devices: tuple[str, ...] = ()
+    """Devices that run the shards, a process for each; empty is `run.device`, in this process."""
+
+    @property
+    def shared_by(self) -> str:
+        """The option by which others run the shards; empty if this process does."""
+        return "--dask" if self.dask else "--devices" if self.devices else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +147,8 @@ def extract(
         command=typed_command(source.manifest, media_root),
         **settings.job,
     )
-    if settings.dask:
-        check_cluster_job(job)
+    if settings.shared_by:
+        check_shared_job(job, settings.shared_by)
     check_decoder(settings.decoder)
     reading = Reading(
         media_root=job.media_root,
@@ -167,7 +175,7 @@ def extract(
         described = [_plan_json(plan) for plan in plans]
         click.echo(json.dumps(described[0] if len(described) == 1 else described, indent=1))
         return [], plans
-    _check_shard_rows(plans, shared=job.part is not None or bool(settings.dask))
+    _check_shard_rows(plans, shared=job.part is not None or bool(settings.shared_by))
     if settings.max_failures is None or not settings.max_failures.bears_all:
         _check_media_root(plans, job)
     check_room(settings.out, sum(plan.bytes_needed for plan in plans))
@@ -177,6 +185,10 @@ def extract(
     record_source(settings.out, ManifestSource(source.manifest, job.media_root))
     if settings.dask:
         summaries = extract_on_cluster(settings.dask, job, plans, settings.max_failures)
+    elif settings.devices:
+        summaries = extract_on_devices(
+            settings.devices, settings.workers, job, plans, settings.max_failures
+        )
     else:
         summaries = _extract_here(targets, ReadFor(wants, reading), settings)
     return summaries, plans
@@ -307,9 +319,9 @@ def _check_shard_rows(plans: Sequence[Plan], *, shared: bool) -> None:
     rows = sorted({plan.header.shard_rows for plan in plans})
     if shared and len(rows) > 1:
         raise ConfigError(
-            "--part or --dask with several backbones: expected sets of one number of rows per "
-            f"shard, got {rows} there; a part would have other clips of each set. Extract them one "
-            "by one, or to a new --out"
+            "--part, --dask or --devices with several backbones: expected sets of one number of "
+            f"rows per shard, got {rows} there; a part would have other clips of each set. Extract "
+            "them one by one, or to a new --out"
         )
 
 

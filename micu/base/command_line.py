@@ -20,7 +20,7 @@ _TYPED = "micu.typed"
 """Where the context of a command keeps its words."""
 _ONCE = (
     *("--part", "--retry-failed", "--overwrite", "--dry-run", "--json", "--dask"),
-    "--max-failures",
+    *("--devices", "--max-failures"),
 )
 """Options that say how one run goes about it, not what it makes."""
 

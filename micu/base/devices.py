@@ -4,6 +4,7 @@ Also waiting for a device, and the memory that it took.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,28 @@ def resolve_device(name: str) -> str:
     if int(index or 0) >= has[kind]:
         raise ConfigError(f"--device {name}: this machine has {has[kind]} {kind} devices")
     return name
+
+
+def parse_devices(typed: str) -> tuple[str, ...]:
+    """The devices that `all`, `0,1,3` or `cpu:2` names: CUDA's, or so many processes of the CPU.
+
+    Raises:
+        ConfigError: It names none, one twice, or one that this machine does not have.
+    """
+    import torch
+
+    found = re.fullmatch(r"cpu:([1-9][0-9]{0,3})", typed)
+    if found:
+        return ("cpu",) * int(found[1])
+    gpus = torch.cuda.device_count()
+    numbers = [str(n) for n in range(gpus)] if typed == "all" else typed.split(",")
+    known = all(re.fullmatch("0|[1-9][0-9]{0,3}", n) and int(n) < gpus for n in numbers)
+    if not numbers or not known or len(set(numbers)) < len(numbers):
+        raise ConfigError(
+            f"--devices: expected all, different numbers such as 0,1,3, or cpu:2, got {typed!r} on "
+            f"a machine with {gpus} CUDA devices; without one type --devices cpu:2"
+        )
+    return tuple(f"cuda:{n}" for n in numbers)
 
 
 def count_cores() -> int:

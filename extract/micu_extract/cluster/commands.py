@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from micu.base.command_line import ArrayJob, ToolCommand, array_script, typed_value
+from micu.base.devices import parse_devices
 from micu.base.errors import ConfigError, StoreError, shorten
 from micu.base.process import EXIT_FAILURES
 from micu.store.sets import find_lost_sets, find_sets
@@ -43,6 +44,13 @@ dask_option = click.option(
     metavar="ADDRESS",
     help="Run the shards on the Dask cluster of this scheduler, for example tcp://node7:8786: "
     "one share of them at a time on each worker that was started with --resources GPU=1.",
+)
+devices_option = click.option(
+    "--devices",
+    metavar="all|0,1,…|cpu:N",
+    callback=lambda context, option, typed: parse_devices(typed) if typed else (),
+    help="Run the shards on several devices of this machine, a process for each: all GPUs, "
+    "those of some numbers, or N processes of the CPU. --workers is of all together.",
 )
 max_failures_option = click.option(
     "--max-failures",
@@ -225,6 +233,7 @@ def echo_problems(problems: tuple[str, ...]) -> None:
 _NOT_IN_A_SCRIPT = {
     "--part": "the script adds it",
     "--dask": "the tasks share the work already; on a Dask cluster, type the command itself",
+    "--devices": "a task has one part; type --gpus 1 and as many --parts as there are devices",
     "--overwrite": "each task would remove what the others have; overwrite once, before",
     "--retry-failed": "a task that goes back into the queue would begin with them again; type it "
     "once after `micu-extract merge`, without parts",

@@ -1,5 +1,7 @@
 """Handing the shards of an extraction to the workers of a Dask cluster, as native futures.
 
+The devices of one machine are handed theirs in the same way; see `micu_extract.cluster.devices`.
+
 Every future is tied to one worker, and a worker has one at a time. Left to itself, the scheduler
 runs what died with a worker on the next one, four times, and fails what was waiting there with it.
 Here it is known which share died where, so that the shard at fault is found: it is tried twice
@@ -74,6 +76,8 @@ class Dispatcher:
     """Shards of a set."""
     replan: Callable[[], list[Plan]]
     max_failures: Limit | None
+    option: str = "--dask"
+    """What was typed, for messages."""
 
     flights: dict[str, Flight] = field(default_factory=dict)
     """By the worker's address."""
@@ -110,7 +114,7 @@ class Dispatcher:
         problems = self._look()
         if problems:
             raise ConfigError(
-                "--dask: expected workers that see what is here\n" + "\n".join(problems)
+                f"{self.option}: expected workers that see what is here\n" + "\n".join(problems)
             )
         if not self._seats and self._unlike:
             raise ConfigError(
@@ -331,8 +335,8 @@ class Dispatcher:
         self._waiting = sorted([*self._waiting, *others])
         if self._fruitless >= FRUITLESS:
             raise MicuError(
-                f"--dask: expected shards, got {FRUITLESS} shares in a row that failed, the last "
-                f"on {address}: {how}; when that is mended, type the same command to go on"
+                f"{self.option}: expected shards, got {FRUITLESS} shares in a row that failed, the "
+                f"last on {address}: {how}; when that is mended, type the same command to go on"
             )
         self._doubt(address, flight)
 

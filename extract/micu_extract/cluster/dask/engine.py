@@ -1,4 +1,4 @@
-"""An extraction on a Dask cluster: `micu-extract … --dask ADDRESS`.
+"""An extraction in shares: by a Dask cluster, `micu-extract … --dask ADDRESS`, or by `--devices`.
 
 This process plans, has the shards made by the cluster's workers (see
 `micu_extract.cluster.dask.dispatch`), and joins their records when all are through: shards and
@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,16 @@ ROUNDS = 3
 TOKEN_S = 86400.0
 """Age from which the token of a run that seems dead is removed, s: locks of callers on other
 machines may not be seen."""
-CALLERS_OWN = ("--dask", "--max-failures", "--overwrite", "--retry-failed", "--json")
+CALLERS_OWN = ("--dask", "--devices", "--max-failures", "--overwrite", "--retry-failed", "--json")
 """Options that are not passed on to shares."""
 
 
-def check_cluster_job(job: Job) -> None:
-    """Refuse what cannot be done on a cluster, before anything is loaded.
+def check_shared_job(job: Job, option: str) -> None:
+    """Refuse what cannot be done in shares, before anything is loaded.
+
+    Args:
+        job: What was asked for.
+        option: `--dask` or `--devices`.
 
     Raises:
         ExtraError: Dask is not installed.
@@ -53,31 +57,49 @@ def check_cluster_job(job: Job) -> None:
     """
     if job.part is not None:
         raise ConfigError(
-            f"--dask: expected a run over all shards, got part {job.part}, typed or from a Slurm "
-            "array; the cluster's workers share the work: leave --part out, or type --part 1/1"
+            f"{option}: expected a run over all shards, got part {job.part}, typed or from a Slurm "
+            "array; its workers share the work: leave --part out, or type --part 1/1"
         )
-    _import_client()
+    if option == "--dask":
+        _import_client()
 
 
 def extract_on_cluster(
     address: str, job: Job, plans: Sequence[Plan], max_failures: Limit | None = None
 ) -> list[Summary]:
-    """Make feature sets of one manifest on the workers of a Dask scheduler.
+    """Make feature sets of one manifest on the workers of a Dask scheduler; see `extract_shared`.
+
+    Raises:
+        ConfigError: There is no scheduler at this address.
+        OSError: The scheduler was lost.
+    """
+    return extract_shared(_connect(address), "--dask", job, plans, max_failures)
+
+
+def extract_shared(
+    connection: AbstractContextManager[Any],
+    option: str,
+    job: Job,
+    plans: Sequence[Plan],
+    max_failures: Limit | None = None,
+) -> list[Summary]:
+    """Make feature sets of one manifest by the workers of what is to be connected.
 
     Safe to interrupt and to type again, as `extract_several` is.
 
     Args:
-        address: Of the scheduler.
+        connection: Gives what `Dispatcher` takes for a Dask client.
+        option: What was typed, for messages.
         job: What was asked for.
         plans: Of the sets, made here, with one number of rows per shard.
         max_failures: More of them in one set stop the run, with `stopped_by` `TOO_MANY_FAILED`.
 
     Raises:
-        ConfigError: There is no scheduler, no worker with a GPU to offer, or one that does not see
-            the run's files.
+        ConfigError: There is no worker with a GPU to offer, or one that does not see the run's
+            files.
         MicuError: A worker refused the run, or none is left.
         DeviceError: Workers have no memory left on their devices, and others do not make up for it.
-        OSError: The scheduler was lost, or a disk refused a shard.
+        OSError: A disk refused a shard.
     """
     started = time.monotonic()
     count = max(len(plan.layout) for plan in plans)
@@ -94,8 +116,10 @@ def extract_on_cluster(
         return [plan_extraction(later, plan.header.spec) for plan in plans]
 
     with ExitStack() as stay, stop_signals() as stop:
-        with _connect(address) as client, _describe_run(job, plans) as errand:
-            dispatcher = Dispatcher(client, errand, count, replan, max_failures, doubts=doubts)
+        with connection as client, _describe_run(job, plans) as errand:
+            dispatcher = Dispatcher(
+                client, errand, count, replan, max_failures, option, doubts=doubts
+            )
             dispatcher.look_at_all()
             for plan in plans:
                 # Shares write ledgers of their own, into which this one is not to speak.
@@ -110,7 +134,7 @@ def extract_on_cluster(
                 dispatcher.run(sorted(left), stop)
         if not dispatcher.flights:
             for plan in replan():
-                _close_set(plan, dispatcher.guilty)
+                _close_set(plan, dispatcher.guilty, option.removeprefix("--"))
     summaries = [
         _summarise(before, after, known, dispatcher.told[str(before.folder)])
         for before, after, known in zip(plans, replan(), ledgers, strict=True)
@@ -188,13 +212,13 @@ def _describe_run(job: Job, plans: Sequence[Plan]) -> Iterator[Errand]:
         )
 
 
-def _close_set(plan: Plan, guilty: Mapping[int, str]) -> None:
+def _close_set(plan: Plan, guilty: Mapping[int, str], stage: str) -> None:
     """Put the clips of guilty shards in the ledger, and make one index and one ledger of all."""
     tries = f"failed {RETRIES + 1} times, the last time with nothing beside it"
     failures = [
         Failure(
             row.clip.clip_id,
-            "dask",
+            stage,
             "worker_died",
             f"shard {shard.number} {tries}: {guilty[shard.number]}",
             row.source,

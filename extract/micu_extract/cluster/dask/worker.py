@@ -1,5 +1,7 @@
 """What a Dask worker does for `micu-extract --dask`: look around, run a share, stop.
 
+A device of `--devices` has its shares run and watched by the same code.
+
 A share is a run of shards. It is the typed command with `--part`, in a process of its own: what
 ends that process does not end the Dask worker; it may start decoding processes, which Dask's
 daemonic workers may not; and its bytes are those of any other run. It listens to a pipe that the
@@ -14,10 +16,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from micu.base.files import file_sha256
 from micu.store.source import MANIFEST_VARIABLE
@@ -35,7 +38,7 @@ TOLD_CHARACTERS = 4000
 """Of what a share said, its end is kept."""
 
 _CHILD = (
-    "from micu_extract.cluster.dask.worker import end_with_input; end_with_input(); "
+    "from micu_extract.cluster.dask.worker import end_with_input; end_with_input({}); "
     "from micu_extract.cli import main; main()"
 )
 _stopped: set[str] = set()
@@ -142,7 +145,7 @@ def run_share(errand: Errand, part: str) -> ShareEnd:
     def is_wanted() -> bool:
         """Whether nobody stopped the run, and its client is still there to take the result."""
         task = worker.state.tasks.get(key)
-        return errand.run not in _stopped and task is not None and task.state == "executing"
+        return not was_stopped(errand.run) and task is not None and task.state == "executing"
 
     differences = tell_differences(errand.making, errand.ask())
     if differences:  # changed since it was looked at
@@ -150,14 +153,28 @@ def run_share(errand: Errand, part: str) -> ShareEnd:
     return watch_share(errand, part, is_wanted)
 
 
-def watch_share(errand: Errand, part: str, is_wanted: Callable[[], bool]) -> ShareEnd:
-    """Run a share in a process of its own, and stop it when it is not wanted any more."""
+def watch_share(
+    errand: Errand,
+    part: str,
+    is_wanted: Callable[[], bool],
+    tell: Callable[[str], object] = lambda line: None,
+    cores: Collection[int] = (),
+) -> ShareEnd:
+    """Run a share in a process of its own, and stop it when it is not wanted any more.
+
+    Args:
+        errand: The run.
+        part: The share.
+        is_wanted: Asked again and again.
+        tell: Takes each line that the share says on standard error, from another thread.
+        cores: Where it may run, for those systems that let it; empty is everywhere.
+    """
     listens, holds = os.pipe()
     command, *others = errand.words
     words = [command, "--part", part, "--json", *others]
     try:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _CHILD, *words],
+            [sys.executable, "-P", "-c", _CHILD.format(sorted(cores)), *words],
             cwd=errand.folder,
             env={**os.environ, MANIFEST_VARIABLE: errand.manifest},
             stdin=listens,
@@ -165,20 +182,39 @@ def watch_share(errand: Errand, part: str, is_wanted: Callable[[], bool]) -> Sha
             stderr=subprocess.PIPE,
             text=True,
             errors="backslashreplace",
+            process_group=0,  # Ctrl-C is for the run, which tells its shares
         )
     except BaseException:
         os.close(holds)
         raise
     finally:
         os.close(listens)
-    with os.fdopen(holds, "wb") as pipe:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with os.fdopen(holds, "wb") as pipe, process, ThreadPoolExecutor(2) as readers:
+        printed = readers.submit(process.stdout.read)
+        told = readers.submit(_listen, process.stderr, tell)
         while True:
             try:
-                printed, told = process.communicate(timeout=POLL_S)
-                return ShareEnd(process.returncode, printed, told[-TOLD_CHARACTERS:])
+                process.wait(timeout=POLL_S)
+                return ShareEnd(process.returncode, printed.result(), told.result())
             except subprocess.TimeoutExpired:
                 if not is_wanted():
                     pipe.close()
+
+
+def _listen(stream: IO[str], tell: Callable[[str], object]) -> str:
+    """Pass lines on as they come; the end of them all."""
+    told = ""
+    for line in stream:
+        tell(line.rstrip("\n"))
+        told = (told + line)[-TOLD_CHARACTERS:]
+    return told
+
+
+def was_stopped(run: str) -> bool:
+    """Whether the shares of a run were told to stop, in this process."""
+    return run in _stopped
 
 
 def stop_shares(run: str) -> None:
@@ -189,8 +225,14 @@ def stop_shares(run: str) -> None:
 # --- in the process of a share -----------------------------------------------------------------
 
 
-def end_with_input() -> None:
-    """Have this process end as after SIGTERM when its standard input closes."""
+def end_with_input(cores: Collection[int] = ()) -> None:
+    """Have this process end as after SIGTERM when its standard input closes.
+
+    Args:
+        cores: Where it, and what it starts, may run; empty is everywhere.
+    """
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
     threading.Thread(target=_wait_and_end, daemon=True).start()
 
 
