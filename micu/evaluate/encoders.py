@@ -18,6 +18,7 @@ from micu.evaluate.probe import (
     ClipFeatures,
     Probe,
     ProbeConfig,
+    Renew,
     encode_clips,
     encode_with_dropout,
     fit_linear,
@@ -61,6 +62,10 @@ class FeatureEncoder(Protocol):
         self, features: ClipFeatures, labels: Tensor, classes: int, config: ProbeConfig, seed: int
     ) -> Iterator[Probe]:
         """Candidates, one after the other; use each before asking for the next."""
+        ...
+
+    def renewer(self, features: ClipFeatures, config: ProbeConfig, seed: int) -> Renew | None:
+        """What encodes training clips anew for every epoch; None where they stay as they are."""
         ...
 
     def describe_probe(self, config: ProbeConfig) -> str:
@@ -168,6 +173,11 @@ class CodeEncoder:
         self, features: ClipFeatures, labels: Tensor, classes: int, config: ProbeConfig, seed: int
     ) -> Iterator[Probe]:
         """The paper's probe after each epoch."""
+        renew = self.renewer(features, config, seed)
+        return fit_probe(features, labels, classes, config, seed, renew)
+
+    def renewer(self, features: ClipFeatures, config: ProbeConfig, seed: int) -> Renew | None:
+        """The codes with the encoder's dropout on, if the probe is to be trained on these."""
 
         def renew(epoch: int) -> Tensor:
             batches = self._cache.read(features.modality, features.clip_ids)
@@ -175,8 +185,7 @@ class CodeEncoder:
             encoded = encode_with_dropout(self.model, batches, features.modality, drawn)
             return self._choose(encoded.values)
 
-        anew = renew if config.encoder_dropout else None
-        return fit_probe(features, labels, classes, config, seed, anew)
+        return renew if config.encoder_dropout else None
 
     def describe_probe(self, config: ProbeConfig) -> str:
         """The settings of the paper's probe."""
@@ -227,6 +236,9 @@ class InputEncoder:
     ) -> Iterator[Probe]:
         """Logistic regression, one candidate per penalty; neither `config` nor `seed` matters."""
         return fit_linear(features, labels, classes)
+
+    def renewer(self, features: ClipFeatures, config: ProbeConfig, seed: int) -> None:
+        """Features have no dropout."""
 
     def describe_probe(self, config: ProbeConfig) -> str:
         """The penalties that are tried; `config` does not matter."""

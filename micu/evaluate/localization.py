@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from micu.evaluate.encoders import FeatureEncoder, check_same_space
 from micu.evaluate.metrics import (
@@ -27,8 +26,10 @@ from micu.evaluate.probe import (
     ClipFeatures,
     LocalizationProbe,
     ProbeConfig,
+    Renew,
     check_finite,
     localization_losses,
+    train_epochs,
 )
 from micu.evaluate.splits import OpenSetSplit
 from micu.store.manifest import Clip
@@ -62,42 +63,33 @@ def segment_labels(
 
 
 def fit_localizer(
-    features: ClipFeatures, labels: Segments, config: ProbeConfig, seed: int
+    features: ClipFeatures,
+    labels: Segments,
+    config: ProbeConfig,
+    seed: int,
+    renew: Renew | None = None,
 ) -> Iterator[LocalizationProbe]:
-    """Train a localisation probe where the features are, and yield it after every epoch.
-
-    As `fit_probe`; the class weights of its loss are not clipped. Steps that are not real do not
-    count.
+    """Train a localisation probe, by `train_epochs`. Steps that are not real do not count.
 
     Args:
         features: Training clips.
         labels: (n, T, C + 1).
         config: Optimisation.
         seed: For first weights and order.
+        renew: As of `train_epochs`.
     """
-    values, mask = features.values, features.mask
-    target = torch.from_numpy(labels).to(values.device)
+    target = torch.from_numpy(labels).to(features.values.device)
+
+    def loss_of(probe: LocalizationProbe, values: Tensor, rows: Tensor) -> Tensor:
+        real = features.mask[rows]
+        logits = probe.logits(values)[real]
+        binary, weighted = localization_losses(logits, target[rows][real], probe.alpha)
+        return binary + weighted
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probe = LocalizationProbe(values.shape[-1], labels.shape[-1])
-    probe.to(values.device, values.dtype)
-    order = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(probe.parameters(), lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, list(config.milestones), config.gamma
-    )
-    clipped = [*probe.project.parameters(), *probe.classify.parameters()]
-    for _ in range(config.epochs):
-        for rows in torch.split(torch.randperm(len(labels), generator=order), config.batch_size):
-            real = mask[rows]
-            logits = probe.logits(values[rows])[real]
-            binary, weighted = localization_losses(logits, target[rows][real], probe.alpha)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(binary + weighted)
-            clip_grad_norm_(clipped, config.grad_clip)
-            optimizer.step()
-        schedule.step()
-        yield probe
+        probe = LocalizationProbe(features.values.shape[-1], labels.shape[-1])
+    return train_epochs(probe, features, loss_of, config, seed, renew)
 
 
 def predict_segments(probe: LocalizationProbe, features: ClipFeatures) -> Floats:
@@ -169,11 +161,12 @@ def run_localization(
         return batch_averaged_detection(logits, labels, sizes)
 
     labels = segment_labels(split.train, split.known, source, steps)
-    best, best_f1 = LocalizationResult(0, config.epochs, Detection(0.0, 0.0, 0.0)), -1.0
-    for epoch, probe in enumerate(fit_localizer(train, labels, config, seed)):
+    probes, renew = config.epochs - config.epoch_offset, encoder.renewer(train, config, seed)
+    best, best_f1 = LocalizationResult(0, probes, Detection(0.0, 0.0, 0.0)), -1.0
+    for epoch, probe in enumerate(fit_localizer(train, labels, config, seed, renew)):
         found = rate(probe, judged_clips, judged)
         if found.f1 > best_f1:
             best_f1 = found.f1
             tested = found if published else rate(probe, split.test, test)
-            best = LocalizationResult(epoch, config.epochs, tested)
+            best = LocalizationResult(epoch, probes, tested)
     return best

@@ -10,7 +10,7 @@ epoch; `ProbeConfig.encoder_dropout` does so too.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -283,18 +283,20 @@ def localization_losses(logits: Tensor, labels: Tensor, alpha: Tensor) -> tuple[
     return binary, -weighted.sum(-1).mean()
 
 
+P = TypeVar("P", bound=nn.Module)
+Renew = Callable[[int], Tensor]
+"""Values of the training clips anew for an epoch, counted from 0."""
+
+
 def fit_probe(
     features: ClipFeatures,
     labels: Tensor,
     classes: int,
     config: ProbeConfig,
     seed: int,
-    renew: Callable[[int], Tensor] | None = None,
+    renew: Renew | None = None,
 ) -> Iterator[ClassificationProbe]:
-    """Train a classification probe where the features are, and yield it after every epoch.
-
-    The yielded module is one and the same, in training: use it before asking for the next epoch.
-    Its first weights and the order of the clips are a pure function of `seed`.
+    """Train a classification probe, by `train_epochs`.
 
     Args:
         features: Training clips.
@@ -302,15 +304,44 @@ def fit_probe(
         classes: C.
         config: Optimisation.
         seed: For first weights and order.
-        renew: Values of the training clips anew for an epoch, counted from 0; without it they stay.
+        renew: As of `train_epochs`.
     """
     check_shape(labels.shape, "n", "probe labels", n=len(features.clip_ids))
-    values, mask = features.values, features.mask
-    labels = labels.to(values.device)
+    target = labels.to(features.values.device)
+
+    def loss_of(probe: ClassificationProbe, values: Tensor, rows: Tensor) -> Tensor:
+        return functional.cross_entropy(probe.logits(values, features.mask[rows]), target[rows])
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probe = ClassificationProbe(values.shape[-1], classes)
+        probe = ClassificationProbe(features.values.shape[-1], classes)
+    return train_epochs(probe, features, loss_of, config, seed, renew)
+
+
+def train_epochs(
+    probe: P,
+    features: ClipFeatures,
+    loss_of: Callable[[P, Tensor, Tensor], Tensor],
+    config: ProbeConfig,
+    seed: int,
+    renew: Renew | None,
+) -> Iterator[P]:
+    """Train a probe where the features are, and yield it after every epoch.
+
+    The yielded module is one and the same, in training: use it before asking for the next epoch.
+    The order of the clips is a pure function of `seed`.
+
+    Args:
+        probe: With its first weights; the gradient of its `alpha`, if it has one, is not clipped.
+        features: Training clips.
+        loss_of: From the probe, the values of a batch, (B, T, D), and its rows among the clips.
+        config: Optimisation.
+        seed: Of the order.
+        renew: None where the values stay.
+    """
+    values = features.values
     probe.to(values.device, values.dtype)
+    clipped = [weight for name, weight in probe.named_parameters() if name != "alpha"]
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(probe.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.MultiStepLR(
@@ -319,12 +350,12 @@ def fit_probe(
     for epoch in range(config.epochs - config.epoch_offset):
         if renew is not None:
             values = renew(epoch).to(values)
-        shuffled = torch.randperm(len(labels), generator=order)
+        shuffled = torch.randperm(len(values), generator=order)
         for rows in torch.split(shuffled, config.batch_size):
-            loss = functional.cross_entropy(probe.logits(values[rows], mask[rows]), labels[rows])
+            loss = loss_of(probe, values[rows], rows)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
-            clip_grad_norm_(probe.parameters(), config.grad_clip)
+            clip_grad_norm_(clipped, config.grad_clip)
             optimizer.step()
         schedule.step()
         yield probe

@@ -1,5 +1,8 @@
 """Localisation: labels of seconds, the probe's training, and both arithmetics."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +62,7 @@ class SecondEncoder:
     name = "seconds"
     device = torch.device("cpu")
     codebook_size = 0
+    renew: Callable[[int], torch.Tensor] | None = None
 
     def __init__(self, clips: tuple[Clip, ...], flawed: str = "") -> None:
         self.clips = {clip.clip_id: clip for clip in clips}
@@ -66,6 +70,9 @@ class SecondEncoder:
 
     def width(self, modality: str) -> int:
         return 4
+
+    def renewer(self, *_: object) -> Callable[[int], torch.Tensor] | None:
+        return self.renew
 
     def encode(self, modality: str, clip_ids: list[str]) -> ClipFeatures:
         labels = segment_labels([self.clips[name] for name in clip_ids], KNOWN, modality, 6)
@@ -112,6 +119,33 @@ def test_the_clean_epoch_looks_at_validation_clips_and_the_published_one_at_the_
     assert run(split, published=False, flawed="val").found.f1 <= 1.0
     flawed = run(split, published=True, flawed="test")
     assert flawed.epoch != run(split, published=True).epoch
+
+
+def test_epochs_are_counted_on_and_each_is_of_clips_that_are_encoded_anew(
+    split: OpenSetSplit,
+) -> None:
+    encoder = SecondEncoder((*split.train, *split.validation, *split.test))
+    values = encoder.encode("video", [clip.clip_id for clip in split.train]).values
+    asked: list[int] = []
+
+    def anew(epoch: int) -> torch.Tensor:
+        asked.append(epoch)
+        return values
+
+    encoder.renew = anew
+    config = replace(QUICK, epoch_offset=QUICK.epochs - 3)
+    found = run_localization(
+        encoder,  # type: ignore[arg-type]
+        encoder,  # type: ignore[arg-type]
+        split,
+        "video",
+        "audio",
+        config=config,
+        seed=0,
+        published=False,
+    )
+    assert found.probes == 3
+    assert asked == [0, 1, 2]
 
 
 def test_the_same_seed_gives_the_same_localiser_and_another_another(split: OpenSetSplit) -> None:
