@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from micu.base.command_line import ToolCommand
+from micu.base.command_line import ToolCommand, typed_words
 from micu.base.devices import resolve_device
 from micu.base.errors import CheckpointError, ConfigError
 from micu.base.files import lock_folder, read_bounded, write_atomically
@@ -31,6 +31,7 @@ from micu.config.overrides import idle_settings, to_json, with_overrides
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
 from micu.store.manifest import MODALITIES
+from micu.train.processes.launch import train_on
 from micu.train.processes.place import LAUNCHER, Place, find_place
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
@@ -93,6 +94,7 @@ def main(
     print_config: bool,
     preset: str,
     out: Path | None,
+    devices: tuple[str, ...],
     **arguments: Any,
 ) -> None:
     """Train MICU on extracted features."""
@@ -101,10 +103,11 @@ def main(
         named = {key: arguments.pop(option) for option, key in SHORTCUTS.items()}
         named["data.dtype"] = arguments["cache"]
         if is_sweep(click.get_current_context()):
-            if place.size > 1:
+            if place.size > 1 or devices:
                 raise ConfigError(
-                    f"--sweep and --seeds: expected one process, got {place.size}; print the runs "
-                    "with --sweep-print, and start each with torchrun or srun"
+                    "--sweep and --seeds: expected one process for each run, got "
+                    f"{len(devices) or place.size}; type --jobs for several runs at a time, or "
+                    "print the runs with --sweep-print, and start each with torchrun or srun"
                 )
 
             def build(name: str, swept: Sequence[str]) -> TrainConfig:
@@ -113,6 +116,8 @@ def main(
 
             sys.exit(run_sweep(click.get_current_context(), build))
         config = build_config(preset, modalities, named, assignments, exclude_manifests)
+        if devices and not print_config:
+            sys.exit(_train_on(devices, arguments["device"], place))
         if print_config:
             if place.rank == 0:
                 click.echo(to_json(config))
@@ -133,6 +138,14 @@ def main(
             logging.getLogger(__name__).warning("--set %s", told)
         code = run(config, typed, place)
     sys.exit(code)
+
+
+def _train_on(devices: tuple[str, ...], device: str, place: Place) -> int:
+    """The run that was typed, in a process for each device."""
+    if device != "auto" or place.size > 1:
+        other = f"--device {device}" if device != "auto" else f"one of {place.size} processes"
+        raise ConfigError(f"--devices: expected nothing else that says where to train, got {other}")
+    return train_on(devices, typed_words(("--devices",))[1:])
 
 
 def build_config(

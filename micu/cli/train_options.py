@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from micu.base.command_line import in_order, panel, plugin_option
+from micu.base.devices import parse_devices
 from micu.cli.features import FEATURE_OPTIONS
 from micu.cli.sweep import SWEEP_OPTIONS
 from micu.config.presets import PRESETS, list_presets
@@ -76,6 +77,13 @@ _RUN = (
         "--out", type=_FOLDER, help="Folder of the run [default: runs/PRESET-MODALITIES-SEED]."
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
+    click.option(
+        "--devices",
+        metavar="all|0,1,…|cpu:N",
+        callback=lambda context, option, typed: parse_devices(typed) if typed else (),
+        help="Train one model in a process for each of several devices of this machine, as "
+        "torchrun does: all GPUs, those of some numbers, or N processes of the CPU.",
+    ),
     click.option(
         "--workers",
         type=click.IntRange(min=0),
