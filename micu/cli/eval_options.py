@@ -1,16 +1,18 @@
 """The options of `micu-eval`: declared once, in groups, and handed to the tasks that read them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
 
 from micu.base.command_line import Decorator, panel
+from micu.base.errors import ConfigError
 from micu.base.process import LAST_SEED, FiniteRange
 from micu.cli.features import FEATURE_OPTIONS
 from micu.evaluate import code_scores, feature_scores  # noqa: F401 - they register scores
+from micu.evaluate.report import FROZEN
 from micu.evaluate.scores import SCORES
 from micu.evaluate.selection import CRITERIA
 from micu.evaluate.splits import CLEAN, PAPER
@@ -73,6 +75,32 @@ class EvaluationOrder:
     def protocols(self) -> tuple[str, ...]:
         """In the order of evaluation: one probe may serve both, and `clean` needs more of it."""
         return (CLEAN, PAPER) if self.protocol == "both" else (self.protocol,)
+
+    def with_frozen(self) -> "EvaluationOrder":
+        """The same, with `frozen:BACKBONE` in the place of CHECKPOINT spelled out.
+
+        Raises:
+            ConfigError: The task reads codes, or an option says otherwise what is read.
+        """
+        name = str(self.checkpoints[0])
+        if len(self.checkpoints) > 1 or not is_frozen(name):
+            return self
+        backbone = name.removeprefix(FROZEN)
+        idle = [f"--{kind}-features" for kind, chosen in self.chosen.items() if chosen]
+        idle += ["--encoder"] if "--encoder" in self.options else []
+        if self.task not in ("oscmg", "cmg", "retrieval") or idle or not backbone:
+            why = f"leave out {', '.join(idle)}" if idle else "type another checkpoint"
+            raise ConfigError(
+                f"{name}: expected frozen:BACKBONE, whose features a probe or retrieval reads as "
+                f"they are, got it with micu-eval {self.task}; {why}"
+            )
+        asked = dict.fromkeys((name for pair in self.pairs for name in pair), backbone)
+        return replace(self, encoders=(name,), chosen={**self.chosen, **asked})
+
+
+def is_frozen(name: object) -> bool:
+    """Whether the name of a checkpoint or method is `frozen:BACKBONE`."""
+    return str(name).startswith(FROZEN)
 
 
 _DEFAULT = EvaluationOrder

@@ -28,7 +28,7 @@ from micu.base.errors import ConfigError, StoreError
 from micu.base.files import check_held, file_sha256, hold_folder, write_atomically
 from micu.base.process import LAST_SEED, exit_codes, show_log
 from micu.base.registry import closest, suggest
-from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS, EvaluationOrder
+from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS, EvaluationOrder, is_frozen
 from micu.cli.features import (
     FeatureSets,
     find_feature_sets,
@@ -61,6 +61,7 @@ from micu.store.manifest import MODALITIES, Manifest, read_class_list, read_mani
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from micu.evaluate.encoders import FeatureEncoder
     from micu.evaluate.evaluation import Evaluation, Side
+    from micu.store.sets import FeatureStore
     from micu.train.checkpoint import LoadedModel
 
 USUAL_EPOCHS, PROBE_EPOCHS = 25, {"cmg": 30}
@@ -207,6 +208,7 @@ def run(typed: EvaluationOrder) -> list[Row]:
     """Evaluate as asked, and add the rows of each seed to the results file."""
     if typed.score != "all":
         SCORES[typed.score]
+    typed = typed.with_frozen()
     refuse_idle_options(typed)
     if typed.setting:
         check_setting(typed.setting, typed.task)
@@ -232,14 +234,15 @@ def refuse_idle_options(typed: EvaluationOrder) -> None:
         ConfigError: There are some; all are named.
     """
     problems = []
-    if set(typed.encoders) == {"input"} and not typed.localise:
+    raw = {name for name in typed.encoders if name == "input" or is_frozen(name)}
+    if set(typed.encoders) == raw and not typed.localise:
         problems += [
-            f"{option}: --encoder input has a logistic regression, which does not read it"
+            f"{option}: --encoder {min(raw)} has a logistic regression, which does not read it"
             for option in PROBE_OPTIONS
             if option in typed.options
         ]
     if typed.toc and not {"checkpoint", "untrained"} & {*typed.encoders}:
-        problems.append("--toc: --encoder input has no codes")
+        problems.append(f"--toc: --encoder {typed.encoders[0]} has no codes")
     if typed.protocol == PAPER and "--threshold" in typed.options:
         problems.append("--threshold: --protocol paper has a threshold of its own")
     if problems:
@@ -282,7 +285,8 @@ def refuse_no_checkpoints(paths: Sequence[Path], select_on: str | None) -> None:
         raise ConfigError(f"{paths[0]}: no such checkpoint; did you mean micu-eval {command}?")
     if len(paths) == 1 or select_on:  # else that is what is wrong
         for path in paths:
-            _refuse_no_checkpoint(path)
+            if not is_frozen(path):
+                _refuse_no_checkpoint(path)
 
 
 def _refuse_no_checkpoint(path: Path) -> None:
@@ -355,10 +359,11 @@ def _count_seeds(typed: EvaluationOrder) -> int:
 
 def _evaluate(typed: EvaluationOrder, checkpoint: Path) -> Iterator[list[Row]]:
     """Rows of one checkpoint, seed by seed."""
-    from micu.evaluate.models import load_model
+    from micu.evaluate.models import frozen_encoders, load_model
     from micu.evaluate.tasks import TASKS
 
-    loaded = load_model(checkpoint, resolve_device(typed.device))
+    device = resolve_device(typed.device)
+    loaded = frozen_encoders(device) if is_frozen(checkpoint) else load_model(checkpoint, device)
     if typed.probe_encoder_dropout and not loaded.config.encoder.dropout:
         raise ConfigError(f"--probe-encoder-dropout: {checkpoint} has no dropout; leave it out")
     sides = open_sides(typed, loaded)
@@ -425,11 +430,15 @@ def open_sides(typed: EvaluationOrder, loaded: "LoadedModel") -> tuple[FeatureSe
     """
     from micu.evaluate.models import check_features, fitting_backbones
 
+    def check(stores: "Mapping[str, FeatureStore]") -> None:
+        if not is_frozen(typed.checkpoints[0]):
+            check_features(stores, loaded)
+
     def find(names: Sequence[str], manifest: Path | None) -> FeatureSets:
         return find_feature_sets(
             *(typed.features, names, manifest, typed.chosen),
             fitting_backbones(loaded),
-            functools.partial(check_features, loaded=loaded),
+            check,
         )
 
     if typed.task == "efficiency" and not typed.options & {"--features", "--manifest"}:
@@ -452,7 +461,7 @@ def open_sides(typed: EvaluationOrder, loaded: "LoadedModel") -> tuple[FeatureSe
                 stores |= more.stores
             except StoreError:  # only paired-quantile and quantization_error read them, and say so
                 continue
-    check_features(stores, loaded)
+    check(stores)
     targets = tuple(dict.fromkeys(second for _, second in typed.pairs))
     return FeatureSets(source.manifest, stores), find(targets, typed.target_manifest)
 
@@ -547,6 +556,9 @@ def _side(
         inputs = ClipCache(sets.stores, clips, loaded.config.data, pool_inputs)
         made["input"] = InputEncoder("input", inputs, device)
         made["ceiling"] = InputEncoder("ceiling", inputs, device)
+        for name in typed.encoders:
+            if is_frozen(name):
+                made[name] = InputEncoder(name, inputs, device)
         made["checkpoint"] = CodeEncoder("checkpoint", loaded.model, sets.stores, clips, choice)
     if "untrained" in typed.encoders:
         model = untrained_model(loaded.config, loaded.model.shapes, seed)

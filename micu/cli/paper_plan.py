@@ -13,9 +13,11 @@ from pathlib import Path
 import click
 
 from micu.base.errors import ManifestError, StoreError
+from micu.cli.eval_options import is_frozen
 from micu.cli.features import find_feature_sets
 from micu.config.overrides import with_overrides
 from micu.config.presets import PRESETS
+from micu.evaluate.report import FROZEN
 from micu.report.as_printed import Layout
 from micu.report.compare import BOTH_WAYS
 from micu.store.manifest import MODALITIES
@@ -206,6 +208,8 @@ def make_plan(order: PaperOrder) -> PaperPlan:
 
     def checkpoint(preset: str, backbones: str) -> tuple[Path, list[str]]:
         """Where a method's checkpoint is or will be, and what is missing for it."""
+        if is_frozen(preset):
+            return Path(preset), []
         typed = order.checkpoints.get(preset + backbones)
         if typed is None and one_kind:
             typed = order.checkpoints.get(preset)
@@ -232,7 +236,7 @@ def make_plan(order: PaperOrder) -> PaperPlan:
     one_kind = len({each.backbones for each in evaluations}) == 1
     for each in evaluations:
         path, missing = checkpoints(each.preset, each.backbones)
-        names = {**BACKBONES[each.backbones], **_replaced(order, each.backbones)}
+        names = _backbones_of(each, order)
         lacking = [
             lacks(manifest, modality, names[modality])
             for manifest, modality in _read_features(each)
@@ -259,6 +263,13 @@ def _read_features(each: PaperJob) -> Iterator[tuple[str, str]]:
     for pair in each.words[each.words.index("--pairs") + 1].split(","):
         for manifest, letter in zip((source, target), pair.split(":"), strict=True):
             yield manifest, next(name for name in MODALITIES if name[0] == letter)
+
+
+def _backbones_of(each: PaperJob, order: PaperOrder) -> dict[str, str]:
+    """Backbone by modality that a call reads."""
+    if is_frozen(each.preset):
+        return dict.fromkeys(each.modalities, each.preset.removeprefix(FROZEN))
+    return {**BACKBONES[each.backbones], **_replaced(order, each.backbones)}
 
 
 def _replaced(order: PaperOrder, backbones: str) -> dict[str, str]:
@@ -302,13 +313,16 @@ def words_of(each: PaperJob, order: PaperOrder) -> list[str]:
         for option, name in zip(given, each.manifests, strict=False):
             words += [option, str(order.manifests / f"{name}.csv")]
         words += ["--features", str(order.features)]
-        names = {**BACKBONES[each.backbones], **_replaced(order, each.backbones)}
-        words += [w for name in each.modalities for w in (f"--{name}-features", names[name])]
+        names = _backbones_of(each, order)
+        if not is_frozen(each.preset):
+            words += [w for name in each.modalities for w in (f"--{name}-features", names[name])]
         seen = order.manifests / f"{PRETRAINING}.csv"
-        words += ["--pretraining-manifest", str(seen)] if seen.is_file() else []
+        if seen.is_file() and not is_frozen(each.preset):
+            words += ["--pretraining-manifest", str(seen)]
         words += ["--protocol", order.protocol] if each.task != "codebook" else []
     if each.task in ("oscmg", "cmg", "localise"):
-        words += [*order.options, "--seeds", str(order.seeds)]
+        words += [] if is_frozen(each.preset) else order.options
+        words += ["--seeds", str(order.seeds)]
     if each.task == "codebook":
         words += ["--codebook-out", str(order.out / "codebook.csv")]
     return [*words, "--device", order.device, "--out", str(order.results)]

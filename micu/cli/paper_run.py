@@ -24,6 +24,7 @@ from micu.base.process import (
     exit_codes,
     stop_signals,
 )
+from micu.cli.eval_options import is_frozen
 from micu.cli.features import refuse_idle_features
 from micu.cli.outputs import try_file
 from micu.cli.paper_plan import (
@@ -37,7 +38,8 @@ from micu.cli.paper_plan import (
     words_of,
 )
 from micu.config.presets import BASELINES, PRESETS
-from micu.report.as_printed import LAYOUTS, as_printed_sections
+from micu.evaluate.report import FROZEN
+from micu.report.as_printed import LAYOUTS, as_printed_sections, with_frozen
 from micu.report.compare import BOTH_WAYS
 from micu.report.read import gather
 from micu.store.manifest import MODALITIES
@@ -77,12 +79,14 @@ def evaluate(plan: PaperPlan, order: PaperOrder, tasks: click.Group) -> list[str
     done = _read_done(note) if order.results.is_file() else {}
     for number, (each, path) in enumerate(plan.evaluations, 1):
         told = f"[{number}/{len(plan.evaluations)}] {each.told}"
-        if not path.is_file():
+        is_file = not is_frozen(path)
+        if is_file and not path.is_file():
             failed.append(f"{told}: no checkpoint {path}")
             continue
         words = [each.task, str(path), *words_of(each, order)]
         lists = [order.manifests / f"{name}.csv" for name in each.manifests]
-        basis, key = [file_sha256(file) for file in (path, *lists)], shlex.join(words)
+        basis = [file_sha256(file) for file in (*([path] * is_file), *lists)]
+        key = shlex.join(words)
         if done.get(key) == basis:
             click.echo(f"{told}: not repeated", err=True)
             continue
@@ -215,6 +219,12 @@ def _parse_checkpoints(texts: Sequence[str]) -> dict[str, Path]:
         multiple=True,
         help="Of a method, such as MICU.pt or dcid=DCID.pt; repeatable.",
     ),
+    click.option(
+        "--frozen",
+        metavar="BACKBONE",
+        multiple=True,
+        help="A line for a probe of the features of one encoder of all modalities; repeatable.",
+    ),
     click.option("--train", is_flag=True, help="Train the methods that have no checkpoint."),
     click.option(
         "--runs",
@@ -265,6 +275,7 @@ def paper_run(
     figure: int | None,
     dry_run: bool,
     checkpoints: tuple[str, ...],
+    frozen: tuple[str, ...],
     options: str,
     out: Path | None,
     **typed: object,
@@ -285,7 +296,7 @@ def paper_run(
         kind, number = wanted
         chosen = {name: str(typed.pop(f"{name}_features") or "") for name in MODALITIES}
         order = PaperOrder(
-            layout=LAYOUTS[kind, int(number or 0)],
+            layout=with_frozen(LAYOUTS[kind, int(number or 0)], [f"{FROZEN}{x}" for x in frozen]),
             checkpoints=_parse_checkpoints(checkpoints),
             chosen=chosen,
             options=tuple(shlex.split(options)),
@@ -293,6 +304,8 @@ def paper_run(
             **typed,  # type: ignore[arg-type]
         )
         _refuse_idle(order)
+        if frozen and order.layout == LAYOUTS[wanted[0], int(wanted[1] or 0)]:
+            raise ConfigError(f"--frozen: {kind} {number} compares settings of MICU; leave it out")
         plan = make_plan(order)
         tell_plan(plan, order)
         if dry_run:

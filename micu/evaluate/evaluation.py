@@ -16,7 +16,7 @@ from micu.base.registry import Registry
 from micu.evaluate.encoders import FeatureEncoder, check_same_space
 from micu.evaluate.leaks import CHECKPOINT_ON_TEST, Pretraining
 from micu.evaluate.probe import ProbeConfig
-from micu.evaluate.report import Row
+from micu.evaluate.report import FROZEN, Row
 from micu.evaluate.splits import (
     PAPER,
     TEST,
@@ -228,7 +228,7 @@ class Evaluation:
             yield f"class-map:{self.class_map_sha256[:12]}"
         if self.toc and method in ("checkpoint", "untrained"):
             yield f"toc:{self.toc}"
-        if method == "checkpoint" and self.pretraining.manifest_sha256:
+        if is_pretrained(method) and self.pretraining.manifest_sha256:
             yield f"pretraining:{self.pretraining.manifest_sha256[:12]}"
         if method == "checkpoint" and self.selected_on:
             yield f"selected-on:{self.selected_on}"
@@ -387,8 +387,13 @@ class Evaluation:
         if method == "checkpoint":
             selected = (CHECKPOINT_ON_TEST,) if self.selected_on == ORACLE else ()
             chosen = (*chosen, *selected)
-        pretrained = self.pretraining.leaks(split.test) if method == "checkpoint" else ()
+        pretrained = self.pretraining.leaks(split.test) if is_pretrained(method) else ()
         return ";".join((*chosen, *split.leaks, *pretrained))
+
+
+def is_pretrained(method: str) -> bool:
+    """Whether a method has seen clips before: a checkpoint, or a frozen encoder."""
+    return method == "checkpoint" or method.startswith(FROZEN)
 
 
 TASKS: Registry[Callable[[Evaluation], list[Row]]] = Registry("task", "micu.tasks", ("__call__",))

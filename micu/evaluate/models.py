@@ -12,9 +12,16 @@ from micu.base.files import file_sha256
 from micu.base.tensor_files import load_tensor_file
 from micu.config.overrides import config_differences
 from micu.config.presets import ALIASES, PRESETS
-from micu.config.sections import TrainConfig
+from micu.config.sections import (
+    DataConfig,
+    EncoderConfig,
+    LossWeights,
+    QuantizerConfig,
+    TrainConfig,
+)
 from micu.evaluate.report import CHANGES, RELEASED
 from micu.model.micu import MICU
+from micu.store.manifest import MODALITIES
 from micu.store.sets import FeatureSpec, FeatureStore
 from micu.train.checkpoint import (
     PRETRAINED_WEIGHTS,
@@ -96,6 +103,25 @@ def describe_preset(loaded: LoadedModel) -> str:
 
 RELEASED_FEATURES = {(7, 7, 512): "vgg19", (128,): "vggish", (768,): "bert"}
 """Backbones of the authors' features by shape: their checkpoints do not name them."""
+
+
+def frozen_encoders(device: str) -> LoadedModel:
+    """What an evaluation of features alone needs of a model: steps, padding, seed and device.
+
+    Nothing reads its weights. What the encoders of the features were trained on is not known, as
+    of the authors' checkpoint.
+    """
+    config = TrainConfig(
+        modalities=MODALITIES,
+        encoder=EncoderConfig(embed_dim=1, heads=1, layers=1, feedforward_dim=1, text_hidden_dim=1),
+        quantizer=QuantizerConfig(codebook_size=2),
+        weights=LossWeights(jigsaw=None, reconstruction=None),
+        data=DataConfig(splits=()),
+    )
+    model = untrained_model(config, dict.fromkeys(MODALITIES, (1,)), seed=0)
+    return LoadedModel(
+        model=model.to(device), config=config, step=0, specs={}, sha256="", record={}
+    )
 
 
 def fitting_backbones(loaded: LoadedModel) -> dict[str, str]:

@@ -29,6 +29,8 @@ LOCK = ".results.lock"
 CHANGES = " with "
 """Between a preset's name and what was changed in it."""
 
+FROZEN = "frozen:"
+"""What names of methods begin with that read the features of one frozen encoder, named after it."""
 RELEASED = "released"
 """Begins what stands for the preset of a checkpoint of the authors."""
 
@@ -39,7 +41,8 @@ class Row:
 
     task: str
     method: str
-    """`checkpoint`, `untrained`, `input`, `ceiling` (probe trained on the target) or `chance`."""
+    """`checkpoint`, `untrained`, `input`, `ceiling` (probe trained on the target), `chance`, or
+    `frozen:BACKBONE` (features as they were extracted, of one encoder for all modalities)."""
     train_modality: str = ""
     test_modality: str = ""
     preset: str = ""

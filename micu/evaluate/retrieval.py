@@ -20,7 +20,7 @@ from torch import Tensor
 from micu.base.errors import ConfigError, ManifestError
 from micu.data.dataset import TEXT
 from micu.evaluate.encoders import FeatureEncoder, check_same_space, encode_real
-from micu.evaluate.evaluation import TASKS, Evaluation, make_row
+from micu.evaluate.evaluation import TASKS, Evaluation, is_pretrained, make_row
 from micu.evaluate.metrics import Floats, retrieval_recall
 from micu.evaluate.probe import ClipFeatures
 from micu.evaluate.report import Row
@@ -97,7 +97,7 @@ def _rows(evaluation: Evaluation, protocol: str, name: str, source: str, target:
         evaluation.tell_once(f"{protocol}: {'; '.join(trivial)}")
     note = f"{len(items)} items, {len(captions)} captions; a tie counts with its chance"
     tested = dict.fromkeys((*items, *captions))  # a row may be an item and its caption
-    pretrained = evaluation.pretraining.leaks(tested) if name == "checkpoint" else ()
+    pretrained = evaluation.pretraining.leaks(tested) if is_pretrained(name) else ()
     return [
         make_row(
             evaluation,

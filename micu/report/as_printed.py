@@ -9,11 +9,11 @@ paper's stands beside them.
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from micu.evaluate.codebook import CodebookUse
 from micu.evaluate.markdown import TextTable
-from micu.evaluate.report import CHANGES, RELEASED, Row
+from micu.evaluate.report import CHANGES, FROZEN, RELEASED, Row
 from micu.evaluate.splits import CLEAN, PAPER
 from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
 from micu.report.compare import BOTH_WAYS, MODEL, Cell, grouped
@@ -128,6 +128,8 @@ def preset_of(row: Row) -> str:
     The authors' files stand for the method that they are called after, and settings of a sweep for
     the preset that has the same. Other changes leave the preset as it is: the report names them.
     """
+    if row.method.startswith(FROZEN):
+        return row.method
     name, _, changes = row.preset.partition(CHANGES)
     if name.startswith(RELEASED):
         stem = name.removeprefix(RELEASED).partition("(")[0].strip().lower()
@@ -142,6 +144,19 @@ def preset_of(row: Row) -> str:
     return name
 
 
+def with_frozen(layout: Layout, names: Iterable[str]) -> Layout:
+    """The layout with a line for each `frozen:BACKBONE` among some names, after the paper's.
+
+    Figures and the table of costs compare settings of MICU: they stay as they are.
+    """
+    if layout.kind == "figure" or layout.number == 9:
+        return layout
+    frozen = [name for name in dict.fromkeys(names) if name.startswith(FROZEN)]
+    own = {method.preset for method in layout.methods}
+    lines = tuple(Method(name, name) for name in frozen if name not in own)
+    return replace(layout, methods=(*layout.methods, *lines))
+
+
 def collect(rows: Iterable[Row], protocol: str) -> Values:
     """What tables and figures show, of rows of one protocol.
 
@@ -151,7 +166,8 @@ def collect(rows: Iterable[Row], protocol: str) -> Values:
     threshold = {PAPER: ORACLE, CLEAN: SOURCE_VAL}[protocol]
     found: dict[tuple[str, str, str, str], dict[tuple[object, ...], float]] = {}
     for row in rows:
-        own = row.method == MODEL and row.protocol in (protocol, "") and not row.other_split
+        own = row.method == MODEL or row.method.startswith(FROZEN)
+        own = own and row.protocol in (protocol, "") and not row.other_split
         if not own or (row.task == "oscmg" and row.threshold_source != threshold):
             continue
         if row.task == "oscmg" and row.score not in ("", "msp"):
@@ -187,6 +203,7 @@ def as_printed_sections(
     layout: Layout, rows: Sequence[Row], codebooks: Mapping[str, CodebookUse]
 ) -> list[Section]:
     """The parts of a page about one table or figure."""
+    layout = with_frozen(layout, [row.method for row in rows])
     heading = f"{layout.kind.capitalize()} {layout.number}: {layout.title}"
     if layout.kind == "figure" and layout.number == 6:
         blocks: list[Block] = []

@@ -30,7 +30,7 @@ from tests.feature_sets import SMALL, write_features
 
 CLASS_LISTS = PROJECT / "manifests" / "classes"
 SHAPES = {"vgg19": (2, 2, 4), "vggish": (6,), "bert": (7,)}
-SHAPES |= {"swinv2": (5,), "htsat": (4,), "slowonly": (8,)}
+SHAPES |= {"swinv2": (5,), "htsat": (4,), "slowonly": (8,), "joint": (4,)}
 QUICK = ("--options", "--probe-epochs 1", "--device", "cpu")
 EVERY = pytest.mark.parametrize(
     ("kind", "number"), list(LAYOUTS), ids=[f"{kind}-{number}" for kind, number in LAYOUTS]
@@ -75,6 +75,8 @@ def kinds_of(name: str) -> dict[str, Sequence[str]]:
         for modality, backbone in own.items():
             if backbone not in found.setdefault(modality, []):
                 found[modality].append(backbone)
+    for modality in found:
+        found[modality].append("joint")
     wanted = {"mscoco": ("video", "text"), "clotho": ("audio", "text")}.get(name)
     return {m: b for m, b in found.items() if wanted is None or m in wanted}
 
@@ -277,6 +279,47 @@ def test_methods_are_trained_where_that_is_asked_for_and_not_again(
     assert again.stderr.count("not repeated") == 2 + 4
 
 
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_a_frozen_encoder_of_all_modalities_is_a_line_of_a_table(
+    folder: Path, tmp_path: Path, ends: None, number: int
+) -> None:
+    typed = ["--table", str(number), "--frozen", "joint", *QUICK, "--out", tmp_path / "out"]
+    result = type_in(folder, *typed)
+    assert result.exit_code == 3  # the methods have no checkpoints
+    rows = read_rows(tmp_path / "out" / "results.csv")
+    assert {row.method for row in rows} == {"frozen:joint"}
+    assert {row.setting for row in rows} == set(LAYOUTS["table", number].settings)
+    assert {row.preset + row.checkpoint_sha256 for row in rows} == {""}
+    assert all("pretraining-overlap:unknown" in row.leaks for row in rows)
+    assert all(row.features.count(":joint@") == 2 for row in rows)
+    lines = (tmp_path / "out" / "page.md").read_text().splitlines()
+    found = [line for line in lines if line.startswith("| frozen:joint")]
+    assert found
+    assert not any("–" in line for line in found[: len(found) // 2])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["cmg", "frozen:"], "frozen:: expected frozen:BACKBONE"),
+        (["codebook", "frozen:joint"], "got it with micu-eval codebook; type another"),
+        (["cmg", "frozen:joint", "--encoder", "input"], "leave out --encoder"),
+        (["cmg", "frozen:joint", "--video-features", "vgg19"], "leave out --video-features"),
+        (["cmg", "frozen:joint", "--toc", "3"], "--toc: --encoder frozen:joint has no codes"),
+        (["cmg", "frozen:joint", "--probe-epochs", "3"], "frozen:joint has a logistic regression"),
+        (["cmg", "frozen:vgg19"], "no audio features of backbone 'vgg19'"),
+    ],
+)
+def test_a_frozen_encoder_is_refused_where_nothing_reads_it_so(
+    folder: Path, tmp_path: Path, words: Sequence[str], message: str
+) -> None:
+    given = ["--features", folder / "features", "--manifest", folder / "manifests" / "ave.csv"]
+    given += ["--pairs", "v:a"] if words[0] == "cmg" else []
+    result = CliRunner().invoke(main, [*words, *map(str, [*given, "--out", tmp_path / "r.csv"])])
+    assert result.exit_code == 2
+    assert message in result.stderr.replace("\n", " ")
+
+
 def test_the_cost_of_methods_with_schedules_is_measured_after_their_warm_start(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -299,6 +342,7 @@ def test_the_cost_of_methods_with_schedules_is_measured_after_their_warm_start(
         (("--table", "2", "--checkpoint", "nothing=a.pt"), "got no preset 'nothing'"),
         (("--table", "2", "--set", "seed=1"), "--set: only --train reads it"),
         (("--table", "2", "--flow-features", "x"), "flow is not used"),
+        (("--table", "9", "--frozen", "joint"), "--frozen: table 9 compares settings of MICU"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(folder: Path, words: Sequence[str], message: str) -> None:
