@@ -88,6 +88,9 @@ def simulate(root: Path, manifest_path: Path, rows: int) -> Path:
             there = [i for i in range(start, min(start + shard_rows, rows)) if i % 100]
             line = {"shard": name, "sha256": "0" * 64, "size": size, "damaged": {}}
             line |= {"clip_ids": [clip_id(i) for i in there], "making": SPEC.making}
+            line |= {
+                name: [10**18 + i for i in there] for name in ("media_bytes", "media_mtime_ns")
+            }
             index.write(json.dumps({**line, "sources": [sources[i] for i in there]}) + "\n")
     failed = range(0, rows, 100)
     reason = ("decode", "unreadable", "no such file")

@@ -52,6 +52,7 @@ from micu_extract.options import (
     split_weights,
 )
 from micu_extract.run import Order, run_extraction
+from micu_extract.sets.repair import drop_replaced
 from micu_extract.sets.verify import SetReport, verify_set
 
 
@@ -247,18 +248,23 @@ def backbone_table() -> str:
     help="Where the manifest is now, if the features were moved.",
 )
 @click.option("--data", is_flag=True, help="Also hash every shard and look for NaN (reads it all).")
+@click.option(
+    "--media", is_flag=True, help="Also look whether media files were replaced (size, time)."
+)
 @repair_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(
-    *, features: Path, manifest: Path | None, data: bool, repair: bool, as_json: bool
+    *, features: Path, manifest: Path | None, data: bool, media: bool, repair: bool, as_json: bool
 ) -> None:
     """Prove that every manifest row is in a shard or in the ledger, never both, never neither."""
-    if repair and not data:
+    if repair and not (data or media):
         raise click.UsageError("--repair: expected --data too; type: verify --data --repair")
     sets = sets_below(features)
-    if repair:
+    if repair and data:
         repair_sets(sets.whole)
-    reports = [_verify(folder, manifest, data=data) for folder in sets.whole]
+    if repair and media:
+        repair_sets(sets.whole, lambda folder: drop_replaced(folder, manifest))
+    reports = [_verify(folder, manifest, data=data, media=media) for folder in sets.whole]
     reports += [SetReport(folder, 0, 0, 0, 0, (told,)) for folder, told in sets.lost.items()]
     if as_json:
         click.echo(json.dumps([asdict(report) for report in reports], indent=1))
@@ -276,10 +282,10 @@ def verify(
     sys.exit(EXIT_FAILURES if any(report.problems for report in reports) else 0)
 
 
-def _verify(folder: Path, manifest: Path | None, *, data: bool) -> SetReport:
+def _verify(folder: Path, manifest: Path | None, *, data: bool, media: bool) -> SetReport:
     """The report of a set; one that cannot be read is bad, and does not keep others from theirs."""
     try:
-        return verify_set(folder, manifest, data=data)
+        return verify_set(folder, manifest, data=data, media=media)
     except (StoreError, OSError) as error:
         return SetReport(str(folder), 0, 0, 0, 0, (describe_unread(folder, error),))
 

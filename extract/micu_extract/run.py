@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from micu.store.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
 from micu.store.sets import Failure, FeatureRow, FeatureStore, shard_files
 from micu.store.source import ManifestSource, find_source, record_source
 from micu_extract.backbones import build_backbone, find_backbone
-from micu_extract.backbones.base import Backbone, InputSpec, Run
+from micu_extract.backbones.base import Backbone, InputSpec, Media, Run, TextInput
 from micu_extract.cluster.dask.engine import check_shared_job, extract_on_cluster
 from micu_extract.cluster.devices import extract_on_devices
 from micu_extract.flow.methods import FlowSettings
@@ -111,8 +112,19 @@ class ReadFor:
     reading: Reading
 
     def __call__(self, clip: Clip, names: Sequence[str]) -> Mapping[str, Any]:
-        """Media, or the error, by name."""
-        return read_several(clip, {name: self.wants[name] for name in names}, self.reading)
+        """Media, or the error, by name; media with the size and time of their file before."""
+        wants = {name: self.wants[name] for name in names}
+        facts: dict[str, int] = {}
+        if not all(isinstance(each, TextInput) for each in wants.values()):
+            with suppress(DecodeError, OSError):
+                file = find_media(clip.path, self.reading.media_root).stat()
+                facts = {"media_bytes": file.st_size, "media_mtime_ns": file.st_mtime_ns}
+        return {
+            name: replace(media, notes={**media.notes, **facts})
+            if isinstance(media, Media)
+            else media
+            for name, media in read_several(clip, wants, self.reading).items()
+        }
 
 
 def run_extraction(orders: Sequence[Order], settings: Settings) -> None:

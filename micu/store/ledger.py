@@ -11,8 +11,9 @@ import io
 import json
 import re
 import sys
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ class ShardEntry:
     """SHA-256 of what makes the shard's rows what they are; see `FeatureSpec.making`."""
     sources: tuple[str, ...] = ()
     """What each row was made of; see `micu.store.manifest.row_sources`."""
+    media_bytes: Sequence[int] = field(default_factory=lambda: array("q"))
+    """Size of each row's media file when it was decoded; -1, or nothing for all, if not known."""
+    media_mtime_ns: Sequence[int] = field(default_factory=lambda: array("q"))
+    """When each row's media file had last been written to then, ns since 1970; likewise."""
+
+    @property
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Size and time of each row's media file, by source, where they are known."""
+        facts = zip(self.sources, self.media_bytes, self.media_mtime_ns, strict=False)
+        return {source: (size, time) for source, size, time in facts if size >= 0}
 
     def is_about(self, size: int, making: str | None) -> bool:
         """Whether a shard of that size and making is the one that was noted; None is any making."""
@@ -131,7 +142,10 @@ def write_index(folder: Path, entries: Mapping[str, ShardEntry], label: str = ""
 
 
 def _index_lines(entries: Mapping[str, ShardEntry]) -> bytes:
-    lines = (json.dumps({"shard": name, **asdict(entry)}) for name, entry in entries.items())
+    lines = (
+        json.dumps({"shard": name, **asdict(entry)}, default=list)
+        for name, entry in entries.items()
+    )
     return "".join(f"{line}\n" for line in lines).encode()
 
 
@@ -274,9 +288,12 @@ def _read_one_index(path: Path) -> dict[str, ShardEntry]:
                 },
                 _text(value["making"], _SHA256),
                 _sources(value["sources"]),
+                *(_numbers(value[name]) for name in ("media_bytes", "media_mtime_ns")),
             )
             if len(entry.sources) != len(entry.clip_ids):
                 raise ValueError("expected a source for each clip id")
+            if not {len(entry.media_bytes), len(entry.media_mtime_ns)} <= {0, len(entry.sources)}:
+                raise ValueError("expected facts of the media for each source, or for none")
             noted[_text(value["shard"], SHARD_FILE)] = entry
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, json.JSONDecodeError) and _is_cut_off(error):
@@ -307,6 +324,12 @@ def read_layout(folder: Path) -> Layout:
 def _sources(value: Any) -> tuple[str, ...]:
     # Those of the layout and of the index are the same texts, and may be millions.
     return tuple(sys.intern(_text(source, _SOURCE)) for source in _of_kind(value, list))
+
+
+def _numbers(value: Any) -> Sequence[int]:
+    if not all(type(each) is int and -1 <= each < 2**63 for each in _of_kind(value, list)):
+        raise ValueError("expected sizes and times of media files")
+    return array("q", value)
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -26,6 +26,7 @@ import logging
 import os
 import re
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -223,6 +224,7 @@ def publish_shard(
     rows: Sequence[FeatureRow],
     label: str = "",
     damaged: Mapping[str, int] | None = None,
+    files: Mapping[str, tuple[int, int]] | None = None,
 ) -> None:
     """Write a shard under its final name and note it in the index of the part `label`.
 
@@ -233,10 +235,12 @@ def publish_shard(
         rows: In order.
         label: Of the part; empty for a run without parts.
         damaged: Corrupt frames by clip id, for the index; of other clips there is nothing to note.
+        files: Size and time of media files by source, for the index; see `ShardEntry`.
     """
     name = shard_name(number)
     data = encode_shard(header, rows)
     write_atomically(folder / name, data)
+    facts = [files.get(row.source, (-1, -1)) for row in rows] if files else []
     entry = ShardEntry(
         hashlib.sha256(data).hexdigest(),
         len(data),
@@ -244,6 +248,8 @@ def publish_shard(
         dict(damaged or {}),
         header.spec.making,
         tuple(row.source for row in rows),
+        array("q", [size for size, _ in facts]),
+        array("q", [time_ns for _, time_ns in facts]),
     )
     append_index(folder, {name: entry}, label)
 

@@ -1,6 +1,7 @@
 """What an edit of a manifest costs: what is extracted again, what training and evaluation do."""
 
 import json
+import os
 import pickle
 import re
 import shutil
@@ -230,7 +231,7 @@ def test_compact_leaves_what_an_uninterrupted_run_leaves(folder: Path, name: str
     fresh = folder.parent / "fresh"
     fresh.mkdir()
     for path in (*folder.glob("*.wav"), folder / "m.csv"):
-        shutil.copy(path, fresh)
+        shutil.copy2(path, fresh)
     extract(fresh, fresh / "m.csv")
     ledger = fresh / "features" / "m" / "audio-toy-sound" / "failures.csv"
     ledger.write_text(ledger.read_text().replace(str(fresh), str(folder)))
@@ -407,3 +408,45 @@ def test_versions_that_cannot_be_compared_are_refused(
     done = extract_sounds(folder)
     assert isinstance(done.exception, StoreError)
     assert "none of 3 stored clips could be extracted again" in str(done.exception)
+
+
+# --- media that were replaced ----------------------------------------------------------------
+
+
+def test_a_file_that_was_replaced_is_named_and_its_rows_are_made_again(folder: Path) -> None:
+    kind = folder / "features" / "m" / "audio-toy-sound"
+    assert verify_set(kind, media=True).problems == ()
+    facts = (folder / "1.wav").stat()
+    write_media(folder / "1.wav", sound=tone(3, 8000, 999), sound_codec="pcm_s16le")
+    os.utime(folder / "1.wav", ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
+    (folder / "2.wav").unlink()  # which says nothing of what was made of it
+    assert verify_set(kind, data=True).problems == ()
+    problems = verify_set(kind, media=True).problems
+    assert [problem.split(":")[0] for problem in problems] == [
+        f"clip 'clip {i}'" for i in (1, 5, 9)
+    ]
+    assert "'1.wav' was replaced after the extraction: expected 48078 bytes of 20" in problems[0]
+    words = ["verify", str(folder / "features"), "--media", "--repair"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 3
+    assert "type: micu-extract verify" in done.output
+    report = verify_set(kind, data=True, media=True)
+    assert [problem.split(" is ")[0] for problem in report.problems] == [
+        f"clip 'clip {i}'" for i in (1, 5, 9)
+    ]
+    assert extract(folder, folder / "m.csv") == {"audio": 3, "text": 0}
+    assert verify_set(kind, data=True, media=True).problems == ()
+    store = FeatureStore(kind)
+    assert not np.array_equal(store.read("clip 1").values, store.read("clip 0").values)
+
+
+@pytest.mark.parametrize("change_by", ["size", "time"])
+def test_size_or_time_alone_tells(folder: Path, change_by: str) -> None:
+    path = folder / "1.wav"
+    facts = path.stat()
+    if change_by == "size":
+        path.write_bytes(path.read_bytes() + b"x")
+    times = (facts.st_atime_ns, facts.st_mtime_ns + (change_by == "time"))
+    os.utime(path, ns=times)
+    kind = folder / "features" / "m" / "audio-toy-sound"
+    assert len(verify_set(kind, media=True).problems) == 3

@@ -398,7 +398,8 @@ def test_a_text_is_shortened_once(most: int) -> None:
 
 def line(**changes: Any) -> bytes:
     value = {"shard": "shard-00000.h5", "sha256": "0" * 64, "size": 7, "clip_ids": ["a"]}
-    value |= {"damaged": {}, "making": "1" * 64, "sources": ["2" * 32], **changes}
+    value |= {"damaged": {}, "making": "1" * 64, "sources": ["2" * 32]}
+    value |= {"media_bytes": [], "media_mtime_ns": [], **changes}
     return json.dumps(value).encode() + b"\n"
 
 
@@ -429,6 +430,12 @@ INDEXES = {
     "an empty making": line(making=""),
     "no sources": line().replace(b', "sources": ["' + b"2" * 32 + b'"]', b""),
     "a source more": line(sources=["2" * 32] * 2),
+    "no sizes": line(media_bytes=None),
+    "a size more": line(media_bytes=[1, 2]),
+    "a size is text": line(media_bytes=["1"]),
+    "a size is true": line(media_bytes=[True]),
+    "a time past the bound": line(media_mtime_ns=[2**63]),
+    "a time before -1": line(media_mtime_ns=[-2]),
     "a short source": line(sources=["2" * 31]),
     "a long source": line(sources=["2" * 33]),
     "another file": line(shard="../../x"),
@@ -476,6 +483,10 @@ def test_the_bounds_of_an_index_are_read(folder: Path) -> None:
     (folder / "index.jsonl").write_bytes(text + b"\r\n")
     found = indexed_shards(folder)
     assert [entry.size for entry in found.values()] == [2**50, 0]
+    (folder / "index.jsonl").write_bytes(line(media_bytes=[0], media_mtime_ns=[2**63 - 1]))
+    assert indexed_shards(folder)["shard-00000.h5"].files == {"2" * 32: (0, 2**63 - 1)}
+    (folder / "index.jsonl").write_bytes(line(media_bytes=[-1], media_mtime_ns=[-1]))
+    assert indexed_shards(folder)["shard-00000.h5"].files == {}
 
 
 # --- files of a run ---------------------------------------------------------------------------

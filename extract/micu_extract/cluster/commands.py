@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from micu.store.sets import find_lost_sets, find_sets
 from micu_extract.pipeline.failures import parse_share
 from micu_extract.sets.compact import compact_set
 from micu_extract.sets.merge import MergeReport, merge_set
-from micu_extract.sets.repair import repair_set
+from micu_extract.sets.repair import Repair, repair_set
 from micu_extract.sets.shares import choose_part, join_folder
 from micu_extract.sets.status import describe_status, read_status
 
@@ -62,8 +62,8 @@ max_failures_option = click.option(
 repair_option = click.option(
     "--repair",
     is_flag=True,
-    help="With --data: delete the shards that are broken, and say what to type to make them "
-    "again. Nothing may be extracting meanwhile.",
+    help="With --data: delete the shards that are broken; with --media: the rows whose file was "
+    "replaced; and say what to type to make them again. Nothing may be extracting meanwhile.",
 )
 
 
@@ -74,14 +74,14 @@ def describe_unread(folder: Path, error: StoreError | OSError) -> str:
     return str(error)
 
 
-def repair_sets(folders: Sequence[Path]) -> None:
+def repair_sets(folders: Sequence[Path], repair_one: Callable[[Path], Repair] = repair_set) -> None:
     """Repair feature sets, and print what was done and what to type next.
 
     One that cannot be read is named, and left as it is.
     """
     for folder in folders:
         try:
-            repair = repair_set(folder)
+            repair = repair_one(folder)
         except StoreError as error:
             click.echo(f"not repaired: {error}", err=True)
             continue

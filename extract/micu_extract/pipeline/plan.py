@@ -88,6 +88,8 @@ class ShardPlan:
     """Of the shard on disk, bytes."""
     damaged: Mapping[str, int] = field(default_factory=dict)
     """Corrupt frames of clips in the shard on disk, as the index says."""
+    files: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Size and time of the media of its rows, likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +240,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         if todo:
             known = standing.index.get(name, ShardEntry("", 0, (), {}, ""))
             rows = tuple(clips[line] for line in there)
-            facts = (known.sha256, known.size, known.damaged)
+            facts = (known.sha256, known.size, known.damaged, known.files)
             shards.append(ShardPlan(number, places, rows, tuple(todo), *facts))
     made_with = before.versions if before is not None and done > shared else ()
     is_known = not made_with or spec.versions in made_with

@@ -105,6 +105,7 @@ class SetWriter:
         self._sources: dict[str, str] = {}
         self._rows: dict[str, FeatureRow] = {}
         self._header = plan.header
+        self._made_of: dict[str, tuple[int, int]] = {}
         self._is_loaded = False
         self._fresh: list[Failure] = []
         self._first: list[tuple[Clip, Failure]] = []
@@ -112,6 +113,7 @@ class SetWriter:
         self._changes_ledger = False
         self._is_doubtful = is_doubtful and not plan.done and plan.todo > 0
         self._damaged: dict[str, int] = {}
+        self._files: dict[str, tuple[int, int]] = {}
         self._unpublished, self._flushed = 0, time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._writing: deque[Future[None]] = deque()
@@ -199,6 +201,9 @@ class SetWriter:
             count = int(media.notes["corrupt_frames"])
             self._damaged[clip.clip_id] = count
             logger.warning("clip %r: %s corrupt frames", clip.clip_id, count)
+        if "media_bytes" in media.notes:
+            size, time_ns = media.notes["media_bytes"], media.notes["media_mtime_ns"]
+            self._files[clip.clip_id] = (int(size), int(time_ns))
         return media
 
     def _store(self, encoded: Iterable[Encoded]) -> None:
@@ -215,6 +220,8 @@ class SetWriter:
             else:
                 self._load_rows()
                 self._rows[source] = replace(row, source=source)
+                if row.clip_id in self._files:
+                    self._made_of[source] = self._files.pop(row.clip_id)
                 if row.clip_id in self._plan.again:
                     self._found.add(source)
                     self._changes_ledger = True
@@ -258,6 +265,7 @@ class SetWriter:
         self._missing = len(self._shard.todo)
         self._sources = {row.clip.clip_id: row.source for row in self._shard.todo}
         self._rows, self._header, self._is_loaded = {}, self._plan.header, False
+        self._made_of = dict(self._shard.files)
         self._flushed = time.monotonic()
 
     def _load_rows(self) -> None:
@@ -285,7 +293,9 @@ class SetWriter:
         damaged = {row.clip_id: known[row.clip_id] for row in rows if row.clip_id in known}
         is_new = bool(rows and self._unpublished)
         failures = [] if self._is_doubtful else self._fresh
-        arguments = (self._shard.number, self._header, rows if is_new else [], damaged, failures)
+        made_of = dict(self._made_of)
+        shard = (self._shard.number, self._header, rows if is_new else [], damaged, made_of)
+        arguments = (*shard, failures)
         self._writing.append(self._thread.submit(self._write, *arguments))
         self._fresh, self._unpublished = self._fresh[len(failures) :], 0
         self._flushed = time.monotonic()
@@ -296,13 +306,14 @@ class SetWriter:
         header: Header,
         rows: list[FeatureRow],
         damaged: dict[str, int],
+        files: dict[str, tuple[int, int]],
         failures: list[Failure],
     ) -> None:
         """Write the ledger, then the shard; a clip in both counts as stored when planning."""
         started, plan = time.monotonic(), self._plan
         append_ledger(plan.folder, failures, plan.label)
         if rows:
-            publish_shard(plan.folder, number, header, rows, plan.label, damaged)
+            publish_shard(plan.folder, number, header, rows, plan.label, damaged, files)
         self.summary.write_s += time.monotonic() - started
 
     def _settle(self, *, wait: bool) -> None:

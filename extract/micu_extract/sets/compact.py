@@ -174,11 +174,14 @@ def _write_beside(
     for name, sources in wanted.items():
         found: dict[str, FeatureRow] = {}
         damaged: dict[str, int] = {}
+        files: dict[str, tuple[int, int]] = {}
         versions: dict[str, str] = {}
         for path in dict.fromkeys(places[source].path for source in sources):
+            own = [source for source in sources if places[source].path == path]
+            files |= places[own[0]].entry.files
             with Shard.open(path) as shard:
                 versions = join_versions(versions, shard.header.spec.versions)
-                for source in (s for s in sources if places[s].path == path):
+                for source in own:
                     row = shard.read_own(places[source].row)
                     clip_id = ids.get(source, row.clip_id)
                     found[source] = replace(row, clip_id=clip_id)
@@ -186,6 +189,7 @@ def _write_beside(
                         damaged[clip_id] = places[source].entry.damaged[row.clip_id]
         number = first + int(shard_number(name) or 0)
         made = replace(header, spec=replace(header.spec, versions=versions))
-        publish_shard(folder, number, made, [found[s] for s in sources], damaged=damaged)
+        rows = [found[source] for source in sources]
+        publish_shard(folder, number, made, rows, damaged=damaged, files=files)
         moves[shard_name(number)] = name
     return moves

@@ -4,19 +4,24 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from micu.base.errors import StoreError
+from micu.base.files import file_sha256
 from micu.store.sets import (
     Header,
     RunRecord,
     indexed_shards,
     part_labels,
+    publish_shard,
     read_index,
     read_ledger,
     read_set,
+    shard_number,
     write_index,
     write_ledger,
 )
+from micu.store.shard import Shard
 from micu_extract.sets.shares import join_folder
-from micu_extract.sets.verify import ShardCheck, check_shards
+from micu_extract.sets.verify import ShardCheck, check_shards, find_replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,7 @@ class Repair:
 
     folder: str
     deleted: tuple[str, ...]
-    """One line per shard that was broken and is gone."""
+    """One line per shard that was broken and is gone, or per row whose file was replaced."""
     dropped: int
     """Ledger rows of clips that are stored, which are gone."""
     kept: tuple[str, ...]
@@ -74,6 +79,43 @@ def _repair(folder: Path) -> Repair:
         kept=tuple("; ".join(check.problems) for check in kept),
         command=(run.command or extraction_command(folder, header, run)) if broken else "",
     )
+
+
+def drop_replaced(folder: Path, manifest: Path | None = None) -> Repair:
+    """Take the rows out of a set whose media file is not the one that was decoded.
+
+    Raises:
+        StoreError: The folder is not a feature set, or a shard is damaged.
+        ManifestError: Its manifest cannot be read.
+        ConfigError: A run is at work there.
+    """
+    read_set(folder)  # nothing is made where no set is
+    with join_folder(folder, alone=True):
+        header, run = read_set(folder)
+        replaced = find_replaced(folder, manifest)
+        for name, entry in read_index(folder, header=header).items():
+            if replaced.keys().isdisjoint(entry.sources):
+                continue
+            if file_sha256(folder / name) != entry.sha256:
+                raise StoreError(
+                    f"{folder / name}: its bytes are not those that were written (sha256 differs); "
+                    f"type: micu-extract verify {folder} --data --repair"
+                )
+            with Shard.open(folder / name) as shard:
+                made = shard.header
+                rows = [
+                    shard.read_own(row)
+                    for row, source in enumerate(shard.sources)
+                    if source not in replaced
+                ]
+            if rows:
+                number = int(shard_number(name) or 0)
+                publish_shard(folder, number, made, rows, "", entry.damaged, entry.files)
+            else:
+                (folder / name).unlink()
+                _forget({name}, folder)
+        command = run.command or extraction_command(folder, header, run)
+        return Repair(str(folder), tuple(replaced.values()), 0, (), command if replaced else "")
 
 
 def _deleting_mends(check: ShardCheck, *, whole_set_differs: bool) -> bool:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from micu.base.errors import ManifestError, MicuError
@@ -126,7 +127,9 @@ class Contents:
         ]
 
 
-def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False) -> SetReport:
+def verify_set(
+    folder: Path, manifest: Path | None = None, *, data: bool = False, media: bool = False
+) -> SetReport:
     """Prove that every row of a set is in exactly one of a shard and the ledger.
 
     Args:
@@ -134,6 +137,7 @@ def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False
         manifest: Where its manifest is now; None takes the path noted by the extraction.
         data: Also hash every shard against the index, which must know it, and look for values that
             are not finite.
+        media: Also look whether the media files are still those that were decoded.
 
     Returns:
         The report; problems are listed, not raised. A shard that cannot be opened is one, and its
@@ -157,6 +161,7 @@ def verify_set(folder: Path, manifest: Path | None = None, *, data: bool = False
             *contents.nothing_stored(),
             *contents.shard_problems,
             *_row_problems(contents),
+            *(find_replaced(folder, manifest).values() if media else ()),
         ),
         contents.damaged,
         contents.others,
@@ -215,6 +220,52 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
         damaged=sum(len(entry.damaged) for entry in index.values()),
         has_parts=bool(labels),
     )
+
+
+def find_replaced(folder: Path, manifest: Path | None = None) -> dict[str, str]:
+    """Rows whose media file is not the one that was decoded, by source, each with what to say.
+
+    A file that is not there any more says nothing against what was made of it.
+
+    Raises:
+        StoreError: The folder is not a feature set.
+        ManifestError: Its manifest cannot be read.
+    """
+    header, run = read_set(folder)
+    if header.spec.made_of != "media":
+        return {}
+    root = Path(run.media_root)
+    known = read_manifest(manifest or Path(run.manifest_path)).for_modality(header.spec.modality)
+    clips = dict(zip(row_sources(known.clips, header.spec.made_of), known.clips, strict=True))
+    now: dict[str, tuple[int, int] | None] = {}
+    found = {}
+    for entry in read_index(folder).values():
+        for source, then in entry.files.items():
+            if (clip := clips.get(source)) is None:
+                continue
+            if clip.path not in now:
+                now[clip.path] = _look_at(root / clip.path)
+            if now[clip.path] not in (None, then):
+                found[source] = (
+                    f"clip {clip.clip_id!r}: its file {clip.path!r} was replaced after the "
+                    f"extraction: expected {_tell_file(then)}, got {_tell_file(now[clip.path])}; "
+                    f"type: micu-extract verify {folder} --media --repair"
+                )
+    return found
+
+
+def _look_at(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _tell_file(facts: tuple[int, int] | None) -> str:
+    size, time_ns = facts or (0, 0)
+    when = datetime.fromtimestamp(time_ns / 1e9).isoformat(" ", "milliseconds")
+    return f"{size} bytes of {when}"
 
 
 def check_shards(
