@@ -19,16 +19,9 @@ import click
 from micu.base.command_line import ToolGroup, plugin_option
 from micu.base.devices import resolve_device
 from micu.base.errors import StoreError
-from micu.base.process import EXIT_FAILURES, guard_screen, run_command
+from micu.base.process import EXIT_FAILURES, fold, guard_screen, run_command, screen_width
 from micu_extract.backbones import BACKBONES, PREFIXED, find_backbone, name_for
-from micu_extract.backbones.base import (
-    Backbone,
-    ClipInput,
-    FlowInput,
-    FrameInput,
-    InputSpec,
-    WaveformInput,
-)
+from micu_extract.backbones.base import Backbone, describe_input
 from micu_extract.cluster.commands import (
     compact,
     describe_unread,
@@ -162,39 +155,15 @@ def _extract(
 
 
 @cli.command("list", example="micu-extract list")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--all", "is_all", is_flag=True, help="Show those of the demo, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: all of them, and all of each.")
 @plugin_option
-def list_backbones(*, as_json: bool) -> None:
+def list_backbones(*, is_all: bool, as_json: bool) -> None:
     """Show the backbones: what each wants, gives, and where its weights are."""
-    click.echo(json.dumps(backbone_rows(), indent=1) if as_json else backbone_table())
-
-
-def describe_input(wants: InputSpec) -> str:
-    """What a backbone looks at, in a few words."""
-    match wants:
-        case FrameInput():
-            where = "at even times" if wants.sampling == "time" else "counted off evenly"
-            size = (
-                f"short side {wants.resize} px"
-                if isinstance(wants.resize, int)
-                else f"{wants.resize[0]}x{wants.resize[1]} px whatever the aspect"
-            )
-            kept = f"centre {wants.crop} px" if wants.crop else "whole, only larger ones resized"
-            clips = f"windows of {wants.frames}, " if isinstance(wants, ClipInput) else ""
-            return (
-                f"{clips}{wants.fps} frames a second {where}, {wants.interpolation} to {size}, "
-                f"{kept}"
-            )
-        case FlowInput():
-            return (
-                f"{wants.clip_len} flow fields, {wants.interval} frames apart, centred on each "
-                f"second; short side {wants.resize} px, centre {wants.crop} px, bound "
-                f"{wants.bound:g} px"
-            )
-        case WaveformInput():
-            return f"mono, {wants.sample_rate} Hz, windows of {wants.window_s:g} s"
-        case _:
-            return "one sentence"
+    if as_json:
+        click.echo(json.dumps(backbone_rows(), indent=1))
+    else:
+        click.echo(fold(backbone_table(is_all=is_all), screen_width()))
 
 
 def describe_shape(kind: type[Backbone]) -> str:
@@ -216,10 +185,12 @@ def _maker(name: str) -> str:
     return f" of {' '.join(BACKBONES.makers[name])}" if name in BACKBONES.makers else ""
 
 
-def backbone_table() -> str:
-    """The same for people."""
+def backbone_table(*, is_all: bool = False) -> str:
+    """The same for people, who need those of the demo if `is_all` only."""
     lines = []
     for name, kind in BACKBONES.items():
+        if name.endswith("-demo") and not is_all:
+            continue
         gives = kind.gives
         lines += [
             f"{name:<14} {gives.modality:<6} {describe_shape(kind)}{_maker(name)}",

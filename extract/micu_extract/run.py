@@ -23,7 +23,14 @@ from micu.store.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
 from micu.store.sets import Failure, FeatureRow, FeatureStore, shard_files
 from micu.store.source import ManifestSource, find_source, record_source
 from micu_extract.backbones import build_backbone, find_backbone
-from micu_extract.backbones.base import Backbone, InputSpec, Media, Run, TextInput
+from micu_extract.backbones.base import (
+    Backbone,
+    InputSpec,
+    Media,
+    Run,
+    TextInput,
+    describe_input,
+)
 from micu_extract.cluster.dask.engine import check_shared_job, extract_on_cluster
 from micu_extract.cluster.devices import extract_on_devices
 from micu_extract.flow.methods import FlowSettings
@@ -181,7 +188,7 @@ def extract(
         wants[order.backbone] = replace(network.wants, **order.conventions)
         plan = _plan(job, network, wants[order.backbone], reading)
         targets[order.backbone] = Target(plan, network)
-        announce(plan, job.media_root)
+        announce(plan, job.media_root, wants=wants[order.backbone])
     plans = [target.plan for target in targets.values()]
     if settings.dry_run:
         described = [_plan_json(plan) for plan in plans]
@@ -465,8 +472,8 @@ def end_run(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) 
     sys.exit(EXIT_FAILURES if failed else 0)
 
 
-def announce(plan: Plan, *media: Path) -> None:
-    """Tell what a run is going to do."""
+def announce(plan: Plan, *media: Path, wants: InputSpec | None = None) -> None:
+    """Tell what a run is going to do; what it wants in full is in `set.json`, and in --dry-run."""
     spec = plan.header.spec
     first = "T" if spec.hop_s else "L"
     click.echo(
@@ -475,7 +482,8 @@ def announce(plan: Plan, *media: Path) -> None:
         f"(sha256 {spec.weights_sha256[:12]})",
         err=True,
     )
-    click.echo(f"wants {json.dumps(dict(spec.preprocessing))}", err=True)
+    if wants is not None:
+        click.echo(f"input: {describe_input(wants)}", err=True)
     if spec.modality != "text":
         click.echo(f"media root {', '.join(map(str, media))}", err=True)
     part = f", part {plan.part}" if plan.part else ""

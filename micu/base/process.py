@@ -8,9 +8,11 @@ import io
 import logging
 import math
 import os
+import shutil
 import signal
 import stat
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -84,13 +86,49 @@ class _Screen(io.TextIOBase):
         return True
 
 
+def screen_width(stream: TextIO | None = None) -> int | None:
+    """Columns of the screen that a stream, or standard output, is; None for a file or a pipe."""
+    return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else None
+
+
+def fold(text: str, width: int | None) -> str:
+    """Lines as narrow as a screen; what goes on is indented by four more. None leaves all as it is.
+
+    A word that is wider, a path for example, stays whole.
+    """
+    if width is None:
+        return text
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent=" " * (len(line) - len(line.lstrip()) + 4),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.splitlines()
+    )
+
+
+def say(text: str) -> None:
+    """Print on standard error, as narrow as the screen."""
+    click.echo(fold(text, screen_width(sys.stderr)), err=True)
+
+
+class _Folded(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return fold(super().format(record), screen_width(sys.stderr))
+
+
 def show_log(level: int = logging.INFO) -> None:
     """Show on standard error what the project logs, and of libraries what is a warning at least.
 
     Args:
         level: Of the project's own lines, the least.
     """
-    logging.basicConfig(level=max(level, logging.WARNING), format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Folded("%(message)s"))
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler])
     logging.getLogger("micu").setLevel(level)
 
 

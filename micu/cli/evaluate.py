@@ -3,7 +3,6 @@
 Exit codes: 0 all good, 2 usage or an error with a message, 74 input/output error, 130 Ctrl-C.
 """
 
-import functools
 import json
 import math
 import shlex
@@ -26,7 +25,7 @@ from micu.base.command_line import (
 from micu.base.devices import resolve_device
 from micu.base.errors import ConfigError, StoreError
 from micu.base.files import check_held, file_sha256, hold_folder, write_atomically
-from micu.base.process import LAST_SEED, exit_codes, show_log
+from micu.base.process import LAST_SEED, exit_codes, say, screen_width, show_log
 from micu.base.registry import closest, suggest
 from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS, EvaluationOrder, is_frozen
 from micu.cli.features import (
@@ -41,7 +40,7 @@ from micu.cli.paper_run import paper_run
 from micu.cli.report import paper, report
 from micu.cli.search import embed, search
 from micu.evaluate.columns import shown_metrics
-from micu.evaluate.markdown import render_markdown
+from micu.evaluate.markdown import render_columns, render_markdown
 from micu.evaluate.report import (
     CHANGES,
     Row,
@@ -268,9 +267,9 @@ def _select(typed: EvaluationOrder) -> tuple[Path, str]:
     for path in paths:
         candidates[path] = [row for rows in _evaluate(judged, path) for row in rows]
         merits = merit(candidates[path], criterion)
-        click.echo(f"{path}: {CRITERIA[criterion]} {merits:.4f}", err=True)
+        say(f"{path}: {CRITERIA[criterion]} {merits:.4f}")
     chosen, told = choose_checkpoint(candidates, criterion)
-    click.echo(told, err=True)
+    say(told)
     return chosen, f"; {told}"
 
 
@@ -400,10 +399,9 @@ def _with_rate(typed: EvaluationOrder, manifest: Manifest) -> EvaluationOrder:
     steps = epochs * math.ceil(clips / typed.probe_batch_size)
     if steps >= FEW_STEPS:
         return typed
-    click.echo(
+    say(
         f"{clips} clips give the probe {steps} steps: its learning rate is {RAISED_RATE}, not "
-        f"{typed.probe_learning_rate}; --probe-learning-rate sets another",
-        err=True,
+        f"{typed.probe_learning_rate}; --probe-learning-rate sets another"
     )
     return replace(typed, probe_learning_rate=RAISED_RATE)
 
@@ -531,7 +529,7 @@ def _evaluation(
         details=typed.details,
         setting=typed.setting,
         published=published,
-        tell=functools.partial(click.echo, err=True),
+        tell=say,
     )
 
 
@@ -579,13 +577,17 @@ def _print(rows: Sequence[Row], typed: EvaluationOrder) -> None:
                 value["value"] = None
         click.echo(json.dumps(values, indent=1))
     else:
-        click.echo(render_table(rows, shown_metrics(typed.task, {row.metric for row in rows})))
+        width = screen_width()
+        shown = shown_metrics(typed.task, {row.metric for row in rows})
+        click.echo(render_table(rows, shown, width))
         if typed.score == "all":
-            click.echo(f"\n{render_markdown(rank_scores(rows))}")
+            ranks = rank_scores(rows)
+            told = render_markdown(ranks) if width is None else render_columns(ranks, width)
+            click.echo(f"\n{told}")
     changed = sorted({row.preset for row in rows if CHANGES in row.preset})
     for preset in changed:
-        click.echo(f"* {preset}", err=True)
-    click.echo(f"{len(rows)} rows in {typed.out}", err=True)
+        say(f"* {preset}")
+    say(f"{len(rows)} rows in {typed.out}, with all columns and metrics")
     if typed.html is not None:
         write_atomically(typed.html, render_rows(f"micu-eval: {typed.task}", rows).encode())
         click.echo(f"page in {typed.html}", err=True)

@@ -13,7 +13,7 @@ from micu.base.errors import ConfigError
 from micu.base.files import write_atomically
 from micu.base.process import exit_codes, show_log
 from micu.cli.outputs import refuse_shared, try_file, try_folder
-from micu.evaluate.markdown import TextTable, render_markdown
+from micu.evaluate.markdown import render_columns, render_markdown
 from micu.report.figures import METHODS
 from micu.report.paper import COLUMNS, SETTINGS, TABLES, Printed, select_table, tabulate_printed
 
@@ -130,7 +130,7 @@ def paper(table: int | None, as_csv: bool, markdown: bool) -> None:
                 mark = "## " if markdown else ""
                 content = tabulate_printed(chosen)
                 click.echo(f"{mark}Table {number}: {title}\n")
-                click.echo(render_markdown(content) if markdown else _columns(content))
+                click.echo(render_markdown(content) if markdown else render_columns(content))
                 for note in _notes(chosen):
                     click.echo(f"\n{note}")
                 click.echo()
@@ -142,15 +142,6 @@ def _figures_csv(figures: Sequence[Printed]) -> str:
     writer.writerow(COLUMNS)
     writer.writerows([getattr(figure, name) for name in COLUMNS] for figure in figures)
     return text.getvalue()
-
-
-def _columns(table: TextTable) -> str:
-    """A table for a terminal."""
-    widths = [max(map(len, column)) for column in zip(*table.rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in table.rows
-    )
 
 
 def _notes(figures: Sequence[Printed]) -> list[str]:

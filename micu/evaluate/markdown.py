@@ -6,6 +6,7 @@ formulas.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from micu.base.errors import show_unseen
@@ -77,3 +78,27 @@ def render_markdown(content: TextTable, *, own_titles: bool = False) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def render_columns(content: TextTable, width: int | None = None, first: Sequence[str] = ()) -> str:
+    """A table for a screen: the columns that its width has room for, in their order.
+
+    Args:
+        content: The table.
+        width: Of the screen, in characters; None has room for all.
+        first: Titles of the columns that matter most, in this order; the others follow as they are.
+    """
+    columns = {column[0]: column for column in zip(*content.rows, strict=True)}
+    wide = {title: max(map(len, column)) for title, column in columns.items()}
+    left = sum(wide.values()) + 2 * len(wide) if width is None else width + 2
+    chosen = set()
+    for title in dict.fromkeys((*(name for name in first if name in columns), *columns)):
+        if wide[title] + 2 <= left:
+            left -= wide[title] + 2
+            chosen.add(title)
+    shown = [
+        [text.ljust(wide[title]) for text in column]
+        for title, column in columns.items()
+        if title in chosen
+    ]
+    return "\n".join("  ".join(row).rstrip() for row in zip(*shown, strict=True))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from micu.evaluate.columns import NOT_RATES, SHOWN
-from micu.evaluate.markdown import TextTable, render_markdown
+from micu.evaluate.markdown import TextTable, render_columns, render_markdown
 from micu.evaluate.report import CHANGES, ClassList, Row
 from micu.evaluate.sheets import render_sheet
 from micu.evaluate.thresholds import ON_TEST
@@ -303,9 +303,16 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> TextTable:
     return TextTable((tuple(header), *rows)).without_empty_columns()
 
 
-def render_table(rows: Sequence[Row], metrics: Sequence[str] = SHOWN) -> str:
-    """Rows as a Markdown table, rates in percent."""
-    return render_markdown(tabulate_lines(compare(rows), metrics))
+ON_SCREEN = ("from → to", "method", "HOS", "protocol", "threshold", "AUROC", "setting")
+"""Columns that a narrow screen has, these before others."""
+
+
+def render_table(
+    rows: Sequence[Row], metrics: Sequence[str] = SHOWN, width: int | None = None
+) -> str:
+    """Rows as a table, rates in percent: Markdown, or as wide as a screen if it has a width."""
+    table = tabulate_lines(compare(rows), metrics)
+    return render_markdown(table) if width is None else render_columns(table, width, ON_SCREEN)
 
 
 Tested = tuple[str, ...]

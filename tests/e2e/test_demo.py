@@ -23,9 +23,12 @@ def test_the_demo_goes_from_media_to_a_report(
 
     told = demo.tell_results(tmp_path / "out/results.csv", 1)
     shown = capsys.readouterr().out
+    log = (tmp_path / "out/demo.log").read_text()
     assert "kill -9: killed on purpose" in shown
-    assert "27 clips to extract, 16 done" in shown
-    assert shown.count("good features/manifest/") == 4
+    assert "27 clips to extract, 16 done" in log
+    assert log.count("good features/manifest/") == 4
+    assert max(map(len, shown.splitlines())) <= 80
+    assert len(shown.splitlines()) <= 40
     page = (tmp_path / "out/report.html").read_text()
     for text in (
         *("untrained", "toy", "Codes by how many modalities", "Perplexity", "micu-eval"),
@@ -40,7 +43,8 @@ def test_the_demo_goes_from_media_to_a_report(
     monkeypatch.setattr(demo, "BACKBONES", there)
     demo.run_demo(tmp_path / "out", seeds=1, keep=True, size=SIZE)
     shown = capsys.readouterr().out
-    assert shown.count(" 0 clips to extract") == 2
-    assert shown.count("good features/manifest/") == 4
+    log = (tmp_path / "out/demo.log").read_text()
+    assert log.count(" 0 clips to extract") == 2
+    assert log.count("good features/manifest/") == 4
     assert "kill -9" not in shown
     assert demo.tell_results(tmp_path / "out/results.csv", 1) == told

@@ -39,14 +39,35 @@ def test_a_command_is_shown_as_a_user_would_type_it(
 
     shown = capsys.readouterr().out
     assert "$ toy 'two words' 0" in shown
-    assert "said two words 0" in shown
+    assert "said" not in shown
     assert sys.executable not in shown
+    assert (shell.folder / "demo.log").read_text() == "\n$ toy 'two words' 0\nsaid two words 0\n"
 
 
-def test_an_exit_code_that_was_not_expected_stops_the_demo(shell: Shell) -> None:
+def test_an_exit_code_that_was_not_expected_stops_the_demo(
+    shell: Shell, capsys: pytest.CaptureFixture[str]
+) -> None:
     shell.run("toy", "fine", "3", expect=(0, 3))
     with pytest.raises(DemoError, match="expected exit code 0, got 3"):
         shell.run("toy", "bad", "3")
+    assert "said bad 3" in capsys.readouterr().out
+
+
+def test_a_long_command_can_be_copied_from_a_narrow_screen(
+    shell: Shell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"word{n}" for n in range(30)]
+    shell.run("toy", "0", "0", *words)
+
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.replace("\\\n", "").split() == [
+        "$",
+        "toy",
+        "0",
+        "0",
+        *(f"word{n}" for n in range(30)),
+    ]
 
 
 def test_a_command_is_killed_once_its_sign_is_there(

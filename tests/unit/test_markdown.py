@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from micu.cli.evaluate import main
 from micu.cli.sweep_table import render_sweep
 from micu.evaluate.codebook import CodebookUse
-from micu.evaluate.markdown import TextTable, neutral, paragraph, render_markdown
+from micu.evaluate.markdown import TextTable, neutral, paragraph, render_columns, render_markdown
 from micu.evaluate.report import read_rows, write_rows
 from micu.report.build import build_report
 from micu.report.commands import Command
@@ -201,3 +201,25 @@ def test_a_report_of_hostile_results_is_made_from_the_command_line(tmp_path: Pat
     assert result.exit_code == 0, result.output
     assert html.escape(HOSTILE["a link"]) in outputs[0].read_text()
     assert neutral(HOSTILE["a link"]) in outputs[1].read_text()
+
+
+NARROW = TextTable((("a", "bcd", "ef"), ("1234", "5", "67")))
+"""Widths 4, 3 and 2, and two blanks between two columns."""
+
+
+@pytest.mark.parametrize(
+    ("width", "first", "header"),
+    [
+        (None, (), "a     bcd  ef"),
+        (13, (), "a     bcd  ef"),
+        (12, (), "a     bcd"),
+        (9, (), "a     bcd"),
+        (8, (), "a     ef"),
+        (12, ("ef", "none", "bcd"), "bcd  ef"),
+        (3, (), "bcd"),
+    ],
+)
+def test_a_screen_gets_the_columns_it_has_room_for(
+    width: int | None, first: tuple[str, ...], header: str
+) -> None:
+    assert render_columns(NARROW, width, first).splitlines()[0] == header

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from micu.base.errors import ConfigError, show_unseen
-from micu.base.process import guard_screen, run_command
+from micu.base.process import fold, guard_screen, run_command
 from micu.store.manifest import read_manifest
 from micu.store.sets import Failure, write_ledger
 from micu_extract.cli import cli
@@ -107,6 +107,14 @@ def test_progress_is_one_line_as_wide_as_the_screen(
     assert (line[0], line[-1]) == ("\r", "\n")
     assert len(line) == columns + 1
     assert line[1:].startswith("1/3 clips, 1 failed"[: columns - 1])
+
+
+def test_lines_are_folded_at_blanks_and_no_path_is_cut() -> None:
+    text = "  aa bb cc\nd/e/f/g/h/i/j"
+    assert fold(text, None) == text
+    assert fold(text, 10) == text
+    assert fold(text, 9) == "  aa bb\n      cc\nd/e/f/g/h/i/j"
+    assert fold("a-b-c-d x", 8) == "a-b-c-d\n    x"
 
 
 def test_guarding_twice_is_guarding_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,34 @@ class TextInput:
 InputSpec = FrameInput | ClipInput | FlowInput | WaveformInput | TextInput
 
 
+def describe_input(wants: InputSpec) -> str:
+    """What a backbone looks at, in a few words."""
+    match wants:
+        case FrameInput():
+            where = "at even times" if wants.sampling == "time" else "counted off evenly"
+            size = (
+                f"short side {wants.resize} px"
+                if isinstance(wants.resize, int)
+                else f"{wants.resize[0]}x{wants.resize[1]} px whatever the aspect"
+            )
+            kept = f"centre {wants.crop} px" if wants.crop else "whole, only larger ones resized"
+            clips = f"windows of {wants.frames}, " if isinstance(wants, ClipInput) else ""
+            return (
+                f"{clips}{wants.fps} frames a second {where}, {wants.interpolation} to {size}, "
+                f"{kept}"
+            )
+        case FlowInput():
+            return (
+                f"{wants.clip_len} flow fields, {wants.interval} frames apart, centred on each "
+                f"second; short side {wants.resize} px, centre {wants.crop} px, bound "
+                f"{wants.bound:g} px"
+            )
+        case WaveformInput():
+            return f"mono, {wants.sample_rate} Hz, windows of {wants.window_s:g} s"
+        case _:
+            return "one sentence"
+
+
 @dataclass(frozen=True, slots=True)
 class Media:
     """One clip, decoded to the units that a backbone wants.

@@ -15,7 +15,7 @@ import click
 from micu.base.command_line import ArrayJob, ToolCommand, array_script, typed_value
 from micu.base.devices import parse_devices
 from micu.base.errors import ConfigError, StoreError, shorten
-from micu.base.process import EXIT_FAILURES
+from micu.base.process import EXIT_FAILURES, fold, screen_width
 from micu.store.sets import find_lost_sets, find_sets
 from micu_extract.pipeline.failures import parse_share
 from micu_extract.sets.compact import compact_set
@@ -151,7 +151,7 @@ def status(*, features: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in found], indent=1))
     for entry in found if not as_json else ():
-        click.echo(describe_status(entry))
+        click.echo(fold(describe_status(entry), screen_width()))
     sys.exit(EXIT_FAILURES if unread else 0)
 
 

@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -24,7 +25,7 @@ import micu_extract
 from micu.base.command_line import ToolCommand
 from micu.base.errors import ConfigError, MicuError
 from micu.base.files import write_atomically
-from micu.base.process import run_command
+from micu.base.process import fold, run_command, screen_width
 from micu_extract.demo.media import DURATION_S, EVENTS, SPLITS, write_media
 from micu_extract.media.workers import check_system
 
@@ -48,7 +49,13 @@ PAIRS = ("v:a", "a:v", "v:f", "a:f")
 FIRST_SEED = 1
 MARKER = "demo.json"
 """Written first, so that a folder of the demo can be told from one that is not."""
-RESULTS = ("results.csv", "results.commands.jsonl", "codebook.csv", "report.html")
+LOG = "demo.log"
+"""All that the commands print."""
+SHOWN = 20
+"""Lines of a command that failed which are shown."""
+WIDTH = 80
+"""Of what is shown where there is no screen."""
+RESULTS = (LOG, "results.csv", "results.commands.jsonl", "codebook.csv", "report.html")
 INPUTS = ("manifest.csv", "known.csv")
 FOLDERS = ("media", "features", "runs")
 """With the two above: what the demo writes, and may remove."""
@@ -75,9 +82,9 @@ class Size:
 
 
 METHODS = {
-    "checkpoint": "MICU, trained",
-    "untrained": "the same network, untrained",
-    "ceiling": "probe trained on the target modality",
+    "checkpoint": "MICU",
+    "untrained": "untrained",
+    "ceiling": "trained on target",
     "chance": "guessing",
 }
 """Values of the results' column `method`, as the closing words call them."""
@@ -104,20 +111,26 @@ class Shell:
     folder: Path
 
     def run(self, name: str, *arguments: str, expect: Sequence[int] = (0,)) -> None:
-        """Type a command, show what it prints, and wait for it.
+        """Type a command, and wait for it; what it prints goes to `LOG`, and past on a screen.
 
         Raises:
             DemoError: It ended with an exit code that was not expected.
         """
-        with self._start(name, arguments) as process:
+        last: deque[str] = deque(maxlen=SHOWN)
+        with self._start(name, arguments) as process, self._log() as log:
             assert process.stdout is not None
             for line in process.stdout:
-                click.echo(f"  {_shorten(line)}")
+                log.write(line)
+                last.append(line)
+                self._redraw(line)
             code = process.wait()
+        self._redraw("")
         if code not in expect:
+            click.echo("".join(last))
             raise DemoError(
                 f"{name} {shlex.join(arguments)}: expected exit code "
-                f"{' or '.join(map(str, expect))}, got {code}; what it printed is above"
+                f"{' or '.join(map(str, expect))}, got {code}; its last lines are above, all "
+                f"are in {self.folder / LOG}"
             )
 
     def kill_once(self, name: str, *arguments: str, sign: str) -> None:
@@ -146,7 +159,10 @@ class Shell:
         self, name: str, arguments: Sequence[str], *, quiet: bool = False
     ) -> Iterator[subprocess.Popen[str]]:
         """Start a command in a process group of its own, which never outlives the block."""
-        click.echo(f"\n$ {name} {shlex.join(arguments)}")
+        command = f"$ {name} {shlex.join(arguments)}"
+        with self._log() as log:
+            log.write(f"\n{command}\n")
+        click.echo(fold(command, _width() - 2).replace("\n", " \\\n"))
         module, function = TOOLS[name].split(":")
         code = f"import sys; from {module} import {function}; sys.argv[0] = {name!r}; {function}()"
         places = (place for package in (micu_extract, micu) for place in package.__path__)
@@ -171,10 +187,19 @@ class Shell:
             if process.stdout is not None:
                 process.stdout.close()
 
+    def _log(self) -> TextIO:
+        return (self.folder / LOG).open("a", encoding="utf-8")
 
-def _shorten(line: str, width: int = 160) -> str:
-    text = line.rstrip()
-    return text if len(text) <= width or text.startswith("|") else f"{text[: width - 1]}…"
+    def _redraw(self, line: str) -> None:
+        """Show where a command is, on the one line of a screen that is drawn anew."""
+        if sys.stderr.isatty():
+            room = _width() - 1
+            for text in (f"\r{line.rstrip()[:room]:<{room}}", "\r"):
+                click.echo(text, err=True, nl=False)
+
+
+def _width() -> int:
+    return screen_width() or WIDTH
 
 
 @click.command(cls=ToolCommand, example="micu-demo --quick")
@@ -202,9 +227,12 @@ def cli(*, out: Path, seeds: int, keep: bool, quick: bool) -> None:
     """Show everything once, from media files to open-set results, on toy media made on the spot."""
     started = time.monotonic()
     run_demo(out, seeds, keep=keep, size=QUICK if quick else Size())
-    click.echo(f"\n{tell_results(out / 'results.csv', seeds)}")
-    click.echo(f"{time.monotonic() - started:.0f} s in all.")
-    click.echo(f"\nreport: {(out / 'report.html').resolve()}")
+    took_s = time.monotonic() - started
+    told = f"\n{tell_results(out / 'results.csv', seeds)}\n{took_s:.0f} s in all.\n\nNext:\n"
+    click.echo(fold(told, _width()))
+    click.echo(f"  the report              {out / 'report.html'}")
+    click.echo(f"  what commands printed   {out / LOG}")
+    click.echo("  your own clips          README.md, Your own clips")
 
 
 def main() -> None:
@@ -264,11 +292,12 @@ def show_media(out: Path, size: Size) -> None:
         known = [name for name, event in EVENTS.items() if event.known]
         unknown = [name for name, event in EVENTS.items() if not event.known]
         files = len(EVENTS) * sum(size.clips.values())
-        click.echo(
+        told = (
             f"This is a toy: {files} files of {DURATION_S:g} s, drawn and sounded here, and 3 "
             f"broken ones, in {out}\n"
             f"known classes: {', '.join(known)}\nnever named in training: {', '.join(unknown)}"
         )
+        click.echo(fold(told, _width()))
         started = time.monotonic()
         write_media(out, splits=size.clips)
         click.echo(f"written in {time.monotonic() - started:.1f} s")
@@ -283,7 +312,7 @@ def extract_all(shell: Shell, size: Size) -> None:
             line += ["--tvl1", "--shard-rows", str(size.shard_rows)]
             first = f"features/manifest/{modality}-{backbone}/shard-00000.h5"
             if not (shell.folder / first).exists():
-                click.echo("\nThe next command is killed as soon as its first shard is written …")
+                click.echo("The next command is killed as soon as its first shard is written …")
                 shell.kill_once("micu-extract", *line, sign=first)
                 click.echo("… and typed again:")
         shell.run("micu-extract", *line, expect=expect)
@@ -327,7 +356,9 @@ def tell_results(results: Path, seeds: int) -> str:
     return (
         f"{shown.to_string(float_format='{:.1f}'.format, na_rep='–')}\n"
         f"MICU reaches {reached}.\n"
-        "HOS is the harmonic mean of accuracy on known classes and of unknown clips found; "
+        "untrained: the same network before its training. trained on target: a probe of the "
+        "target modality itself. HOS is the harmonic mean of accuracy on known classes and of "
+        "unknown clips found; "
         "threshold and probe chosen on held-out clips of the source modality; "
         f"{runs}. A toy: the files were drawn for it, the backbones have random weights, and the "
         "numbers say nothing about real data."
