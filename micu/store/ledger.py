@@ -193,8 +193,13 @@ def _csv(rows: Iterable[Sequence[str]]) -> bytes:
 # --- reading ---------------------------------------------------------------------------------
 
 
-def read_ledger(folder: Path, labels: Sequence[str] | None = None) -> dict[str, Failure]:
-    """The failure ledger by clip id; empty where there is none.
+def read_ledger(folder: Path) -> dict[str, Failure]:
+    """The failure ledger by clip id; see `read_failures`."""
+    return {row.clip_id: row for row in read_failures(folder).values()}
+
+
+def read_failures(folder: Path, labels: Sequence[str] | None = None) -> dict[str, Failure]:
+    """The failure ledger by source, or by the clip id where there is none; may be empty.
 
     Args:
         folder: A feature set.
@@ -223,7 +228,7 @@ def _read_one_ledger(path: Path) -> dict[str, Failure]:
             if len(row) != len(LEDGER_COLUMNS) or (not header and tuple(row) != LEDGER_COLUMNS):
                 raise ValueError(f"line {rows.line_num}: expected {','.join(LEDGER_COLUMNS)}")
             if header:
-                failures[row[0]] = Failure(*row)
+                failures[row[4] or row[0]] = Failure(*row)
             header = header or row
     except (ValueError, csv.Error) as error:
         raise _unreadable(path, "ledger", error, remedy) from error

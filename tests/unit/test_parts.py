@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from micu.base.errors import ConfigError
-from micu.store.manifest import read_manifest
+from micu.store.manifest import read_manifest, write_manifest
 from micu.store.sets import (
     Failure,
     FeatureStore,
@@ -25,7 +25,7 @@ from micu_extract.pipeline.writer import Summary
 from micu_extract.sets.merge import merge_set
 from micu_extract.sets.shares import Part, choose_part, parse_part
 from micu_extract.sets.verify import verify_set
-from tests.toy import Toy, extract_manifest, shard_bytes, toy_plan, toy_read
+from tests.toy import Toy, extract_manifest, shard_bytes, toy_clips, toy_plan, toy_read
 
 
 def run(folder: Path, **plan: object) -> Summary:
@@ -126,6 +126,24 @@ def test_parts_in_one_leave_the_bytes_of_one_run_too(tmp_path: Path) -> None:
     assert merge_set(folder).folded
     assert names(folder) == {"set.json", "rows.jsonl", "index.jsonl", "failures.csv"}
     assert shard_bytes(folder) == shard_bytes(Path(whole.folder))
+
+
+def test_parts_that_add_rows_leave_the_bytes_of_one_run(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        run(folder, count=20)
+        clips = toy_clips(45)
+        write_manifest(folder / "toys.csv", [*clips[20:30], *clips[:20], *clips[30:]])
+    assert run(whole).extracted == 23
+    for number in (3, 1, 2):
+        folder = Path(run(parts, part=Part(number, 3)).folder)
+    assert verify_set(folder, data=True).problems == ()
+    report = merge_set(folder)
+    assert (report.problems, report.folded, report.left) == ((), True, 0)
+    mine, theirs = shard_bytes(folder), shard_bytes(whole / "features" / "toys" / "text-toy")
+    ledgers = [set(each.pop("failures.csv").splitlines()) for each in (mine, theirs)]
+    assert mine == theirs
+    assert ledgers[0] == ledgers[1]
 
 
 def test_a_part_counts_and_writes_its_own_only(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ from micu.store.sets import (
     indexed_shards,
     ledger_name,
     part_labels,
+    read_failures,
     read_index,
     read_layout,
-    read_ledger,
     read_set,
     rows_per_shard,
     set_folder,
@@ -377,13 +377,13 @@ def _take_stock(job: Job, folder: Path, header: Header) -> _Standing:
         layout = {name: entry.sources for name, entry in everything.items()}
     index = read_index(folder, noted, concerns, header)
     stored = frozenset(source for entry in index.values() for source in entry.sources)
-    own = read_ledger(folder, ["" if part is None else part.label])
-    ledger = read_ledger(folder, None if part is None else ("", part.label))
+    own = read_failures(folder, ["" if part is None else part.label])
+    ledger = read_failures(folder, None if part is None else ("", part.label))
     return _Standing(
         layout=layout,
         stored=stored,
-        failed={row.source: row for row in ledger.values() if row.source not in stored},
-        own={row.source: row for row in own.values()},
+        failed={source: row for source, row in ledger.items() if source not in stored},
+        own=own,
         unlisted={name: entry for name, entry in index.items() if noted.get(name) != entry},
         index=index,
     )

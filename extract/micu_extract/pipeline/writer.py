@@ -19,8 +19,8 @@ from micu.store.sets import (
     append_ledger,
     describe_difference,
     publish_shard,
+    read_failures,
     read_layout,
-    read_ledger,
     read_set,
     remove_set,
     shard_files,
@@ -346,8 +346,8 @@ def enter_folder(plan: Plan) -> Iterator[None]:
             write_layout(plan.folder, plan.layout)
         let_others_in()
         # As it is now, not as it was planned with: another run may be at work in the same folder.
-        ledger = read_ledger(plan.folder, [plan.label])
-        kept = [row for row in ledger.values() if row.source not in plan.dropped]
+        ledger = read_failures(plan.folder, [plan.label])
+        kept = [row for source, row in ledger.items() if source not in plan.dropped]
         write_ledger(plan.folder, kept, plan.label)
         if plan.unlisted:
             append_index(plan.folder, plan.unlisted, plan.label)
@@ -372,9 +372,9 @@ def _drop_stored(plan: Plan, found: Collection[str]) -> None:
     What else it said twice about a clip, it says once: the later words at the earlier place, so
     that the ledger is that of a run which looked once.
     """
-    ledger = read_ledger(plan.folder, [plan.label])
+    ledger = read_failures(plan.folder, [plan.label])
     write_ledger(
-        plan.folder, [row for row in ledger.values() if row.source not in found], plan.label
+        plan.folder, [row for source, row in ledger.items() if source not in found], plan.label
     )
 
 

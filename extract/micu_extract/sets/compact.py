@@ -17,9 +17,9 @@ from micu.store.sets import (
     indexed_shards,
     part_labels,
     publish_shard,
+    read_failures,
     read_index,
     read_layout,
-    read_ledger,
     read_set,
     shard_files,
     shard_name,
@@ -125,8 +125,9 @@ def _compact(folder: Path, path: Path | None, *, copy: bool) -> Compaction:
     flush_folder(folder)
     now = {final: noted[name] for name, final in moves.items()} | same
     write_index(folder, dict(sorted(now.items())))
-    failed = {row.source: row for row in read_ledger(folder).values()}
-    write_ledger(folder, [failed[s] for s in ids if s in failed and s not in places])
+    failed = read_failures(folder)
+    left = [source for source in ids if source in failed and source not in places]
+    write_ledger(folder, [replace(failed[source], clip_id=ids[source]) for source in left])
     kept = {source for sources in wanted.values() for source in sources}
     copied = sum(places[source].path.parent != folder for source in kept)
     return Compaction(str(folder), len(kept), own - len(kept) + copied, copied, len(moves))

@@ -12,8 +12,8 @@ from micu.store.sets import (
     indexed_shards,
     part_labels,
     publish_shard,
+    read_failures,
     read_index,
-    read_ledger,
     read_set,
     shard_number,
     write_index,
@@ -139,7 +139,7 @@ def _drop_stored(folder: Path, kept: set[str]) -> int:
     stored = {source for entry in index.values() for source in entry.sources}
     dropped = 0
     for label in ("", *part_labels(folder)):
-        ledger = read_ledger(folder, [label])
+        ledger = read_failures(folder, [label])
         left = [row for row in ledger.values() if row.source not in stored]
         if len(left) < len(ledger):
             write_ledger(folder, left, label)

@@ -17,8 +17,8 @@ from micu.store.sets import (
     find_sets_beside,
     indexed_shards,
     part_labels,
+    read_failures,
     read_layout,
-    read_ledger,
     read_set,
     shard_files,
 )
@@ -103,7 +103,7 @@ def _status(folder: Path, known: dict[tuple[str, str, str], tuple[str, ...]]) ->
     asked = set(asked_rows)
     stored = there & asked
     lacking = asked - stored
-    ledger = [row for row in read_ledger(folder).values() if row.source in lacking]
+    ledger = [row for row in read_failures(folder).values() if row.source in lacking]
     codes = Counter(row.code for row in ledger)
     settled = stored | {row.source for row in ledger}
     shared: dict[str, int] = {}

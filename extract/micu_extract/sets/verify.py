@@ -16,8 +16,8 @@ from micu.store.sets import (
     indexed_shards,
     ledger_name,
     part_labels,
+    read_failures,
     read_index,
-    read_ledger,
     read_set,
     shard_files,
 )
@@ -196,11 +196,11 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
         problems += _unlisted_shards(folder, index)
     labels = part_labels(folder)
     files = {
-        row.source: ledger_name(label)
+        source: ledger_name(label)
         for label in ("", *labels)
-        for row in read_ledger(folder, [label]).values()
+        for source in read_failures(folder, [label])
     }
-    ledger = {row.source: row for row in read_ledger(folder).values() if row.source in asked}
+    ledger = {key: row for key, row in read_failures(folder).items() if key in asked}
     elsewhere = {
         source
         for other in find_sets_beside(folder, header, run)
