@@ -147,6 +147,7 @@ def test_every_preset_is_spread_or_refused_by_the_name_of_a_setting(preset):
         "cmcm": "weights.code_matching",
         "turn": "weights.self_cross",
         "codis": "quantizer.learning",
+        "fcid": "encoder.unify=clips",
     }
     config = with_overrides(PRESETS[preset](), [*SMALL, MICRO, "data.steps=10"])
     shapes = {name: SHAPES[name] for name in config.modalities}
