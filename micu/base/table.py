@@ -95,15 +95,16 @@ class Table:
                 f"{path}: line 1 is not UTF-8; save the file as UTF-8 (it looks like UTF-16; a "
                 "spreadsheet offers it as `CSV UTF-8`)"
             )
-        text = data.decode("utf-8-sig", "surrogateescape")
-        self._is_clean = _is_utf8(text) and "\0" not in text
-        self._lines = io.StringIO(text, newline="")
+        self._is_clean = _is_decodable(data) and b"\0" not in data
+        # Not a `StringIO`, which takes four bytes for each.
+        self._lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", "surrogateescape", newline="")
+        text = data[: 4 * MAX_HEADER].decode("utf-8-sig", "surrogateescape")[:MAX_HEADER]
         self._before = 0
         told = re.match(r"sep=(.)\r?\n", text)  # Excel's own way
         if told:
             self._lines.readline()
             self._before = 1
-        self._separator = told[1] if told else _find_separator(text[:MAX_HEADER], required, known)
+        self._separator = told[1] if told else _find_separator(text, required, known)
         self._raw: list[str] = []
         self._reader = csv.reader(
             self._remember_lines(), delimiter=self._separator, skipinitialspace=True, strict=True
@@ -261,6 +262,14 @@ def _refuse_other_encodings(values: dict[str, str]) -> None:
         if column != "path" and not _is_utf8(value):
             shown = value.encode("utf-8", "surrogateescape")
             raise ValueError(f"{column} is not UTF-8: {shown!r}; save the file as UTF-8")
+
+
+def _is_decodable(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_utf8(text: str) -> bool:

@@ -15,6 +15,9 @@ import json
 import logging
 import math
 import re
+import sys
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -186,8 +189,8 @@ def row_sources(clips: Iterable[Clip], made_of: str) -> tuple[str, ...]:
     Returns:
         By row the first 32 hexadecimal digits of a SHA-256.
     """
-    numbers: dict[tuple[object, ...], int] = {}
-    found = []
+    numbers: Counter[str] = Counter()  # of what several rows are made of, beside the first
+    found: dict[str, None] = {}
     for clip in clips:
         match made_of:
             case "text":
@@ -197,10 +200,17 @@ def row_sources(clips: Iterable[Clip], made_of: str) -> tuple[str, ...]:
             case _:
                 end_s = None if clip.end_s is None else float(clip.end_s)
                 parts = (clip.path, float(clip.start_s or 0.0), end_s)
-        number = numbers[parts] = numbers.get(parts, 0) + 1
-        told = json.dumps([*parts, number]).encode()
-        found.append(hashlib.sha256(told).hexdigest()[:SOURCE_CHARACTERS])
+        source = _digest(parts, 1)
+        if source in found:
+            numbers[source] += 1
+            source = _digest(parts, 1 + numbers[source])
+        found[source] = None
     return tuple(found)
+
+
+def _digest(parts: tuple[object, ...], number: int) -> str:
+    told = json.dumps([*parts, number]).encode()
+    return hashlib.sha256(told).hexdigest()[:SOURCE_CHARACTERS]
 
 
 def manifest_stem(path: Path) -> str:
@@ -248,17 +258,22 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
             "`micu-extract manifest --help` makes one from a data set's official files"
         )
     data = read_bytes(path)
-    seen: dict[str, tuple[int, Clip]] = {}
+    seen: dict[str, int] = {}  # place among `clips`, which with `lines` has no row twice
+    clips, lines = list[Clip](), array("Q")
     repeats: list[int] = []
+    times: dict[float | None, float | None] = {}  # of a large manifest few differ
+
+    def share(time_s: float | None) -> float | None:
+        return times.setdefault(time_s, time_s) if time_s else time_s
 
     def parse(row: dict[str, str], line: int) -> Clip:
         clip = Clip(
             clip_id=_clip_id(row),
             path=row.get("path", ""),
-            start_s=_seconds(row, "start_s"),
-            end_s=_seconds(row, "end_s"),
-            label=row.get("label", "").strip(),
-            split=row.get("split", "").strip(),
+            start_s=share(_seconds(row, "start_s")),
+            end_s=share(_seconds(row, "end_s")),
+            label=sys.intern(row.get("label", "").strip()),  # few are many rows'
+            split=sys.intern(row.get("split", "").strip()),
             text=row.get("text", "").strip(),
             group=row.get("group", ""),
             events=tuple(map(Event.parse, filter(str.strip, row.get("events", "").split(";")))),
@@ -269,12 +284,14 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
         if clip.end_s is not None and clip.end_s <= (clip.start_s or 0.0):
             raise ValueError(f"end_s {clip.end_s} is not after start_s {clip.start_s or 0.0}")
         if clip.clip_id in seen:
-            first_line, first = seen[clip.clip_id]
-            if first != clip:
-                raise ValueError(f"repeats the id of line {first_line} with other content")
+            first = seen[clip.clip_id]
+            if clips[first] != clip:
+                raise ValueError(f"repeats the id of line {lines[first]} with other content")
             repeats.append(line)
         else:
-            seen[clip.clip_id] = (line, clip)
+            seen[clip.clip_id] = len(clips)
+            clips.append(clip)
+            lines.append(line)
         return clip
 
     table = Table(path, data, ("clip_id", *need), COLUMNS)
@@ -283,16 +300,16 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
         logger.warning("%s: lines %s repeat earlier rows; each is used once", path, repeats[:20])
     if not rows:
         raise ManifestError(f"{path}: expected at least one clip, got a header and no rows")
-    clips = tuple(clip for _, clip in seen.values())
     if "path" in need:
         _check_groups(path, clips)
-    return Manifest(path=path, clips=clips, sha256=hashlib.sha256(data).hexdigest())
+    return Manifest(path=path, clips=tuple(clips), sha256=hashlib.sha256(data).hexdigest())
 
 
 def _check_groups(path: Path, clips: Sequence[Clip]) -> None:
     """Refuse captions of media that no row has."""
-    known = {clip.clip_id for clip in clips}
-    lost = [clip for clip in clips if clip.is_caption and clip.group not in known]
+    captions = [clip for clip in clips if clip.is_caption]
+    known = {clip.clip_id for clip in clips} if captions else set()
+    lost = [clip for clip in captions if clip.group not in known]
     if lost:
         raise ManifestError(
             f"{path}: {len(lost)} rows without a path name a group that is no clip_id, first "

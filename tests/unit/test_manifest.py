@@ -1,3 +1,6 @@
+import hashlib
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from micu.store.manifest import (
     Event,
     read_class_list,
     read_manifest,
+    row_sources,
     write_manifest,
 )
 
@@ -211,3 +215,40 @@ def test_a_class_list_keeps_the_order_of_its_file(tmp_path: Path) -> None:
 def test_the_real_clips_manifest_is_read(shared: Path) -> None:
     manifest = read_manifest(shared / "media" / "real" / "manifest.csv", need=("path", "text"))
     assert len(manifest.clips) == 12
+
+
+def test_a_large_manifest_takes_little_more_than_its_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rows = tmp_path / "m.csv", 20_000
+    lines = (
+        f"id{i},video/id{i}.mp4,{i % 60},{i % 60 + 10},playing harp,train" for i in range(rows)
+    )
+    path.write_text("clip_id,path,start_s,end_s,label,split\n" + "\n".join(lines))
+    monkeypatch.setattr("micu.store.manifest.read_bytes", Path.read_bytes)  # without its bound
+    tracemalloc.start()
+    try:
+        manifest = read_manifest(path, ("path",))
+        before, peak = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        sources = row_sources(manifest.clips, "media")
+        _, worked = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(set(sources)) == rows
+    assert peak / rows < 500
+    assert (worked - before) / rows < 250
+
+
+def test_rows_that_are_made_of_one_thing_are_numbered() -> None:
+    same, other = (Clip(clip_id="a", path=f"{v}.mp4", start_s=1.0, end_s=2.0) for v in "vw")
+    clips = [
+        same,
+        replace(same, clip_id="b"),
+        other,
+        replace(same, label="c"),
+    ]
+    told = ['["v.mp4", 1.0, 2.0, 1]', '["v.mp4", 1.0, 2.0, 2]', '["w.mp4", 1.0, 2.0, 1]']
+    told += ['["v.mp4", 1.0, 2.0, 3]']
+    expected = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in told]
+    assert row_sources(clips, "media") == tuple(expected)
