@@ -21,7 +21,7 @@ from micu.base.errors import ConfigError, DecodeError, ManifestError, StoreError
 from micu.base.files import write_atomically
 from micu.store import manifest as manifests
 from micu.store.manifest import Clip, safe_name
-from micu.store.sets import Failure, FeatureRow, FeatureStore, read_ledger
+from micu.store.sets import Failure, FeatureRow, FeatureStore, read_ledger, read_set
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,6 +144,8 @@ def _unwritten(clips: tuple[Clip, ...], root: Path, name: str) -> ClipList:
 class FeatureSet(FeatureStore):
     """The features of one backbone; `feats["clip 7"].values` are those of a clip, (T, ...).
 
+    Those that the manifest of the last extraction asks for as it is now, if it is still there.
+
     Args:
         folder: As `micu-extract` made it: it holds `set.json`.
 
@@ -152,7 +154,12 @@ class FeatureSet(FeatureStore):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:  # noqa: D107
-        super().__init__(Path(folder))
+        path = Path(folder)
+        try:
+            known = manifests.read_manifest(Path(read_set(path)[1].manifest_path))
+        except ManifestError:  # it is not there any more: what is stored, by the ids it had
+            known = None
+        super().__init__(path, known)
 
     def __repr__(self) -> str:  # noqa: D105
         spec = self.spec
