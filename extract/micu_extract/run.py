@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ class Settings:
     """Clips that are extracted again where a set was made with other versions of libraries."""
     dask: str | None = None
     """Address of the Dask scheduler whose workers run the shards; None is this process."""
+    is_call: bool = False
+    """Called from Python: nothing is printed but a bar, in terminals and notebooks."""
     devices: tuple[str, ...] = ()
     """Devices that run the shards, a process for each; empty is `run.device`, in this process."""
 
@@ -188,7 +191,8 @@ def extract(
         wants[order.backbone] = replace(network.wants, **order.conventions)
         plan = _plan(job, network, wants[order.backbone], reading)
         targets[order.backbone] = Target(plan, network)
-        announce(plan, job.media_root, wants=wants[order.backbone])
+        if not settings.is_call:
+            announce(plan, job.media_root, wants=wants[order.backbone])
     plans = [target.plan for target in targets.values()]
     if settings.dry_run:
         described = [_plan_json(plan) for plan in plans]
@@ -216,7 +220,8 @@ def extract(
 def _extract_here(
     targets: Mapping[str, Target], read: ReadFor, settings: Settings
 ) -> list[Summary]:
-    progress = Progress(sum(target.plan.todo for target in targets.values()))
+    shown = Bar if settings.is_call else Progress
+    progress = shown(sum(target.plan.todo for target in targets.values()))
     workers = settings.workers
     if settings.flow_cache is not None:
         hold_folder(settings.flow_cache)
@@ -439,6 +444,32 @@ class Progress:
         """End the line."""
         if self._redraws:
             click.echo("", err=True)
+
+
+class Bar:
+    """Clips done, and the time left, as rich shows them in a terminal or a notebook.
+
+    Args:
+        todo: Clips of this run, counted for every set.
+    """
+
+    def __init__(self, todo: int) -> None:  # noqa: D107
+        from rich.console import Console
+        from rich.progress import Progress as RichProgress
+
+        console = Console(stderr=True)
+        shows = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
+        self._bar = RichProgress(console=console, transient=True, disable=not shows)
+        self._task = self._bar.add_task("extracting", total=todo)
+        self._bar.start()
+
+    def show(self, summary: Summary) -> None:
+        """Count a clip of one set."""
+        self._bar.advance(self._task)
+
+    def close(self) -> None:
+        """Take it away."""
+        self._bar.stop()
 
 
 def end_run(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> None:

@@ -344,6 +344,7 @@ def extract_features(
         clip_timeout_s=600.0 if workers > 1 else None,
         dry_run=False,
         as_json=False,
+        is_call=True,
     )
     (summary,), (plan,) = extract([order], settings)
     if summary.stopped_by.startswith("SIG"):

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run_script(folder: Path, code: str) -> str:
+def run_script(folder: Path, code: str) -> tuple[str, str]:
     (folder / "script.py").write_text(code)
     done = subprocess.run(
         [sys.executable, "script.py"],
@@ -54,12 +54,14 @@ def run_script(folder: Path, code: str) -> str:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout, done.stderr
 
 
 def test_the_fifteen_lines_run_in_a_script_without_a_guard(folder: Path) -> None:
     assert len([line for line in FIFTEEN.splitlines() if line]) == 15
-    lines = run_script(folder, FIFTEEN).splitlines()
+    printed, told = run_script(folder, FIFTEEN)
+    lines = printed.splitlines()
+    assert "clips to extract" not in told
     assert lines[0].endswith("18 clips, video by swinv2-demo, steps of (64,) (4, 64) (2, 4, 64)")
     assert lines[1].endswith("last.pt'): audio, video; 40 codes of 32 numbers")
     assert lines[2] == "(36, 32) (36, 10) 144 ('clip 0', 'clip 1')"
@@ -135,6 +137,21 @@ def test_what_no_clip_can_give_is_told_once(folder: Path, tmp_path: Path) -> Non
     )
     assert [Path(name).name for name in both] == ["0.mp4"]
     assert [Path(name).name for name in both.failures] == ["a.wav"]
+
+
+def test_clips_that_another_list_had_extracted_are_not_extracted_again(
+    folder: Path, tmp_path: Path
+) -> None:
+    media = [folder / f"media/{i}.mp4" for i in range(3)]
+    given = {"weights": "random", "out": tmp_path / "f"}
+    both = micu.extract_features(media[:2], "htsat-demo", **given)
+    one = micu.extract_features(media[1:2], "htsat-demo", **given)
+    more = micu.extract_features(media[1:], "htsat-demo", **given)
+    assert list(both) == ["0.mp4", "1.mp4"]
+    assert list(one) == ["1.mp4"]
+    assert list(more) == ["1.mp4", "2.mp4"]
+    assert np.array_equal(one.array(), both.array(["1.mp4"]))
+    assert np.array_equal(more.array(["1.mp4"]), both.array(["1.mp4"]))
 
 
 def test_calls_refuse_what_commands_refuse_with_their_sentences(folder: Path) -> None:

@@ -337,3 +337,9 @@ def test_networks_of_torchvision_give_what_their_last_layer_reads(tmp_path: Path
     torch.save({"stem.0.weight": torch.zeros(1)}, tmp_path / "bad.pt")
     with pytest.raises(WeightsError, match="missing"):
         build_backbone("tv:r3d_18", str(tmp_path / "bad.pt"), RUN)
+
+
+def test_an_encoder_among_several_is_not_compiled(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "clip", "clip")
+    with pytest.raises(ConfigError, match=r"hf:clip: --compile: .* leave it out"):
+        build_backbone(f"hf:{folder}", "pretrained", Run(device="cpu", compile=True))

@@ -67,7 +67,7 @@ class TransformersModel(TorchBackbone):
     """Classes of transformers that know the repository's own; the first that does is taken."""
 
     def __init__(self, weights: str, run: Run, *, model: str) -> None:  # noqa: D107
-        self._model = model
+        self._model, self._is_compiled = model, run.compile
         label = Path(model).resolve().name if Path(model).is_dir() else model
         tail = "" if self.gives.modality == "video" else f"@{self.gives.modality}"
         self.NAME = f"{HF_PREFIX}{label}{tail}"
@@ -109,6 +109,11 @@ class TransformersModel(TorchBackbone):
         network: Any = self._run.network
         verbs = [verb for verb in self.VERBS if hasattr(network, verb)]
         self._verb = verbs[0] if verbs else ""
+        if self._verb and self._is_compiled:
+            raise ConfigError(
+                f"{self.NAME}: --compile: expected a network that is called as a whole, got one of "
+                "several encoders; leave it out"
+            )
         self._settle(network.config)
         try:
             with repeatable(), torch.inference_mode():
