@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -125,8 +126,31 @@ class ToolCommand(RichCommand):
         formatter.write(Text(usage.getvalue()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:  # noqa: D102
-        ctx.meta[_TYPED] = tuple(args)
-        return super().parse_args(ctx, args)
+        ctx.meta[_TYPED] = words = tuple(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if "unexpected extra argument" in error.message and (hint := _regrouped(words)):
+                raise click.UsageError(f"{error.message.rstrip('.')}; {hint}", ctx) from error
+            raise
+
+
+def _regrouped(words: Sequence[str]) -> str:
+    """What was meant by words that no option or argument takes; empty where nobody can tell.
+
+    A list was typed with blanks, or the folder of the media before or after the manifest.
+    """
+    for option in ("--modalities", "--pairs", "--backbones"):
+        if option in words:
+            after = words[words.index(option) + 1 :]
+            listed = list(takewhile(lambda word: not word.startswith("-"), after))
+            if len(listed) > 1:
+                return f"type {option} {','.join(word.strip(',') for word in listed)}"
+    folders = [word for word in words if Path(word).is_dir()]
+    manifests = [word for word in words if word.lower().endswith((".csv", ".csv.gz"))]
+    if len(folders) == len(manifests) == 1:
+        return f"type {manifests[0]} --media-root {folders[0]}"
+    return ""
 
 
 class ToolGroup(ToolCommand, RichGroup):  # type: ignore[misc]  # as RichGroup itself

@@ -34,6 +34,7 @@ from micu.cli.features import (
     parse_pairs,
     parse_splits,
     refuse_idle_features,
+    refuse_no_checkpoint,
 )
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.cli.paper_run import paper_run
@@ -93,13 +94,16 @@ def task_first(words: Sequence[str], commands: Container[str]) -> list[str]:
     """The words of a command line with the task as the first of them.
 
     Args:
-        words: With it there already, or as `--task X` and `--localise` anywhere.
+        words: With it there already, or after the checkpoint, or as `--task X` and `--localise`
+            anywhere.
         commands: What may stand first.
 
     Raises:
         UsageError: There is no such task.
     """
     task, *rest = words if words and words[0] in commands else ["", *words]
+    if not task and rest[1:2] and rest[1] in OPTIONS and not Path(rest[1]).exists():
+        task = rest.pop(1)
     if not task:
         typed = typed_value(rest, "--task")
         task = "oscmg" if typed is None else typed
@@ -285,30 +289,7 @@ def refuse_no_checkpoints(paths: Sequence[Path], select_on: str | None) -> None:
     if len(paths) == 1 or select_on:  # else that is what is wrong
         for path in paths:
             if not is_frozen(path):
-                _refuse_no_checkpoint(path)
-
-
-def _refuse_no_checkpoint(path: Path) -> None:
-    folder = path if path.is_dir() else path.parent
-    there = sorted(file for file in folder.glob("*.pt") if file.is_file())
-    last = [file for file in there if file.name == "last.pt"] or there[-1:]
-    if path.is_dir():
-        hint = f"type {last[0]}" if last else "type a .pt file, such as the last.pt of a run"
-        if (path / "last.json").is_file() or any(path.rglob("set.json")):
-            hint = f"these are features: type --features {path}, and a checkpoint before it"
-        raise ConfigError(f"{path}: expected a checkpoint, got a folder; {hint}")
-    if not path.exists():
-        near = closest(path.name, (file.name for file in there)) or (last[0].name if last else "")
-        runs = sorted(Path("runs").glob("**/last.pt"))
-        if near:
-            hint = f"type {path.parent / near}"
-        elif runs:
-            hint = f"type {runs[-1]}"
-        elif path.name == "MICU.pt":
-            hint = "the authors' checkpoint is linked from https://github.com/haihuangcode/CMG"
-        else:
-            hint = "train one, type: micu-train --modalities v,a"
-        raise ConfigError(f"{path}: no such checkpoint; {hint}")
+                refuse_no_checkpoint(path)
 
 
 def try_outputs(typed: EvaluationOrder) -> None:
@@ -397,7 +378,7 @@ def _with_rate(typed: EvaluationOrder, manifest: Manifest) -> EvaluationOrder:
     clips = len(of_splits(labelled, (TRAIN,) if splits == () else splits, manifest.clips))
     epochs = typed.probe_epochs or PROBE_EPOCHS.get(typed.task, USUAL_EPOCHS)
     steps = epochs * math.ceil(clips / typed.probe_batch_size)
-    if steps >= FEW_STEPS:
+    if steps >= FEW_STEPS or not clips:
         return typed
     say(
         f"{clips} clips give the probe {steps} steps: its learning rate is {RAISED_RATE}, not "

@@ -1,4 +1,4 @@
-"""What both tools are told by name: modalities, splits, and the feature sets of a manifest."""
+"""What both tools are told by name: modalities, splits, checkpoints, and the sets of a manifest."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from types import MappingProxyType
 import click
 
 from micu.base.errors import ConfigError, StoreError
-from micu.base.registry import suggest
+from micu.base.registry import closest, suggest
 from micu.store.manifest import MODALITIES, Manifest, read_manifest
 from micu.store.sets import FeatureStore, find_sets, read_set
 from micu.store.source import find_source, next_command
@@ -30,6 +30,9 @@ BACKBONE_OPTIONS = tuple(
     )
     for name in MODALITIES
 )
+NO_CHECKPOINTS = frozenset({".csv", ".gz", ".h5", ".html", ".json", ".jsonl", ".txt", ".yaml"})
+"""Endings of files that stand beside a checkpoint and are none."""
+
 FEATURE_OPTIONS = (
     ROOT_OPTION,
     click.option(
@@ -248,3 +251,35 @@ def _choose(
             f"choose one: --{modality}-features {best}"
         )
     return found[0]
+
+
+def refuse_no_checkpoint(path: Path) -> None:
+    """Refuse what cannot be a checkpoint by its name, and say what may have been meant.
+
+    Raises:
+        ConfigError: It is a folder, of another kind, or not there.
+    """
+    folder = path if path.is_dir() else path.parent
+    there = sorted(file for file in folder.glob("*.pt") if file.is_file())
+    last = [file for file in there if file.name == "last.pt"] or there[-1:]
+    kind = path.suffix.lower()
+    if path.is_file() and kind in NO_CHECKPOINTS:
+        hint = f"type {last[0]}" if last else "type a .pt file, such as the last.pt of a run"
+        raise ConfigError(f"{path}: expected a checkpoint, got a {kind} file; {hint}")
+    if path.is_dir():
+        hint = f"type {last[0]}" if last else "type a .pt file, such as the last.pt of a run"
+        if (path / "last.json").is_file() or any(path.rglob("set.json")):
+            hint = f"these are features: type --features {path}, and a checkpoint before it"
+        raise ConfigError(f"{path}: expected a checkpoint, got a folder; {hint}")
+    if not path.exists():
+        near = closest(path.name, (file.name for file in there)) or (last[0].name if last else "")
+        runs = sorted(Path("runs").glob("**/last.pt"))
+        if near:
+            hint = f"type {path.parent / near}"
+        elif runs:
+            hint = f"type {runs[-1]}"
+        elif path.name == "MICU.pt":
+            hint = "the authors' checkpoint is linked from https://github.com/haihuangcode/CMG"
+        else:
+            hint = "train one, type: micu-train --modalities v,a"
+        raise ConfigError(f"{path}: no such checkpoint; {hint}")

@@ -205,7 +205,7 @@ def _run(
 
     folder = RunFolder(typed.out, typed.resume, typed.overwrite, place)
     if not typed.dry_run:
-        world.decide(lambda: folder.find_begun(config))
+        world.decide(lambda: folder.try_out() or folder.find_begun(config))
     if typed.tensorboard:
         import_tensorboard()
     refuse_idle_features(typed.chosen, config.modalities)
@@ -275,6 +275,18 @@ class RunFolder:
     overwrite: bool
     place: Place
     """This process among those of the run."""
+
+    def try_out(self) -> str:
+        """Refuse a place that cannot be written to, before anything is read or begun; "" if it can.
+
+        Raises:
+            ConfigError: The folder cannot be there.
+            OSError: The disk is full, or the rights are missing.
+        """
+        from micu.cli.outputs import try_folder
+
+        try_folder("--out", self.out)
+        return ""
 
     def find_begun(self, config: TrainConfig) -> str:
         """The checkpoint to go on from, "" for none; changes nothing.

@@ -208,7 +208,11 @@ def _assign(changes: Tree, section: object, key: str, text: str) -> None:
 def _check_key(section: object, key: str) -> None:
     known = [field.name for field in fields(cast(Any, section))]
     if key not in known:
-        raise ConfigError(f"no key {key!r}; {suggest(key, known)}")
+        sections = [name for name in known if is_dataclass(getattr(section, name))]
+        inside = [n for n in sections if key in {f.name for f in fields(getattr(section, n))}]
+        meant = " or ".join(f"{name}.{key}" for name in inside)
+        told = f"did you mean {meant}?" if meant else suggest(key, known)
+        raise ConfigError(f"no key {key!r}; {told}")
 
 
 def _rebuild(section: Any, changes: Tree, problems: list[str]) -> Any:

@@ -250,6 +250,12 @@ def read_manifest(path: Path, need: Sequence[str] = ()) -> Manifest:
         ManifestError: The file is missing or has bad rows; all of them are named in one message,
             with their line numbers.
     """
+    if path.is_dir():
+        raise ManifestError(
+            f"{path}: expected a manifest, which is a CSV file, got a folder; type the manifest, "
+            f"and, if the media are there, --media-root {path}. To make a manifest of it: "
+            f"micu-extract manifest folder --annotations {path} -o my.csv"
+        )
     if not path.is_file():  # a pipe or a device may never end
         raise ManifestError(
             f"{path}: no such manifest; expected a CSV file with the columns "
@@ -399,7 +405,13 @@ def read_class_list(path: Path) -> tuple[str, ...]:
         seen[label] = line
         return label
 
-    classes = tuple(Table(path, read_bytes(path), ("label",), ("label",)).parse(parse))
+    table = Table(path, read_bytes(path), ("label",), ("label",))
+    if "clip_id" in table.header:
+        raise ManifestError(
+            f"{path}: expected a list of known classes, each once in the column label, got a "
+            "manifest; micu-extract manifest --known-classes draws such a list"
+        )
+    classes = tuple(table.parse(parse))
     if not classes:
         raise ManifestError(f"{path}: expected at least one class, got none")
     return classes

@@ -8,6 +8,7 @@ open file, by a path that leads to it whatever becomes of its name.
 import errno
 import os
 import stat
+import unicodedata
 from contextlib import suppress
 from pathlib import Path, PurePath
 
@@ -55,6 +56,9 @@ def _can_be_read(path: Path) -> bool:
 def find_media(path: str, media_root: Path) -> Path:
     """Resolve a manifest's path to a regular file below the media root.
 
+    A name that is not there is looked for in the other forms of Unicode, too: macOS and Linux
+    write the same accented letter as one character or as two.
+
     Raises:
         DecodeError: `missing`, `outside_root`, `not_a_file`, `permission`, `empty` or `io_error`.
     """
@@ -62,7 +66,9 @@ def find_media(path: str, media_root: Path) -> Path:
         raise DecodeError("missing", f"{path!r}: expected the path of a media file in the manifest")
     try:
         root = media_root.resolve()
-        real = (root / path).resolve()
+        others = dict.fromkeys(unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+        spelled = next((root / name for name in (path, *others) if (root / name).exists()), path)
+        real = (root / spelled).resolve()
         if not real.is_relative_to(root):
             raise DecodeError("outside_root", f"{path!r} leads to {str(real)!r}, out of {root}")
         status = real.stat()
