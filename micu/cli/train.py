@@ -31,6 +31,7 @@ from micu.config.overrides import idle_settings, to_json, with_overrides
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
 from micu.store.manifest import MODALITIES
+from micu.store.overlap import items_sha256
 from micu.train.processes.launch import train_on
 from micu.train.processes.place import LAUNCHER, Place, find_place
 
@@ -244,6 +245,7 @@ def _run(
         "manifest": str(sets.manifest.path),
         "manifest_sha256": sets.manifest.sha256,
         **{f"loss {n}": " ".join(LOSSES.makers[n]) for n in config.terms() if n in LOSSES.makers},
+        "items_sha256": items_sha256(clips),
         "data_sha256": dataset.sha256,
         "clips": len(dataset),
         "excluded_clips": excluded,

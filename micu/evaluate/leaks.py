@@ -13,16 +13,14 @@
 | `pretraining-text:labels` | the pretraining's sentences say the class: one for each label |
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from micu.base.errors import ConfigError
-from micu.base.table import read_bytes
+from micu.base.errors import ConfigError, ManifestError, MicuError
 from micu.data.dataset import TEXT, select_clips
 from micu.store.manifest import Clip, Manifest, read_manifest
-from micu.store.overlap import media_item
+from micu.store.overlap import items_sha256, media_item
 from micu.train.checkpoint import LoadedModel
 
 THRESHOLD_ON_TEST, EPOCH_ON_TEST = "threshold:test", "epoch:test"
@@ -79,13 +77,13 @@ def find_pretraining(
         ConfigError: The typed manifest is not the one that the checkpoint names.
     """
     recorded = loaded.record.get("manifest_sha256")
-    if typed is not None and recorded not in (None, typed.sha256):
+    if typed is not None and recorded is not None and not _is_that_of(loaded, typed):
         raise ConfigError(
             f"--pretraining-manifest {typed.path}: its sha256 is {typed.sha256[:12]}…, the "
             f"checkpoint was trained from {str(recorded)[:12]}… ({loaded.record.get('manifest')})"
         )
-    manifest = typed or next((m for m in at_hand if m.sha256 == recorded), None)
-    manifest = manifest or _recorded_manifest(loaded.record)
+    manifest = typed or next((m for m in at_hand if _is_that_of(loaded, m)), None)
+    manifest = manifest or _recorded_manifest(loaded)
     data = loaded.config.data
     lists = [*filter(None, [data.exclude_ids]), *data.exclude_manifests]
     missing = [path for path in lists if not Path(path).is_file()]
@@ -104,12 +102,24 @@ def find_pretraining(
     )
 
 
-def _recorded_manifest(record: Mapping[str, object]) -> Manifest | None:
-    """The manifest at the path that a checkpoint notes, if it has the hash that it notes."""
-    path, digest = Path(str(record.get("manifest", ""))), record.get("manifest_sha256")
-    if not path.is_file() or hashlib.sha256(read_bytes(path)).hexdigest() != digest:
+def _is_that_of(loaded: LoadedModel, manifest: Manifest) -> bool:
+    """Whether a model was trained on what a manifest lists: its bytes, or the same clips of it."""
+    if manifest.sha256 == loaded.record.get("manifest_sha256"):
+        return True
+    try:
+        clips = select_clips(manifest.clips, loaded.config.data)
+    except MicuError:  # it has other splits, or what was left out is not known
+        return False
+    return items_sha256(clips) == loaded.record.get("items_sha256")
+
+
+def _recorded_manifest(loaded: LoadedModel) -> Manifest | None:
+    """The manifest at the path that a checkpoint notes, if it lists what was trained on."""
+    try:
+        manifest = read_manifest(Path(str(loaded.record.get("manifest", ""))))
+    except ManifestError:
         return None
-    return read_manifest(path)
+    return manifest if _is_that_of(loaded, manifest) else None
 
 
 def _says_the_class(clips: Sequence[Clip]) -> bool:

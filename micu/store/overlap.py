@@ -1,5 +1,6 @@
 """Clips that two manifests share: what is pretrained on must not be tested on."""
 
+import hashlib
 import logging
 import re
 from collections.abc import Sequence
@@ -63,3 +64,9 @@ def are_of_two_files(first: Clip, second: Clip) -> bool:
     """Whether clips of one id are told apart by groups that both of them were given."""
     groups = {first.group, second.group}
     return len(groups) == 2 and first.clip_id not in groups
+
+
+def items_sha256(clips: Sequence[Clip]) -> str:
+    """SHA-256 over the media items and sentences of clips, whatever else is said of them."""
+    told = sorted(f"{media_item(clip)}\0{clip.text}" for clip in clips)
+    return hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,6 +1,7 @@
 """Which clips either protocol takes, and what it says about them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from micu.evaluate.splits import (
     split_clips,
 )
 from micu.store.manifest import Clip, Event, Manifest, read_manifest, write_manifest
-from micu.store.overlap import media_item
+from micu.store.overlap import items_sha256, media_item
 from tests.models import loaded_model
 
 PAPER, CLEAN = (SplitRules(protocol=name) for name in ("paper", "clean"))
@@ -223,6 +224,21 @@ def test_the_pretraining_s_manifest_is_found_where_it_lay_if_it_is_unchanged(
     assert find_pretraining(loaded, [], None).leaks(tested) == ("pretraining-overlap:unknown",)
     path.unlink()
     assert find_pretraining(loaded, [], None).leaks(tested) == ("pretraining-overlap:unknown",)
+
+
+def test_a_pretraining_s_manifest_is_known_by_its_clips_though_labels_were_mended(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "pre.csv"
+    clips = pretraining_manifest("sentence {0}").clips
+    loaded = loaded_model(
+        manifest_sha256="0" * 64, manifest=str(path), items_sha256=items_sha256(clips)
+    )
+    write_manifest(path, [replace(clip, label="mended") for clip in clips[::-1]])
+    assert find_pretraining(loaded, [], None).leaks(clips[:3]) == ("pretraining-overlap:3",)
+    assert find_pretraining(loaded, [], read_manifest(path)).seen is not None
+    write_manifest(path, clips[1:])
+    assert find_pretraining(loaded, [], None).leaks(clips[:3]) == ("pretraining-overlap:unknown",)
 
 
 def test_sentences_that_are_the_label_are_a_leak() -> None:
