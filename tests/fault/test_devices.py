@@ -12,7 +12,8 @@ from micu.base.devices import parse_devices
 from micu.base.errors import ConfigError
 from micu.store.sets import read_ledger
 from micu_extract.cluster.dask.engine import check_shared_job
-from micu_extract.cluster.devices import _share_cores
+from micu_extract.cluster.dask.worker import Errand, run_share, stop_shares
+from micu_extract.cluster.devices import _Machine, _share_cores
 from micu_extract.options import gather_settings, planning_device
 from micu_extract.pipeline.plan import Job
 from micu_extract.sets.shares import Part
@@ -180,6 +181,45 @@ def test_processes_of_the_processor_share_its_cores(monkeypatch: pytest.MonkeyPa
     assert _share_cores(2) == [[4, 5], [6, 7]]
     assert _share_cores(5) == [[4], [5], [6], [7], [8]]
     assert _share_cores(6) == [[4], [5], [6], [7], [8], [4]]
+
+
+@pytest.mark.parametrize(
+    ("devices", "workers", "command", "words", "cores"),
+    [
+        (("cuda:0", "cuda:3"), 9, "video", ["--device", "cuda:3", "--workers", "4"], ()),
+        (("cpu", "cpu"), 1, "audio", ["--device", "cpu", "--workers", "1"], [6, 7]),
+        (("cuda:0", "cuda:3"), 9, "text", ["--device", "cuda:3"], ()),
+    ],
+)
+def test_a_share_is_told_its_device_and_its_part_of_the_workers(
+    monkeypatch: pytest.MonkeyPatch,
+    devices: tuple[str, ...],
+    workers: int,
+    command: str,
+    words: list[str],
+    cores: object,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {4, 5, 6, 7}, raising=False)
+    given = []
+    monkeypatch.setattr(
+        "micu_extract.cluster.devices.watch_share", lambda *told: given.append(told)
+    )
+    typed = (command, "m.csv", "--workers", "7", "--device=auto", "--limit", "3")
+    errand = Errand(
+        **dict.fromkeys(("folder", "manifest", "manifest_sha256", "media_root", "token"), ""),
+        run=f"{command} alone",
+        words=typed,
+        making={},
+    )
+    with _Machine(devices, workers) as machine:
+        second = list(machine.nthreads())[1]
+        machine.submit(run_share, errand, "3/7", workers=[second], pure=False).result()
+        ((told, part, is_wanted, _, where),) = given
+        assert (told.words, part) == ((command, "m.csv", "--limit", "3", *words), "3/7")
+        assert where == cores
+        assert is_wanted()
+        machine.run(stop_shares, errand.run, workers=[second])
+        assert not is_wanted()
 
 
 def test_one_device_needs_no_shares_and_several_are_planned_for_on_the_processor() -> None:
