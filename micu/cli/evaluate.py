@@ -38,7 +38,7 @@ from micu.cli.features import (
 )
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.cli.paper_run import paper_run
-from micu.cli.report import paper, report
+from micu.cli.report import check, paper, report
 from micu.cli.search import embed, search
 from micu.evaluate.columns import shown_metrics
 from micu.evaluate.markdown import render_columns, render_markdown
@@ -201,6 +201,7 @@ def _add_task(task: str) -> None:
 for each in OPTIONS:
     _add_task(each)
 main.add_command(report)
+main.add_command(check)
 main.add_command(paper)
 main.add_command(paper_run, "paper-run")
 main.add_command(embed)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,21 @@ import click
 from micu.base.command_line import ToolCommand
 from micu.base.errors import ConfigError
 from micu.base.files import write_atomically
-from micu.base.process import exit_codes, show_log
+from micu.base.process import EXIT_FAILURES, exit_codes, show_log
 from micu.cli.outputs import refuse_shared, try_file, try_folder
 from micu.evaluate.markdown import render_columns, render_markdown
+from micu.evaluate.report import Row, read_rows
 from micu.report.figures import METHODS
 from micu.report.paper import COLUMNS, SETTINGS, TABLES, Printed, select_table, tabulate_printed
 
 TITLE = "micu-eval report"
+RESULTS = "results.csv"
+SHOWN = 12
+"""Problems of one submission that are told."""
+BOARD = (
+    "Means over pairs of modalities, then mean ± standard deviation over seeds, in percent, under "
+    "`clean`. Compare what was tested on the same clips."
+)
 
 
 @click.command(cls=ToolCommand, example="micu-eval report results.csv runs features -o report.html")
@@ -134,6 +143,43 @@ def paper(table: int | None, as_csv: bool, markdown: bool) -> None:
                 for note in _notes(chosen):
                     click.echo(f"\n{note}")
                 click.echo()
+
+
+@click.command(cls=ToolCommand, example="micu-eval check submissions --board leaderboard.md")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--board", type=click.Path(path_type=Path), help="Write what passes as one table.")
+def check(paths: tuple[Path, ...], board: Path | None) -> None:
+    """Check submissions: the protocol, leaks, seeds and hashes of results files.
+
+    PATHS are results files, or folders with one results.csv for each submission. A submission is
+    called after its folder. Exit code 3: one did not pass, and is not on the board.
+    """
+    from micu.report.submission import find_problems, tabulate_board
+
+    with exit_codes("nothing was written"):
+        files = [f for p in paths for f in (sorted(p.rglob(RESULTS)) if p.is_dir() else [p])]
+        if not files:
+            raise ConfigError(f"{paths[0]}: expected a results file, or a folder with {RESULTS}")
+        passed: dict[str, list[Row]] = {}
+        for file in files:
+            name = str(file.parent.resolve().name if file.name == RESULTS else file.stem)
+            rows = read_rows(file)
+            problems = find_problems(rows)
+            problems += [f"another submission is called {name}; rename one"] * (name in passed)
+            if not problems:
+                passed[name] = rows
+            shown = problems[:SHOWN] + [f"and {len(problems) - SHOWN} more"] * (
+                len(problems) > SHOWN
+            )
+            click.echo(f"{file}: " + ("passes" if not problems else "\n  ".join(["", *shown])))
+        if board is not None:
+            try_file("--board", board)
+            refuse_shared({"--board": board}, files)
+            text = f"# Leaderboard\n\n{BOARD}\n\n{render_markdown(tabulate_board(passed))}\n"
+            write_atomically(board, text.encode())
+            click.echo(f"{len(passed)} submissions in {board}", err=True)
+    if len(passed) < len(files):
+        sys.exit(EXIT_FAILURES)
 
 
 def _figures_csv(figures: Sequence[Printed]) -> str:
