@@ -149,3 +149,13 @@ def test_a_folder_of_the_user_s_called_extract_hides_nothing(tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     assert "swinv2" in done.stdout
+
+
+def test_an_image_gets_what_an_installation_needs() -> None:
+    lines = (PROJECT / ".dockerignore").read_text().splitlines()
+
+    assert lines[0] == "**"
+    needed = {"pyproject.toml", DECLARED["readme"], *DECLARED["license-files"]}
+    assert needed | {"micu", "extract"} == {line[1:] for line in lines if line.startswith("!")}
+    assert 'ENTRYPOINT ["micu"]' in (PROJECT / "Dockerfile").read_text()
+    assert "micu" in DECLARED["scripts"]
