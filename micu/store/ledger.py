@@ -19,6 +19,7 @@ from typing import Any
 
 from micu.base.errors import StoreError, shorten, show_unseen
 from micu.base.files import append_durably, parse_json, read_bounded, write_atomically
+from micu.store.manifest import SOURCE
 
 LEDGER_COLUMNS = ("clip_id", "stage", "code", "message", "source")
 MISSING = "missing"
@@ -328,7 +329,7 @@ def read_layout(folder: Path) -> Layout:
 
 def _sources(value: Any) -> tuple[str, ...]:
     # Those of the layout and of the index are the same texts, and may be millions.
-    return tuple(sys.intern(_text(source, _SOURCE)) for source in _of_kind(value, list))
+    return tuple(sys.intern(_text(source, SOURCE)) for source in _of_kind(value, list))
 
 
 def _numbers(value: Any) -> Sequence[int]:
@@ -338,7 +339,6 @@ def _numbers(value: Any) -> Sequence[int]:
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SOURCE = re.compile(r"[0-9a-f]{32}|")
 _BEGIN = '{"shard": "'
 
 

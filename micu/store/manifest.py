@@ -174,6 +174,8 @@ class Manifest:
 
 
 SOURCE_CHARACTERS = 32
+SOURCE = re.compile(rf"[0-9a-f]{{{SOURCE_CHARACTERS}}}|")
+"""What a source looks like; empty where a row has none."""
 
 
 def row_sources(clips: Iterable[Clip], made_of: str) -> tuple[str, ...]:

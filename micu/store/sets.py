@@ -174,23 +174,32 @@ def find_lost_sets(root: Path) -> list[Path]:
     return sorted(folder for folder in folders if not (folder / "set.json").is_file())
 
 
-def find_sets_beside(folder: Path, header: Header, run: RunRecord) -> list[Path]:
+def find_sets_beside(
+    folder: Path, header: Header, run: RunRecord
+) -> dict[Path, dict[str, ShardEntry]]:
     """Sets of other manifests below one `--out` whose rows are as good as those of `folder`.
 
-    They have its making, and their media lie in the same root: a path names the same file.
+    They have its making, and their media lie in the same root: a path names the same file. One that
+    cannot be read is left out.
+
+    Returns:
+        What their indexes say of the shards that are there; no shard is opened.
     """
-    found = []
+    found = {}
     for path in sorted(folder.parent.parent.glob(f"*/{glob.escape(folder.name)}/set.json")):
         if path.parent == folder:
             continue
         try:
             other, its_run = read_set(path.parent)
+            same_media = header.spec.made_of != "media" or its_run.media_root == run.media_root
+            if other.spec.making == header.spec.making and same_media:
+                found[path.parent] = {
+                    name: entry
+                    for name, entry in indexed_shards(path.parent).items()
+                    if entry.is_about(file_size(path.parent / name), header.spec.making)
+                }
         except (StoreError, OSError) as error:
             logger.warning("%s: not looked into for rows: %s", path.parent, error)
-            continue
-        same_media = header.spec.made_of != "media" or its_run.media_root == run.media_root
-        if other.spec.making == header.spec.making and same_media:
-            found.append(path.parent)
     return found
 
 
@@ -414,9 +423,13 @@ class FeatureStore:
         asked = manifest.sources(self.spec.modality, self.spec.made_of)
         places = self._places(by_source=True)
         if not places.keys() >= set(asked.values()):
-            beside = find_sets_beside(self.folder, self.header, self.run)
-            self._beside = [FeatureStore(path) for path in beside]
-            for other in self._beside:
+            for path in find_sets_beside(self.folder, self.header, self.run):
+                try:
+                    other = FeatureStore(path)
+                except (StoreError, OSError) as error:
+                    logger.warning("%s: not looked into for rows: %s", path, error)
+                    continue
+                self._beside.append(other)
                 places = other._places(by_source=True) | places
         return {clip_id: places[source] for clip_id, source in asked.items() if source in places}
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from micu.base.errors import FeatureError, ShapeError, StoreError, check_shape, shorten
 from micu.base.files import parse_json
 from micu.store.hdf5 import check_data_sets, damage_named, open_file
-from micu.store.manifest import MODALITIES, SOURCE_CHARACTERS
+from micu.store.manifest import MODALITIES, SOURCE, SOURCE_CHARACTERS
 
 FORMAT = 2
 MAX_ROWS = 10**8
@@ -317,6 +317,8 @@ class Shard:
         self.header = _read_header(file, path)
         self.clip_ids = _read_texts(file, "clip_id")
         self.sources = _read_texts(file, "source")
+        if not all(map(SOURCE.fullmatch, self.sources)):
+            raise StoreError(f"{path}: source: expected digests{_ADVICE}")
         self._file = file
         self._handle: int = file.id.get_vfd_handle()
         self._features = file["features"]

@@ -327,6 +327,19 @@ def test_a_clip_that_another_manifest_has_is_read_from_there(folder: Path) -> No
     assert len(find_feature_sets(folder / "features", ["audio"], other, {}).stores["audio"]) == 7
 
 
+@pytest.mark.parametrize("name", ["set.json", "index.jsonl", "shard-00000.h5"])
+def test_a_set_beside_that_is_damaged_costs_no_other(folder: Path, name: str) -> None:
+    other = other_manifest(folder)
+    extract(folder, other)
+    for kind in ("audio-toy-sound", "text-toy"):
+        (folder / "features" / "m" / kind / name).write_bytes(b"garbage\n")
+    store = find_feature_sets(folder / "features", ["audio"], other, {}).stores["audio"]
+    assert "new" in store
+    assert verify_set(folder / "features" / "other" / "audio-toy-sound").stored == 1
+    again = extract(folder, other)
+    assert again == {"audio": 6, "text": 6} or name == "shard-00000.h5"
+
+
 def test_files_of_another_media_root_are_other_files(folder: Path) -> None:
     other = other_manifest(folder)
     elsewhere = folder / "elsewhere"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -268,14 +269,10 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
 
 
 def _stored_beside(folder: Path, header: Header, run: RunRecord) -> set[str]:
-    """Rows that other manifests' sets have; what their indexes do not know counts as not there."""
-    return {
-        source
-        for other in find_sets_beside(folder, header, run)
-        for name, entry in indexed_shards(other).items()
-        if entry.is_about(file_size(other / name), header.spec.making)
-        for source in entry.sources
-    }
+    """Rows that sets of other manifests have; what their indexes do not know is not there."""
+    beside = find_sets_beside(folder, header, run).values()
+    entries = chain.from_iterable(found.values() for found in beside)
+    return set(chain.from_iterable(entry.sources for entry in entries))
 
 
 def _record_run(job: Job, wanted: int, before: RunRecord | None) -> RunRecord:

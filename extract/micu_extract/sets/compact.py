@@ -96,8 +96,8 @@ def _compact(folder: Path, path: Path | None, *, copy: bool) -> Compaction:
         source for other in beside for found in read_layout(other).values() for source in found
     }
     if copy:
-        for other in beside:
-            found = _find_rows(other, read_index(other))
+        for other, shards in beside.items():
+            found = _find_rows(other, shards)
             places = {s: place for s, place in found.items() if s in ids} | places
     layout = extend_layout({}, tuple(ids), header.shard_rows)
     rest = [source for source in places if source in others and source not in ids]

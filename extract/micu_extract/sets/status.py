@@ -108,10 +108,10 @@ def _status(folder: Path, known: dict[tuple[str, str, str], tuple[str, ...]]) ->
     settled = stored | {row.source for row in ledger}
     shared: dict[str, int] = {}
     others: set[str] = set()
-    for other in find_sets_beside(folder, header, run):
+    for other, shards in find_sets_beside(folder, header, run).items():
         others.update(*read_layout(other).values())
-        its = indexed_shards(other).values()
-        fresh = (asked - settled).intersection(chain.from_iterable(e.sources for e in its))
+        its = chain.from_iterable(entry.sources for entry in shards.values())
+        fresh = (asked - settled).intersection(its)
         shared |= {other.parent.name: len(fresh)} if fresh else {}
         settled |= fresh
     done = partial = missing = 0

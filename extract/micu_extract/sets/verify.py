@@ -203,8 +203,8 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
     ledger = {key: row for key, row in read_failures(folder).items() if key in asked}
     elsewhere = {
         source
-        for other in find_sets_beside(folder, header, run)
-        for entry in read_index(other).values()
+        for shards in find_sets_beside(folder, header, run).values()
+        for entry in shards.values()
         for source in entry.sources
     }
     return Contents(
