@@ -16,7 +16,7 @@ from micu.evaluate.markdown import TextTable
 from micu.evaluate.report import CHANGES, FROZEN, RELEASED, Row
 from micu.evaluate.splits import CLEAN, PAPER
 from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
-from micu.report.compare import BOTH_WAYS, MODEL, Cell, grouped
+from micu.report.compare import BOTH_WAYS, MODEL, Cell, grouped, show_mean
 from micu.report.drawings import COLOURS, Curve, draw_bars, draw_curves
 from micu.report.figures import draw_codebook
 from micu.report.page import Block, Drawings, Section, Title
@@ -308,10 +308,7 @@ def _mean(cells: Iterable[Sequence[float]]) -> float:
 
 def _show(cell: Cell) -> str:
     """Ours and, in brackets, the paper's; both in percent."""
-    ours = "–"
-    if not math.isnan(cell.mean):
-        ours = f"{100 * cell.mean:.2f}"
-        ours += "" if math.isnan(cell.deviation) else f" ± {100 * cell.deviation:.2f}"
+    ours = show_mean(cell, "hos")
     if cell.printed is None:
         return ours
     return f"{ours} ({cell.printed.value}{'*' if cell.printed.note else ''})"
