@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from micu.base.command_line import Decorator, in_order, panel, plugin_option
+from micu.base.command_line import Decorator, device_option, in_order, panel, plugin_option
 from micu.base.devices import count_cores
 from micu.base.errors import ConfigError
 from micu.base.process import FiniteRange
@@ -120,7 +120,7 @@ _RUN = (
 
 
 _NETWORK = (
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
+    device_option,
     click.option(
         "--batch-size",
         type=click.IntRange(min=1),

@@ -92,6 +92,11 @@ _HELP = {
 }
 
 
+device_option: Decorator = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."
+)
+
+
 class ToolCommand(RichCommand):
     """A command with help in groups, as wide as the screen, that keeps the words it is typed with.
 

@@ -27,7 +27,7 @@ def umbrella() -> None:
 
 
 for _name, (_, _told) in TOOLS.items():
-    umbrella.command(_name, help=_told)(lambda: None)
+    umbrella.command(_name, help=_told, example=f"micu {_name} --help")(lambda: None)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from micu.base.command_line import Decorator, panel
+from micu.base.command_line import Decorator, device_option, panel
 from micu.base.errors import ConfigError
 from micu.base.process import LAST_SEED, FiniteRange
 from micu.cli.features import FEATURE_OPTIONS
@@ -313,9 +313,7 @@ _OUT = (
         help="CSV file that the rows are added to.",
     ),
     click.option("--html", type=_WRITTEN, help="Write a page with table and chart, too."),
-    click.option(
-        "--device", default=_DEFAULT.device, show_default=True, help="auto, cpu, cuda:N, mps."
-    ),
+    device_option,
     click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON."),
 )
 _DETAILS = click.option(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from micu.base.command_line import ToolCommand, panel
+from micu.base.command_line import ToolCommand, device_option, panel
 from micu.base.errors import ConfigError
 from micu.base.files import file_sha256, hold_folder, read_json, write_atomically
 from micu.base.process import (
@@ -25,7 +25,7 @@ from micu.base.process import (
     stop_signals,
 )
 from micu.cli.eval_options import is_frozen
-from micu.cli.features import refuse_idle_features
+from micu.cli.features import ROOT_OPTION, refuse_idle_features
 from micu.cli.outputs import try_file
 from micu.cli.paper_plan import (
     BACKBONES,
@@ -187,13 +187,7 @@ def _parse_checkpoints(texts: Sequence[str]) -> dict[str, Path]:
 )
 @panel(
     "Data",
-    click.option(
-        "--features",
-        type=_FOLDER,
-        default=Path("features"),
-        show_default=True,
-        help="Root of the feature sets.",
-    ),
+    ROOT_OPTION,
     click.option(
         "--manifests",
         type=_FOLDER,
@@ -242,7 +236,7 @@ def _parse_checkpoints(texts: Sequence[str]) -> dict[str, Path]:
     ),
 )
 @panel(
-    "PaperJob",
+    "Run",
     click.option(
         "--protocol",
         type=click.Choice(["both", "paper", "clean"]),
@@ -268,7 +262,7 @@ def _parse_checkpoints(texts: Sequence[str]) -> dict[str, Path]:
         type=_FOLDER,
         help="Folder for results and page [default: paper/table-2 and so on].",
     ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
+    device_option,
 )
 def paper_run(
     table: int | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from micu.base.command_line import ToolCommand, in_order, panel
+from micu.base.command_line import ToolCommand, device_option, in_order, panel
 from micu.base.errors import ConfigError, StoreError
 from micu.base.files import write_atomically
 from micu.base.process import exit_codes, show_log
@@ -41,7 +41,7 @@ _searched = in_order(
             "--modalities", help="Such as v,a [default: those of CHECKPOINT that have features]."
         ),
         *BACKBONE_OPTIONS,
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
+        device_option,
     ),
 )
 """Gives a command the arguments and options that say of which model and clips."""

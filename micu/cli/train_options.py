@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from micu.base.command_line import in_order, panel, plugin_option
+from micu.base.command_line import device_option, in_order, panel, plugin_option
 from micu.base.devices import parse_devices
 from micu.cli.features import FEATURE_OPTIONS
 from micu.cli.sweep import SWEEP_OPTIONS
@@ -76,7 +76,7 @@ _RUN = (
     click.option(
         "--out", type=_FOLDER, help="Folder of the run [default: runs/PRESET-MODALITIES-SEED]."
     ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:N, mps."),
+    device_option,
     click.option(
         "--devices",
         metavar="all|0,1,…|cpu:N",
