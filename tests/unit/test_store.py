@@ -83,6 +83,17 @@ def test_a_row_is_taken_out_of_a_shard_without_its_padding(tmp_path: Path) -> No
     assert encode_shard(HEADER, rows[:1]) == encode_shard(HEADER, [row("a", 1)])
 
 
+@pytest.mark.parametrize(
+    ("source", "is_good"),
+    [("a" * 32, True), ("", True), ("a" * 31, False), ("A" * 32, False), ("\x1b" * 32, False)],
+)
+def test_a_source_that_is_no_digest_is_refused(tmp_path: Path, source: str, is_good: bool) -> None:
+    path = tmp_path / "shard-00000.h5"
+    path.write_bytes(encode_shard(HEADER, [replace(row("a"), source=source)]))
+    with nullcontext() if is_good else pytest.raises(StoreError, match="source: expected digests"):
+        Shard.open(path).close()
+
+
 @pytest.mark.parametrize(("steps", "is_good"), [(0, False), (1, True), (2, True), (3, False)])
 def test_a_shard_whose_rows_have_more_steps_than_it_is_refused(
     tmp_path: Path, steps: int, is_good: bool
