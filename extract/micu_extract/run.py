@@ -184,7 +184,11 @@ def extract(
     }
     # One number for all, so that a part of each set is a part of the same clips.
     rows = min(usual_rows(job.manifest, network.spec) for network in networks.values())
-    job = replace(job, usual_rows=rows)
+    job = replace(
+        job,
+        modules=tuple(type(network).__module__ for network in networks.values()),
+        usual_rows=rows,
+    )
     targets, wants = {}, {}
     for order in orders:
         network = networks[order.backbone]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from micu.base.devices import parse_devices
 from micu.base.errors import ConfigError, DecodeError, ManifestError, StoreError, brief
 from micu.base.files import write_atomically
 from micu.store import manifest as manifests
@@ -290,6 +291,7 @@ def extract_features(
     weights: str = "pretrained",
     media_root: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    devices: str = "",
     workers: int = 1,
     batch_size: int | None = None,
     precision: str = "float32",
@@ -307,6 +309,7 @@ def extract_features(
         weights: `pretrained`, a file or folder, `random` or `random:SEED`.
         media_root: As of `read_manifest`.
         device: `auto`, `cpu`, `cuda:N` or `mps`.
+        devices: Several, as `micu-extract --devices` takes them; they know no script's backbones.
         workers: 1 decodes in this process. More are processes of their own, which are killed where
             media make them hang; a script that asks for them needs `if __name__ == "__main__"`.
         batch_size: Units in one forward pass; None is the backbone's own.
@@ -330,16 +333,20 @@ def extract_features(
     listed, root = read_manifest(clips, media_root=media_root), Path(out)
     if workers < 1:
         raise ConfigError(f"workers: expected at least 1, got {workers}")
-    order = Order(
-        backbone=backbone, weights=weights, options=options, conventions=conventions or {}
-    )
+    several = _parse_devices(devices, device, conventions)
+    given = {"options": options, "conventions": conventions or {}}
+    order = Order(backbone=backbone, weights=weights, **given)
+    manifest, place = listed.write(root), "cpu" if several else device
+    run = Run(device=place, batch_size=batch_size, precision=precision)  # type: ignore[arg-type]
+    words = _as_typed(order, manifest, root, run)
     flags = {"overwrite": overwrite, "retry_failed": retry_failed, "limit": None}
     settings = Settings(
-        manifest=listed.write(root),
+        manifest=manifest,
         media_root=listed.media_root if media_root is None else Path(media_root),
         out=root,
-        run=Run(device=device, batch_size=batch_size, precision=precision),  # type: ignore[arg-type]
-        job={**flags, "shard_rows": None, "part": None},
+        run=run,
+        job={**flags, "shard_rows": None, "part": None, "words": words},
+        devices=several,
         workers=workers,
         clip_timeout_s=600.0 if workers > 1 else None,
         dry_run=False,
@@ -349,11 +356,32 @@ def extract_features(
     (summary,), (plan,) = extract([order], settings)
     if summary.stopped_by.startswith("SIG"):
         raise KeyboardInterrupt(f"stopped by {summary.stopped_by}; the same call goes on")
-    found = FeatureSet(plan.folder)
-    if not len(found):
+    if not len(found := FeatureSet(plan.folder)):
         first = next(iter(found.failures.values()), None)
         why = summary.shared or (first.message if first else "see the log above")
         raise StoreError(
             f"{plan.folder}: expected features of {len(listed)} clips, got none: {why}"
         )
     return found
+
+
+def _parse_devices(
+    devices: str, device: str, conventions: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    """The devices that are asked for; none where one is."""
+    if devices and (conventions or device != "auto"):
+        other = "conventions" if conventions else f"device={device!r}"
+        raise ConfigError(f"devices and {other}: expected one of them, got both; leave one out")
+    return parse_devices(devices) if devices else ()
+
+
+def _as_typed(order: Any, manifest: Path, out: Path, run: Any) -> tuple[str, ...]:
+    """What `micu-extract` is told for the same."""
+    name = order.backbone
+    typed = ["all", str(manifest), "--backbones", name, "--weights", f"{name}={order.weights}"]
+    typed += ["--out", str(out), "--precision", run.precision]
+    typed += ["--batch-size", str(run.batch_size)] if run.batch_size else []
+    typed += ["--tvl1"] if order.modality == "flow" else []
+    for option, value in order.options.items():
+        typed += ["--set", f"{name}.{option}={value}"]
+    return tuple(typed)

@@ -93,6 +93,20 @@ def test_features_are_those_of_the_command_and_are_gone_on_with(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_several_devices_are_named_as_for_the_command(folder: Path, tmp_path: Path) -> None:
+    given = {"weights": "random:3", "frames_per_second": 1, "grid": True, "batch_size": 4}
+    listed = str(folder / "my.csv")
+    one = micu.extract_features(listed, "swinv2-demo", out=tmp_path / "one", **given)
+    both = micu.extract_features(
+        listed, "swinv2-demo", out=tmp_path / "both", devices="cpu:2", **given
+    )
+    assert list(both) == list(one)
+    assert set_bytes(tmp_path / "both") == set_bytes(tmp_path / "one")
+    for more, other in (({"device": "cpu"}, "device='cpu'"), ({"conventions": {"fps": 1}}, "conv")):
+        with pytest.raises(micu.MicuError, match=f"devices and {other}"):
+            micu.extract_features(listed, "swinv2-demo", devices="cpu:2", **more)
+
+
 def test_a_file_is_extracted_as_the_model_was_trained(folder: Path, tmp_path: Path) -> None:
     listed = str(folder / "my.csv")
     sound = micu.extract_features(listed, "htsat-demo", weights="random:3", out=tmp_path / "f")

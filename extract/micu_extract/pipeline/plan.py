@@ -61,6 +61,10 @@ class Job:
     """Extract only this share of the shards; None is all."""
     command: str = ""
     """What was typed; noted in the set."""
+    words: tuple[str, ...] = ()
+    """What to type to `micu-extract` for the same, where nothing was typed."""
+    modules: tuple[str, ...] = ()
+    """Where the code of its backbones is."""
 
 
 class Wanted(NamedTuple):

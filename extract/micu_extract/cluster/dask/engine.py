@@ -20,7 +20,6 @@ from micu.base.errors import ConfigError, ExtraError, MicuError
 from micu.base.files import TEMPORARY_SUFFIX, check_held, hold_file, remove_stale_temporaries
 from micu.base.process import stop_signals
 from micu.store.sets import Failure, append_ledger, read_ledger
-from micu_extract.backbones import find_backbone
 from micu_extract.cluster.dask.dispatch import Dispatcher, shards_left
 from micu_extract.cluster.dask.making import OWN, describe_making
 from micu_extract.cluster.dask.worker import Errand
@@ -190,14 +189,11 @@ def _describe_run(job: Job, plans: Sequence[Plan]) -> Iterator[Errand]:
     out = job.out.absolute()
     remove_stale_temporaries(out, TOKEN_S)
     token = out / f".dask-{run}{TEMPORARY_SUFFIX}"
-    command, *words = typed_words(CALLERS_OWN)
+    command, *words = job.words or typed_words(CALLERS_OWN)
     # As it was typed: it stands in messages of the ledger.
     place = [] if command == "text" else ["--media-root", str(job.media_root)]
     libraries = sorted({name for plan in plans for name in plan.header.spec.versions})
-    classes = [find_backbone(plan.header.spec.backbone) for plan in plans]
-    modules = tuple(
-        sorted({kind.__module__ for kind in classes if kind.__module__.split(".")[0] not in OWN})
-    )
+    modules = tuple(sorted(name for name in set(job.modules) if name.split(".")[0] not in OWN))
     with hold_file(token):
         yield Errand(
             run=run,
