@@ -38,9 +38,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="nolabel",
         make=lambda clip, *given: make_row(replace(clip, label="drum"), *given),
     )
-    write_features(root / "features", clips, SHAPES, name="holes", has=has_features)
+    others = {  # of files of their own: what the sets beside have is no help to them
+        name: [replace(clip, path=f"{name}/{clip.path}") for clip in clips]
+        for name in ("holes", "deaf")
+    }
+    write_features(root / "features", others["holes"], SHAPES, name="holes", has=has_features)
     write_features(
-        root / "features", clips, SHAPES, name="deaf", has=lambda clip, kind: kind == "video"
+        root / "features",
+        others["deaf"],
+        SHAPES,
+        name="deaf",
+        has=lambda clip, kind: kind == "video",
     )
     write_features(root / "features", clips, {**SHAPES, "audio": (7,)}, name="wide")
     source = {"manifest": str(root / "toy.csv"), "media_root": str(root)}

@@ -144,7 +144,6 @@ def test_a_loss_whose_hooks_no_part_would_call_is_refused(hook, monkeypatch):
 def test_every_preset_is_spread_or_refused_by_the_name_of_a_setting(preset):
     refused = {
         "dcid": "weights.club",
-        "fcid": "weights.clip_club.*encoder.unify=clips",
         "cmcm": "weights.code_matching",
         "turn": "weights.self_cross",
         "codis": "quantizer.learning",
