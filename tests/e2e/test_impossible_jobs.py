@@ -2,6 +2,7 @@
 manifest, as UCF↔VGGSound, whose training clips have video alone and the test clips sound alone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features, known classes and a checkpoint."""
     folder = tmp_path_factory.mktemp("impossible")
     clips = clips_of(("train", "test"), 3)
+    apart = [replace(clip, path="sides.mp4") for clip in clips]  # of a file of their own
     sides = {"video": "train", "audio": "test"}
-    write_sets(folder, "sides", clips, "va", CLASSES, lambda clip, kind: sides[kind] == clip.split)
+    write_sets(folder, "sides", apart, "va", CLASSES, lambda clip, kind: sides[kind] == clip.split)
     write_sets(folder, "both", clips, "vat", CLASSES)
     (folder / "known.csv").write_text("label\nbell\nbark\n")
     write_checkpoint(folder / "last.pt", folder / "features")

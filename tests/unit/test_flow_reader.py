@@ -252,7 +252,7 @@ def test_a_field_is_resized_to_a_short_side_up_as_well_as_down_before_the_crop(
 
 def test_slowonly_wants_fields_of_a_short_side_of_256_as_its_published_pipeline(tmp_path):
     for kind, side in ((SlowOnly, 256), (SlowOnlyDemo, 32)):
-        described = describe_reading(kind.wants, Reading(media_root=tmp_path))
+        described, _ = describe_reading(kind.wants, Reading(media_root=tmp_path))
         assert described["input"]["field_side"] == described["input"]["crop"] == side
 
 

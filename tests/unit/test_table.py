@@ -243,7 +243,9 @@ def test_a_manifest_that_is_no_file_is_not_read(tmp_path: Path, kind: str) -> No
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero")
-    with pytest.raises(ManifestError, match="no such manifest"):
+    with pytest.raises(
+        ManifestError, match="got a folder" if kind == "folder" else "no such manifest"
+    ):
         read_manifest(path)
 
 
