@@ -91,7 +91,7 @@ def read_manifest(
         path = Path(source)
         if path.is_dir():
             return _unwritten(_read_own(path), root or path, path.resolve().name)
-        if path.suffix.lower() == ".csv" or not path.is_file():
+        if manifests.is_table(path) or not path.is_file():
             return _read_csv(path, root or path.parent)
         source = [path]
     if hasattr(source, "to_csv"):
@@ -104,7 +104,7 @@ def read_manifest(
 
 def _read_csv(path: Path, root: Path) -> ClipList:
     if path.is_file() and "clip_id" not in manifests.read_table(path, ()).header:
-        return _unwritten(_read_own(path), root, path.stem)
+        return _unwritten(_read_own(path), root, manifests.manifest_stem(path))
     found = manifests.read_manifest(path)
     return ClipList(found.clips, root, found.name, path)
 

@@ -31,7 +31,7 @@ from micu.library.clips import (
     write_parquet,
 )
 from micu.library.hub import HUB_PREFIX, fetch_pretrained, push_pretrained, write_pretrained
-from micu.store.manifest import Clip
+from micu.store.manifest import Clip, is_table
 from micu.store.sets import FeatureStore
 from micu.train.checkpoint import LAST, PRETRAINED_WEIGHTS, LoadedModel
 
@@ -319,7 +319,7 @@ def _path(given: str | os.PathLike[str] | None) -> Path | None:
 
 def _sentences(source: Any) -> ClipList:
     """Sentences as clips, numbered from 0; or clips as `read_manifest` takes them."""
-    if isinstance(source, str) and not (source.endswith(".csv") and Path(source).is_file()):
+    if isinstance(source, str) and not (is_table(source) and Path(source).is_file()):
         source = [source]
     if not isinstance(source, Sequence) or isinstance(source, str):
         return read_manifest(source)

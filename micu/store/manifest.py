@@ -215,6 +215,11 @@ def _digest(parts: tuple[object, ...], number: int) -> str:
     return hashlib.sha256(told).hexdigest()[:SOURCE_CHARACTERS]
 
 
+def is_table(path: str | Path) -> bool:
+    """Whether a file is named as a table of clips is: `my.csv`, `my.csv.gz`."""
+    return str(path).lower().endswith((".csv", ".csv.gz"))
+
+
 def manifest_stem(path: Path) -> str:
     """A manifest's name without its ending: `my` of `my.csv` and of `my.csv.gz`."""
     return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem

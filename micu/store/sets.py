@@ -31,7 +31,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,7 @@ __all__ = [
     "read_ledger",
     "read_set",
     "remove_set",
+    "rows_beside",
     "rows_per_shard",
     "set_folder",
     "shard_files",
@@ -121,6 +122,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SHARD_BYTES = 64 * 2**20
 SHARD_ROWS = (64, 1024)
@@ -177,13 +179,35 @@ def find_lost_sets(root: Path) -> list[Path]:
 def find_sets_beside(
     folder: Path, header: Header, run: RunRecord
 ) -> dict[Path, dict[str, ShardEntry]]:
-    """Sets of other manifests below one `--out` whose rows are as good as those of `folder`.
-
-    They have its making, and their media lie in the same root: a path names the same file. One that
-    cannot be read is left out.
+    """What sets of other manifests have, whose rows are as good as those of `folder`.
 
     Returns:
         What their indexes say of the shards that are there; no shard is opened.
+    """
+
+    def look(path: Path) -> dict[str, ShardEntry]:
+        return {
+            name: entry
+            for name, entry in indexed_shards(path).items()
+            if entry.is_about(file_size(path / name), header.spec.making)
+        }
+
+    return _open_sets_beside(folder, header, run, look)
+
+
+def rows_beside(folder: Path, header: Header, run: RunRecord) -> set[str]:
+    """Sources of the rows that `find_sets_beside` finds."""
+    shards = (each.values() for each in find_sets_beside(folder, header, run).values())
+    return {source for entries in shards for entry in entries for source in entry.sources}
+
+
+def _open_sets_beside(
+    folder: Path, header: Header, run: RunRecord, open_set: Callable[[Path], T]
+) -> dict[Path, T]:
+    """Sets of other manifests below one `--out`, as `open_set` opens them.
+
+    They have the making of `folder`, and their media lie in the same root: a path names the same
+    file. One that cannot be read is left out.
     """
     found = {}
     for path in sorted(folder.parent.parent.glob(f"*/{glob.escape(folder.name)}/set.json")):
@@ -193,11 +217,7 @@ def find_sets_beside(
             other, its_run = read_set(path.parent)
             same_media = header.spec.made_of != "media" or its_run.media_root == run.media_root
             if other.spec.making == header.spec.making and same_media:
-                found[path.parent] = {
-                    name: entry
-                    for name, entry in indexed_shards(path.parent).items()
-                    if entry.is_about(file_size(path.parent / name), header.spec.making)
-                }
+                found[path.parent] = open_set(path.parent)
         except (StoreError, OSError) as error:
             logger.warning("%s: not looked into for rows: %s", path.parent, error)
     return found
@@ -423,13 +443,9 @@ class FeatureStore:
         asked = manifest.sources(self.spec.modality, self.spec.made_of)
         places = self._places(by_source=True)
         if not places.keys() >= set(asked.values()):
-            for path in find_sets_beside(self.folder, self.header, self.run):
-                try:
-                    other = FeatureStore(path)
-                except (StoreError, OSError) as error:
-                    logger.warning("%s: not looked into for rows: %s", path, error)
-                    continue
-                self._beside.append(other)
+            beside = _open_sets_beside(self.folder, self.header, self.run, FeatureStore)
+            self._beside = list(beside.values())
+            for other in self._beside:
                 places = other._places(by_source=True) | places
         return {clip_id: places[source] for clip_id, source in asked.items() if source in places}
 

@@ -21,14 +21,14 @@ from micu.config.presets import PRESETS
 from micu.evaluate.report import read_rows
 from micu.report.as_printed import LAYOUTS
 from micu.report.paper import read_printed
-from micu.store.manifest import Clip, Event, read_class_list
+from micu.store.manifest import Clip
 from micu.store.sets import FeatureRow, find_sets, read_set
 from micu.train.checkpoint import Position, save_checkpoint
 from micu.train.step import build_state
 from tests.conftest import PROJECT
 from tests.feature_sets import SMALL, write_features
+from tests.paper_clips import CLASS_LISTS, EVENTS, captioned, clips_of, known
 
-CLASS_LISTS = PROJECT / "manifests" / "classes"
 SHAPES = {"vgg19": (2, 2, 4), "vggish": (6,), "bert": (7,)}
 SHAPES |= {"swinv2": (5,), "htsat": (4,), "slowonly": (8,), "joint": (4,)}
 QUICK = ("--options", "--probe-epochs 1", "--device", "cpu")
@@ -48,26 +48,6 @@ def one_second(clip: Clip, modality: str, shape: tuple[int, ...], steps: int) ->
     return FeatureRow(clip.clip_id, values, np.ones(1, np.bool_), times_s)
 
 
-def clips_of(names: Sequence[str], splits: Sequence[str], per: int) -> list[Clip]:
-    kinds = [(split, k) for split in splits for k in range(len(names)) for _ in range(per)]
-    return [
-        Clip(clip_id=f"c/{k}/{i}", path="x.mp4", label=names[k], split=split)
-        for i, (split, k) in enumerate(kinds)
-    ]
-
-
-def captioned() -> list[Clip]:
-    return [
-        Clip(clip_id=f"c/{i}/{k}", path="x" * (not k), text="words", split="test", group=f"c/{i}/0")
-        for i in range(500)
-        for k in range(2)
-    ]
-
-
-def known(name: str, *others: str) -> tuple[str, ...]:
-    return (*read_class_list(CLASS_LISTS / f"{name}.csv"), *others)
-
-
 def kinds_of(name: str) -> dict[str, Sequence[str]]:
     """Modality → backbones that a data set has features of."""
     found: dict[str, list[str]] = {}
@@ -85,25 +65,16 @@ def kinds_of(name: str) -> dict[str, Sequence[str]]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Manifests, features of all six backbones, and where runs and results go."""
     root = tmp_path_factory.mktemp("paper")
-    events = [
-        Clip(
-            clip_id=f"c/{i}",
-            path="x.mp4",
-            split=("train", "test")[i % 2],
-            events=(Event("ab"[i // 2 % 2], 0, 1),),
-        )
-        for i in range(16)
-    ]
     two_sets = clips_of(known("ucf-vgg-12", "other", "another"), ("train", "test"), 2)
     manifests = {
         "ave": clips_of(known("ave-21", "other"), ("train", "val", "test"), 1),
         "ucf101": clips_of(known("ucf51-34", "other"), ("",), 2),
         "ucf-vgg": two_sets,
         "vgg-ucf": [replace(c, split={"train": "test"}.get(c.split, "train")) for c in two_sets],
-        "avvp": events,
-        "ave-avvp": events,
-        "mscoco": captioned(),
-        "clotho": captioned()[:40],
+        "avvp": EVENTS,
+        "ave-avvp": EVENTS,
+        "mscoco": captioned(500, 2),
+        "clotho": captioned(20, 2),
         "valor32k": clips_of(("a", "b"), ("test",), 3),
         "vggsound-avel40k": clips_of(("x", "y"), ("train", "test"), 5),
     }

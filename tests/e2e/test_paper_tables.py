@@ -11,16 +11,16 @@ from click.testing import CliRunner
 from micu.cli.evaluate import main
 from micu.evaluate.report import read_rows
 from micu.report.paper import SETTINGS
-from micu.store.manifest import Clip, Event, read_class_list, write_manifest
+from micu.store.manifest import Clip, write_manifest
 from micu.store.sets import FeatureRow
 from tests.conftest import PROJECT
 from tests.feature_sets import write_features
 from tests.oracle import BACKBONES, OFFICIAL, know_everything, write_checkpoint
+from tests.paper_clips import CLASS_LISTS, EVENTS, captioned, clips_of, known
 
 PAGE = (PROJECT / "docs/paper.md").read_text()
 SECTION = PAGE.partition("## The paper's tables\n")[2].partition("\n## ")[0]
 COMMANDS = [line for line in SECTION.splitlines() if line.startswith("micu-eval ")]
-CLASS_LISTS = PROJECT / "manifests" / "classes"
 
 
 def one_second(clip: Clip, modality: str, shape: tuple[int, ...], steps: int) -> FeatureRow:
@@ -31,49 +31,20 @@ def one_second(clip: Clip, modality: str, shape: tuple[int, ...], steps: int) ->
     return FeatureRow(clip.clip_id, values, np.ones(1, np.bool_), times_s)
 
 
-def clips_of(names: tuple[str, ...], splits: tuple[str, ...], per: int) -> list[Clip]:
-    kinds = [(split, k) for split in splits for k in range(len(names)) for _ in range(per)]
-    return [
-        Clip(clip_id=f"c/{k}/{i}", path="x.mp4", label=names[k], split=split)
-        for i, (split, k) in enumerate(kinds)
-    ]
-
-
-def captioned(count: int) -> list[Clip]:
-    return [
-        Clip(clip_id=f"c/{i}/{k}", path="x" * (not k), text="words", split="test", group=f"c/{i}/0")
-        for i in range(count)
-        for k in range(5)
-    ]
-
-
-def known(name: str, *others: str) -> tuple[str, ...]:
-    return (*read_class_list(CLASS_LISTS / f"{name}.csv"), *others)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a user would type the commands."""
     root = tmp_path_factory.mktemp("tables")
-    events = [
-        Clip(
-            clip_id=f"c/{i}",
-            path="x.mp4",
-            split=("train", "test")[i % 2],
-            events=(Event("ab"[i // 2 % 2], 0, 1),),
-        )
-        for i in range(16)
-    ]
     two_sets = clips_of(known("ucf-vgg-8", "other", "another"), ("train", "test"), 3)
     manifests = {
         "ave": clips_of(known("ave-21", "other"), ("train", "val", "test"), 1),
         "ucf101": clips_of(known("ucf51-34", "other"), ("",), 4),
         "ucf-vgg": two_sets,
         "vgg-ucf": two_sets,
-        "avvp": events,
-        "ave-avvp": events,
-        "mscoco": captioned(6),
-        "clotho": captioned(6),
+        "avvp": EVENTS,
+        "ave-avvp": EVENTS,
+        "mscoco": captioned(6, 5),
+        "clotho": captioned(6, 5),
         "valor32k": clips_of(("a",), ("test",), 3),
     }
     sides = {"ucf-vgg": {"video": "train", "audio": "test"}}

@@ -17,7 +17,7 @@ from micu.config.overrides import with_overrides
 from micu.config.presets import PRESETS
 from micu.evaluate.models import untrained_model
 from micu.library.clips import FeatureSet, read_manifest
-from micu.library.model import Embedding, Model
+from micu.library.model import Embedding, Model, _sentences
 from micu.model.micu import MICU
 from micu.store.manifest import Clip
 from micu.store.sets import FeatureRow, find_sets
@@ -81,6 +81,21 @@ def test_clips_come_from_a_manifest_a_folder_paths_or_a_frame(tmp_path: Path) ->
     written = shown.write(tmp_path / "features")
     assert written == tmp_path / "features" / f"{shown.name}.csv"
     assert read_manifest(written).clips == shown.clips
+
+
+def test_tables_that_are_packed_are_read_as_the_plain_ones(tmp_path: Path) -> None:
+    (tmp_path / "one.wav").write_bytes(b"RIFF")
+    texts = pd.DataFrame({"clip_id": ["x", "y"], "path": "one.wav", "text": ["a dog", "a cat"]})
+    texts.to_csv(tmp_path / "my.csv.gz", index=False)
+    pd.DataFrame({"path": ["one.wav"], "label": "dog"}).to_csv(tmp_path / "own.csv.gz", index=False)
+
+    listed, own = (read_manifest(tmp_path / f"{name}.csv.gz") for name in ("my", "own"))
+    assert ([clip.clip_id for clip in listed], listed.name) == (["x", "y"], "my")
+    assert [(clip.path, clip.label) for clip in own] == [("one.wav", "dog")]
+    assert own.name.startswith("own-")
+    sentences = _sentences(str(tmp_path / "my.csv.gz"))
+    assert [clip.text for clip in sentences] == ["a dog", "a cat"]
+    assert [clip.text for clip in _sentences("a dog.csv.gz")] == ["a dog.csv.gz"]
 
 
 def test_what_lists_no_clips_is_refused_with_a_sentence(tmp_path: Path) -> None:

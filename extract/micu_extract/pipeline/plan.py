@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +20,6 @@ from micu.store.sets import (
     ShardEntry,
     describe_difference,
     extend_layout,
-    find_sets_beside,
     indexed_shards,
     ledger_name,
     part_labels,
@@ -29,6 +27,7 @@ from micu.store.sets import (
     read_index,
     read_layout,
     read_set,
+    rows_beside,
     rows_per_shard,
     set_folder,
     shard_files,
@@ -211,7 +210,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     sources = row_sources(clips, spec.made_of)
     lines = {source: line for line, source in enumerate(sources)}
     run = _record_run(job, wanted, before)
-    elsewhere = _stored_beside(folder, header, run)
+    elsewhere = rows_beside(folder, header, run) if {*sources} - standing.stored else set()
     layout = extend_layout(standing.layout, sources, header.shard_rows)
     shards, done, shared, failed = [], 0, 0, 0
     left = set(standing.own)
@@ -270,13 +269,6 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         row_bytes=standing.row_bytes,
         frees=sum(file_size(path) for path in shard_files(folder)) if replaces else 0,
     )
-
-
-def _stored_beside(folder: Path, header: Header, run: RunRecord) -> set[str]:
-    """Rows that sets of other manifests have; what their indexes do not know is not there."""
-    beside = find_sets_beside(folder, header, run).values()
-    entries = chain.from_iterable(found.values() for found in beside)
-    return set(chain.from_iterable(entry.sources for entry in entries))
 
 
 def _record_run(job: Job, wanted: int, before: RunRecord | None) -> RunRecord:

@@ -12,13 +12,13 @@ from micu.store.manifest import read_manifest, row_sources
 from micu.store.sets import (
     Failure,
     ShardEntry,
-    find_sets_beside,
     indexed_shards,
     ledger_name,
     part_labels,
     read_failures,
     read_index,
     read_set,
+    rows_beside,
     shard_files,
 )
 from micu.store.shard import Header, Shard, describe_difference
@@ -201,19 +201,13 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
         for source in read_failures(folder, [label])
     }
     ledger = {key: row for key, row in read_failures(folder).items() if key in asked}
-    elsewhere = {
-        source
-        for shards in find_sets_beside(folder, header, run).values()
-        for entry in shards.values()
-        for source in entry.sources
-    }
     return Contents(
         header=header,
         rows=run.rows_of(len(asked)),
         known=asked,
         homes=homes,
         others=others,
-        shared=(elsewhere & asked.keys()) - homes.keys() - ledger.keys(),
+        shared=(rows_beside(folder, header, run) & asked.keys()) - homes.keys() - ledger.keys(),
         ledger=ledger,
         ledger_files=files,
         shard_problems=problems,
