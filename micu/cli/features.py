@@ -32,6 +32,8 @@ BACKBONE_OPTIONS = tuple(
 )
 NO_CHECKPOINTS = frozenset({".csv", ".gz", ".h5", ".html", ".json", ".jsonl", ".txt", ".yaml"})
 """Endings of files that stand beside a checkpoint and are none."""
+FEATURE_FILES = ("last.json", "set.json", "*/set.json", "*/*/set.json")
+"""What lies in a folder of features, at most so deep: what else was typed may be a whole disk."""
 
 FEATURE_OPTIONS = (
     ROOT_OPTION,
@@ -268,7 +270,7 @@ def refuse_no_checkpoint(path: Path) -> None:
         raise ConfigError(f"{path}: expected a checkpoint, got a {kind} file; {hint}")
     if path.is_dir():
         hint = f"type {last[0]}" if last else "type a .pt file, such as the last.pt of a run"
-        if (path / "last.json").is_file() or any(path.rglob("set.json")):
+        if any(any(path.glob(place)) for place in FEATURE_FILES):
             hint = f"these are features: type --features {path}, and a checkpoint before it"
         raise ConfigError(f"{path}: expected a checkpoint, got a folder; {hint}")
     if not path.exists():
