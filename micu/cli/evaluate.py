@@ -545,7 +545,11 @@ def _side(
         model.to(next(loaded.model.parameters()).device)
         made["untrained"] = CodeEncoder("untrained", model, sets.stores, clips, choice)
     renamed = tuple(
-        replace(clip, label=aliases[clip.label]) if clip.label in aliases else clip
+        replace(
+            clip,
+            label=aliases.get(clip.label, clip.label),
+            events=tuple(replace(e, label=aliases.get(e.label, e.label)) for e in clip.events),
+        )
         for clip in clips
     )
     return Side(manifest=sets.manifest, clips=renamed, stores=sets.stores, encoders=dict(made))

@@ -12,7 +12,7 @@ import torch
 
 from micu.base.errors import ConfigError
 from micu.evaluate.encoders import check_same_space
-from micu.evaluate.evaluation import TASKS, Evaluation, Trial, trial_rows
+from micu.evaluate.evaluation import PERCEIVABLE, TASKS, Evaluation, Trial, trial_rows
 from micu.evaluate.leaks import EPOCH_ON_TEST
 from micu.evaluate.localization import run_localization
 from micu.evaluate.metrics import Floats, class_mean
@@ -94,7 +94,7 @@ Values = tuple[Mapping[str, float], str]
 
 
 def _classify(evaluation: Evaluation, protocol: str, trial: Trial, split: OpenSetSplit) -> Values:
-    """Top-1 accuracy, over clips as published and over classes."""
+    """Top-1 accuracy, over clips as published and over classes; of perceivable clips, too."""
     encoder = trial.encoder
     check_same_space(encoder, trial.source, trial.target_encoder, trial.target)
     train, validation, test = (
@@ -126,6 +126,12 @@ def _classify(evaluation: Evaluation, protocol: str, trial: Trial, split: OpenSe
         "acc_class_mean": class_mean(right, tested),
         "probe": epoch + 1.0,
     }
+    own = split.perceivable(trial.target)
+    if own is not None:
+        values |= {
+            f"acc{PERCEIVABLE}": float(right[own].mean()),
+            f"acc_class_mean{PERCEIVABLE}": class_mean(right[own], tested[own]),
+        }
     return values, _tell_epoch(protocol, split, epoch, len(on_test))
 
 

@@ -26,7 +26,7 @@ UNUSED = {"specific_encoders", "reconstructors"}
 
 @TASKS.register("efficiency")
 def evaluate_efficiency(evaluation: Evaluation) -> list[Row]:
-    """Parameters, peak memory, seconds per training step and per clip at inference.
+    """Parameters, peak memory, seconds per training step and per clip at inference, epochs set.
 
     The training step is that of the checkpoint's configuration, after any warm start, from new
     weights; inference is the checkpoint's encoders and codebook. Features are those given, else
@@ -56,6 +56,7 @@ def evaluate_efficiency(evaluation: Evaluation) -> list[Row]:
         "inference_memory_mib": inference_memory,
         "seconds_per_step": training_s,
         "seconds_per_clip": inference_s / count,
+        "epochs": float(loaded.config.optimizer.epochs),
     }
     place = _name(device).replace(" ", "-")
     measured_with = f"batch:{count} device:{place} threads:{torch.get_num_threads()}"

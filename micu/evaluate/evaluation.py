@@ -33,6 +33,8 @@ from micu.train.checkpoint import LoadedModel
 
 CEILING = "ceiling"
 """The method whose probe is trained on the target modality."""
+PERCEIVABLE = "_perceivable"
+"""Ends the metrics of those test clips whose class can be perceived in the target modality."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,9 +466,12 @@ def trial_rows(
 ) -> list[Row]:
     """A row for each of the values that a trial has, by metric.
 
-    `notes` stand in the place of `note`, by metric. `chosen` says how epoch and threshold were, if
+    `notes` stand in the place of `note`, by metric; metrics of perceivable clips have the number
+    of these. `chosen` says how epoch and threshold were, if
     that leaks.
     """
+    own = split.perceivable(trial.target)
+    perceivable = 0 if own is None else int(own.sum())
     return [
         make_row(
             evaluation,
@@ -478,7 +483,7 @@ def trial_rows(
             threshold_source=threshold_source,
             metric=metric,
             value=value,
-            n_clips=len(split.test),
+            n_clips=perceivable if metric.endswith(PERCEIVABLE) else len(split.test),
             n_lacking=split.lacking.get("test", 0),
             test_sha256=split.test_sha256,
             features=(trial.source, trial.target),

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 from micu.base.errors import ConfigError
 from micu.evaluate.details import write_details
-from micu.evaluate.evaluation import TASKS, Evaluation, Trial, trial_rows
+from micu.evaluate.evaluation import PERCEIVABLE, TASKS, Evaluation, Trial, trial_rows
 from micu.evaluate.leaks import EPOCH_ON_TEST, THRESHOLD_ON_TEST
+from micu.evaluate.metrics import open_set_metrics
 from micu.evaluate.open_set import OpenSetResult, chance, run_oscmg, scores_for, thresholds_for
 from micu.evaluate.report import Row
 from micu.evaluate.splits import DIAGNOSTIC, PAPER, OpenSetSplit
@@ -109,7 +110,16 @@ def _evaluate_trial(evaluation: Evaluation, trial: Trial) -> list[Row]:
 def _outcome_rows(
     evaluation: Evaluation, protocol: str, trial: Trial, split: OpenSetSplit, outcome: OpenSetResult
 ) -> list[Row]:
-    values = {**outcome.metrics.values(), "probe": outcome.epoch + 1.0}
+    values, undefined = outcome.metrics.values(), dict(outcome.metrics.undefined)
+    own, clips = split.perceivable(trial.target), outcome.details
+    if own is not None:
+        part = open_set_metrics(
+            clips.logits[own], clips.labels[own], clips.threshold, clips.known_score[own]
+        )
+        rates = {name: value for name, value in part.values().items() if name != "threshold"}
+        values |= {f"{name}{PERCEIVABLE}": value for name, value in rates.items()}
+        undefined |= {f"{name}{PERCEIVABLE}": why for name, why in part.undefined.items()}
+    values["probe"] = outcome.epoch + 1.0
     on_test = [THRESHOLD_ON_TEST] if outcome.threshold_source in ON_TEST else []
     on_test += [EPOCH_ON_TEST] if outcome.threshold_source == ORACLE else []
     if outcome.threshold_source == ORACLE_AT_SOURCE_EPOCH:
@@ -122,15 +132,15 @@ def _outcome_rows(
         split,
         values,
         outcome.note,
-        notes=outcome.metrics.undefined,
+        notes=undefined,
         chosen=on_test,
         threshold_source=outcome.threshold_source,
         score=outcome.score,
         probe=trial.encoder.describe_probe(evaluation.probe),
     )
     if outcome.n_validation:
-        accuracy, clips = outcome.val_acc, outcome.n_validation
-        rows.append(replace(rows[-1], metric="val_acc", value=accuracy, n_clips=clips))
+        accuracy, count = outcome.val_acc, outcome.n_validation
+        rows.append(replace(rows[-1], metric="val_acc", value=accuracy, n_clips=count))
     return rows
 
 

@@ -110,6 +110,18 @@ class OpenSetSplit:
         index = {name: number for number, name in enumerate(self.known)}
         return np.array([index.get(clip.label, UNKNOWN) for clip in clips], np.int64)
 
+    def perceivable(self, modality: str) -> NDArray[np.bool_] | None:
+        """Which test clips have an event of their class in a modality, (n,); of flow, in the video.
+
+        None where no event names its modality, or no class can be perceived in this one.
+        """
+        modality = "video" if modality == "flow" else modality
+        found = np.array(
+            [clip.label in {e.label for e in clip.events_in(modality)} for clip in self.test]
+        )
+        told = any(event.modality for clip in self.test for event in clip.events)
+        return found if told and found.any() else None
+
     def trains_as(self, other: "OpenSetSplit") -> bool:
         """Whether one probe, and its answers, serve both."""
         return (self.train, self.test, self.known) == (other.train, other.test, other.known)

@@ -321,12 +321,13 @@ def _cost_table(layout: Layout, values: Values) -> list[Block]:
     for method in layout.methods:
         measured = {
             metric: _mean([values.get((method.preset, "", "", metric), ())])
-            for metric in ("training_memory_mib", "parameters", "seconds_per_epoch")
+            for metric in ("training_memory_mib", "parameters", "seconds_per_epoch", "epochs")
         }
         means = summed_up(method.preset, values)
         cells = (
             ("gpu_memory_gb", _number(measured["training_memory_mib"] / GIB_OF_MIB)),
             ("hours_per_epoch", _number(measured["seconds_per_epoch"] / 3600, 3)),
+            ("epochs", _number(measured["epochs"], 0)),
             ("parameters", _number(measured["parameters"] / 1e6)),
             ("mean_hos", _number(100 * means["HOS"])),
             ("mean_cmg", _number(100 * means["CMG"])),
@@ -340,7 +341,15 @@ def _cost_table(layout: Layout, values: Values) -> list[Block]:
                 ),
             )
         )
-    header = ("method", "memory, GB", "hours per epoch", "parameters, M", "mean HOS", "mean CMG")
+    header = (
+        "method",
+        "memory, GB",
+        "hours per epoch",
+        "epochs",
+        "parameters, M",
+        "mean HOS",
+        "mean CMG",
+    )
     told = (
         "Memory and hours were measured here, on the steps of `micu-eval efficiency`; hours are "
         f"extrapolated from these to an epoch of {PRETRAINING_CLIPS:,} clips, without reading. "

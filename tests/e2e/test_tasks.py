@@ -5,6 +5,7 @@ An encoder that knows the answers gets 1, one that draws gets chance.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from micu.evaluate.report import Row, read_rows
 from micu.evaluate.scores import SCORES
 from micu.evaluate.tasks import TASKS
 from micu.evaluate.toc import ChannelChoice
-from micu.store.manifest import Clip, read_manifest
+from micu.store.manifest import Clip, Event, read_manifest
 from micu.store.overlap import media_item
 from tests.checkpoints import with_task
 from tests.oracle import (
@@ -195,6 +196,40 @@ def test_an_oracle_classifies_every_clip_and_the_published_split_is_named(
     chance = [row for row in rows if row.method == "chance"]
     assert {row.value for row in chance} == {1 / 6}
     assert "pretraining" not in chance[0].leaks
+
+
+def test_what_is_only_heard_is_not_counted_for_video(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third of the test clips show the next class, and sound like their own."""
+    know_everything(monkeypatch, channel=0)
+    clips = clips_of(CLASSES, ("train", "val", "test"), 3, "sounder")
+    for i, clip in enumerate(clips):
+        shown = CLASSES[(CLASSES.index(clip.label) + 1) % 6]
+        events = (Event(clip.label, 0, 10, "audio"), Event(shown, 0, 10, "video"))
+        if clip.split == "test":
+            events = events if i % 3 == 0 else (Event(clip.label, 0, 10),)
+            clips[i] = replace(clip, events=events)
+    write_sets(tmp_path, "sounder", clips, "va", CLASSES)
+    (tmp_path / "last.pt").write_bytes((root / "last.pt").read_bytes())
+    pairs = ("--pairs", "v:a,a:v", *PROBE)
+    rows, _ = evaluate(tmp_path, tmp_path / "c.csv", "sounder", "cmg", *pairs)
+    found = {(r.test_modality, r.metric): (r.value, r.n_clips) for r in rows}
+    assert found["video", "acc"] == (pytest.approx(12 / 18), 18)
+    assert found["video", "acc_class_mean_perceivable"] == (1.0, 12)
+    assert found["video", "acc_perceivable"] == (1.0, 12)
+    assert found["audio", "acc"] == found["audio", "acc_perceivable"] == (1.0, 18)
+    known = ("--known", str(root / "known.csv"), "--score", "energy")
+    rows, _ = evaluate(tmp_path, tmp_path / "o.csv", "sounder", *pairs, *known)
+    honest = [row for row in rows if row.threshold_source == "source-val"]
+    found = {(r.test_modality, r.metric): (r.value, r.n_clips) for r in honest}
+    assert found["video", "os_star"][0] == pytest.approx(8 / 12)
+    assert found["video", "unk"][0] == pytest.approx(5 / 6)
+    assert found["video", "hos_perceivable"] == (1.0, 12)
+    assert found["audio", "hos_perceivable"] == (1.0, 18)
+    assert ("video", "threshold_perceivable") not in found
+    rows, _ = evaluate(root, tmp_path / "plain.csv", "ave", "cmg", *pairs)
+    assert not any(row.metric.endswith("perceivable") for row in rows)
 
 
 def test_an_oracle_locates_every_event_in_the_arithmetic_of_each_protocol(

@@ -176,13 +176,16 @@ def test_the_hours_of_an_epoch_are_those_of_its_steps() -> None:
         replace(cost, metric="seconds_per_step", value=10.0),
         replace(cost, metric="training_memory_mib", value=3072.0),
         replace(cost, metric="parameters", value=80_300_000.0),
+        replace(cost, metric="epochs", value=4.0),
     ]
     [table] = tables_of(LAYOUTS["table", 9], rows)
+    assert [row[3] for row in table.rows] == ["epochs", "– (8)", *["– (5)"] * 3, "4 (5)"]
     hours = 511 * 10 / 3600  # 40,801 clips by 80
     assert table.rows[-1] == (
         "MICU (CUJP8)",
         "3.00 (13.30)",
         f"{hours:.3f} (2.22)",
+        "4 (5)",
         "80.30",
         "– (54.29)",
         "– (57.20)",

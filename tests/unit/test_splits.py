@@ -281,3 +281,23 @@ def test_events_decide_which_clips_a_modality_has() -> None:
     split = cut(clips, "a", rules=rules)
     assert {c.clip_id.split("/")[1] for c in (*split.train, *split.validation)} == {"video"}
     assert {c.clip_id.split("/")[1] for c in split.test} == {"audio"}
+
+
+def test_clips_whose_class_can_be_perceived_are_those_with_an_event_of_it_there() -> None:
+    def clip(number: int, *events: Event) -> Clip:
+        return Clip(clip_id=str(number), label="bell", events=events)
+
+    heard, seen = Event("bell", 0, 1, "audio"), Event("bell", 0, 1, "video")
+    other, both = Event("bark", 0, 1, "video"), Event("bell", 0, 1)
+    test = (clip(0, heard, other), clip(1, other, seen), clip(2, both), clip(3))
+    split = OpenSetSplit((), (), test, ("bell",), held_out=False)
+    found = {name: split.perceivable(name) for name in ("audio", "video", "flow", "text")}
+    assert [list(x) for x in found.values() if x is not None] == [
+        [True, False, True, False],
+        [False, True, True, False],
+        [False, True, True, False],
+        [False, False, True, False],
+    ]
+    only_seen = replace(split, test=(clip(1, other, seen),))
+    assert only_seen.perceivable("audio") is None
+    assert replace(split, test=(clip(2, both), clip(3))).perceivable("audio") is None
