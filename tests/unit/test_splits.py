@@ -290,7 +290,7 @@ def test_clips_whose_class_can_be_perceived_are_those_with_an_event_of_it_there(
     heard, seen = Event("bell", 0, 1, "audio"), Event("bell", 0, 1, "video")
     other, both = Event("bark", 0, 1, "video"), Event("bell", 0, 1)
     test = (clip(0, heard, other), clip(1, other, seen), clip(2, both), clip(3))
-    split = OpenSetSplit((), (), test, ("bell",), held_out=False)
+    split = OpenSetSplit(train=(), validation=(), test=test, known=("bell",), held_out=False)
     found = {name: split.perceivable(name) for name in ("audio", "video", "flow", "text")}
     assert [list(x) for x in found.values() if x is not None] == [
         [True, False, True, False],
