@@ -2,6 +2,7 @@
 
 Stages, each of which goes on where it was stopped:
 
+    fetch      the material of av-digits into `--bench DIR`, from where it is published
     features   the clips, and their features by pretrained encoders (`--bench DIR`;
                see `docs/real-data.md`)
     tune       four settings of each method, chosen by accuracy on held-out source clips
@@ -11,6 +12,9 @@ Stages, each of which goes on where it was stopped:
     table      `table.md`, `cells.csv` (mean, deviation) and `figures.csv` (all) in `--out`
     all        these six; features only if `--bench` says where the material is
     ablation   MICU with one thing changed, two seeds: `ablation.md`
+    choices    rules for thresholds and criteria of tuning, compared: `choices.md`
+    draws      clips, splits and known classes dealt anew (`--draws`), every method trained on each
+               with its chosen setting, and which ones can be told apart: `draws.md`, `figures`
 
 Run: python -m benchmarks.real --stage all --bench DIR [--out .real]
 """
@@ -18,11 +22,14 @@ Run: python -m benchmarks.real --stage all --bench DIR [--out .real]
 import itertools
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
+from benchmarks.real_answers import Answers, answers_of
+from benchmarks.real_choices import Tried, criteria_table, test_of, thresholds_table
+from benchmarks.real_draws import place_of_draw, write_draw
 from benchmarks.real_methods import (
     ABLATIONS,
     DATA_SETS,
@@ -36,12 +43,14 @@ from benchmarks.real_methods import (
     draw_trials,
     write_lists,
 )
+from benchmarks.real_power import METRICS, Key, power_table
 from benchmarks.real_runs import (
     Run,
     do_all,
     evaluate,
     measure_steps,
     reference_rows,
+    retrieve,
     rows_of_split,
     train,
     validate,
@@ -63,6 +72,7 @@ from benchmarks.real_tables import (
 )
 from micu.base.files import write_atomically
 from micu.evaluate.markdown import TextTable, render_markdown
+from micu.report.drawings import write_drawings
 
 STAGES = ("tune", "train", "evaluate", "cost", "table")
 
@@ -82,6 +92,7 @@ class Plan:
     workers: int
     rounds: int
     """Of steps whose cost is measured."""
+    draws: int
 
     def each(self) -> Iterator[tuple[DataSet, str]]:
         """Every set with every method."""
@@ -121,6 +132,9 @@ def tune(plan: Plan) -> None:
 def _try(place: Place, run: Run) -> None:
     train(place, run)
     validate(place, run)
+    retrieve(place, run)
+    for known in run.data.known:
+        answers_of(place, run, known)
 
 
 def train_all(plan: Plan) -> None:
@@ -232,9 +246,7 @@ def ablate(plan: Plan) -> str:
         ]
         titles = {name: ABLATIONS[name].title for name in plan.ablations}
         parts += [f"### {data.name}", ablation_table(data, figures, {REFERENCE: "MICU"} | titles)]
-    text = "\n\n".join(parts) + "\n"
-    write_atomically(place.root / "ablation.md", text.encode())
-    return text
+    return _write(plan, "ablation.md", parts)
 
 
 def _ablate(place: Place, run: Run) -> None:
@@ -243,11 +255,93 @@ def _ablate(place: Place, run: Run) -> None:
         rows_of_split(place, run, known)
 
 
+# --- studies ---------------------------------------------------------------------------------
+
+
+def study_choices(plan: Plan) -> str:
+    """Compare what chooses thresholds, over the trained runs, and settings, over those tried."""
+    parts = []
+    for data in plan.sets:
+        names = [name for name in plan.methods if name != "skeleton"]
+        runs = [run for name in names for run in plan.runs(data, name)]
+        jobs = [(plan.place, run, known) for run in runs for known in data.known]
+        do_all("answers", answers_of, jobs, plan.workers)
+        tried = {
+            name: [_tried(plan.place, run) for run in plan.trial_runs(data, name)] for name in names
+        }
+        answers = [a for job in jobs for a in answers_of(*job).values()]
+        parts += [f"### {data.name}", thresholds_table(answers), criteria_table(tried)]
+    return _write(plan, "choices.md", parts)
+
+
+def _tried(place: Place, run: Run) -> Tried:
+    answers = [a for known in run.data.known for a in answers_of(place, run, known).values()]
+    recalls = {f"{name} of validation pairs": value for name, value in retrieve(place, run).items()}
+    return Tried({"source validation": validate(place, run), **recalls}, test_of(answers))
+
+
+def study_draws(plan: Plan) -> str:
+    """Train every method on several draws, and compare them."""
+    parts, drawings = [], []
+    for data in plan.sets:
+        places = [place_of_draw(plan.place, draw) for draw in range(plan.draws)]
+        for draw in range(plan.draws):
+            write_draw(plan.place, data, draw)
+        table = {
+            name: [
+                [(place, Run(data, name, plan.chosen(data, name), seed)) for seed in plan.seeds]
+                for place in places
+            ]
+            for name in plan.methods
+        }
+        jobs = [job for rows in table.values() for row in rows for job in row]
+        do_all("draws", _train_and_answer, jobs, plan.workers)
+        results = {
+            TITLES[name]: [[_answers_by_key(*job) for job in row] for row in rows]
+            for name, rows in table.items()
+        }
+        parts.append(f"### {data.name}")
+        for metric in METRICS:
+            text, drawing = power_table(results, metric)
+            parts.append(text)
+            drawings.append(replace(drawing, caption=f"{data.name}: {drawing.caption}"))
+    write_drawings(drawings, plan.place.root / "figures")
+    return _write(plan, "draws.md", parts)
+
+
+def _train_and_answer(place: Place, run: Run) -> None:
+    train(place, run)
+    for known in run.data.known:
+        answers_of(place, run, known)
+
+
+def _answers_by_key(place: Place, run: Run) -> dict[Key, Answers]:
+    return {
+        (*pair, known): answers
+        for known in run.data.known
+        for pair, answers in answers_of(place, run, known).items()
+    }
+
+
+def _write(plan: Plan, name: str, parts: Sequence[str]) -> str:
+    text = "\n\n".join(parts) + "\n"
+    write_atomically(plan.place.root / name, text.encode())
+    return text
+
+
+STUDIES = {"ablation": ablate, "choices": study_choices, "draws": study_draws}
+
 # --- command line ----------------------------------------------------------------------------
 
 
 def plan_of(
-    out: Path, sets: Sequence[str], methods: Sequence[str], seeds: int, workers: int, smoke: bool
+    out: Path,
+    sets: Sequence[str],
+    methods: Sequence[str],
+    seeds: int,
+    workers: int,
+    draws: int,
+    smoke: bool,
 ) -> Plan:
     """What the options ask for."""
     if smoke:
@@ -265,6 +359,7 @@ def plan_of(
         ablations=tuple(ABLATIONS)[:2] if smoke else tuple(ABLATIONS),
         workers=workers,
         rounds=1 if smoke else 20,
+        draws=draws,
     )
 
 
@@ -277,9 +372,11 @@ def _names(option: str, text: str, known: Collection[str]) -> list[str]:
 
 
 @click.command()
-@click.option("--stage", type=click.Choice(["features", *STAGES, "ablation", "all"]), default="all")
 @click.option(
-    "--bench", type=click.Path(path_type=Path, exists=True), help="The photographs and sounds."
+    "--stage", type=click.Choice(["fetch", "features", *STAGES, *STUDIES, "all"]), default="all"
+)
+@click.option(
+    "--bench", type=click.Path(path_type=Path), help="Folder of the photographs and sounds."
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Default: .real, with --smoke .real-smoke."
@@ -292,6 +389,7 @@ def _names(option: str, text: str, known: Collection[str]) -> list[str]:
 )
 @click.option("--methods", default=",".join(METHODS), show_default=True)
 @click.option("--seeds", default=5, show_default=True)
+@click.option("--draws", default=5, show_default=True, help="Of clips and splits.")
 @click.option("--workers", default=2, show_default=True, help="Processes of one thread each.")
 @click.option("--smoke", is_flag=True, help="A toy on drawn features that ends in seconds.")
 def main(
@@ -301,16 +399,22 @@ def main(
     sets: str,
     methods: str,
     seeds: int,
+    draws: int,
     workers: int,
     smoke: bool,
 ) -> None:
     """Train and evaluate every method on the same real data."""
     out = out or Path(".real-smoke" if smoke else ".real")
     chosen = _names("--sets", sets, DATA_SETS), _names("--methods", methods, METHODS)
-    plan = plan_of(out, *chosen, seeds, workers, smoke)
-    if stage == "features" or (stage == "all" and bench is not None):
-        if bench is None:
-            raise click.UsageError("--stage features: expected --bench DIR; see docs/real-data.md")
+    if bench is None and stage in ("fetch", "features"):
+        raise click.UsageError(f"--stage {stage}: expected --bench DIR; see docs/real-data.md")
+    if bench is not None and stage == "fetch":
+        from benchmarks.real_fetch import fetch
+
+        fetch(bench)
+        return
+    plan = plan_of(out, *chosen, seeds, workers, draws, smoke)
+    if bench is not None and stage in ("features", "all"):
         from benchmarks.real_features import make_set
 
         for manifest in dict.fromkeys(data.manifest for data in plan.sets):
@@ -327,8 +431,8 @@ def main(
             steps[name](plan)
     if stage in ("table", "all"):
         click.echo(write_tables(plan))
-    if stage == "ablation":
-        click.echo(ablate(plan))
+    if stage in STUDIES:
+        click.echo(STUDIES[stage](plan))
 
 
 if __name__ == "__main__":

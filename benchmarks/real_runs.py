@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import click
@@ -178,7 +179,7 @@ def _evaluate(place: Place, run: Run, file: str, task: str, *words: str) -> list
             [
                 *(task, str(run.folder(place) / "last.pt"), "--out", str(path)),
                 *("--features", str(place.features), "--manifest", str(place.manifest(run.data))),
-                *("--device", "cpu", *PROBE, *words),
+                *("--device", "cpu", *(PROBE if task != "retrieval" else ()), *words),
             ],
         )
     return read_rows(path)
@@ -200,6 +201,20 @@ def validate(place: Place, run: Run) -> float:
         *("--pairs", ",".join(f"{name}:{name}" for name in run.data.modalities)),
     )
     return statistics.fmean(row.value for row in rows if row.metric == "acc")
+
+
+def retrieve(place: Place, run: Run) -> dict[str, float]:
+    """Recall between the paired clips of the validation split, by rank: no label is read.
+
+    The mean over pairs of modalities, of both directions.
+    """
+    pairs = ",".join(":".join(pair) for pair in combinations(run.data.modalities, 2))
+    words = ("--protocol", "paper", "--test-splits", "val", "--pairs", pairs)
+    rows = _evaluate(place, run, "retrieval", "retrieval", *words)
+    return {
+        f"R@{rank}": statistics.fmean(row.value for row in rows if row.metric == f"r{rank}_mean")
+        for rank in (1, 5, 10)
+    }
 
 
 def rows_of_split(place: Place, run: Run, known: int | None) -> list[Row]:

@@ -49,6 +49,9 @@ def write_drawn(root: Path, data: DataSet) -> None:
     root.mkdir(parents=True, exist_ok=True)
     manifest = root / f"{data.manifest}.csv"
     write_manifest(manifest, clips)
+    items = [f"{clip.clip_id},p/{clip.clip_id},s/{clip.clip_id}," for clip in clips]
+    listed = "\n".join(["clip_id,picture,sound,sound_origin", *items])
+    (root / f"{data.manifest}.items.csv").write_text(f"{listed}\n")
     known = read_manifest(manifest)
     for number, modality in enumerate(data.modalities):
         spec = FeatureSpec(

@@ -113,7 +113,7 @@ def _have(file: OfficialList) -> Path:
         return path
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ValueError(f"{file.url} is not asked, since HF_HUB_OFFLINE is set")
-    data = _download(file.url)
+    data = download(file.url, MAX_BYTES)
     if told := file.misfit(data):
         raise ValueError(f"{file.url}: {told}; nothing of it was kept")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,8 +136,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _download(url: str) -> bytes:
-    """What an address gives, at most `MAX_BYTES` within `WHOLE_S`.
+def download(url: str, most: int) -> bytes:
+    """What an address gives, at most `most` bytes within `WHOLE_S`.
 
     Raises:
         OSError: It does not answer, with what is expected, or in time.
@@ -150,8 +150,8 @@ def _download(url: str) -> bytes:
         with urllib.request.build_opener(_NoRedirects).open(url, timeout=ANSWER_S) as answer:
             while part := answer.read1(2**16):
                 data += part
-                if len(data) > MAX_BYTES:
-                    raise ValueError(f"it has more than {MAX_BYTES} bytes")
+                if len(data) > most:
+                    raise ValueError(f"it has more than {most} bytes")
                 if time.monotonic() > end:
                     raise ValueError(f"it takes longer than {WHOLE_S:g} s")
     except urllib.error.HTTPError as error:
