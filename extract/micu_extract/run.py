@@ -207,8 +207,8 @@ def extract(
         _check_media_root(plans, job)
     check_room(settings.out, sum(plan.bytes_needed for plan in plans))
     for name, target in targets.items():
-        if target.plan.other_versions and settings.check_clips:
-            compare_versions(name, target, ReadFor(wants, reading), job.manifest, settings)
+        for folder in target.plan.other_versions if settings.check_clips else ():
+            compare_versions(name, target, folder, ReadFor(wants, reading), job.manifest, settings)
     record_source(settings.out, ManifestSource(source.manifest, job.media_root))
     if settings.dask:
         summaries = extract_on_cluster(settings.dask, job, plans, settings.max_failures)
@@ -248,15 +248,15 @@ def _extract_here(
 
 
 def compare_versions(
-    name: str, target: Target, read: ReadFor, manifest: Manifest, settings: Settings
+    name: str, target: Target, folder: Path, read: ReadFor, manifest: Manifest, settings: Settings
 ) -> None:
-    """Extract a few stored clips again, with the libraries that are here, and compare.
+    """Extract a few clips that a set stores again, with the libraries that are here, and compare.
 
     Raises:
         StoreError: They differ by more than the backbone's tolerance, or none can be extracted.
     """
     plan, backbone = target.plan, target.backbone
-    store = FeatureStore(plan.folder, manifest)
+    store = FeatureStore(folder, manifest)
     stored = {source for entry in store.shards.values() for source in entry.sources}
     there = [
         clip
@@ -281,8 +281,8 @@ def compare_versions(
         for done in encoder.pop_whole()
     }
     store.close()
-    then = " or ".join(_tell_versions(versions) for versions in plan.other_versions)
-    told = f"{plan.folder}: made with {then}, here is {_tell_versions(plan.header.spec.versions)}"
+    then = " or ".join(_tell_versions(versions) for versions in plan.other_versions[folder])
+    told = f"{folder}: made with {then}, here is {_tell_versions(plan.header.spec.versions)}"
     worst = max(found, key=lambda clip_id: found[clip_id], default="")
     most = backbone.gives.tolerance
     if not found or not found[worst] <= most:

@@ -195,10 +195,14 @@ def find_sets_beside(
     return _open_sets_beside(folder, header, run, look)
 
 
-def rows_beside(folder: Path, header: Header, run: RunRecord) -> set[str]:
-    """Sources of the rows that `find_sets_beside` finds."""
-    shards = (each.values() for each in find_sets_beside(folder, header, run).values())
-    return {source for entries in shards for entry in entries for source in entry.sources}
+def rows_beside(folder: Path, header: Header, run: RunRecord) -> dict[str, Path]:
+    """The set that has it, by source of each row that `find_sets_beside` finds."""
+    return {
+        source: path
+        for path, shards in find_sets_beside(folder, header, run).items()
+        for entry in shards.values()
+        for source in entry.sources
+    }
 
 
 def _open_sets_beside(

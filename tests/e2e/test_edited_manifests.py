@@ -402,6 +402,34 @@ def test_other_versions_go_on_if_a_few_clips_come_out_the_same(
     assert "extracted again" not in extract_sounds(folder).output
 
 
+@pytest.mark.parametrize(("shift", "is_good"), [("0.0001", True), ("0.01", False)])
+def test_rows_of_a_set_beside_are_compared_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, shift: str, is_good: bool
+) -> None:
+    other = other_manifest(folder)
+    monkeypatch.setenv(tests.runs.VERSION, "2")
+    monkeypatch.setenv(tests.runs.SHIFT, shift)
+    words = ["audio", str(other), "--backbone", "toy-sound", "--weights", "random"]
+    words += ["--out", str(folder / "features"), "--media-root", str(folder), "--workers", "1"]
+    done = CliRunner().invoke(cli, [*words, "--device", "cpu"])
+    told = done.output + str(done.exception)
+    assert f"{folder / 'features' / 'm' / 'audio-toy-sound'}: made with toylib 1, here" in told
+    if not is_good:
+        assert "differ by up to 0.0" in told
+        assert not (folder / "features" / "other").exists()
+        return
+    assert done.exit_code == 0
+    own = folder / "features" / "other" / "audio-toy-sound"
+    assert [dict(known) for known in read_set(own)[1].versions] == [
+        {"toylib": "1"},
+        {"toylib": "2"},
+    ]
+    rewrite(lambda clips: [replace(clips[0], start_s=0.25), *clips[1:]])(other)
+    again = CliRunner().invoke(cli, [*words, "--device", "cpu"])
+    assert again.exit_code == 0
+    assert "extracted again" not in again.output  # both are known now
+
+
 def test_a_shard_that_two_versions_made_lists_both(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

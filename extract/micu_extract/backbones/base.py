@@ -199,7 +199,9 @@ class Gives:
     licence: str
     """Of the published weights."""
     tolerance: float = 1e-3
-    """Largest difference that other versions of libraries may make, of the largest value."""
+    """Largest difference that other versions of libraries may make, of the largest value: a network
+    in float32 adds in another order, and a picture or a sound is rounded otherwise when resized or
+    resampled. Where less or more can happen, a backbone says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

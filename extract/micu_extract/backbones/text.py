@@ -321,6 +321,10 @@ class TextEncoder(TorchBackbone):
         return Steps(values, np.ones(count, np.bool_), np.full(count, np.nan))
 
 
+TOLERANCE = 1e-4
+"""Of sentences: nothing is decoded, so that only the order of the network's sums may differ."""
+
+
 @BACKBONES.register("bert")
 class Bert(TextEncoder):
     """BERT-base uncased, or any text encoder of transformers, (L, 768) for L words."""
@@ -334,7 +338,12 @@ class Bert(TextEncoder):
     UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids")
     OPTIONS: ClassVar[Mapping[str, Option]] = text_options(BERT, ("words", "mean"))
     gives = Gives(
-        modality="text", shape=(768,), hop_s=None, weights=f"hf:{BERT}", licence="Apache-2.0"
+        modality="text",
+        shape=(768,),
+        hop_s=None,
+        weights=f"hf:{BERT}",
+        licence="Apache-2.0",
+        tolerance=TOLERANCE,
     )
 
 
@@ -357,7 +366,12 @@ class ClapText(TextEncoder):
     )
     OPTIONS: ClassVar[Mapping[str, Option]] = text_options(CLAP, tuple(POOLED))
     gives = Gives(
-        modality="text", shape=(768,), hop_s=None, weights=f"hf:{CLAP}", licence="Apache-2.0"
+        modality="text",
+        shape=(768,),
+        hop_s=None,
+        weights=f"hf:{CLAP}",
+        licence="Apache-2.0",
+        tolerance=TOLERANCE,
     )
 
 
@@ -378,7 +392,14 @@ class ClipText(TextEncoder):
         "text_model.embeddings.position_ids",
     )
     OPTIONS: ClassVar[Mapping[str, Option]] = text_options(CLIP, tuple(POOLED))
-    gives = Gives(modality="text", shape=(512,), hop_s=None, weights=f"hf:{CLIP}", licence="MIT")
+    gives = Gives(
+        modality="text",
+        shape=(512,),
+        hop_s=None,
+        weights=f"hf:{CLIP}",
+        licence="MIT",
+        tolerance=TOLERANCE,
+    )
 
 
 @BACKBONES.register("bert-demo")
@@ -404,6 +425,7 @@ class BertDemo(Bert):
         hop_s=None,
         weights="none; --weights random only",
         licence="none",
+        tolerance=TOLERANCE,
     )
 
 

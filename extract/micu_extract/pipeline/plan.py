@@ -1,6 +1,7 @@
 """What an extraction will do, decided from the index and the ledger alone: no media is opened."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -125,8 +126,9 @@ class Plan:
     """Those of them that are in a shard of another manifest's set."""
     failed: int
     """Clips of the run, or of its part, that are in a ledger and are left there."""
-    other_versions: Sequence[Mapping[str, str]] = ()
-    """Those of the libraries that made what is there, where this run's are not among them."""
+    other_versions: Mapping[Path, Sequence[Mapping[str, str]]] = field(default_factory=dict)
+    """By set whose rows are used, its own or one beside it: the versions of the libraries that made
+    them, where this run's are not among those."""
     part: Part | None = None
     """The share of the shards that the run is about."""
     row_bytes: float = 0.0
@@ -210,7 +212,8 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     sources = row_sources(clips, spec.made_of)
     lines = {source: line for line, source in enumerate(sources)}
     run = _record_run(job, wanted, before)
-    elsewhere = rows_beside(folder, header, run) if {*sources} - standing.stored else set()
+    elsewhere = rows_beside(folder, header, run) if {*sources} - standing.stored else {}
+    used: set[Path] = set()
     layout = extend_layout(standing.layout, sources, header.shard_rows)
     shards, done, shared, failed = [], 0, 0, 0
     left = set(standing.own)
@@ -227,8 +230,10 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
                 left.discard(source)
             elif source in standing.stored:
                 done += 1
+                used.add(folder)
             elif source in elsewhere:
                 done, shared = done + 1, shared + 1
+                used.add(elsewhere[source])
             elif source not in standing.failed or job.retry_failed:
                 todo.append(Wanted(clip, source, line))
             else:
@@ -246,15 +251,12 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
             rows = tuple(clips[line] for line in there)
             facts = (known.sha256, known.size, known.damaged, known.files)
             shards.append(ShardPlan(number, places, rows, tuple(todo), *facts))
-    made_with = before.versions if before is not None and done > shared else ()
-    is_known = not made_with or spec.versions in made_with
-    if shards and not (made_with and is_known):
-        run = replace(run, versions=(*made_with, spec.versions))
+    noted, other_versions = _note_versions(run, before, folder, used, spec.versions)
     return Plan(
         folder=folder,
         header=header,
-        run=run,
-        other_versions=() if is_known or not shards else made_with,
+        run=noted if shards else run,
+        other_versions=other_versions if shards else {},
         replaces=replaces,
         overwrite=job.overwrite,
         layout=layout,
@@ -269,6 +271,40 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         row_bytes=standing.row_bytes,
         frees=sum(file_size(path) for path in shard_files(folder)) if replaces else 0,
     )
+
+
+def _note_versions(
+    run: RunRecord,
+    before: RunRecord | None,
+    folder: Path,
+    used: Collection[Path],
+    here: Mapping[str, str],
+) -> tuple[RunRecord, dict[Path, Sequence[Mapping[str, str]]]]:
+    """Note the versions of libraries behind a set, once those that are new have been compared.
+
+    Args:
+        run: What the set notes of this run.
+        before: What it notes of earlier runs, whose versions have been compared.
+        folder: The set.
+        used: Sets whose rows are used, this one or others beside it.
+        here: Versions of this run.
+
+    Returns:
+        The note, and by set what made its rows, where this run's were not compared with those.
+    """
+    agreed = before.versions if before is not None and used else ()
+    known = agreed if here in agreed else (here,)
+    made_with = {path: read_set(path)[1].versions for path in sorted(used) if path != folder}
+    if folder in used:
+        made_with[folder] = agreed
+    others = {
+        path: versions
+        for path, versions in made_with.items()
+        if versions and not any(each in known for each in versions)
+    }
+    noted = [*agreed, *itertools.chain(*others.values()), here]
+    distinct = (each for i, each in enumerate(noted) if each not in noted[:i])
+    return replace(run, versions=tuple(distinct)), others
 
 
 def _record_run(job: Job, wanted: int, before: RunRecord | None) -> RunRecord:

@@ -207,7 +207,9 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
         known=asked,
         homes=homes,
         others=others,
-        shared=(rows_beside(folder, header, run) & asked.keys()) - homes.keys() - ledger.keys(),
+        shared=(rows_beside(folder, header, run).keys() & asked.keys())
+        - homes.keys()
+        - ledger.keys(),
         ledger=ledger,
         ledger_files=files,
         shard_problems=problems,
