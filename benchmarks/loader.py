@@ -30,7 +30,8 @@ from micu.base.devices import resolve_device
 from micu.config.presets import PRESETS
 from micu.config.sections import DataConfig
 from micu.data.cache import CachedDataset
-from micu.data.dataset import Batch, FeatureDataset, batch_order, iterate, make_loader
+from micu.data.dataset import Batch, FeatureDataset
+from micu.data.loader import batch_order, iterate, make_loader
 from micu.store.manifest import Clip
 from micu.store.sets import (
     FeatureRow,

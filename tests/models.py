@@ -8,8 +8,8 @@ from torch import Tensor
 
 from micu.config.overrides import with_overrides
 from micu.config.presets import PRESETS
-from micu.losses.contrastive import clip_pairs, mean_over_steps
-from micu.model.micu import MICU
+from micu.losses.contrastive import clip_pairs
+from micu.model.micu import MICU, mean_over_steps
 from micu.model.quantizer import UnifiedQuantizer
 from micu.train.checkpoint import LoadedModel
 from tests.feature_sets import SHAPES, SMALL

@@ -197,7 +197,8 @@ def _run(
 ) -> int:
     """`run`, for one process among those that have met."""
     from micu.data.cache import CachedDataset
-    from micu.data.dataset import FeatureDataset, make_loader, select_clips
+    from micu.data.dataset import FeatureDataset, select_clips
+    from micu.data.loader import make_loader
     from micu.losses import LOSSES
     from micu.train.cost import count_steps, measure_cost
     from micu.train.fit import RunOptions, fit

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from micu.base.devices import peak_memory, wait_for
-from micu.data.dataset import Batch, FeatureDataset, iterate, make_loader
+from micu.data.dataset import Batch, FeatureDataset
+from micu.data.loader import iterate, make_loader
 from micu.evaluate.evaluation import TASKS, Evaluation, make_row
 from micu.evaluate.report import Row
 from micu.model.micu import MICU

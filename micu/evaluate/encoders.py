@@ -12,7 +12,8 @@ from torch import Tensor
 from micu.base.errors import ConfigError
 from micu.config.sections import DataConfig
 from micu.data.align import align_steps
-from micu.data.dataset import Batch, FeatureDataset, iterate, make_loader
+from micu.data.dataset import Batch, FeatureDataset
+from micu.data.loader import iterate, make_loader
 from micu.evaluate.probe import (
     RIDGE,
     ClipFeatures,

@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from micu.base.errors import ConfigError, StoreError, check_shape
 from micu.data.dataset import Batch
-from micu.model.micu import MICU
+from micu.model.micu import MICU, mean_over_steps
 from micu.model.onednn import Linear
 
 FEW_STEPS = 100
@@ -108,6 +108,10 @@ class ClipFeatures:
         codes, errors = (None if x is None else x.to(device) for x in (self.codes, self.errors))
         values, mask = self.values.to(device), self.mask.to(device)
         return replace(self, values=values, mask=mask, codes=codes, errors=errors)
+
+    def mean(self) -> Tensor:
+        """Mean over the real steps of each clip, (n, D)."""
+        return mean_over_steps(self.values, self.mask)
 
 
 def join_clips(parts: Sequence[ClipFeatures]) -> ClipFeatures:
@@ -453,6 +457,5 @@ def _fit_ridge(
 
 def _mean_and_max(values: Tensor, mask: Tensor) -> Tensor:
     """Mean and maximum over the real steps, (n, 2 D)."""
-    real = mask[..., None]
-    mean = (values * real).sum(1) / real.sum(1)
-    return torch.cat([mean, values.masked_fill(~real, -torch.inf).amax(1)], -1)
+    largest = values.masked_fill(~mask[..., None], -torch.inf).amax(1)
+    return torch.cat([mean_over_steps(values, mask), largest], -1)

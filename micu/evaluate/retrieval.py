@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from micu.base.errors import ConfigError, ManifestError
 from micu.data.dataset import TEXT
 from micu.evaluate.encoders import FeatureEncoder, check_same_space, encode_real
 from micu.evaluate.evaluation import TASKS, Evaluation, is_pretrained, make_row
 from micu.evaluate.metrics import Floats, retrieval_recall
-from micu.evaluate.probe import ClipFeatures
 from micu.evaluate.report import Row
 from micu.evaluate.splits import CLEAN, PAPER, TEST, clips_sha256, name_splits, of_splits
 from micu.store.manifest import MODALITIES, Clip
@@ -185,11 +183,5 @@ def _can_be(clip: Clip, modality: str) -> bool:
 def mean_embedding(encoder: FeatureEncoder, modality: str, clips: Sequence[Clip]) -> Floats:
     """Mean of each clip's features over its real steps, (n, D)."""
     features = encode_real(encoder, modality, [clip.clip_id for clip in clips])
-    result: Floats = pool_real(features).double().cpu().numpy()
+    result: Floats = features.mean().double().cpu().numpy()
     return result
-
-
-def pool_real(features: ClipFeatures) -> Tensor:
-    """Mean over the real steps of each clip, (n, D)."""
-    real = features.mask[..., None]
-    return (features.values * real).sum(1) / real.sum(1)

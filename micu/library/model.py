@@ -21,7 +21,6 @@ from micu.base.errors import CheckpointError, ConfigError, StoreError, brief
 from micu.base.registry import suggest
 from micu.evaluate.encoders import CodeEncoder, encode_real
 from micu.evaluate.models import check_features, load_model
-from micu.evaluate.retrieval import pool_real
 from micu.library.clips import (
     ClipList,
     FeatureSet,
@@ -168,7 +167,7 @@ class Model:
         found = encode_real(encoder, modality, ids)
         assert found.codes is not None
         return Embedding(
-            pool_real(found).cpu().numpy(),
+            found.mean().cpu().numpy(),
             found.codes.cpu().numpy(),
             found.mask.cpu().numpy(),
             ids,

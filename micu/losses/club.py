@@ -15,7 +15,7 @@ from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, Draws, Loss
 from micu.model.clips import kind_of
-from micu.model.micu import MICU, MICUOutput
+from micu.model.micu import MICU, MICUOutput, mean_over_steps
 from micu.model.networks import SpecificEncoder
 from micu.model.onednn import Linear
 
@@ -64,9 +64,9 @@ def club_bound(
         are divided.
     """
     both = mask & mask[other]
-    apart = _mean_over_steps((mean - y[other]).square(), both)
-    together = _mean_over_steps((mean - y).square(), both)
-    variance = _mean_over_steps(log_variance, both).exp()
+    apart = mean_over_steps((mean - y[other]).square(), both)
+    together = mean_over_steps((mean - y).square(), both)
+    variance = mean_over_steps(log_variance, both).exp()
     # log q(y_i|x_i) - log q(y_j|x_i): the log-variance is that of x_i in both, and drops out.
     per_sample = ((apart - together) / variance).sum(-1) / 2  # (B,), 0 for clips that share no step
     return per_sample.sum() / both.any(1).sum().clamp(min=1)
@@ -95,11 +95,6 @@ def club_bound_of_clips(
     together = (mean - y).square().mean((1, 2))
     per_clip = (apart - together) / log_variance.mean((1, 2)).exp() / 2  # (n,)
     return (per_clip * both).sum()
-
-
-def _mean_over_steps(x: Tensor, mask: Tensor) -> Tensor:
-    """(B, T, Y) to (B, Y)."""
-    return (x * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]
 
 
 class Estimator(nn.Module):

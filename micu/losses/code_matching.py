@@ -12,9 +12,8 @@ from torch import Tensor
 
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
-from micu.losses.contrastive import mean_over_steps
 from micu.losses.terms import LOSSES, Draws, Loss, needed_steps
-from micu.model.micu import MICU, MICUOutput
+from micu.model.micu import MICU, MICUOutput, mean_over_steps
 from micu.model.quantizer import nearest_code
 
 SMALLEST_DISTANCE_SQUARED = 1e-12
@@ -165,14 +164,14 @@ class CodeMatchingLoss(Loss):
     def after_step_(self, model: MICU, output: MICUOutput, batch: Batch, draws: Draws) -> None:
         """Keep embeddings during the warm-up, and start the codebook from them at its end."""
         if self.is_continuous(draws.step):
-            semantic = self.stack(output.semantic())
+            semantic = self.stack(output.update_semantic())
             self._keep_(semantic[:, output.update_mask(batch.mask)].flatten(0, 1))
         if self.stored and draws.step + 1 >= self.warmup_steps:
             vectors = self.vectors[: self.stored]
             size = self.config.quantizer.codebook_size
             centres, counts = kmeans(vectors, size, draws.generator("k-means"))
             per_batch = counts * (batch.mask.sum() / len(vectors))
-            model.quantizer.restart_(centres, per_batch.clamp(min=1.0))
+            model.quantizer.begin_with_(centres, per_batch.clamp(min=1.0))
             self.stored = 0
 
     def _keep_(self, vectors: Tensor) -> None:

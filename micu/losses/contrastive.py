@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from micu.data.dataset import Batch
 from micu.losses.terms import LOSSES, ClipsLoss, Draws, Loss
-from micu.model.micu import MICUOutput
+from micu.model.micu import MICUOutput, mean_over_steps
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -129,21 +129,6 @@ def fine_pairs(
     return info_nce_pairs(
         masked, semantic, tau=tau, normalize=normalize, query_mask=mask, key_mask=mask
     )
-
-
-def mean_over_steps(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over real steps; steps that are hidden are real, so they weigh as zeros.
-
-    Args:
-        x: (M, B, T, D).
-        mask: (B, T) bool, True = real step.
-
-    Returns:
-        (M, B, D); zero where a sample has no real step.
-    """
-    if mask is None:
-        return x.mean(2)
-    return (x * mask.unsqueeze(-1)).sum(2) / mask.sum(-1).clamp(min=1).unsqueeze(-1)
 
 
 def clip_pairs(

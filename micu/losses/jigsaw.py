@@ -73,19 +73,19 @@ def draw_permutations(splits: int, count: int, seed: int) -> Tensor:
     return torch.tensor([unrank_permutation(rank, splits) for rank in ranks])
 
 
-def mix_blocks(codes: Tensor, block_modality: Tensor) -> Tensor:
-    """Cut codes into blocks and take each block from its modality.
+def mix_blocks(quantized: Tensor, block_modality: Tensor) -> Tensor:
+    """Cut embedded codes into blocks and take each block from its modality.
 
     Args:
-        codes: (M, N, D).
+        quantized: Embedded codes, (M, N, D).
         block_modality: Index of the modality of each block, int64, (O,) or (N, O); O divides D.
 
     Returns:
         (N, O, D / O).
     """
-    modalities, rows, dim = codes.shape
+    modalities, rows, dim = quantized.shape
     splits = block_modality.shape[-1]
-    blocks = codes.view(modalities, rows, splits, dim // splits)
+    blocks = quantized.view(modalities, rows, splits, dim // splits)
     index = block_modality.expand(rows, splits).view(1, rows, splits, 1)
     return torch.take_along_dim(blocks, index, dim=0).squeeze(0)
 
@@ -273,8 +273,8 @@ class JigsawLoss(Loss):
 
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """Mean cross-entropy over real steps and permutations, all or one drawn for each, ()."""
-        codes = self.stack({name: q.quantized for name, q in output.quantized.items()})
-        blocks = mix_blocks(codes.flatten(1, 2), draws.block_modality)
+        quantized = self.stack({name: q.quantized for name, q in output.quantized.items()})
+        blocks = mix_blocks(quantized.flatten(1, 2), draws.block_modality)
         table, classifier, rows = self.permutations, self.classifier.tensors(), batch.mask.flatten()
         with autocast(self.config, blocks.device):
             if draws.labels is not None:

@@ -21,19 +21,20 @@ from micu.data.dataset import Batch
 from micu.losses.jigsaw import JigsawClassifier, draw_permutations, jigsaw_loss
 from micu.losses.terms import LOSSES, Draws, Loss
 from micu.model.micu import MICUOutput
+from micu.model.precision import autocast
 
 
-def side_by_side(codes: Tensor, splits: int) -> Tensor:
-    """Cut codes into parts, all modalities' in one row.
+def side_by_side(quantized: Tensor, splits: int) -> Tensor:
+    """Cut embedded codes into parts, all modalities' in one row.
 
     Args:
-        codes: (M, N, D).
+        quantized: Embedded codes, (M, N, D).
         splits: S, a divisor of D.
 
     Returns:
         (N, M * S, D / S); part s of modality m is at place m * S + s.
     """
-    return torch.cat([x.unflatten(-1, (splits, -1)) for x in codes], dim=1)
+    return torch.cat([x.unflatten(-1, (splits, -1)) for x in quantized], dim=1)
 
 
 @LOSSES.register("mmjp")
@@ -55,8 +56,8 @@ class MmjpLoss(Loss):
 
     def compute(self, output: MICUOutput, batch: Batch, draws: Draws) -> Tensor:
         """Mean cross-entropy over real steps and permutations, ()."""
-        codes = self.stack({name: q.quantized for name, q in output.quantized.items()})
-        parts = side_by_side(codes.flatten(1, 2), self.splits)
-        return jigsaw_loss(
-            parts, self.permutations, self.classifier.tensors(), batch.mask.flatten()
-        )
+        quantized = self.stack({name: q.quantized for name, q in output.quantized.items()})
+        parts = side_by_side(quantized.flatten(1, 2), self.splits)
+        classifier, rows = self.classifier.tensors(), batch.mask.flatten()
+        with autocast(self.config, parts.device):
+            return jigsaw_loss(parts, self.permutations, classifier, rows)

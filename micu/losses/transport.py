@@ -27,7 +27,7 @@ from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.losses.contrastive import info_nce_pairs, unit_rows
 from micu.losses.terms import LOSSES, Draws, Loss
-from micu.model.micu import MICU, MICUOutput, embed, mean_step, read_words
+from micu.model.micu import MICU, MICUOutput, embed, mean_over_steps, read_words
 
 
 @torch.no_grad()
@@ -85,13 +85,18 @@ def _by_logarithms(scaled: Tensor, mass: Tensor, iterations: int) -> Tensor:
 
 
 def assignment_loss(
-    student: Tensor, codes: Tensor, teacher: Tensor, plan: Tensor, has_steps: Tensor, gamma: float
+    student: Tensor,
+    codebook: Tensor,
+    teacher: Tensor,
+    plan: Tensor,
+    has_steps: Tensor,
+    gamma: float,
 ) -> Tensor:
     """Swapped prediction of the plan, and what the plan costs.
 
     Args:
         student: Clips, unit length, (M, B, D).
-        codes: Unit length, (K, D).
+        codebook: Unit length, (K, D).
         teacher: Clips, unit length, (M, B, D).
         plan: Rows of the transport plan, each scaled to mass 1, (M, B, K).
         has_steps: (B,) bool, True = the clip counts; what the plan has for others is not looked at.
@@ -104,12 +109,12 @@ def assignment_loss(
     """
     count, clips = len(student), has_steps.sum().clamp(min=1)
     plan = plan.masked_fill(~has_steps[:, None], 0)
-    log_chances = torch.log_softmax(student @ codes.T / gamma, -1)
+    log_chances = torch.log_softmax(student @ codebook.T / gamma, -1)
     # -sum_k t_ik(m) log p_ik(n) of every pair (m, n), of which those with m != n count.
     crossed = -torch.einsum("mbk,nbk->mn", plan, log_chances) / clips
     swapped = (crossed.sum() - crossed.trace()) / max(1, count * (count - 1))
     # sum_k t_ik(m) (1 - g_i(m) c_k)
-    cost = 1 - teacher @ codes.T
+    cost = 1 - teacher @ codebook.T
     return swapped + (plan * cost).sum() / (count * clips)
 
 
@@ -197,7 +202,7 @@ class Teacher(nn.Module):
 
 def clip_direction(steps: Tensor, mask: Tensor | None) -> Tensor:
     """Direction of the mean of a clip's real steps, (B, T, D) to (B, D)."""
-    return unit_rows(mean_step(steps, mask)[:, 0])
+    return unit_rows(mean_over_steps(steps, mask))
 
 
 @LOSSES.register("transport")
@@ -230,17 +235,17 @@ class TransportLoss(Loss):
             {name: clip_direction(q.semantic, mask) for name, q in output.quantized.items()}
         )
         teacher = self.teacher.embed_clips(batch, self.config.modalities)
-        codes = unit_rows(output.codebook)
+        codebook = unit_rows(output.codebook)
         known = torch.cat([teacher, self.teacher.queue], 1)  # (M, B + Q, D)
         has_steps = mask.any(1)
         has_clip = torch.cat([has_steps, self.teacher.others(batch)])
         mass = has_clip.to(known.dtype) / has_clip.sum().clamp(min=1)
         with torch.autocast(mask.device.type, enabled=False):
-            cost = 1 - known @ codes.detach().to(known.dtype).T
+            cost = 1 - known @ codebook.detach().to(known.dtype).T
             plan = sinkhorn(cost, mass, settings.epsilon, settings.iterations)
         rows = plan[:, : len(mask)].to(student.dtype)
         rows = rows / rows.sum(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
-        assigned = assignment_loss(student, codes, teacher, rows, has_steps, settings.gamma)
+        assigned = assignment_loss(student, codebook, teacher, rows, has_steps, settings.gamma)
         contrast = info_nce_pairs(
             student[:, None],
             known[:, None],

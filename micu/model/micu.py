@@ -54,19 +54,19 @@ class MICUOutput:
         """What the features are rebuilt from beside `specific`: codes, or with clips embeddings."""
         return self.embeddings or {name: entry.quantized for name, entry in self.quantized.items()}
 
-    def semantic(self) -> dict[str, Tensor]:
+    def update_semantic(self) -> dict[str, Tensor]:
         """What the codebook is updated with: (B, T, D) by modality, without gradient.
 
         With pooled means, these are one more step: (B, T + 1, D).
         """
         return {name: x.detach() for name, x in self._rows("semantic").items()}
 
-    def codes(self) -> dict[str, Tensor]:
-        """The codes of `semantic()`: (B, T) or (B, T + 1) int64 by modality."""
+    def update_codes(self) -> dict[str, Tensor]:
+        """The codes of `update_semantic()`: (B, T) or (B, T + 1) int64 by modality."""
         return self._rows("codes")
 
     def update_mask(self, mask: Tensor) -> Tensor:
-        """The batch's mask for what `semantic()` returns: a mean is real where any step is."""
+        """The batch's mask for `update_semantic()`: a mean is real where any step is."""
         quantized = self.quantized_mask(mask)
         return torch.cat([mask, mask.any(1, keepdim=True)], 1) if self.pooled else quantized
 
@@ -186,7 +186,7 @@ class MICU(nn.Module):
         """FCID's forward pass: clips are quantised, steps are rebuilt from their embeddings."""
         assert self.clips is not None
         timed = {name: x for name, x in semantic.items() if kind_of(name) != WORDS}
-        means = {name: mean_step(x, mask) for name, x in semantic.items()}
+        means = {name: mean_over_steps(x, mask, keepdim=True) for name, x in semantic.items()}
         device, dtype = self.quantizer.codebook.device, self.quantizer.codebook.dtype
         with autocast(self.config, device):
             clip, general = (_cast(x, dtype) for x in self.clips.share(means))
@@ -298,7 +298,10 @@ class MICU(nn.Module):
 
     def _pool(self, steps: Mapping[str, Quantized], mask: Tensor | None) -> dict[str, Quantized]:
         """The means of the clips' real steps, quantised as one step each."""
-        means = {name: mean_step(entry.semantic, mask) for name, entry in steps.items()}
+        means = {
+            name: mean_over_steps(entry.semantic, mask, keepdim=True)
+            for name, entry in steps.items()
+        }
         return self.quantizer.quantize(means, None if mask is None else mask.any(1, keepdim=True))
 
 
@@ -321,12 +324,18 @@ def embed(
     }
 
 
-def mean_step(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over real steps, (B, T, D) to (B, 1, D); zero where a sample has none."""
+def mean_over_steps(x: Tensor, mask: Tensor | None, *, keepdim: bool = False) -> Tensor:
+    """Mean over real steps, zero where a clip has none.
+
+    Args:
+        x: (..., B, T, D).
+        mask: (B, T) bool, True = real step.
+        keepdim: Keep the mean as one step, (..., B, 1, D), instead of (..., B, D).
+    """
     if mask is None:
-        return x.mean(1, keepdim=True)
+        return x.mean(-2, keepdim=keepdim)
     real = mask[..., None]
-    return (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+    return (x * real).sum(-2, keepdim=keepdim) / real.sum(-2, keepdim=keepdim).clamp(min=1)
 
 
 def _unquantized(quantized: Mapping[str, Quantized]) -> dict[str, Quantized]:

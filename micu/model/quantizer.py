@@ -1,6 +1,6 @@
 """The codebook that all modalities share (section 3.3); its commitment is in equation 7.
 
-`UnifiedQuantizer.quantize` reads it. `move_` writes it, at the end of a warm start `restart_` does;
+`UnifiedQuantizer.quantize` reads it. `move_` writes it, `begin_with_` at the end of a warm start;
 the directions of a `DirectionQuantizer` are moved by the optimiser.
 Source: Huang et al., ICCV 2025, and the published code (3b31fa0).
 """
@@ -241,10 +241,10 @@ class UnifiedQuantizer(nn.Module):
         self.unused.add_(1)
         self.unused.masked_fill_(found.counts[counted].sum(0) > 0, 0)
         if self.config.reset != "off":
-            self._restart_(generator, picks)
+            self._restart_dead_(generator, picks)
 
     @torch.no_grad()
-    def restart_(self, centres: Tensor, counts: Tensor) -> None:
+    def begin_with_(self, centres: Tensor, counts: Tensor) -> None:
         """Put the codebook where something else has found its codes.
 
         Args:
@@ -274,7 +274,7 @@ class UnifiedQuantizer(nn.Module):
         # e = W / N.
         self.codebook.copy_(weight / count[:, None])
 
-    def _restart_(self, generator: torch.Generator | None, picks: Tensor | None) -> None:
+    def _restart_dead_(self, generator: torch.Generator | None, picks: Tensor | None) -> None:
         """Put every dead code beside an active one."""
         dead = (self.unused > self.config.dead_after).nonzero()[:, 0]
         active = ((self.unused >= 0) & (self.unused < self.config.active_within)).nonzero()[:, 0]

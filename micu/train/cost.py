@@ -15,7 +15,8 @@ import torch
 
 from micu.base.devices import peak_memory
 from micu.config.sections import TrainConfig
-from micu.data.dataset import Batch, iterate
+from micu.data.dataset import Batch
+from micu.data.loader import iterate
 from micu.train.fit import LoaderFactory
 from micu.train.state import TrainState
 from micu.train.step import train_step

@@ -62,7 +62,7 @@ class CodebookInput:
     @classmethod
     def of(cls, output: MICUOutput, mask: Tensor) -> "CodebookInput":
         """That of one forward pass over a batch of this mask; pooled means are one more step."""
-        return cls(output.semantic(), output.codes(), output.update_mask(mask))
+        return cls(output.update_semantic(), output.update_codes(), output.update_mask(mask))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ PATIENCE_S = 300.0
 FAILS_MIDWAY = """
 from pathlib import Path
 from micu.config.sections import DataConfig
-from micu.data.dataset import FeatureDataset, iterate, make_loader
+from micu.data.dataset import FeatureDataset
+from micu.data.loader import iterate, make_loader
 from micu.store.sets import FeatureStore, find_sets
 
 if __name__ == "__main__":

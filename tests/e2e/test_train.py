@@ -21,7 +21,8 @@ from micu.cli.features import find_feature_sets, parse_modalities
 from micu.cli.train import main
 from micu.config.overrides import with_overrides
 from micu.config.sections import TrainConfig
-from micu.data.dataset import FeatureDataset, iterate, make_loader
+from micu.data.dataset import FeatureDataset
+from micu.data.loader import iterate, make_loader
 from micu.store.manifest import MODALITIES, write_manifest
 from micu.train.checkpoint import load_checkpoint
 from micu.train.step import build_state, train_step
@@ -202,7 +203,7 @@ def test_features_are_read_by_as_many_processes_as_were_asked_for(features, out,
         asked.append(workers)
         return make_loader(*arguments, **settings)
 
-    monkeypatch.setattr("micu.data.dataset.make_loader", note)
+    monkeypatch.setattr("micu.data.loader.make_loader", note)
     result = train(features, out, "--workers", "3", "--set", "optimizer.max_steps=1")
 
     assert result.exit_code == 0, result.output

@@ -313,5 +313,5 @@ def test_with_the_published_index_the_loss_is_the_published_one() -> None:
     config = configured(code_matching=CodeMatchingConfig(index="reference"))
     output = output_of()
     got = 0.5 * losses_of(config).code_matching.compute(output, batch_of(FULL), draws_of())  # type: ignore[operator]
-    expected = published_matching(output.semantic(), output.codebook)
+    expected = published_matching(output.update_semantic(), output.codebook)
     assert got.item() == pytest.approx(expected.item(), rel=1e-5)  # its sum has 1e-5 added

@@ -145,12 +145,12 @@ def test_each_modality_is_rebuilt_and_committed_as_published_in_the_second_pass(
     step: Step, published: dict[str, float]
 ) -> None:
     state, batch = step.state(step.config()), step.batch()
-    update_(state.model.quantizer, state.model(batch).semantic(), batch.mask)
+    update_(state.model.quantizer, state.model(batch).update_semantic(), batch.mask)
     output = state.model(batch)
     recon, commit = per_modality(output, batch)
     assert_close(recon, by_modality(published, "recon_loss"))
     assert_close(commit, by_modality(published, "embed_loss"))
-    matching = matching_loss(output.semantic(), state.model.quantizer.codebook)
+    matching = matching_loss(output.update_semantic(), state.model.quantizer.codebook)
     assert_close(matching, published["cmcm_loss"])
 
 
@@ -232,7 +232,7 @@ def test_one_forward_pass_gives_each_modality_the_published_losses_and_codes(ste
     codes = np.stack([output.quantized[name].codes.numpy() for name in ORDER])
     assert np.array_equal(codes, expected["sf_idx"])
     assert most_frequent_agree(output.quantized) == expected["sf_equal"]
-    semantic, codebook = output.semantic(), model.quantizer.codebook
+    semantic, codebook = output.update_semantic(), model.quantizer.codebook
     assert_close(matching_loss(semantic, codebook), expected["sf_cmcm"])
     gaps = [best_two_gap(x, codebook).min() for x in semantic.values()]
     assert_close(min(gaps), expected["sf_margin_min"])

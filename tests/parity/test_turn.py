@@ -157,7 +157,10 @@ def test_pooled_codes_are_those_of_the_mean_over_real_steps_and_move_the_codeboo
             torch.testing.assert_close(output.pooled[name].quantized[b, 0], codebook[nearest])
     expected = by_hand(output, model.quantizer)
     update_(
-        model.quantizer, output.semantic(), output.update_mask(batch.mask), codes=output.codes()
+        model.quantizer,
+        output.update_semantic(),
+        output.update_mask(batch.mask),
+        codes=output.update_codes(),
     )
     torch.testing.assert_close(model.quantizer.codebook, expected)
 

@@ -10,7 +10,8 @@ from micu.base.devices import available_memory
 from micu.base.errors import ConfigError
 from micu.config.sections import DataConfig
 from micu.data.cache import CachedDataset
-from micu.data.dataset import FeatureDataset, iterate, make_loader
+from micu.data.dataset import FeatureDataset
+from micu.data.loader import iterate, make_loader
 from micu.store.sets import FeatureStore, find_sets
 from tests.feature_sets import make_clips, write_features
 

@@ -15,21 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-import micu.data.dataset
+import micu.data.loader
 from micu.base.errors import ConfigError, ManifestError, ProcessError, StoreError
 from micu.config.sections import DataConfig
-from micu.data.dataset import (
-    Batch,
-    FeatureDataset,
+from micu.data.dataset import Batch, FeatureDataset, align_steps, select_clips
+from micu.data.loader import (
     Piped,
     _signals_held,
     _tell_of_pipe,
     _tell_of_workers,
-    align_steps,
     batch_order,
     iterate,
     make_loader,
-    select_clips,
     share_batch,
 )
 from micu.store.manifest import Clip, write_manifest
@@ -114,8 +111,8 @@ def test_batches_that_others_read_for_a_gpu_are_page_locked(stores, device, work
 @pytest.mark.parametrize("there", [["fork", "spawn", "forkserver"], ["spawn"]])
 def test_reading_processes_come_from_a_server_where_there_is_one(stores, monkeypatch, there):
     asked = []
-    monkeypatch.setattr(micu.data.dataset.multiprocessing, "get_all_start_methods", lambda: there)
-    monkeypatch.setattr(micu.data.dataset, "DataLoader", lambda *_, **named: asked.append(named))
+    monkeypatch.setattr(micu.data.loader.multiprocessing, "get_all_start_methods", lambda: there)
+    monkeypatch.setattr(micu.data.loader, "DataLoader", lambda *_, **named: asked.append(named))
     dataset = FeatureDataset(stores, make_clips(), DataConfig())
     for workers in (0, 1):
         make_loader(dataset, 2, seed=0, epoch=0, workers=workers)
@@ -457,7 +454,8 @@ import sys
 from pathlib import Path
 import torch
 from micu.config.sections import DataConfig
-from micu.data.dataset import FeatureDataset, iterate, make_loader
+from micu.data.dataset import FeatureDataset
+from micu.data.loader import iterate, make_loader
 from micu.store.sets import FeatureStore, find_sets
 from tests.feature_sets import make_clips
 
@@ -500,7 +498,7 @@ def test_a_small_dev_shm_changes_no_batch_and_hangs_nothing(stores, tmp_path, si
 def test_an_error_of_a_reading_process_is_the_error_itself(stores, monkeypatch):
     dataset = FeatureDataset(stores, make_clips(), DataConfig())
     refuse = StoreError("shard-00000.h5: damaged")
-    monkeypatch.setattr("micu.data.dataset._signals_held", nullcontext)
+    monkeypatch.setattr("micu.data.loader._signals_held", nullcontext)
     batch = dataset.read_batch([0])
 
     class Loader:
@@ -541,7 +539,7 @@ def test_reading_processes_are_bounded_by_the_handles_there_are(
     stores, monkeypatch, caplog, handles, typed, workers, piped
 ):
     _tell_of_workers.cache_clear()
-    monkeypatch.setattr("micu.data.dataset.most_handles", lambda: handles)
+    monkeypatch.setattr("micu.data.loader.most_handles", lambda: handles)
     dataset = FeatureDataset(stores, make_clips(), DataConfig())
     for _ in range(2):
         loader = make_loader(dataset, 8, seed=0, epoch=0, workers=typed)

@@ -13,7 +13,8 @@ from micu.cli.train import RunFolder
 from micu.config.overrides import to_json, with_overrides
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
-from micu.data.dataset import FeatureDataset, iterate, make_loader
+from micu.data.dataset import FeatureDataset
+from micu.data.loader import iterate, make_loader
 from micu.losses import Loss, compute_terms, draw, weigh
 from micu.train.processes.micro_batches import cut_batch, measure_share
 from micu.train.processes.place import LAUNCHER, Place

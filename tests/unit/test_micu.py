@@ -82,7 +82,7 @@ def test_any_modalities_run_and_every_parameter_is_reached(modalities: tuple[str
         assert output.quantized[name].quantized.shape == (B, T, 8)
         assert output.quantized[name].codes.shape == (B, T)
         assert output.reconstruction[name].shape == output.target[name].shape == (B, T, *step)
-    assert not any(z.requires_grad for z in output.semantic().values())
+    assert not any(z.requires_grad for z in output.update_semantic().values())
     objective(output).backward()  # type: ignore[no-untyped-call]
     unreached = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert unreached == []
@@ -130,8 +130,8 @@ def test_a_padded_batch_equals_the_unpadded_one() -> None:
         )
     other = build(modalities)
     other.load_state_dict(model.state_dict())
-    update_(model.quantizer, short.semantic(), batch.mask)
-    update_(other.quantizer, long.semantic(), padded.mask)
+    update_(model.quantizer, short.update_semantic(), batch.mask)
+    update_(other.quantizer, long.update_semantic(), padded.mask)
     assert torch.allclose(model.quantizer.codebook, other.quantizer.codebook, atol=1e-12)
 
 

@@ -147,3 +147,14 @@ def test_both_jigsaws_may_be_trained_at_once_each_with_its_own_classifier() -> N
     assert {name.partition(".")[0] for name, _ in Losses(config_of()).named_parameters()} == {
         "mmjp"
     }
+
+
+def test_the_classifier_runs_in_the_precision_of_the_run() -> None:
+    mask = torch.ones(B, T, dtype=torch.bool)
+    codes = {name: x.float() for name, x in codes_of(config_of()).items()}
+    found = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        found.append(compute(Losses(config_of(f"optimizer.precision={precision}")), codes, mask))
+    assert found[0] != found[1]
+    torch.testing.assert_close(found[0], found[1], rtol=0.05, atol=0)
