@@ -74,8 +74,7 @@ def train_model(
     else:
         preset = config
         names = modalities or ",".join(name for name, backbone in chosen.items() if backbone)
-        typed = [f"{key}={_spell(value)}" for key, value in (settings or {}).items()]
-        config = build_config(preset, names or None, {}, typed)
+        config = build_config(preset, names or None, {}, _typed(settings))
     letters = "".join(name[0] for name in config.modalities)
     folder = Path(out or Path("runs") / f"{preset}-{letters}-{config.seed}")
     order = TrainingOrder(
@@ -108,6 +107,7 @@ def evaluate_model(
     pairs: str | None = None,
     known: Sequence[str] | str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> "pd.DataFrame":
     """Evaluate as `micu-eval TASK` does.
@@ -122,6 +122,7 @@ def evaluate_model(
         pairs: Several of them at once: `"v:a,a:v"`.
         known: The known classes, or a CSV file with the column `label`.
         out: CSV file that the rows are added to; None keeps none.
+        settings: Of a plug-in's task.
         **options: Other options of the command, such as `protocol="clean"` or `probe_epochs=5`.
 
     Returns:
@@ -158,6 +159,7 @@ def evaluate_model(
             pairs=parse_pairs(source, target, pairs),
             known=classes,
             out=Path(out or Path(folder) / "results.csv"),
+            settings=_typed(settings),
             options=frozenset(
                 f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None
             ),
@@ -184,6 +186,11 @@ def _find(
         )
     ((root, path),) = places
     return root, listed or Path(path), chosen | {s.spec.modality: s.spec.backbone for s in sets}
+
+
+def _typed(settings: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Settings as `--set` takes them."""
+    return tuple(f"{key}={_spell(value)}" for key, value in (settings or {}).items())
 
 
 def _spell(value: Any) -> str:

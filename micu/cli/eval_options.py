@@ -65,6 +65,8 @@ class EvaluationOrder:
     codebook_out: Path | None = None
     details: Path | None = None
     setting: str = ""
+    settings: tuple[str, ...] = ()
+    """`KEY=VALUE` of a plug-in's task."""
     html: Path | None = None
     device: str = "auto"
     as_json: bool = False
@@ -316,6 +318,13 @@ _OUT = (
     device_option,
     click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON."),
 )
+_SETTINGS = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What this task lets you choose; repeatable. An unknown KEY shows those there are.",
+)
 _DETAILS = click.option(
     "--details",
     type=_WRITTEN,
@@ -379,4 +388,12 @@ OPTIONS: dict[str, tuple[Decorator, ...]] = {
     ),
 }
 """What each task is typed with, in the order in which help shows it."""
-OPTIONS |= {point.name: OPTIONS["cmg"] for point in entry_points(group="micu.tasks")}
+_OF_PLUGIN = (
+    _CHECKPOINT,
+    _PROBED_DATA,
+    _PROBED_CLIPS,
+    panel(METHOD, *_PROBED, _SETTINGS),
+    _PROBE,
+    panel(OUTPUT, *_OUT),
+)
+OPTIONS |= {point.name: _OF_PLUGIN for point in entry_points(group="micu.tasks")}

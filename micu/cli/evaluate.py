@@ -341,8 +341,9 @@ def _count_seeds(typed: EvaluationOrder) -> int:
 def _evaluate(typed: EvaluationOrder, checkpoint: Path) -> Iterator[list[Row]]:
     """Rows of one checkpoint, seed by seed."""
     from micu.evaluate.models import frozen_encoders, load_model
-    from micu.evaluate.tasks import TASKS
+    from micu.evaluate.tasks import choose_task
 
+    task, of_plugin = choose_task(typed.task, typed.settings)
     device = resolve_device(typed.device)
     loaded = frozen_encoders(device) if is_frozen(checkpoint) else load_model(checkpoint, device)
     if typed.probe_encoder_dropout and not loaded.config.encoder.dropout:
@@ -359,7 +360,8 @@ def _evaluate(typed: EvaluationOrder, checkpoint: Path) -> Iterator[list[Row]]:
         )
     made: dict[str, dict[str, FeatureEncoder]] = {}
     for seed in range(first, first + _count_seeds(typed)):
-        yield TASKS[typed.task](_evaluation(typed, sides, loaded, seed, made))
+        asked = _evaluation(typed, sides, loaded, seed, made)
+        yield task(replace(asked, of_plugin=of_plugin))
 
 
 def _with_rate(typed: EvaluationOrder, manifest: Manifest) -> EvaluationOrder:
@@ -425,7 +427,7 @@ def open_sides(typed: EvaluationOrder, loaded: "LoadedModel") -> tuple[FeatureSe
         nothing = FeatureSets(Manifest(typed.checkpoints[0], (), ""), {})
         return nothing, nothing
     asked = dict.fromkeys(name for pair in typed.pairs for name in pair)
-    paired = typed.task in ("oscmg", "cmg", "retrieval")
+    paired = asked or typed.task in ("oscmg", "cmg", "retrieval")
     modalities = tuple(asked) if paired else loaded.config.modalities
     if modalities:
         refuse_idle_features(typed.chosen, modalities)

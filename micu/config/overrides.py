@@ -7,13 +7,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from types import NoneType
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from micu.base.errors import ConfigError, brief
 from micu.base.registry import suggest
 from micu.config.sections import TrainConfig
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -89,11 +91,11 @@ Tree = dict[str, Any]
 """New values by key; a section's are a tree of their own."""
 
 
-def with_overrides(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
+def with_overrides(config: T, assignments: Sequence[str]) -> T:
     """Change settings, given as on the command line.
 
     Args:
-        config: Where the other settings come from.
+        config: Where the other settings come from, a dataclass.
         assignments: `KEY=VALUE`, for example `quantizer.codebook_size=512`; a list of words is
             separated by commas. A later assignment to the same key wins.
 
@@ -116,7 +118,7 @@ def with_overrides(config: TrainConfig, assignments: Sequence[str]) -> TrainConf
     changed = _rebuild(config, changes, problems)
     if problems:
         raise ConfigError("\n".join(problems))
-    return cast(TrainConfig, changed)
+    return cast(T, changed)
 
 
 def idle_settings(config: TrainConfig, keys: Iterable[str]) -> list[str]:

@@ -1,18 +1,20 @@
 """What every evaluation task is told, what it gives, and the register of tasks.
 
 A task is a function that is registered here and takes an `Evaluation`; adding one is a file with
-its `@TASKS.register` line, and an import line in `micu.evaluate.tasks`.
+its `@TASKS.register` line, and an import line in `micu.evaluate.tasks`. A plug-in's may be a frozen
+dataclass that is called, whose fields are what `--set` sets.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from micu.base.errors import ManifestError
+from micu.base.errors import ConfigError, ManifestError
 from micu.base.registry import Registry
+from micu.config.overrides import with_overrides
 from micu.evaluate.encoders import FeatureEncoder, check_same_space
 from micu.evaluate.leaks import CHECKPOINT_ON_TEST, Pretraining
 from micu.evaluate.probe import ProbeConfig
@@ -173,6 +175,8 @@ class Evaluation:
     """Folder for what stands behind the rows, clip by clip."""
     setting: str
     """What the paper's tables call it; "" for other data."""
+    of_plugin: Sequence[str] = ()
+    """Package and version of a plug-in's task, and its settings, as conditions of every row."""
     published: Published | None
     """What the published script of the setting does."""
     tell: Callable[[str], None]
@@ -234,6 +238,7 @@ class Evaluation:
             yield f"pretraining:{self.pretraining.manifest_sha256[:12]}"
         if method == "checkpoint" and self.selected_on:
             yield f"selected-on:{self.selected_on}"
+        yield from self.of_plugin
 
     def tell_splits(self) -> None:
         """Tell of a manifest that names no split, so that it is trained and tested on whole."""
@@ -399,6 +404,30 @@ def is_pretrained(method: str) -> bool:
 
 
 TASKS: Registry[Callable[[Evaluation], list[Row]]] = Registry("task", "micu.tasks", ("__call__",))
+
+
+def choose_task(
+    name: str, settings: Sequence[str]
+) -> tuple[Callable[[Evaluation], list[Row]], list[str]]:
+    """A task with its settings, and what its rows say of a plug-in.
+
+    Args:
+        name: Of the task.
+        settings: `KEY=VALUE`.
+
+    Raises:
+        RegistryError: There is no such task.
+        ConfigError: It has no such setting.
+    """
+    task: Any = TASKS[name]
+    values: dict[str, Any] = {}
+    if is_dataclass(task):
+        task = with_overrides(task, settings)
+        values = asdict(task)
+    elif settings:
+        raise ConfigError(f"--set {settings[0]}: {name} has no settings; leave it out")
+    made = {**dict(filter(None, [TASKS.makers.get(name)])), **values}
+    return task, [f"{key}:{value}" for key, value in made.items()]
 
 
 def make_row(

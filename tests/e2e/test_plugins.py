@@ -14,6 +14,8 @@ from micu.base.errors import ConfigError, RegistryError
 from micu.base.registry import Registry, load_plugin
 from micu.config.overrides import with_overrides
 from micu.config.sections import TrainConfig
+from micu.evaluate.report import read_rows
+from micu.evaluate.tasks import TASKS, choose_task
 from micu.losses import LOSSES
 from micu.losses.terms import loss_weight
 from micu.train.checkpoint import load_checkpoint
@@ -103,6 +105,20 @@ def test_a_loss_and_a_task_of_a_package_run_and_a_checkpoint_opens_without_it(
     code, told = type_in(site, tmp_path, "micu-eval", *task)
     assert code == 0, told
     assert '"covered"' in told
+    few = ("--set", "at_least=99", "--out", "few.csv")
+    code, told = type_in(site, tmp_path, "micu-eval", *task, *few)
+    assert code == 0, told
+    ((all_row,), (few_row,)) = (read_rows(tmp_path / name) for name in ("results.csv", "few.csv"))
+    assert all_row.conditions.endswith(" micu-example:0.1.0 at_least:1")
+    assert few_row.conditions.endswith(" micu-example:0.1.0 at_least:99")
+    assert (all_row.value, few_row.value) == (1, 0)
+    for idle in (("--ceiling",), ("--chance",), ("--setting", "ave")):
+        code, told = type_in(site, tmp_path, "micu-eval", *task, *idle)
+        assert code == 2
+        assert f"{idle[0]}: only micu-eval" in told
+    code, told = type_in(site, tmp_path, "micu-eval", *task, "--set", "at_leest=2")
+    assert code == 2
+    assert "--set at_leest: no key 'at_leest'; did you mean 'at_least'?" in told
     model = micu.load(tmp_path / "run", device="cpu")
     assert "loss 'example-spread' of the checkpoint is not known here" in caplog.text
     assert model.loaded.record["loss example-spread"] == "micu-example 0.1.0"
@@ -190,3 +206,10 @@ def test_a_loss_of_a_plugin_has_the_weight_that_was_typed() -> None:
     assert config.terms()[-1] == "mine"
     assert loss_weight(config.weights, "mine") == 0.25
     assert "mine" not in LOSSES
+
+
+def test_a_task_of_this_project_has_no_settings_and_tells_of_no_package() -> None:
+    task, told = choose_task("cmg", ())
+    assert (task, told) == (TASKS["cmg"], [])
+    with pytest.raises(ConfigError, match="--set at_least=1: cmg has no settings; leave it out"):
+        choose_task("cmg", ("at_least=1",))
