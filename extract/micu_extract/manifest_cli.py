@@ -14,7 +14,7 @@ import click
 from micu.base.command_line import ToolCommand
 from micu.base.devices import count_cores
 from micu.base.errors import ConfigError, ManifestError
-from micu.base.files import write_atomically
+from micu.base.files import file_sha256, write_atomically
 from micu.base.process import FiniteRange
 from micu.store.manifest import (
     Clip,
@@ -183,6 +183,9 @@ def _rows(dataset: str, annotations: Sequence[str], out: Path) -> list[Clip]:
             for file, path in files:
                 where = f"github.com/{file.repository}, commit {file.commit[:12]}, {file.path}"
                 click.echo(f"{file.role}: {path} from {where}; {file.licence}", err=True)
+                if not file.digest:
+                    told = f"no hash of it is published; this one's sha256 is {file_sha256(path)}"
+                    click.echo(f"{file.role}: {told}", err=True)
         return DATASETS[dataset].rows(annotations)
     except ManifestError as error:
         raise ManifestError(f"{error}\n{out} is not written") from error

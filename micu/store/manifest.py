@@ -20,7 +20,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from micu.base.errors import ManifestError
 from micu.base.files import write_atomically
@@ -181,8 +181,9 @@ SOURCE = re.compile(rf"[0-9a-f]{{{SOURCE_CHARACTERS}}}|")
 def row_sources(clips: Iterable[Clip], made_of: str) -> tuple[str, ...]:
     """Digests of what rows are made of: the same bytes of the same file, or the same sentence.
 
-    What else a manifest says of a clip, its id too, makes no difference, nor do other rows. Of rows
-    that are made of one thing, each has its own: they are numbered.
+    `./a.mp4` is `a.mp4`, and times count to the microsecond: a spreadsheet keeps 15 digits. What
+    else a manifest says of a clip, its id too, makes no difference, nor do other rows. Of rows that
+    are made of one thing, each has its own: they are numbered.
 
     Args:
         clips: Rows, in order.
@@ -200,8 +201,11 @@ def row_sources(clips: Iterable[Clip], made_of: str) -> tuple[str, ...]:
             case "id":
                 parts = (clip.clip_id,)
             case _:
-                end_s = None if clip.end_s is None else float(clip.end_s)
-                parts = (clip.path, float(clip.start_s or 0.0), end_s)
+                path = clip.path
+                if "./" in path or "//" in path:
+                    path = str(PurePosixPath(path))
+                end_s = None if clip.end_s is None else round(float(clip.end_s), 6)
+                parts = (path, round(float(clip.start_s or 0.0), 6), end_s)
         source = _digest(parts, 1)
         if source in found:
             numbers[source] += 1

@@ -1,5 +1,6 @@
 """What an edit of a manifest costs: what is extracted again, what training and evaluation do."""
 
+import csv
 import json
 import os
 import pickle
@@ -96,6 +97,9 @@ def move(finished: Path, folder: Path) -> Path:
     return folder
 
 
+Edit = Callable[[Path], None]
+
+
 def change(number: int, **values: Any) -> Callable[[list[Clip]], list[Clip]]:
     return lambda clips: [
         replace(clip, **values) if i == number else clip for i, clip in enumerate(clips)
@@ -115,6 +119,38 @@ def add_column(path: Path) -> None:
     path.write_text("\n".join([f"{header},mood", *(f"{line},calm" for line in lines), ""]))
 
 
+Rows = list[dict[str, str]]
+
+
+def table(edit: Callable[[Rows, list[str]], None], quotes: Any = csv.QUOTE_MINIMAL) -> Edit:
+    """An edit of the rows and the names of the columns, as text."""
+
+    def do(path: Path) -> None:
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        names = list(rows[0])
+        edit(rows, names)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names, quoting=quotes, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return do
+
+
+def spell(column: str, form: str) -> Callable[[Rows, list[str]], None]:
+    """Another way to write every value of a column."""
+    return lambda rows, _: [row.update({column: form.format(row[column])}) for row in rows]  # type: ignore[func-returns-value]
+
+
+def swap(column: str) -> Callable[[Rows, list[str]], None]:
+    """The values of two rows, each in the place of the other."""
+
+    def do(rows: Rows, _: list[str]) -> None:
+        rows[4][column], rows[5][column] = rows[5][column], rows[4][column]
+
+    return do
+
+
 NEW = Clip(clip_id="new", path="1.wav", start_s=1.5, end_s=2.5, label="drum", text="quite new")
 EDITS: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     # edit, audio and text clips that are extracted again, clips to train on until then
@@ -124,6 +160,21 @@ EDITS: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     "group": (rewrite(change(3, group="clip 4")), 0, 0, 11),
     "added row": (rewrite(lambda clips: [NEW, *clips]), 1, 1, 11),
     "removed row": (rewrite(lambda clips: clips[1:]), 0, 0, 10),
+    "order of the columns": (table(lambda rows, names: names.reverse()), 0, 0, 11),
+    "quotes": (table(lambda rows, names: None, csv.QUOTE_ALL), 0, 0, 11),
+    "semicolons": (with_bytes(lambda data: data.replace(b",", b";")), 0, 0, 11),
+    "tabs": (with_bytes(lambda data: data.replace(b",", b"\t")), 0, 0, 11),
+    "CR": (with_bytes(lambda data: data.replace(b"\n", b"\r")), 0, 0, 11),
+    "empty lines": (with_bytes(lambda data: data + b"\n\n"), 0, 0, 11),
+    "no last line end": (with_bytes(lambda data: data.rstrip()), 0, 0, 11),
+    "swapped ids": (table(swap("clip_id")), 0, 0, 11),
+    "swapped paths": (table(swap("path")), 0, 0, 11),
+    "twin": (table(lambda rows, _: rows.append({**rows[3], "clip_id": "twin"})), 1, 1, 11),
+    "dot before paths": (table(spell("path", "./{}")), 0, 0, 11),
+    "two slashes": (table(spell("path", ".//{}")), 0, 0, 11),
+    "digits of times": (table(spell("start_s", "{}00")), 0, 0, 11),
+    "the last bits of times": (table(spell("end_s", "{}0000000004")), 0, 0, 11),
+    "blanks around": (table(spell("start_s", " {} ")), 0, 0, 11),
     "order": (rewrite(lambda clips: clips[::-1]), 0, 0, 11),
     "clip id": (rewrite(change(3, clip_id="renamed")), 0, 0, 11),
     "CRLF": (with_bytes(lambda data: data.replace(b"\n", b"\r\n")), 0, 0, 11),
