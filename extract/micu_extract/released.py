@@ -20,6 +20,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -161,7 +162,6 @@ class _Unpickler(pickle.Unpickler):
         raise _Refused("an object outside of it")
 
 
-_STEPS = {ord(step.code): step for step in pickletools.opcodes}
 MAX_STEPS = 256
 """Most steps of a pickle; an array takes 70."""
 MAX_CALLS = 16
@@ -171,67 +171,33 @@ MAX_REPEATS = 16
 before twice would take for ever to compare."""
 MAX_PLACE = 1024
 """Highest place to remember something at, for which memory is taken."""
-MAX_DIGITS = 20
-"""Longest number, characters or bytes."""
+MAX_BITS = 160
+"""Of the longest number."""
 
 
 def _disarm(data: bytes, name: str) -> bytes:
     """A pickle whose first step beyond what an array needs is struck out: its reading ends there.
 
-    Nothing is run or made here: only the lengths of the steps are looked at.
+    Nothing is run or made here: the steps are only read.
 
     Raises:
         DecodeError: `too_large`: it wants memory for nothing.
     """
     place = calls = repeats = 0
-    for _ in range(MAX_STEPS):
-        step = _STEPS.get(data[place]) if place < len(data) else None
-        if step is None or step.name == "STOP":
-            return data  # the unpickler ends here, too
-        begin, end = _argument(data, place, step)
-        if end > len(data):
-            return data
-        calls += step.name in ("REDUCE", "BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX")
-        repeats += step.name in ("DUP", "GET", "BINGET", "LONG_BINGET")
-        digits = end - begin if step.name in ("INT", "LONG", "LONG1", "LONG4", "PUT", "GET") else 0
-        if calls > MAX_CALLS or repeats > MAX_REPEATS or digits > MAX_DIGITS:
-            break
-        if step.name in ("PUT", "LONG_BINPUT"):
-            told = data[begin:end]
-            number = int.from_bytes(told, "little") if step.name[0] == "L" else _decimal(told)
-            if number > MAX_PLACE:
+    with suppress(ValueError):  # cut off or damaged: it is struck out, too
+        for count, (step, argument, at) in enumerate(pickletools.genops(data)):
+            place = at or 0
+            calls += step.name in ("REDUCE", "BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX")
+            repeats += step.name in ("DUP", "GET", "BINGET", "LONG_BINGET")
+            number = argument if isinstance(argument, int) else 0
+            if step.name in ("PUT", "LONG_BINPUT") and number > MAX_PLACE:
                 raise DecodeError("too_large", f"{name}: unpacking it needs more memory")
-        place = end
+            too_long = count == MAX_STEPS or number.bit_length() > MAX_BITS
+            if too_long or calls > MAX_CALLS or repeats > MAX_REPEATS:
+                break
+            if step.name == "STOP":
+                return data
     return b"".join((data[:place], b"\0", data[place + 1 :]))  # \0 is no step
-
-
-def _argument(data: bytes, place: int, step: pickletools.OpcodeInfo) -> tuple[int, int]:
-    """Where the argument of a step begins and ends; past the end of `data` where it is cut off."""
-    begin = place + 1
-    if step.arg is None:
-        return begin, begin
-    if step.arg.n >= 0:
-        return begin, begin + step.arg.n
-    if step.arg.n == pickletools.UP_TO_NEWLINE:
-        for _ in range(2 if step.name in ("GLOBAL", "INST") else 1):
-            found = data.find(b"\n", begin)
-            if found < 0:
-                return begin, len(data) + 1
-            begin = found + 1
-        return place + 1, begin
-    length = {
-        pickletools.TAKEN_FROM_ARGUMENT1: 1,
-        pickletools.TAKEN_FROM_ARGUMENT4: 4,
-        pickletools.TAKEN_FROM_ARGUMENT4U: 4,
-        pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-    }[step.arg.n]
-    return begin + length, begin + length + int.from_bytes(data[begin : begin + length], "little")
-
-
-def _decimal(text: bytes) -> int:
-    """A place as old protocols spell it; too high where it is spelled otherwise."""
-    digits = text.strip()
-    return int(digits) if digits.isdigit() else MAX_PLACE + 1
 
 
 _BROKEN = (

@@ -120,12 +120,15 @@ def test_no_pairs_have_no_flow(method):
 def test_pictures_of_another_form_are_refused(method):
     settings = FAST[method]
     one = pictures_of(settings, blob(1, 1))
-    with pytest.raises(ShapeError, match="second pictures"):
-        estimate_flow(one, one[:, :24], settings)
+    for other in (one[:, :24], one[:, :, :24], np.concatenate([one, one])):
+        with pytest.raises(ShapeError, match="second pictures"):
+            estimate_flow(one, other, settings)
     with pytest.raises(ShapeError, match="first pictures"):
         estimate_flow(one[0], one[0], settings)
     with pytest.raises(ConfigError, match="uint8"):
         estimate_flow(one, one.astype(np.float32), settings)
+    with pytest.raises(ConfigError, match="uint8"):
+        estimate_flow(one.astype(np.float32), one, settings)
 
 
 @pytest.mark.parametrize("method", FAST)

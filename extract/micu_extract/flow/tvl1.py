@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.base.errors import ConfigError, MicuError, ShapeError, check_shape
-from micu_extract.flow.tvl1_parameters import ENGINES, TVL1
+from micu.base.errors import MicuError
+from micu_extract.flow.tvl1_parameters import TVL1
 
 DEFAULTS = TVL1()
 
@@ -26,12 +26,12 @@ def tvl1_pairs(
     engine: str = "numba",
     device: str = "cpu",
 ) -> NDArray[np.float32]:
-    """Displacement that carries each pixel of a picture to its place in another one.
+    """Displacement of each pair; `micu_extract.flow.methods.estimate_flow` checks what is given.
 
     Safe to call from several threads at once: the numba engine then runs on as many cores.
 
     Args:
-        previous: First picture of each pair, gray, (P, H, W); P may be 0.
+        previous: First picture of each pair, gray, (P, H, W), none of them 0.
         following: Second picture of each pair, gray, (P, H, W).
         parameters: Parameters of the method.
         engine: One of `ENGINES`.
@@ -40,27 +40,9 @@ def tvl1_pairs(
     Returns:
         Displacement, (P, H, W, 2): x to the right, then y downwards, px.
 
-    Raises:
-        ShapeError: The pictures are not gray, not of one size, or without a pixel.
-        ConfigError: The pictures are not uint8, or no engine has this name.
-        MicuError: The engine's library is not installed.
-
     Differs: OpenCV adds up the change of an iteration in one float32 and divides exactly; the
     numba and torch engines add in another order, so that their bits differ from OpenCV's.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"flow engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
-    sizes = check_shape(previous.shape, "P H W", "first pictures of the flow pairs")
-    pairs, height, width = sizes["P"], sizes["H"], sizes["W"]
-    check_shape(
-        following.shape, "P H W", "second pictures of the flow pairs", P=pairs, H=height, W=width
-    )
-    _check_bytes(previous, "first pictures of the flow pairs")
-    _check_bytes(following, "second pictures of the flow pairs")
-    if not height * width:
-        raise ShapeError(f"flow pairs: expected at least one pixel, got {previous.shape}")
-    if not pairs:
-        return np.empty((*previous.shape, 2), np.float32)
     previous, following = np.ascontiguousarray(previous), np.ascontiguousarray(following)
     if engine == "opencv":
         return _solve_with_opencv(previous, following, parameters)
@@ -68,21 +50,9 @@ def tvl1_pairs(
         from micu_extract.flow.tvl1_torch import solve_pairs as solve_with_torch
 
         return solve_with_torch(previous, following, parameters, device)
-    try:
-        from micu_extract.flow.tvl1_numba import solve_pairs as solve_with_numba
-    except ModuleNotFoundError as error:
-        if error.name != "numba":
-            raise
-        raise MicuError(
-            "flow engine 'numba': numba is not installed; type: pip install numba, "
-            "or choose the engine opencv"
-        ) from error
+    from micu_extract.flow.tvl1_numba import solve_pairs as solve_with_numba
+
     return solve_with_numba(previous, following, parameters)
-
-
-def _check_bytes(pictures: NDArray[Any], what: str) -> None:
-    if pictures.dtype != np.uint8:
-        raise ConfigError(f"{what}: expected uint8, 0 to 255, got {pictures.dtype}")
 
 
 def _solve_with_opencv(

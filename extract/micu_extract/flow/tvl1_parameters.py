@@ -1,7 +1,7 @@
 """TV-L1 optical flow: its engines by name, and its parameters."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from micu.base.errors import ConfigError
 
@@ -56,22 +56,16 @@ class TVL1:
     """Side of the median filter on the field, px: 3 or 5; 0 or 1 is no filter."""
 
     def __post_init__(self) -> None:  # noqa: D105
-        positive = {"tau": self.tau, "lambda": self.lambda_, "theta": self.theta}
-        counts = {
-            "scales": self.scales,
-            "warps": self.warps,
-            "inner_iterations": self.inner_iterations,
-            "outer_iterations": self.outer_iterations,
-        }
+        values = self.describe()
         problems = [
-            f"tvl1 {name}: expected a finite number > 0, got {value}"
-            for name, value in positive.items()
-            if not 0 < value < math.inf
+            f"tvl1 {name}: expected a finite number > 0, got {values[name]}"
+            for name in ("tau", "lambda", "theta")
+            if not 0 < values[name] < math.inf
         ]
         problems += [
-            f"tvl1 {name}: expected at least 1, got {value}"
-            for name, value in counts.items()
-            if value < 1
+            f"tvl1 {name}: expected at least 1, got {values[name]}"
+            for name in ("scales", "warps", "inner_iterations", "outer_iterations")
+            if values[name] < 1
         ]
         if not 0 < self.scale_step < 1:
             problems.append(f"tvl1 scale_step: expected (0, 1), got {self.scale_step}")
@@ -84,15 +78,4 @@ class TVL1:
 
     def describe(self) -> dict[str, float | int]:
         """Every parameter by its name, for the header of a feature set."""
-        return {
-            "tau": self.tau,
-            "lambda": self.lambda_,
-            "theta": self.theta,
-            "scales": self.scales,
-            "scale_step": self.scale_step,
-            "warps": self.warps,
-            "epsilon": self.epsilon,
-            "inner_iterations": self.inner_iterations,
-            "outer_iterations": self.outer_iterations,
-            "median": self.median,
-        }
+        return {name.rstrip("_"): value for name, value in asdict(self).items()}
