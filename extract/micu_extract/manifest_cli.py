@@ -1,10 +1,8 @@
 """The commands of `micu-extract` about manifests, and about features that others released."""
 
-import csv
-import io
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from micu.base.devices import count_cores
 from micu.base.errors import ConfigError, ManifestError
 from micu.base.files import file_sha256, write_atomically
 from micu.base.process import FiniteRange
+from micu.base.table import write_csv
 from micu.store.manifest import (
     Clip,
     Manifest,
@@ -235,7 +234,7 @@ def _tell_located(located: Located, path: Path, root: str, *, left_out: bool) ->
             "one that the list does not say: where a data set takes it, type starts=vggsound.csv"
         )
     rows = ((doubt.clip_id, doubt.state, " ".join(doubt.files)) for doubt in located.doubts)
-    write_atomically(path, _csv_of(("clip_id", "state", "files"), rows))
+    write_atomically(path, write_csv([("clip_id", "state", "files"), *rows]))
     click.echo("\n".join(lines), err=True)
 
 
@@ -289,16 +288,8 @@ def overlap(*, first: Path, second: Path, out: Path | None) -> None:
     )
     if out is not None:
         rows = ((found.clip.clip_id, found.by, " ".join(found.others)) for found in shared)
-        write_atomically(out, _csv_of(("clip_id", "by", "others"), rows))
+        write_atomically(out, write_csv([("clip_id", "by", "others"), *rows]))
         click.echo(f"listed in {out}", err=True)
-
-
-def _csv_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return table.getvalue().encode("utf-8", "surrogateescape")
 
 
 # --- released features -----------------------------------------------------------------------

@@ -69,6 +69,13 @@ def _unpack(data: bytes) -> bytes:
     return bytes(unpacked)
 
 
+def write_csv(rows: Iterable[Sequence[object]]) -> bytes:
+    """Rows as the bytes of a CSV file; names of files that are no UTF-8 keep their bytes."""
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    return table.getvalue().encode("utf-8", "surrogateescape")
+
+
 class Table:
     """A CSV file with a header, as people and spreadsheets write one.
 

@@ -20,13 +20,13 @@ from micu_extract.datasets.base import (
     File,
     Files,
     Lines,
+    cut_clip,
     data_set,
     read_event,
     read_lines,
     with_unique_ids,
 )
 
-CLIP_S = 10.0
 SPLITS = ("train", "val", "test")
 ANNOTATIONS = File(role="annotations", pattern="*annotations.txt")
 
@@ -67,16 +67,7 @@ def read_annotations(path: Path) -> list[Clip]:
             continue
         label, onset, offset = fields[0], float(fields[3]), float(fields[4])
         event = read_event(lines, number, label, onset, offset)
-        clips.append(
-            Clip(
-                clip_id=fields[1],
-                path=f"{fields[1]}.mp4",
-                start_s=0.0,
-                end_s=CLIP_S,
-                label=label,
-                events=(event,),
-            )
-        )
+        clips.append(cut_clip(fields[1], label=label, events=(event,)))
     lines.check()
     return with_unique_ids(clips)
 

@@ -15,13 +15,13 @@ from micu_extract.datasets.base import (
     File,
     Files,
     Lines,
+    cut_clip,
     data_set,
     numbered,
     read_event,
     read_table,
 )
 
-CLIP_S = 10.0
 LISTS = {"video": "visual", "audio": "audio"}
 """How the authors call the modalities; the order is that of the rows."""
 
@@ -116,12 +116,8 @@ def _read_lists(files: Files, folder: str) -> list[Clip]:
     several = {video for video, found in starts.items() if len(found) > 1}
     return [
         numbered(
-            Clip(
-                clip_id=name,
-                path=f"{folder}{name if name[:11] in several else name[:11]}.mp4",
-                start_s=0.0,
-                end_s=CLIP_S,
-                events=found,
+            cut_clip(
+                name, f"{folder}{name if name[:11] in several else name[:11]}.mp4", events=found
             ),
             count,
         )

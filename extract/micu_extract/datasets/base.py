@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from micu.base.errors import ManifestError
 from micu.base.registry import Registry
@@ -20,6 +21,8 @@ Files = Mapping[str, Path]
 """Official files by role."""
 Builder = Callable[[Files], list[Clip]]
 
+CLIP_S = 10.0
+"""Of the clips of most data sets, s."""
 SHOWN = 20
 """Bad lines, or names, that a message shows."""
 
@@ -80,10 +83,10 @@ class DataSet:
                         f"{self.name}: two files for {role}: {found[role]} and {path}; type one"
                     )
         missing = [f.role for f in self.files if not f.optional and f.role not in found]
-        if missing:
+        if missing or not found:
             raise ManifestError(
                 f"{self.name}: expected --annotations {self.describe()}; got no "
-                f"{', '.join(missing)}. A file of another name is typed as ROLE=PATH"
+                f"{', '.join(missing) or 'file'}. A file of another name is typed as ROLE=PATH"
             )
         return found
 
@@ -230,6 +233,18 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 def _read_text(path: Path, kind: str) -> str:
     return read_bytes(path, kind).decode("utf-8-sig", "surrogateescape")
+
+
+def cut_clip(clip_id: str, path: str = "", **told: Any) -> Clip:
+    """A row about a file that holds ten seconds, as most data sets have them cut.
+
+    Args:
+        clip_id: Its id.
+        path: Its file; empty for one of MP4 that is called as the clip.
+        **told: Other fields of `Clip`.
+    """
+    path = path or f"{clip_id}.mp4"
+    return Clip(clip_id=clip_id, path=path, start_s=0.0, end_s=CLIP_S, **told)
 
 
 def with_unique_ids(clips: Sequence[Clip]) -> list[Clip]:

@@ -1,13 +1,12 @@
 """What own clips lack is drawn: their splits, and which of their classes are known."""
 
-import csv
-import io
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 
 from micu.base.errors import ConfigError
+from micu.base.table import write_csv
 from micu.store.manifest import Clip
 from micu.store.overlap import media_item
 
@@ -67,7 +66,5 @@ def draw_known(clips: Sequence[Clip], count: int, seed: int) -> bytes:
             f"--known-classes {count}: expected fewer than the {len(labels)} classes there are, so "
             "that some are unknown; type a smaller number"
         )
-    table = io.StringIO()
-    rows = [(name,) for name in sorted(random.Random(seed).sample(labels, count))]
-    csv.writer(table, lineterminator="\n").writerows([("label",), *rows])
-    return table.getvalue().encode("utf-8", "surrogateescape")
+    known = sorted(random.Random(seed).sample(labels, count))
+    return write_csv([("label",), *((name,) for name in known)])

@@ -26,7 +26,7 @@ def read_ucf101(files: Files) -> list[Clip]:
     """Rows of a list, with the official split where that is given; else of the official split.
 
     Raises:
-        ManifestError: Lines that are not of the official format, or neither was given.
+        ManifestError: Lines that are not of the official format.
     """
     official = {
         Path(path).stem: (path, split)
@@ -35,8 +35,6 @@ def read_ucf101(files: Files) -> list[Clip]:
         for path in _read_official(files[split])
     }
     if "list" not in files:
-        if not official:
-            raise ManifestError("ucf101: expected --annotations list=…, or train=… and test=…")
         return [
             Clip(clip_id=video, path=path, label=video.split("_")[1], split=split)
             for video, (path, split) in official.items()

@@ -9,9 +9,17 @@ from pathlib import Path
 
 from micu.base.errors import ManifestError
 from micu.store.manifest import Clip
-from micu_extract.datasets.base import File, Files, Lines, data_set, read_lines, read_table
+from micu_extract.datasets.base import (
+    File,
+    Files,
+    Lines,
+    cut_clip,
+    data_set,
+    read_lines,
+    read_table,
+)
 from micu_extract.datasets.ucf101 import media_path
-from micu_extract.datasets.vggsound import CLIP_S, STARTS, with_starts
+from micu_extract.datasets.vggsound import STARTS, with_starts
 
 FILES = (
     File(role="ucf", pattern="ucf2vggsound.csv"),
@@ -59,11 +67,9 @@ def _read_both(files: Files, *, ucf_split: str, vgg_split: str) -> list[Clip]:
         path = f"ucf101/{media_path(category, video)}"
         clips.append(Clip(clip_id=video, path=path, label=labels[category], split=ucf_split))
     of_vgg = [
-        Clip(
-            clip_id=row["video_id"],
-            path=f"vggsound/{row['video_id']}.mp4",
-            start_s=0.0,
-            end_s=CLIP_S,
+        cut_clip(
+            row["video_id"],
+            f"vggsound/{row['video_id']}.mp4",
             label=row["category"],
             split=vgg_split,
         )

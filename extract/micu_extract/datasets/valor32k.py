@@ -11,9 +11,8 @@ from typing import Any
 from micu.base.errors import ManifestError
 from micu.base.table import read_bytes
 from micu.store.manifest import Clip
-from micu_extract.datasets.base import File, Files, data_set
+from micu_extract.datasets.base import File, Files, cut_clip, data_set
 
-CLIP_S = 10.0
 SPLITS = ("train", "val", "test")
 
 
@@ -25,19 +24,10 @@ def read_valor32k(files: Files) -> list[Clip]:
     """Rows of the splits that are given, for media named `<video_id>.mp4`, cut already.
 
     Raises:
-        ManifestError: A file is not of the official format, or none was given.
+        ManifestError: A file is not of the official format.
     """
-    if not files:
-        raise ManifestError("valor32k: expected --annotations train=…, val=… or test=…")
     return [
-        Clip(
-            clip_id=video,
-            path=f"{video}.mp4",
-            start_s=0.0,
-            end_s=CLIP_S,
-            split=split,
-            text=" ".join(sentence.split()),
-        )
+        cut_clip(video, split=split, text=" ".join(sentence.split()))
         for split in SPLITS
         if split in files
         for video, sentence in _read_sentences(files[split])

@@ -14,9 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from micu.store.manifest import Clip, Event
 from micu_extract.datasets.base import (
+    CLIP_S,
     File,
     Files,
     Lines,
+    cut_clip,
     data_set,
     logger,
     name_some,
@@ -24,7 +26,6 @@ from micu_extract.datasets.base import (
     read_table,
 )
 
-CLIP_S = 10.0
 PERCEIVED = {"A": "audio", "V": "video", "AV": ""}
 """VGGSounder's names of where a label can be perceived, and an event's."""
 STARTS = File(role="starts", pattern="vggsound.csv", optional=True)
@@ -41,7 +42,7 @@ def read_vggsound(files: Files) -> list[Clip]:
         ManifestError: Lines that are not of the official format, all named.
     """
     return [
-        _clip(_stem(youtube_id, start), label, split, label)
+        cut_clip(_stem(youtube_id, start), label=label, split=split, text=label)
         for youtube_id, start, label, split in _read_list(files["list"])
     ]
 
@@ -78,7 +79,7 @@ def read_avel(files: Files) -> list[Clip]:
             lines.bad(line, f"no sentence for {label!r} in {files['prompts']}")
             continue
         text = label if sentences is None else sentences[label]
-        clips.append(_clip(row["video_id"], label, row["split"], text))
+        clips.append(cut_clip(row["video_id"], label=label, split=row["split"], text=text))
     lines.check()
     return with_starts(clips, files)
 
@@ -146,7 +147,7 @@ def read_vggsounder(files: Files) -> list[Clip]:
     lines.check()
     labels = {_stem(video, start): label for video, start, label, _ in _read_list(files["classes"])}
     clips = [
-        replace(_clip(stem, labels.get(stem, ""), "test", ""), events=tuple(found))
+        cut_clip(stem, label=labels.get(stem, ""), split="test", events=tuple(found))
         for stem, found in events.items()
     ]
     if unknown := [clip.clip_id for clip in clips if not clip.label]:
@@ -157,18 +158,6 @@ def read_vggsounder(files: Files) -> list[Clip]:
 
 def _stem(video: str, start_s: int) -> str:
     return f"{video}_{start_s:06d}"
-
-
-def _clip(stem: str, label: str, split: str, text: str) -> Clip:
-    return Clip(
-        clip_id=stem,
-        path=f"{stem}.mp4",
-        start_s=0.0,
-        end_s=CLIP_S,
-        label=label,
-        split=split,
-        text=text,
-    )
 
 
 def _read_list(path: Path) -> list[tuple[str, int, str, str]]:

@@ -1,7 +1,5 @@
 """Looking at media before extracting: what is missing, short, or lacks a stream."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
@@ -13,6 +11,7 @@ import numpy as np
 from micu.base.errors import DecodeError
 from micu.base.files import write_atomically
 from micu.base.process import StopFlag
+from micu.base.table import write_csv
 from micu.store.manifest import Clip, manifest_stem
 from micu_extract.backbones.base import MIN_STEP_S, Media
 from micu_extract.media.decoding import Outcome
@@ -127,15 +126,13 @@ def _judge(clip: Clip, probe: MediaProbe) -> MediaProbe:
 
 def write_probes(path: Path, probes: Sequence[MediaProbe]) -> None:
     """Write the report: one row per clip with media, one column per field of `MediaProbe`."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(field.name for field in fields(MediaProbe))
+    rows: list[Sequence[object]] = [[field.name for field in fields(MediaProbe)]]
     for probe in probes:
         length = "" if probe.duration_s is None else f"{probe.duration_s:.3f}"
         values = astuple(replace(probe, message=" ".join(probe.message.split())))
         flags = ("yes" if probe.video else "no", "yes" if probe.audio else "no")
-        writer.writerow([*values[:3], length, *flags, values[-1]])
-    write_atomically(path, table.getvalue().encode("utf-8", "surrogateescape"))
+        rows.append([*values[:3], length, *flags, values[-1]])
+    write_atomically(path, write_csv(rows))
 
 
 def describe_probes(probes: Sequence[MediaProbe]) -> str:
