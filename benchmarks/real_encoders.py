@@ -25,10 +25,10 @@ from micu_extract.backbones.base import (
     Option,
     WaveformInput,
 )
-from micu_extract.backbones.sound import mel_filters, one_window_per_second, spectra
+from micu_extract.backbones.sound import fill_window, mel_filters, one_window_per_second, spectra
 from micu_extract.backbones.timm_image import TimmImage
 from micu_extract.backbones.torch_backbone import TorchBackbone
-from micu_extract.backbones.vggish import FRAMES, LOG_MEL, SAMPLES, fill_with_zeros
+from micu_extract.backbones.vggish import FRAMES, LOG_MEL, SAMPLES
 from micu_extract.backbones.weights import Request, load_strictly, read_state, without
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class YamNet(TorchBackbone):
         """Embedding of each second, B of (S,) to (B, 1024)."""
         import torch
 
-        batch = self._stack([fill_with_zeros(window, SAMPLES) for window in windows])
+        batch = self._stack([fill_window(window, SAMPLES) for window in windows])
         magnitudes = spectra(batch, LOG_MEL).abs()
         patches = torch.log(magnitudes @ self._filters + LOG_OFFSET)
         embeddings: Tensor = self._run(patches[:, None])

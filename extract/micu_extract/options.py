@@ -23,13 +23,14 @@ from micu_extract.cluster.commands import (
 from micu_extract.flow.options import FLOW_DECORATORS
 from micu_extract.media.readers import DECODERS
 from micu_extract.run import Settings
-from micu_extract.sets.shares import Part
 
 DEFAULT_BACKBONE = {"video": "swinv2", "audio": "htsat", "flow": "slowonly", "text": "bert"}
 
+JOB = ("limit", "shard_rows", "overwrite", "retry_failed", "part")
+"""Those that are fields of `Job`."""
 SETTINGS = (
     *("manifest", "media_root", "out", "device", "batch_size", "precision", "compiled"),
-    *("limit", "workers", "shard_rows", "retry_failed", "overwrite", "dry_run", "as_json", "part"),
+    *(*JOB, "workers", "dry_run", "as_json"),
     *("clip_timeout_s", "worker_bytes", "max_failures", "check_clips", "decoder"),
     *("flow", "flow_cache", "dask", "devices"),
 )
@@ -230,11 +231,6 @@ def gather_settings(
     batch_size: int | None,
     precision: Precision,
     compiled: bool,
-    limit: int | None,
-    shard_rows: int | None,
-    overwrite: bool,
-    retry_failed: bool,
-    part: Part | None,
     dask: str | None,
     devices: tuple[str, ...] = (),
     **settings: Any,
@@ -246,14 +242,9 @@ def gather_settings(
         batch_size: Of every backbone; None is its own.
         precision: Of every network.
         compiled: Whether networks are compiled.
-        limit: See `Job`.
-        shard_rows: Likewise.
-        overwrite: Likewise.
-        retry_failed: Likewise.
-        part: Likewise.
         dask: See `Settings`.
         devices: Likewise.
-        **settings: The other fields of `Settings`.
+        **settings: Those of `Job` in `JOB`, and the other fields of `Settings`.
 
     Raises:
         ConfigError: Options that exclude each other.
@@ -266,13 +257,7 @@ def gather_settings(
         run=Run(device=device, batch_size=batch_size, precision=precision, compile=compiled),
         dask=dask,
         devices=devices if len(devices) > 1 else (),
-        job={
-            "limit": limit,
-            "shard_rows": shard_rows,
-            "overwrite": overwrite,
-            "retry_failed": retry_failed,
-            "part": part,
-        },
+        job={name: settings.pop(name) for name in JOB},
         **settings,
     )
 

@@ -9,7 +9,7 @@ import torchvggish.torchvggish as reference
 from torchvggish import mel_features, vggish_input, vggish_params
 
 from micu_extract.backbones import Run, build_backbone, vggish
-from micu_extract.backbones.sound import mel_filters
+from micu_extract.backbones.sound import fill_window, mel_filters
 
 CPU = Run(device="cpu")
 
@@ -61,7 +61,7 @@ def test_the_patch_of_a_second_is_that_of_torchvggish() -> None:
     for sound in sounds(4):
         theirs = vggish_input.waveform_to_examples(sound, 16_000).detach()
 
-        ours = front_end(vggish.fill_with_zeros(sound, vggish.SAMPLES))
+        ours = front_end(fill_window(sound, vggish.SAMPLES))
 
         assert theirs.shape == (1, 1, 96, 64)
         torch.testing.assert_close(ours, theirs[0, 0], atol=5e-5, rtol=0)

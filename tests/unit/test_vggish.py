@@ -11,7 +11,8 @@ import torch
 from micu.base.errors import WeightsError
 from micu_extract.backbones import Run, build_backbone, hubs
 from micu_extract.backbones.base import Media
-from micu_extract.backbones.vggish import MAX_PCA_BYTES, SAMPLES, VGGish, fill_with_zeros, read_pca
+from micu_extract.backbones.sound import fill_window
+from micu_extract.backbones.vggish import MAX_PCA_BYTES, SAMPLES, VGGish, read_pca
 from micu_extract.backbones.vggish_network import VGGishNetwork as Network
 from micu_extract.backbones.vggish_network import Whitening
 
@@ -54,7 +55,7 @@ def test_a_second_too_short_for_a_patch_is_filled_up_with_zeros() -> None:
 
     assert by_us.tobytes() == by_hand.tobytes()
     assert np.abs(cut - by_us).max() > 1e-3
-    assert fill_with_zeros(short, SAMPLES)[-1] == 0.0
+    assert fill_window(short, SAMPLES)[-1] == 0.0
     assert backbone.spec.preprocessing["short_window"] == "zeros up to 15600 samples"
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from micu.base.errors import WeightsError
 from micu_extract.backbones import Run, build_backbone, hubs
-from micu_extract.backbones.hubs import by_hand, from_hub, hub_state, url_file
+from micu_extract.backbones.hubs import by_hand, from_hub, hub_file, url_file
 from micu_extract.backbones.weights import (
     load_strictly,
     parse_request,
@@ -257,7 +257,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", FETCHED)
-def test_published_weights_that_cannot_be_had_are_named(name: str) -> None:
+def test_published_weights_that_cannot_be_had_are_named(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # nor is a network drawn first, which takes seconds
+    monkeypatch.setattr("micu_extract.backbones.torch_backbone.seeded", pytest.fail)
     with pytest.raises(WeightsError, match="no network") as caught:
         build_backbone(name, "pretrained", Run(device="cpu"))
 
@@ -270,7 +274,7 @@ def test_a_file_of_a_hub_is_named() -> None:
         WeightsError,
         match=r"^a/b: c\.bin: not in the cache.*hf download a/b c\.bin --local-dir \.;",
     ):
-        hub_state("a/b", ("c.bin", "d.bin"))
+        hub_file("a/b", ("c.bin", "d.bin"))
 
 
 @pytest.mark.usefixtures("no_network")

@@ -90,28 +90,16 @@ def build_backbone(
     """
     backbone, model = find_backbone(name), _find_family(name)[1]
     chosen: dict[str, int | str | bool] = {"model": model} if model else {}
-    chosen |= _check_options(name, backbone.OPTIONS, options)
+    given = {key: value for key, value in options.items() if value is not None}
+    found = [_find_problem(key, value, backbone.OPTIONS) for key, value in given.items()]
+    if problems := [f"backbone {name!r}: {problem}" for problem in found if problem]:
+        raise ConfigError("\n".join(problems))
+    chosen |= given
     built = backbone(weights, run, **chosen)
     if name in BACKBONES.makers:
         made = dict([BACKBONES.makers[name]])
         built.spec = replace(built.spec, versions={**built.spec.versions, **made})
     return built
-
-
-def _check_options(
-    name: str, known: Mapping[str, Option], options: Mapping[str, int | str | bool | None]
-) -> dict[str, int | str | bool]:
-    problems, chosen = [], {}
-    for key, value in options.items():
-        if value is None:
-            continue
-        problem = _find_problem(key, value, known)
-        if problem:
-            problems.append(f"backbone {name!r}: {problem}")
-        chosen[key] = value
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return chosen
 
 
 def _find_problem(key: str, value: int | str | bool, known: Mapping[str, Option]) -> str | None:

@@ -220,6 +220,12 @@ class Option:
     """The only values that a `str` may take; empty for any."""
 
 
+def frames_option(default: int, what: str = "averaged") -> dict[str, Option]:
+    """The option of networks for pictures that see so many of each second."""
+    told = f"frames that are {what} in each second"
+    return {"frames_per_second": Option(type=int, default=default, help=told)}
+
+
 Precision = Literal["float32", "bf16", "fp16"]
 
 

@@ -31,7 +31,6 @@ from micu_extract.backbones.base import (
     InputSpec,
     Media,
     Option,
-    Run,
     WaveformInput,
 )
 from micu_extract.backbones.hubs import download, load_transformer
@@ -77,15 +76,8 @@ TOWER = "audio_model."
 OTHER_TOWER = ("text_model.", "text_projection.", "audio_projection.", "logit_scale")
 """Parts of a CLAP checkpoint that are not the audio network."""
 CLAP_LOG_MEL = replace(LOG_MEL, sample_rate=48000, hop=480)
-DEMO_LOG_MEL = LogMel(
-    sample_rate=16000,
-    window=512,
-    n_fft=512,
-    hop=160,
-    mels=32,
-    low_hz=50.0,
-    high_hz=8000.0,
-    scale="slaney",
+DEMO_LOG_MEL = replace(
+    LOG_MEL, sample_rate=16000, window=512, n_fft=512, hop=160, mels=32, high_hz=8000.0
 )
 
 
@@ -132,16 +124,12 @@ class HTSAT(TorchBackbone):
         modality="audio", shape=(768,), weights=f"{REPOSITORY}: {FILE}", licence="MIT"
     )
 
-    def __init__(  # noqa: D107
-        self, weights: str, run: Run, *, context: str = "clip", int16: bool = False
-    ) -> None:
+    def _prepare(self) -> None:
         assert isinstance(self.wants, WaveformInput)
-        self._context, self._int16 = context, int16
-        self._alone = context == "second"
+        self._alone = self._options["context"] == "second"
         if self._alone:
             self.wants = replace(self.wants, window_s=1.0)
         self._window_s = self.wants.window_s
-        super().__init__(weights, run)
 
     def _draw(self) -> Any:
         from transformers import ClapAudioConfig, ClapAudioModel
@@ -172,9 +160,9 @@ class HTSAT(TorchBackbone):
         self.gives = replace(self.gives, shape=(int(network.audio_encoder.num_features),))
         return {
             "log_mel": asdict(self.LOG_MEL),
-            "context": self._context,
+            "context": self._options["context"],
             "short_window": "whole repeats, then zeros" if self.REPEATS else "zeros",
-            "int16_round_trip": self._int16,
+            "int16_round_trip": self._options["int16"],
             "step": "mean of all tokens of the second, its frames repeated to fill the window"
             if self._alone
             else "mean over frequency, then of the second's tokens by overlap",
@@ -186,7 +174,7 @@ class HTSAT(TorchBackbone):
         Tokens are in the order of time, and not pooled yet; 32 in ten seconds.
         """
         length = round(self._window_s * self.LOG_MEL.sample_rate)
-        if self._int16:
+        if self._options["int16"]:
             windows = [round_to_int16(window) for window in windows]
         filled = [fill_window(window, length, repeat=self.REPEATS) for window in windows]
         samples = self._stack(filled)

@@ -75,6 +75,8 @@ def from_hub(what: str, url: str, fetch: Callable[[bool], T], remedy: str) -> T:
     Raises:
         WeightsError: It is in neither, or the cached copy is broken, or a package is missing.
     """
+    from huggingface_hub import constants
+
     try:
         return fetch(True)
     except FileNotFoundError:
@@ -88,7 +90,7 @@ def from_hub(what: str, url: str, fetch: Callable[[bool], T], remedy: str) -> T:
             f"{what}: the copy in the cache is broken ({type(error).__name__}: "
             f"{first_line(error)}); delete it from the cache and type the same command again"
         ) from error
-    if is_offline():
+    if constants.HF_HUB_OFFLINE:
         raise WeightsError(
             f"{what}: {cache}, and {url} is not asked, since HF_HUB_OFFLINE is set. {remedy}"
         )
@@ -99,13 +101,6 @@ def from_hub(what: str, url: str, fetch: Callable[[bool], T], remedy: str) -> T:
         raise WeightsError(
             f"{what}: {cache}, and {url} did not give it ({first_line(error)}). {remedy}"
         ) from error
-
-
-def is_offline() -> bool:
-    """Whether the user wants no connection to any hub, by the variables of Hugging Face."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _probe(url: str) -> None:
@@ -141,15 +136,6 @@ def hub_file(repo: str, filenames: Sequence[str], remedy: str = "") -> Path:
     file = filenames[0]
     remedy = remedy or by_hand(f"hf download {repo} {file} --local-dir .")
     return from_hub(f"{repo}: {file}", constants.ENDPOINT, fetch, remedy)
-
-
-def hub_state(repo: str, filenames: Sequence[str]) -> "dict[str, Tensor]":
-    """The tensors of the first of `filenames` that a Hugging Face repository has.
-
-    Raises:
-        WeightsError: It cannot be had.
-    """
-    return read_state(hub_file(repo, filenames))
 
 
 def url_file(url: str, *, md5: str = "", remedy: str = "") -> Path:

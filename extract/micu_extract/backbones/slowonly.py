@@ -79,7 +79,7 @@ class SlowOnly(TorchBackbone):
         # Channels last is 1.3 times as fast on a CPU.
         return network.to(memory_format=torch.channels_last_3d)
 
-    def _rename(self, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    def _rename(self, network: Any, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
         body = without(state, CLASSIFIER)
         if all(name.startswith(BACKBONE) for name in body):
             body = {name.removeprefix(BACKBONE): tensor for name, tensor in body.items()}

@@ -84,7 +84,9 @@ def _htk_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
 # --- windows and seconds ---------------------------------------------------------------------
 
 
-def fill_window(window: NDArray[np.float32], length: int, *, repeat: bool) -> NDArray[np.float32]:
+def fill_window(
+    window: NDArray[np.float32], length: int, *, repeat: bool = False
+) -> NDArray[np.float32]:
     """Fill a window with zeros, as AudioSet's loaders do.
 
     Args:

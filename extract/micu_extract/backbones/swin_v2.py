@@ -8,9 +8,15 @@ second's frames is ours.
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from micu_extract.backbones.base import BACKBONES, FrameInput, Gives, InputSpec, Option, Run
+from micu_extract.backbones.base import (
+    BACKBONES,
+    FrameInput,
+    Gives,
+    InputSpec,
+    Option,
+    frames_option,
+)
 from micu_extract.backbones.timm_image import GRID, TimmImage
-from micu_extract.backbones.weights import Request, seeded
 
 
 @BACKBONES.register("swinv2")
@@ -37,21 +43,11 @@ class SwinV2Demo(TimmImage):
 
     NAME = "swinv2-demo"
     DEMO_OF = SwinV2.NAME
-    OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "frames_per_second": Option(
-            type=int, default=2, help="frames that are averaged in each second"
-        ),
-        "grid": GRID,
-    }
+    OPTIONS: ClassVar[Mapping[str, Option]] = {**frames_option(2), "grid": GRID}
     wants: InputSpec = FrameInput(fps=2, resize=64, crop=64)
     gives = Gives(
         modality="video", shape=(64,), weights="none; --weights random only", licence="none"
     )
-
-    def __init__(  # noqa: D107
-        self, weights: str, run: Run, *, frames_per_second: int = 2, grid: bool = False
-    ) -> None:
-        super().__init__(weights, run, frames_per_second=frames_per_second, grid=grid)
 
     def _draw(self) -> Any:
         from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -68,9 +64,6 @@ class SwinV2Demo(TimmImage):
         ).eval()
         _draw_demo_weights(network)
         return network
-
-    def _load(self, request: Request) -> tuple[Any, str]:
-        return seeded(self._draw, request.seed), request.source
 
     def _find_transform(self) -> Mapping[str, Any]:
         from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

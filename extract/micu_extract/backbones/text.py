@@ -31,7 +31,6 @@ from micu_extract.backbones.base import (
     InputSpec,
     Media,
     Option,
-    Run,
     TextInput,
 )
 from micu_extract.backbones.hubs import (
@@ -126,23 +125,15 @@ class TextEncoder(TorchBackbone):
     """Starts of the names of tensors that no row depends on: other towers, heads, constants."""
     wants: InputSpec = TextInput()
 
-    def __init__(  # noqa: D107
-        self,
-        weights: str,
-        run: Run,
-        *,
-        model: str | None = None,
-        pool: str = "words",
-        max_words: int = MAX_WORDS,
-        keep_words: str = ALL_WORDS,
-    ) -> None:
-        self._model = model or self.HUB
-        for typed, option in ((max_words != MAX_WORDS, "max"), (keep_words != ALL_WORDS, "keep")):
-            if typed and pool != "words":
-                raise ConfigError(f"{self.NAME}: --{option}-words: only --pool words keeps words")
-        self._pool, self._max_words = pool, max_words
-        self._kept = None if keep_words == ALL_WORDS else read_words(Path(keep_words))
-        super().__init__(weights, run)
+    def _prepare(self) -> None:
+        self._model = self._options.get("model") or self.HUB
+        self._pool, self._max_words = self._options["pool"], self._options["max_words"]
+        for name, usual in (("max_words", MAX_WORDS), ("keep_words", ALL_WORDS)):
+            if self._options[name] != usual and self._pool != "words":
+                typed = name.replace("_", "-")
+                raise ConfigError(f"{self.NAME}: --{typed}: only --pool words keeps words")
+        kept = self._options["keep_words"]
+        self._kept = None if kept == ALL_WORDS else read_words(Path(kept))
 
     def _load(self, request: Request) -> tuple[Any, str]:
         import transformers

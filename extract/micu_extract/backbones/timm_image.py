@@ -7,6 +7,7 @@ output, or of the grid that it is pooled from; this policy is ours.
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import ConfigError, RegistryError, WeightsError
-from micu_extract.backbones.base import FrameInput, Gives, InputSpec, Option, Run
-from micu_extract.backbones.hubs import hub_state, url_state
+from micu_extract.backbones.base import FrameInput, Gives, InputSpec, Option, frames_option
+from micu_extract.backbones.hubs import hub_file, url_state
 from micu_extract.backbones.torch_backbone import TorchBackbone, normalize, repeatable
 from micu_extract.backbones.weights import (
     USUAL_NAMES,
     Request,
-    load_strictly,
     read_state,
-    seeded,
     without,
 )
 
@@ -58,12 +57,7 @@ class TimmImage(TorchBackbone):
     MODEL: ClassVar[str] = ""
     BATCH_SIZE = 8
     PACKAGES = ("torch", "timm", "av", "pillow")
-    OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "frames_per_second": Option(
-            type=int, default=16, help="frames that are averaged in each second"
-        ),
-        "grid": GRID,
-    }
+    OPTIONS: ClassVar[Mapping[str, Option]] = {**frames_option(16), "grid": GRID}
     wants: InputSpec = FrameInput(fps=16, resize=256, crop=224)
     gives: Gives = Gives(
         modality="video",
@@ -72,35 +66,44 @@ class TimmImage(TorchBackbone):
         licence="see the model's card",
     )
 
-    def __init__(  # noqa: D107
-        self,
-        weights: str,
-        run: Run,
-        *,
-        model: str = "",
-        frames_per_second: int = 16,
-        grid: bool = False,
-    ) -> None:
-        if model:
-            self.NAME = TIMM_PREFIX + model
-        self._model = model or self.MODEL
-        self._fps = frames_per_second
-        self._grid = grid
-        super().__init__(weights, run)
+    def _prepare(self) -> None:
+        self._model = self._options.get("model", self.MODEL)
+        if self._model != self.MODEL:
+            self.NAME = TIMM_PREFIX + self._model
+        if self._model:
+            self._config = _find_config(self._model)
 
     def _draw(self) -> Any:
         import timm
 
         return timm.create_model(self._model, pretrained=False, num_classes=0)
 
-    def _load(self, request: Request) -> tuple[Any, str]:
-        config = _find_config(self._model)
-        network = seeded(self._draw, request.seed)
-        if request.kind == "random":
-            return network, request.source
-        state, source = _published_state(config, request)
-        load_strictly(network, _as_timm(network, state, config.classifier), f"{self.NAME} {source}")
-        return network, source
+    def _read(self, request: Request) -> "tuple[dict[str, Tensor], str]":
+        config = self._config
+        if request.kind == "local":
+            return read_state(request.path), request.source
+        if config.hf_hub_id:
+            names = (config.hf_hub_filename,) if config.hf_hub_filename else USUAL_NAMES
+            return read_state(hub_file(config.hf_hub_id, names)), f"hf:{config.hf_hub_id}"
+        if not config.url:
+            raise WeightsError(
+                f"{TIMM_PREFIX}{config.architecture}: timm knows of no published weights; type "
+                "--weights PATH or --weights random"
+            )
+        return url_state(str(config.url)), str(config.url)
+
+    def _rename(self, network: Any, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        """Tensors by timm's present names, without the classifier.
+
+        timm renames what older files hold with a function beside the model, which it does not reach
+        through any public call.
+        """
+        convert = getattr(import_module(type(network).__module__), "checkpoint_filter_fn", None)
+        if convert is not None:
+            state = convert(state, network)
+        found = self._config.classifier or ()
+        heads = (found,) if isinstance(found, str) else tuple(found)
+        return without(state, tuple(f"{head}." for head in heads))
 
     def _find_transform(self) -> Mapping[str, Any]:
         """How pictures are prepared, in the words of timm's data configuration."""
@@ -111,9 +114,9 @@ class TimmImage(TorchBackbone):
 
     def _describe(self) -> dict[str, Any]:
         transform = self._transform = self._find_transform()
-        self.wants = frame_input(self.NAME, transform, self._fps)
+        self.wants = frame_input(self.NAME, transform, self._options["frames_per_second"])
         self._channels_first = False
-        if self._grid:
+        if self._options["grid"]:
             self._keep_grid(int(transform["input_size"][1]))
         else:
             self.gives = replace(self.gives, shape=(_width(self._run.network),))
@@ -122,12 +125,14 @@ class TimmImage(TorchBackbone):
             "scale": "x / 255, then (x - mean) / std",
             "mean": list(transform["mean"]),
             "std": list(transform["std"]),
-            "output": "before pooling: rows, columns, channels" if self._grid else "pooled",
+            "output": "before pooling: rows, columns, channels"
+            if self._options["grid"]
+            else "pooled",
             "step": "mean of the second's frames",
         }
 
     def _name_features(self) -> str:
-        return f"{self.NAME}-grid" if self._grid else self.NAME
+        return f"{self.NAME}-grid" if self._options["grid"] else self.NAME
 
     def _keep_grid(self, side: int) -> None:
         """Leave the head out; what a blank picture gives tells the layout."""
@@ -166,10 +171,9 @@ def _find_config(model: str) -> Any:
 
     if not timm.is_model(model):
         raise RegistryError(f"unknown timm model {model!r}; {_suggest_timm(model)}")
-    try:
+    config = None
+    with suppress(RuntimeError):  # it has no such tag
         config = timm.get_pretrained_cfg(model, allow_unregistered=False)
-    except RuntimeError as error:  # it has no such tag
-        raise RegistryError(_describe_tags(model)) from error
     if config is None:
         raise RegistryError(_describe_tags(model))
     return config
@@ -199,38 +203,6 @@ def frame_input(name: str, transform: Mapping[str, Any], frames_per_second: int)
         crop=height,
         interpolation=interpolation,
     )
-
-
-def _published_state(config: Any, request: Request) -> "tuple[dict[str, Tensor], str]":
-    """The tensors that were asked for, and their source, from a timm weights configuration."""
-    if request.kind == "local":
-        return read_state(request.path), request.source
-    if config.hf_hub_id:
-        names = (config.hf_hub_filename,) if config.hf_hub_filename else USUAL_NAMES
-        return hub_state(config.hf_hub_id, names), f"hf:{config.hf_hub_id}"
-    if not config.url:
-        raise WeightsError(
-            f"{TIMM_PREFIX}{config.architecture}: timm knows of no published weights; type "
-            "--weights PATH or --weights random"
-        )
-    return url_state(str(config.url)), str(config.url)
-
-
-def _as_timm(
-    network: Any,
-    state: "Mapping[str, Tensor]",
-    classifier: str | Sequence[str] | None,
-) -> "dict[str, Tensor]":
-    """A published state in timm's present names, without the classifier.
-
-    timm renames what older files hold with a function beside the model, which it does not reach
-    through any public call.
-    """
-    convert = getattr(import_module(type(network).__module__), "checkpoint_filter_fn", None)
-    if convert is not None:
-        state = convert(dict(state), network)
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-    return without(state, tuple(f"{head}." for head in heads))
 
 
 def _width(network: Any) -> int:

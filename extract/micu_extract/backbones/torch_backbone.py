@@ -31,6 +31,7 @@ from micu_extract.backbones.base import (
 from micu_extract.backbones.hubs import url_state
 from micu_extract.backbones.weights import (
     Request,
+    first_line,
     load_strictly,
     parse_request,
     read_state,
@@ -51,11 +52,12 @@ class TorchBackbone:
     A family is a subclass: the attributes below, `_draw`, its network with random weights;
     `_forward`, from units to outputs; and `_describe`, what it does beside what `wants` says.
     Where its weights are not simply tensors under the network's own names, `_rename`, `_read` or
-    `_load` says what they are. Options are set before this constructor is called.
+    `_load` says what they are. Options are in `self._options`, each at least as its default.
 
     Args:
         weights: `pretrained`, a path, `random` or `random:SEED`.
         run: Where and how the network runs.
+        **options: By the names of `OPTIONS`, checked; `model` of families with a prefix.
 
     Raises:
         WeightsError: The weights cannot be had or do not fit.
@@ -65,7 +67,7 @@ class TorchBackbone:
     """Of the backbone, in messages too."""
     DEMO_OF: ClassVar[str] = ""
     """Of a small variant, which has no published weights: the backbone that has."""
-    URL: ClassVar[str] = ""
+    URL: str = ""
     """Of a checkpoint whose name ends in the start of its SHA-256, where there is one."""
     BATCH_SIZE: ClassVar[int]
     """Units per forward pass where `run` does not say."""
@@ -75,7 +77,9 @@ class TorchBackbone:
     gives: Gives
     wants: InputSpec
 
-    def __init__(self, weights: str, run: Run) -> None:  # noqa: D107
+    def __init__(self, weights: str, run: Run, **options: Any) -> None:  # noqa: D107
+        self._options = {name: known.default for name, known in self.OPTIONS.items()} | options
+        self._prepare()
         network, source = self._load(parse_request(weights, self.NAME, self.DEMO_OF))
         self._run = Runner(network, run, self.BATCH_SIZE)
         described = self._describe()
@@ -97,27 +101,30 @@ class TorchBackbone:
 
     # --- what families say -------------------------------------------------------------------
 
+    def _prepare(self) -> None:
+        """Set what depends on options alone, such as `wants`, before weights are looked at."""
+
     def _draw(self) -> Any:
         """The network with random weights, from torch's random state."""
         raise NotImplementedError
 
-    def _rename(self, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
-        """The network's tensors, of all those of a file of its published layout."""
-        return state
-
     def _read(self, request: Request) -> "tuple[dict[str, Tensor], str]":
-        """The tensors of weights that are not random, by the network's names; and their source."""
+        """The tensors of weights that are not random, as they are published; and their source."""
         if request.kind == "pretrained":
-            return self._rename(url_state(self.URL)), self.URL.rsplit("/", 1)[-1]
-        return self._rename(read_state(request.path)), request.source
+            return url_state(self.URL), self.URL.rsplit("/", 1)[-1]
+        return read_state(request.path), request.source
+
+    def _rename(self, network: Any, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        """The network's tensors by its own names, of all those of a file."""
+        return state
 
     def _load(self, request: Request) -> tuple[Any, str]:
         """The network with the weights that were asked for, in float32; and their source."""
-        network = seeded(self._draw, request.seed)
         if request.kind == "random":
-            return network, request.source
-        state, source = self._read(request)
-        load_strictly(network, state, f"{self.NAME} {source}")
+            return seeded(self._draw, request.seed), request.source
+        state, source = self._read(request)  # first: to draw a large network takes seconds
+        network = seeded(self._draw, request.seed)
+        load_strictly(network, self._rename(network, state), f"{self.NAME} {source}")
         return network, source
 
     def _describe(self) -> dict[str, Any]:
@@ -183,6 +190,7 @@ class Runner:
 
     Attributes:
         batch_size: Units per forward pass; halved when they do not fit in memory.
+        is_compiled: Whether the network is compiled as a whole.
         half: Half precision of matrix products and convolutions; None for none.
 
     Raises:
@@ -194,6 +202,7 @@ class Runner:
 
         self.device = torch.device(resolve_device(run.device))
         self.batch_size = run.batch_size or batch_size
+        self.is_compiled = run.compile
         self.network = network.to(self.device).eval().requires_grad_(False)
         self.half = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[run.precision]
         self._forward: Callable[..., Any] = (
@@ -252,7 +261,7 @@ class Runner:
             if len(units) == 1:
                 raise DeviceError(
                     f"{self.device}: expected memory for a batch of one unit at least, got: "
-                    f"{_first_line(error)}; end what else is running there, or type another "
+                    f"{first_line(error)}; end what else is running there, or type another "
                     "--device, for example --device cpu (--batch-size cannot be less than 1)"
                 ) from error
             return None
@@ -272,10 +281,6 @@ class Runner:
             import torch
 
             torch.cuda.empty_cache()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 @contextmanager

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from micu.base.errors import RegistryError
 from micu.base.registry import suggest
-from micu_extract.backbones.base import ClipInput, Gives, InputSpec, Option, Run
-from micu_extract.backbones.hubs import url_state
+from micu_extract.backbones.base import ClipInput, Gives, InputSpec, Option, frames_option
 from micu_extract.backbones.torch_backbone import TorchBackbone, repeatable
-from micu_extract.backbones.weights import Request, load_strictly, read_state, seeded, without
+from micu_extract.backbones.weights import without
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,11 +44,7 @@ class TorchvisionVideo(TorchBackbone):
 
     BATCH_SIZE = 4
     PACKAGES = ("torch", "torchvision", "av", "pillow")
-    OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "frames_per_second": Option(
-            type=int, default=16, help="frames that are sampled in each second"
-        )
-    }
+    OPTIONS: ClassVar[Mapping[str, Option]] = frames_option(16, "sampled")
     wants: InputSpec = ClipInput(fps=16, resize=LARGEST, crop=None, frames=16)
     gives: Gives = Gives(
         modality="video",
@@ -58,18 +53,18 @@ class TorchvisionVideo(TorchBackbone):
         licence="see torchvision",
     )
 
-    def __init__(self, weights: str, run: Run, *, model: str, frames_per_second: int = 16) -> None:  # noqa: D107
+    def _prepare(self) -> None:
         from torchvision.models import get_model_weights, list_models, video
 
-        known = list_models(module=video)
+        model, known = self._options["model"], list_models(module=video)
         if model not in known:
             raise RegistryError(f"unknown torchvision network {model!r}; {suggest(model, known)}")
         self.NAME = TV_PREFIX + model
-        self._model, self._weights = model, get_model_weights(model).DEFAULT
-        self._transform = self._weights.transforms()
+        weights = get_model_weights(model).DEFAULT
+        self._model, self.URL, self._transform = model, weights.url, weights.transforms()
         frames = next((n for name, n in FRAMES.items() if model.startswith(name)), 16)
-        self.wants = ClipInput(fps=frames_per_second, resize=LARGEST, crop=None, frames=frames)
-        super().__init__(weights, run)
+        fps = self._options["frames_per_second"]
+        self.wants = ClipInput(fps=fps, resize=LARGEST, crop=None, frames=frames)
 
     def _draw(self) -> Any:
         import torch
@@ -81,16 +76,8 @@ class TorchvisionVideo(TorchBackbone):
                 setattr(network, head, torch.nn.Identity())
         return network
 
-    def _load(self, request: Request) -> tuple[Any, str]:
-        network = seeded(self._draw, request.seed)
-        if request.kind == "random":
-            return network, request.source
-        is_local = request.kind == "local"
-        state = read_state(request.path) if is_local else url_state(self._weights.url)
-        source = request.source if is_local else self._weights.url.rsplit("/", 1)[-1]
-        heads = tuple(f"{head}." for head in HEADS)
-        load_strictly(network, without(state, heads), f"{self.NAME} {source}")
-        return network, source
+    def _rename(self, network: Any, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        return without(state, tuple(f"{head}." for head in HEADS))
 
     def _describe(self) -> dict[str, Any]:
         assert isinstance(self.wants, ClipInput)

@@ -21,9 +21,9 @@ from micu_extract.backbones.base import (
     InputSpec,
     Media,
     Option,
-    Run,
     TextInput,
     WaveformInput,
+    frames_option,
     step_centres,
 )
 from micu_extract.backbones.hubs import from_transformers, load_transformer
@@ -66,12 +66,11 @@ class TransformersModel(TorchBackbone):
     PROCESSORS: ClassVar[tuple[str, ...]]
     """Classes of transformers that know the repository's own; the first that does is taken."""
 
-    def __init__(self, weights: str, run: Run, *, model: str) -> None:  # noqa: D107
-        self._model, self._is_compiled = model, run.compile
+    def _prepare(self) -> None:
+        self._model = model = self._options["model"]
         label = Path(model).resolve().name if Path(model).is_dir() else model
         tail = "" if self.gives.modality == "video" else f"@{self.gives.modality}"
         self.NAME = f"{HF_PREFIX}{label}{tail}"
-        super().__init__(weights, run)
 
     def _load(self, request: Request) -> tuple[Any, str]:
         import torch
@@ -109,7 +108,7 @@ class TransformersModel(TorchBackbone):
         network: Any = self._run.network
         verbs = [verb for verb in self.VERBS if hasattr(network, verb)]
         self._verb = verbs[0] if verbs else ""
-        if self._verb and self._is_compiled:
+        if self._verb and self._run.is_compiled:
             raise ConfigError(
                 f"{self.NAME}: --compile: expected a network that is called as a whole, got one of "
                 "several encoders; leave it out"
@@ -181,11 +180,7 @@ class TransformersPictures(TransformersModel):
     BATCH_SIZE = 8
     VERBS = ("get_image_features", "get_video_features", "get_video_embeds", "get_vision_features")
     PROCESSORS = ("AutoVideoProcessor", "AutoImageProcessor")
-    OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "frames_per_second": Option(
-            type=int, default=8, help="frames that are sampled in each second"
-        )
-    }
+    OPTIONS: ClassVar[Mapping[str, Option]] = frames_option(8, "sampled")
     wants: InputSpec = FrameInput(fps=8, resize=LARGEST_PICTURE, crop=None)
     gives: Gives = Gives(
         modality="video",
@@ -193,10 +188,6 @@ class TransformersPictures(TransformersModel):
         weights="the Hub's",
         licence="see the model's card",
     )
-
-    def __init__(self, weights: str, run: Run, *, model: str, frames_per_second: int = 8) -> None:  # noqa: D107
-        self._fps = frames_per_second
-        super().__init__(weights, run, model=model)
 
     def _find_processor(self, home: str | Path) -> Any:
         from transformers import AutoConfig, AutoImageProcessor
@@ -207,10 +198,11 @@ class TransformersPictures(TransformersModel):
         return super()._find_processor(home)
 
     def _settle(self, config: Any) -> None:
+        fps = self._options["frames_per_second"]
         self.wants = (
-            ClipInput(fps=self._fps, resize=LARGEST_CLIP, crop=None, frames=self._frames)
+            ClipInput(fps=fps, resize=LARGEST_CLIP, crop=None, frames=self._frames)
             if self._frames
-            else FrameInput(fps=self._fps, resize=LARGEST_PICTURE, crop=None)
+            else FrameInput(fps=fps, resize=LARGEST_PICTURE, crop=None)
         )
 
     def _blank(self) -> Sequence[NDArray[np.uint8]]:
@@ -269,11 +261,8 @@ class TransformersSound(TransformersModel):
     wants: InputSpec = WaveformInput(sample_rate=16000, window_s=1)
     gives: Gives = replace(TransformersPictures.gives, modality="audio")
 
-    def __init__(self, weights: str, run: Run, *, model: str, window_seconds: int = 1) -> None:  # noqa: D107
-        self._window_s = window_seconds
-        super().__init__(weights, run, model=model)
-
     def _settle(self, config: Any) -> None:
+        self._window_s = self._options["window_seconds"]
         self._rate = int(self._processor.sampling_rate)
         self.wants = WaveformInput(sample_rate=self._rate, window_s=self._window_s)
 

@@ -26,7 +26,7 @@ from micu_extract.backbones.base import (
     Gives,
     InputSpec,
     Option,
-    Run,
+    frames_option,
 )
 from micu_extract.backbones.hubs import url_file
 from micu_extract.backbones.torch_backbone import TorchBackbone, normalize
@@ -76,11 +76,7 @@ class VGG19(TorchBackbone):
     KERAS_NAMES: ClassVar[bool] = True
     BATCH_SIZE = 8
     PACKAGES: ClassVar[tuple[str, ...]] = ("torch", "av", *OPENCV)
-    OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "frames_per_second": Option(
-            type=int, default=16, help="frames that are averaged in each second"
-        ),
-    }
+    OPTIONS: ClassVar[Mapping[str, Option]] = frames_option(16)
     wants: InputSpec = FrameInput(
         fps=16, resize=(224, 224), crop=224, interpolation="opencv-linear", sampling="count"
     )
@@ -91,10 +87,9 @@ class VGG19(TorchBackbone):
         licence="CC-BY-4.0",
     )
 
-    def __init__(self, weights: str, run: Run, *, frames_per_second: int = 16) -> None:  # noqa: D107
+    def _prepare(self) -> None:
         assert isinstance(self.wants, FrameInput)
-        self.wants = replace(self.wants, fps=frames_per_second)
-        super().__init__(weights, run)
+        self.wants = replace(self.wants, fps=self._options["frames_per_second"])
 
     def _draw(self) -> "nn.Module":
         return build_network(keras_names=self.KERAS_NAMES)
@@ -169,7 +164,7 @@ class VGG19Torchvision(VGG19):
             )
         return TorchBackbone._read(self, request)
 
-    def _rename(self, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    def _rename(self, network: Any, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
         return without(state, ("classifier.",))
 
     def _describe(self) -> dict[str, Any]:

@@ -26,11 +26,16 @@ from micu_extract.backbones.base import (
     InputSpec,
     Media,
     Option,
-    Run,
     WaveformInput,
 )
 from micu_extract.backbones.hubs import by_hand, url_file, url_state
-from micu_extract.backbones.sound import LogMel, mel_filters, one_window_per_second, spectra
+from micu_extract.backbones.sound import (
+    LogMel,
+    fill_window,
+    mel_filters,
+    one_window_per_second,
+    spectra,
+)
 from micu_extract.backbones.torch_backbone import TorchBackbone
 from micu_extract.backbones.weights import (
     KNOWN,
@@ -113,11 +118,8 @@ class VGGish(TorchBackbone):
         licence="Apache-2.0",
     )
 
-    def __init__(  # noqa: D107
-        self, weights: str, run: Run, *, no_relu: bool = False, pca: bool = False
-    ) -> None:
-        self._relu, self._pca = not no_relu, pca
-        super().__init__(weights, run)
+    def _prepare(self) -> None:
+        self._relu, self._pca = not self._options["no_relu"], self._options["pca"]
 
     def _draw(self) -> Any:
         import torch
@@ -156,7 +158,7 @@ class VGGish(TorchBackbone):
 
     def _forward(self, windows: Sequence[NDArray[np.float32]]) -> "Tensor":
         """From seconds, of at most 16000 samples in [-1, 1], to (B, 128)."""
-        batch = self._stack([fill_with_zeros(window, SAMPLES) for window in windows])
+        batch = self._stack([fill_window(window, SAMPLES) for window in windows])
         embeddings: Tensor = self._run(log_mel(batch, self._filters)[:, None])
         if self._pca:
             # In float32, whatever the network ran in: a level is 1/64 wide.
@@ -167,11 +169,6 @@ class VGGish(TorchBackbone):
     def to_steps(self, outputs: Sequence[NDArray[np.float32]], media: Media) -> Steps:
         """The patch of each second, (T, 128); a second without sound is not real."""
         return one_window_per_second(outputs, media)
-
-
-def fill_with_zeros(window: NDArray[np.float32], length: int) -> NDArray[np.float32]:
-    """A window cut off or filled up with zeros, (S,) to (length,)."""
-    return np.pad(window[:length], (0, max(0, length - len(window))))
 
 
 def log_mel(samples: "Tensor", filters: "Tensor") -> "Tensor":

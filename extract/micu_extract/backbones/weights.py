@@ -68,17 +68,12 @@ def parse_request(weights: str, backbone: str, demo_of: str = "") -> Request:
         WeightsError: It is neither a known word nor a path that exists, or not random for a small
             variant.
     """
-    request = _parse(weights, backbone)
-    if demo_of and request.kind != "random":
+    word, _, seed = weights.partition(":")
+    if demo_of and word != "random":
         raise WeightsError(
             f"weights of {backbone}: expected random, got {weights!r}; this small variant has no "
             f"published weights: type --weights random, or take --backbone {demo_of}"
         )
-    return request
-
-
-def _parse(weights: str, backbone: str) -> Request:
-    word, _, seed = weights.partition(":")
     if word == "random" and (seed.isdecimal() or weights == word):
         if len(seed) > len(str(LAST_SEED)) or int(seed or 0) > LAST_SEED:
             raise WeightsError(

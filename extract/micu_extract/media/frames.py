@@ -16,6 +16,7 @@ from micu_extract.backbones.base import (
     FrameInput,
     Media,
     count_steps,
+    find_real_steps,
 )
 from micu_extract.media.damage import (
     Damage,
@@ -51,25 +52,15 @@ def skip_seconds(begin_s: Fraction) -> int:
 
 
 def find_first_second(begin_s: Fraction, covered_s: Fraction, steps: int) -> int | None:
-    """The first second that is real.
-
-    It is the first of which the pictures fill at least 0.1 s; where none is filled as much, the
-    first of those filled most; None if the pictures come later.
+    """The first second that is real, by `find_real_steps`; None if the pictures come later.
 
     Args:
         begin_s: When the first picture comes, s from the start of the clip.
         covered_s: Where the last one ends, s.
         steps: T.
     """
-    begin_s, first = max(begin_s, Fraction(0)), skip_seconds(begin_s)
-
-    def filled_s(second: int) -> Fraction:
-        return min(covered_s, Fraction(second + 1)) - max(begin_s, Fraction(second))
-
-    if first < steps and filled_s(first) >= _LEAST_S:
-        return first
-    near = range(int(begin_s), min(steps, int(begin_s) + 2))
-    return max(near, key=filled_s, default=None)
+    real = find_real_steps([(max(begin_s, Fraction(0)), covered_s)], steps)
+    return int(real.argmax()) if real.any() else None
 
 
 def find_covered_s(

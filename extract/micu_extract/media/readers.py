@@ -9,7 +9,7 @@ never hangs on a pipe, leaves the media root or decodes past the end of the clip
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import av
 import numpy as np
@@ -45,6 +45,7 @@ from micu_extract.media.stills import open_source
 
 __all__ = ["DECODERS", "DECODE_ERRORS", "READERS", "describe_reading", "read", "read_several"]
 
+T = TypeVar("T")
 Found = Media | DecodeError
 Reader = Callable[[Clip, Sequence[Any], Reading], list[Found]]
 READERS: Registry[Reader] = Registry("reader")
@@ -187,26 +188,19 @@ def read_pictures_once(clip: Clip, wants: Sequence[InputSpec], reading: Reading)
             # Two backbones must not convert one picture twice.
             shown = replace(picture, load=functools.cache(picture.load))
             for i, collector in enumerate(collectors):
-                outcomes[i] = outcomes[i] or _take(collector, shown, source)
+                outcomes[i] = outcomes[i] or _try(collector.take, shown, source)
             if all(outcomes):
                 break
         return [
-            outcome or _finish(collector, source, damage)
+            _try(collector.finish, source, damage) if outcome is None else outcome
             for outcome, collector in zip(outcomes, collectors, strict=True)
         ]
 
 
-def _take(collector: PictureCollector, picture: Picture, source: Source) -> DecodeError | None:
+def _try(step: Callable[..., T], *given: Any) -> T | DecodeError:
+    """What a step of a collector gives, or why it cannot go on."""
     try:
-        collector.take(picture, source)
-    except DecodeError as error:
-        return error
-    return None
-
-
-def _finish(collector: PictureCollector, source: Source, damage: Damage) -> Found:
-    try:
-        return collector.finish(source, damage)
+        return step(*given)
     except DecodeError as error:
         return error
 
