@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import micu
@@ -14,7 +16,7 @@ from micu.base.errors import ConfigError, RegistryError
 from micu.base.registry import Registry, load_plugin
 from micu.config.overrides import with_overrides
 from micu.config.sections import TrainConfig
-from micu.evaluate.report import read_rows
+from micu.evaluate.report import read_rows, write_rows
 from micu.evaluate.tasks import TASKS, choose_task
 from micu.losses import LOSSES
 from micu.losses.terms import loss_weight
@@ -22,7 +24,7 @@ from micu.train.checkpoint import load_checkpoint
 from tests.checkpoints import CONFIG
 from tests.conftest import PROJECT, PYTHONPATH, not_on_windows
 from tests.feature_sets import SMALL
-from tests.media_files import tone, write_wav
+from tests.media_files import tone, write_media, write_wav
 
 EXAMPLE = PROJECT / "examples/plugin"
 
@@ -129,6 +131,48 @@ def test_a_loss_and_a_task_of_a_package_run_and_a_checkpoint_opens_without_it(
     assert "unknown loss 'example-spread'" in told
     code, told = type_in(None, tmp_path, "micu-eval", *task)
     assert code == 2
+
+
+@not_on_windows
+@pytest.mark.slow
+def test_a_stranger_s_encoder_gets_from_the_docs_to_the_board(site: Path, tmp_path: Path) -> None:
+    """Every command of the tutorial, as it stands there."""
+    for number in range(7):
+        level, name = (number + 1) / 8, f"level{number}"
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for i in range(12):
+            shown, heard = (min(1, level + 0.01 * (k - 6)) for k in (i, (5 * i) % 12))
+            write_media(
+                tmp_path / "clips" / name / f"{name}-{i}.mkv",
+                frames=4,
+                fps=2,
+                picture=lambda _, x=shown: np.full((32, 32, 3), round(255 * x), np.uint8),
+                sound=2 * heard * tone(2, 8000),
+                rate=8000,
+            )
+    text = (PROJECT / "docs/plugins.md").read_text()
+    block = text.partition("## A method of your own")[2].partition("```sh\n")[2]
+    install, *commands = block.partition("```")[0].splitlines()
+    assert install == "pip install ./examples/plugin"  # as `site` was made
+    for line in commands:
+        tool, *words = shlex.split(line)
+        code, told = type_in(site, tmp_path, tool, *words)
+        assert code == 0, told
+    [row] = [
+        line
+        for line in (tmp_path / "leaderboard.md").read_text().splitlines()
+        if "example-joint" in line and " hos " in line and "source-val" in line
+    ]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:2] == ["example-joint", "frozen:example-joint"]
+    assert cells[8] == "5"
+    assert "pretraining-overlap:unknown" in cells
+    rows = read_rows(tmp_path / "submissions/example-joint/results.csv")
+    fewer = tmp_path / "fewer.csv"
+    write_rows([row for row in rows if row.seed != rows[0].seed], fewer)
+    code, told = type_in(site, tmp_path, "micu-eval", "check", "fewer.csv")
+    assert code == 3, told
+    assert "expected 5 seeds or more" in told
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""A backbone, a data set, a loss and a task, as another package adds them to micu."""
+"""Backbones, a data set, a loss and a task, as another package adds them to micu."""
