@@ -11,12 +11,13 @@ from micu.base.errors import ConfigError, TrainError
 from micu.base.files import hold_folders
 from micu.base.process import EXIT_FAILURES
 from micu.base.registry import suggest
-from micu.cli.eval_options import OPTIONS, EvaluationOrder
+from micu.cli.eval_options import OPTIONS
 from micu.cli.evaluate import run as run_evaluation
 from micu.cli.features import parse_pairs
 from micu.cli.train import TrainingOrder, build_config
 from micu.cli.train import run as run_training
 from micu.config.sections import TrainConfig
+from micu.evaluate.order import EvaluationOrder
 from micu.store.manifest import MODALITIES
 from micu.store.sets import FeatureStore
 from micu.train.checkpoint import LAST

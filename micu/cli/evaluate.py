@@ -7,7 +7,7 @@ import json
 import math
 import shlex
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,11 @@ from micu.base.errors import ConfigError, StoreError
 from micu.base.files import check_held, file_sha256, hold_folder, write_atomically
 from micu.base.process import LAST_SEED, exit_codes, say, screen_width, show_log
 from micu.base.registry import closest, suggest
-from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS, EvaluationOrder, is_frozen
+from micu.cli.eval_options import OPTIONS, PROBE_OPTIONS
 from micu.cli.features import (
     FeatureSets,
     find_feature_sets,
     parse_pairs,
-    parse_splits,
     refuse_idle_features,
     refuse_no_checkpoint,
 )
@@ -42,6 +41,7 @@ from micu.cli.report import check, paper, report
 from micu.cli.search import embed, search
 from micu.evaluate.columns import shown_metrics
 from micu.evaluate.markdown import render_columns, render_markdown
+from micu.evaluate.order import EvaluationOrder, is_frozen
 from micu.evaluate.report import (
     CHANGES,
     Row,
@@ -50,7 +50,7 @@ from micu.evaluate.report import (
 )
 from micu.evaluate.scores import SCORES, rank_scores
 from micu.evaluate.selection import CRITERIA, choose_checkpoint, merit
-from micu.evaluate.splits import CLEAN, PAPER, read_class_map
+from micu.evaluate.splits import CLEAN, PAPER, parse_splits, read_class_map
 from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
 from micu.report.build import render_rows
 from micu.report.commands import commands_path, read_commands, record_command
@@ -460,7 +460,6 @@ def _evaluation(
     from micu.evaluate.leaks import find_pretraining
     from micu.evaluate.models import describe_preset
     from micu.evaluate.probe import ProbeConfig
-    from micu.evaluate.toc import ChannelChoice
 
     aliases = read_class_map(typed.class_map) if typed.class_map else {}
     source = _side(typed, sides[0], loaded, seed, made.setdefault("source", {}), aliases)
@@ -471,50 +470,35 @@ def _evaluation(
     pretrained_on = typed.pretraining_manifest
     published = find_published(typed.task, typed.setting)
     usual_epochs = published.epochs if published else PROBE_EPOCHS.get(typed.task, USUAL_EPOCHS)
-    return Evaluation(
-        source=source,
-        target=target,
-        encoders=tuple(dict.fromkeys(typed.encoders)),
-        with_ceiling=typed.ceiling,
-        with_chance=typed.chance,
-        seed=seed,
-        pairs=typed.pairs,
-        known=tuple(dict.fromkeys(aliases.get(name, name) for name in known)),
-        classes_sha256=file_sha256(typed.known) if typed.known else "",
-        listed_classes=len(known),
-        class_list=typed.known.stem if typed.known else "",
-        class_map_sha256=file_sha256(typed.class_map) if typed.class_map else "",
-        probe=ProbeConfig(
+    given = {field.name: getattr(typed, field.name) for field in fields(EvaluationOrder)}
+    found = {
+        "source": source,
+        "target": target,
+        "encoders": tuple(dict.fromkeys(typed.encoders)),
+        "seed": seed,
+        "known_classes": tuple(dict.fromkeys(aliases.get(name, name) for name in known)),
+        "classes_sha256": file_sha256(typed.known) if typed.known else "",
+        "listed_classes": len(known),
+        "class_map_sha256": file_sha256(typed.class_map) if typed.class_map else "",
+        "probe": ProbeConfig(
             epochs=typed.probe_epochs or usual_epochs,
             batch_size=typed.probe_batch_size,
             learning_rate=typed.probe_learning_rate,
             epoch_offset=typed.probe_epoch_offset,
             encoder_dropout=typed.probe_encoder_dropout,
         ),
-        toc=str(ChannelChoice.parse(typed.toc)) if typed.toc is not None else "",
-        selected_on=typed.select_on,
-        protocols=typed.protocols,
-        train_splits=parse_splits(typed.train_splits),
-        test_splits=parse_splits(typed.test_splits),
-        thresholds=tuple(dict.fromkeys(typed.thresholds)),
-        score=typed.score,
-        localise=typed.localise,
-        preset=describe_preset(loaded),
-        loaded=loaded,
-        pretraining=find_pretraining(
+        "thresholds": tuple(dict.fromkeys(typed.thresholds)),
+        "preset": describe_preset(loaded),
+        "loaded": loaded,
+        "pretraining": find_pretraining(
             loaded,
             [sets.manifest for sets in sides],
             read_manifest(pretrained_on) if pretrained_on else None,
         ),
-        items=typed.items,
-        codebook_path=typed.codebook_out,
-        batch_size=typed.batch_size,
-        steps=typed.steps,
-        details=typed.details,
-        setting=typed.setting,
-        published=published,
-        tell=say,
-    )
+        "published": published,
+        "tell": say,
+    }
+    return Evaluation(**{**given, **found})
 
 
 def _side(

@@ -117,23 +117,6 @@ def refuse_idle_features(chosen: Mapping[str, str], modalities: Sequence[str]) -
             )
 
 
-def parse_splits(text: str | None) -> tuple[str, ...] | None:
-    """Values of `split` from an option: () if it was not typed, None for `all`.
-
-    Raises:
-        ConfigError: It was typed without a name.
-    """
-    if text is None:
-        return ()
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not names:
-        raise ConfigError(
-            f"--train-splits and --test-splits: expected names of the manifest's splits, or all, "
-            f"got {text!r}; leave the option out for the usual ones"
-        )
-    return None if "all" in names else names
-
-
 def find_feature_sets(
     root: Path,
     modalities: Sequence[str],

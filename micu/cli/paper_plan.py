@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 
 from micu.base.errors import ManifestError, StoreError
-from micu.cli.eval_options import is_frozen
 from micu.cli.features import find_feature_sets
 from micu.config.overrides import with_overrides
 from micu.config.presets import PRESETS
+from micu.evaluate.order import is_frozen
 from micu.evaluate.report import FROZEN
 from micu.report.as_printed import Layout
 from micu.report.compare import BOTH_WAYS

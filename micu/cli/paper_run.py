@@ -24,7 +24,6 @@ from micu.base.process import (
     exit_codes,
     stop_signals,
 )
-from micu.cli.eval_options import is_frozen
 from micu.cli.features import ROOT_OPTION, refuse_idle_features
 from micu.cli.outputs import try_file
 from micu.cli.paper_plan import (
@@ -38,6 +37,7 @@ from micu.cli.paper_plan import (
     words_of,
 )
 from micu.config.presets import BASELINES, PRESETS
+from micu.evaluate.order import is_frozen
 from micu.evaluate.report import FROZEN
 from micu.report.as_printed import LAYOUTS, as_printed_sections, with_frozen
 from micu.report.compare import BOTH_WAYS

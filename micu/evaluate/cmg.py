@@ -46,8 +46,8 @@ def _split(evaluation: Evaluation, protocol: str, trial: Trial) -> OpenSetSplit:
         rules = replace(
             rules,
             fewest_classes=1,
-            source_classes=partial(events_of, evaluation.known, trial.source),
-            target_classes=partial(events_of, evaluation.known, trial.target),
+            source_classes=partial(events_of, evaluation.known_classes, trial.source),
+            target_classes=partial(events_of, evaluation.known_classes, trial.target),
         )
     found = (
         name
@@ -58,7 +58,7 @@ def _split(evaluation: Evaluation, protocol: str, trial: Trial) -> OpenSetSplit:
         for clip in side.clips
         for name in classes(clip)
     )
-    known = evaluation.known or tuple(dict.fromkeys(found))
+    known = evaluation.known_classes or tuple(dict.fromkeys(found))
     return evaluation.split(rules, known, trial)
 
 

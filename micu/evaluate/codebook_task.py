@@ -53,9 +53,9 @@ def _rows(evaluation: Evaluation, protocol: str, name: str) -> list[Row]:
     }
     use = replace(count_codes(encoded, encoder.codebook_size), protocol=protocol)
     is_first = (name, protocol) == (evaluation.encoders[0], evaluation.protocols[-1])
-    if evaluation.codebook_path is not None and is_first:
-        write_codebook(use, evaluation.codebook_path)
-        evaluation.tell(f"wrote {evaluation.codebook_path} ({name}, {protocol})")
+    if evaluation.codebook_out is not None and is_first:
+        write_codebook(use, evaluation.codebook_out)
+        evaluation.tell(f"wrote {evaluation.codebook_out} ({name}, {protocol})")
     values: dict[tuple[str, str, str], float] = {
         ("", "", "used_by_all"): use.used_by_all(),
         **{("", "", f"shared_by_{n}"): share for n, share in use.shares().items()},

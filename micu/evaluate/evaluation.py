@@ -8,7 +8,6 @@ dataclass that is called, whose fields are what `--set` sets.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +16,7 @@ from micu.base.registry import Registry
 from micu.config.overrides import with_overrides
 from micu.evaluate.encoders import FeatureEncoder, check_same_space
 from micu.evaluate.leaks import CHECKPOINT_ON_TEST, Pretraining
+from micu.evaluate.order import EvaluationOrder
 from micu.evaluate.probe import ProbeConfig
 from micu.evaluate.report import FROZEN, Row
 from micu.evaluate.splits import (
@@ -26,9 +26,11 @@ from micu.evaluate.splits import (
     OpenSetSplit,
     SplitRules,
     check_classes,
+    parse_splits,
     split_clips,
 )
 from micu.evaluate.thresholds import ORACLE
+from micu.evaluate.toc import ChannelChoice
 from micu.store.manifest import Clip, Manifest
 from micu.store.sets import FeatureStore
 from micu.train.checkpoint import LoadedModel
@@ -119,62 +121,27 @@ class Trial:
         return f"{self.method} {self.source} → {self.target}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """Everything that a task is told."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(EvaluationOrder):
+    """Everything that a task is told: what was typed, and what was found for it."""
 
     source: Side
     target: Side
     """The same object, unless a target manifest was given."""
-    encoders: Sequence[str]
-    """Names of the encoders to evaluate."""
-    with_ceiling: bool
-    """Whether a probe is also trained on the target modality's own features."""
-    with_chance: bool
     seed: int
     """Of the probe, of what is held out and of untrained weights."""
-    pairs: Sequence[tuple[str, str]]
-    """(source, target) modalities."""
-    known: tuple[str, ...]
-    """Empty: every class."""
+    known_classes: tuple[str, ...]
+    """Named as in the class map; empty: every class."""
     classes_sha256: str
     """Of the file that names the known classes."""
     listed_classes: int
     """Names in that file, before the class map; 0 without one."""
-    class_list: str
-    """Stem of that file; empty without one."""
     class_map_sha256: str
     """Of the file that joins names of classes; empty without one."""
     probe: ProbeConfig
-    toc: str
-    """Which channels of the codes are read, as it was typed; empty for all."""
-    selected_on: str | None
-    """Which threshold's rows the checkpoint was chosen by among several, if it was."""
-    protocols: Sequence[str]
-    """`paper`, `clean` or both."""
-    train_splits: tuple[str, ...] | None
-    """Values of `split` to train on; None is every clip, () what the task has as default."""
-    test_splits: tuple[str, ...] | None
-    thresholds: Sequence[str]
-    """Where the thresholds of `clean` come from."""
-    score: str
-    """`all` is every score."""
-    localise: bool
     preset: str
     loaded: LoadedModel
     pretraining: Pretraining
-    items: int | None
-    """Of retrieval: how many, the first ones; None is all."""
-    codebook_path: Path | None
-    """Where to write each code's counts."""
-    batch_size: int
-    """Clips per measured step."""
-    steps: int
-    """Measured steps."""
-    details: Path | None
-    """Folder for what stands behind the rows, clip by clip."""
-    setting: str
-    """What the paper's tables call it; "" for other data."""
     of_plugin: Sequence[str] = ()
     """Package and version of a plug-in's task, and its settings, as conditions of every row."""
     published: Published | None
@@ -192,12 +159,12 @@ class Evaluation:
 
     def rules(self, protocol: str, **given: Any) -> SplitRules:
         """How clips are chosen under a protocol; `given` are the task's own fields."""
-        tested = self._test_splits(protocol)
+        trained, tested = parse_splits(self.train_splits), self._test_splits(protocol)
         return SplitRules(
             **{
                 "protocol": protocol,
-                "train_splits": self.train_splits if self.train_splits != () else (TRAIN,),
-                "test_splits": tested if tested != () else (TEST,),
+                "train_splits": (TRAIN,) if trained == () else trained,
+                "test_splits": (TEST,) if tested == () else tested,
                 "seen": self.pretraining.seen,
                 **given,
             }
@@ -206,9 +173,10 @@ class Evaluation:
     def _test_splits(self, protocol: str) -> tuple[str, ...] | None:
         """Those asked for, else those that `paper` has in this setting; () for the usual ones."""
         unusual = self.published and self.published.test_splits != (TEST,)
-        if self.published and unusual and protocol == PAPER and self.test_splits == ():
+        asked = parse_splits(self.test_splits)
+        if self.published and unusual and protocol == PAPER and asked == ():
             return self.published.test_splits
-        return self.test_splits
+        return asked
 
     def departures(self, protocol: str, method: str) -> str:
         """In what a row under `paper` is not as published, to be added to its note."""
@@ -221,7 +189,7 @@ class Evaluation:
 
     def told_splits(self, protocol: str) -> str:
         """Value of the column `splits`."""
-        asked = {"train": self.train_splits, "test": self._test_splits(protocol)}
+        asked = {"train": parse_splits(self.train_splits), "test": self._test_splits(protocol)}
         return " ".join(
             f"{part}={'all' if names is None else ','.join(names)}"
             for part, names in asked.items()
@@ -232,12 +200,12 @@ class Evaluation:
         """What the rows of a method depend on beside what has a column of its own."""
         if self.class_map_sha256:
             yield f"class-map:{self.class_map_sha256[:12]}"
-        if self.toc and method in ("checkpoint", "untrained"):
-            yield f"toc:{self.toc}"
+        if self.toc is not None and method in ("checkpoint", "untrained"):
+            yield f"toc:{ChannelChoice.parse(self.toc)}"
         if is_pretrained(method) and self.pretraining.manifest_sha256:
             yield f"pretraining:{self.pretraining.manifest_sha256[:12]}"
-        if method == "checkpoint" and self.selected_on:
-            yield f"selected-on:{self.selected_on}"
+        if method == "checkpoint" and self.select_on:
+            yield f"selected-on:{self.select_on}"
         yield from self.of_plugin
 
     def tell_splits(self) -> None:
@@ -313,7 +281,7 @@ class Evaluation:
             for source, target in self.pairs:
                 encoders = self.source.encoders[name], self.target.encoders[name]
                 yield Trial(name, source, target, *encoders)
-        if self.with_ceiling:
+        if self.ceiling:
             ceiling = self.target.encoders[CEILING]
             for target in dict.fromkeys(target for _, target in self.pairs):
                 yield Trial(CEILING, target, target, ceiling, ceiling)
@@ -363,7 +331,7 @@ class Evaluation:
         trials = self.possible_trials(plan)
         self.tell_splits()
         rows = [row for trial in trials for row in evaluate(self, trial)]
-        if self.with_chance:
+        if self.chance:
             for trial in trials:
                 if trial.method == self.encoders[0]:
                     rows += self.each_protocol(
@@ -392,7 +360,7 @@ class Evaluation:
     def leaks(self, method: str, split: OpenSetSplit, *chosen: str) -> str:
         """Value of the column `leaks`; `chosen` says how epoch and threshold were."""
         if method == "checkpoint":
-            selected = (CHECKPOINT_ON_TEST,) if self.selected_on == ORACLE else ()
+            selected = (CHECKPOINT_ON_TEST,) if self.select_on == ORACLE else ()
             chosen = (*chosen, *selected)
         pretrained = self.pretraining.leaks(split.test) if is_pretrained(method) else ()
         return ";".join((*chosen, *split.leaks, *pretrained))
@@ -465,7 +433,7 @@ def make_row(
         manifest_sha256=" ".join(manifests),
         classes_sha256=evaluation.classes_sha256,
         known_classes=evaluation.listed_classes,
-        class_list=evaluation.class_list,
+        class_list=evaluation.known.stem if evaluation.known else "",
         setting=evaluation.setting,
         splits=evaluation.told_splits(protocol),
         protocol=protocol,

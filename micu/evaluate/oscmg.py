@@ -23,8 +23,8 @@ def evaluate_open_set(evaluation: Evaluation) -> list[Row]:
         ConfigError: No known classes, or no pair of modalities was given.
         ManifestError: A set of clips would be empty.
     """
-    if len(evaluation.known) < 2 or not evaluation.pairs:
-        known, pairs = len(evaluation.known), ", ".join(map(":".join, evaluation.pairs))
+    if len(evaluation.known_classes) < 2 or not evaluation.pairs:
+        known, pairs = len(evaluation.known_classes), ", ".join(map(":".join, evaluation.pairs))
         raise ConfigError(
             "oscmg needs --known CSV with at least two classes (column label), and --source and "
             f"--target, or --pairs v:a,a:v; got {known or 'no'} known classes and the pairs "
@@ -34,7 +34,7 @@ def evaluate_open_set(evaluation: Evaluation) -> list[Row]:
 
 
 def _split(evaluation: Evaluation, protocol: str, trial: Trial) -> OpenSetSplit:
-    return evaluation.split(evaluation.rules(protocol), evaluation.known, trial)
+    return evaluation.split(evaluation.rules(protocol), evaluation.known_classes, trial)
 
 
 @dataclass(frozen=True, slots=True)

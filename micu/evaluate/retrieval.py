@@ -22,7 +22,15 @@ from micu.evaluate.encoders import FeatureEncoder, check_same_space, encode_real
 from micu.evaluate.evaluation import TASKS, Evaluation, is_pretrained, make_row
 from micu.evaluate.metrics import Floats, retrieval_recall
 from micu.evaluate.report import Row
-from micu.evaluate.splits import CLEAN, PAPER, TEST, clips_sha256, name_splits, of_splits
+from micu.evaluate.splits import (
+    CLEAN,
+    PAPER,
+    TEST,
+    clips_sha256,
+    name_splits,
+    of_splits,
+    parse_splits,
+)
 from micu.store.manifest import MODALITIES, Clip
 
 RANKS = (1, 5, 10)
@@ -42,7 +50,7 @@ def evaluate_retrieval(evaluation: Evaluation) -> list[Row]:
         raise ConfigError("retrieval needs --source and --target, or --pairs v:t")
     rows: list[Row] = []
     for source, target in dict.fromkeys(map(_in_order, evaluation.pairs)):
-        methods = [*evaluation.encoders, *(["chance"] if evaluation.with_chance else [])]
+        methods = [*evaluation.encoders, *(["chance"] if evaluation.chance else [])]
         for name in methods:
             rows += evaluation.each_protocol(
                 lambda protocol, n=name, s=source, t=target: _rows(evaluation, protocol, n, s, t)  # type: ignore[misc]
@@ -141,7 +149,8 @@ def choose_items(evaluation: Evaluation, protocol: str, source: str, target: str
         ManifestError: There are none.
     """
     side = evaluation.source
-    asked = (TEST,) if evaluation.test_splits == () else evaluation.test_splits
+    asked = parse_splits(evaluation.test_splits)
+    asked = (TEST,) if asked == () else asked
     clips: Sequence[Clip] = of_splits(side.clips, asked, side.clips)
     if protocol == CLEAN:
         clips = evaluation.pretraining.unseen(clips)

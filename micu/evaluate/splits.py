@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.base.errors import ManifestError
+from micu.base.errors import ConfigError, ManifestError
 from micu.base.registry import closest, suggest
 from micu.base.table import read_bytes
 from micu.evaluate.metrics import UNKNOWN
@@ -39,6 +39,23 @@ LISTED = 8
 
 HELD_OUT = 0.15
 """Share of each class's training clips that is held out where the manifest has no `val` split."""
+
+
+def parse_splits(text: str | None) -> tuple[str, ...] | None:
+    """Values of `split` from an option: () if it was not typed, None for `all`.
+
+    Raises:
+        ConfigError: It was typed without a name.
+    """
+    if text is None:
+        return ()
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise ConfigError(
+            f"--train-splits and --test-splits: expected names of the manifest's splits, or all, "
+            f"got {text!r}; leave the option out for the usual ones"
+        )
+    return None if "all" in names else names
 
 
 def label_of(clip: Clip) -> tuple[str, ...]:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from micu.cli.eval_options import EvaluationOrder
 from micu.cli.evaluate import _with_rate
 from micu.cli.train import tell_steps
 from micu.config.overrides import with_overrides
 from micu.config.presets import PRESETS
 from micu.config.sections import TrainConfig
+from micu.evaluate.order import EvaluationOrder
 from micu.store.manifest import Clip, Manifest
 
 

@@ -40,7 +40,7 @@ def evaluation(
     told: list[str] = []
     return SimpleNamespace(
         source=SimpleNamespace(clips=clips, stores=stores, encoders={}),
-        test_splits=more.pop("test_splits", ()),
+        test_splits=more.pop("test_splits", None),
         pretraining=SimpleNamespace(
             unseen=lambda clips: tuple(clip for clip in clips if clip.group != "a")
         ),
@@ -64,14 +64,14 @@ def test_items_are_found_by_every_caption_in_the_order_of_the_manifest() -> None
 
 @pytest.mark.parametrize(
     ("splits", "items"),
-    [((), "a b c"), (("train",), "d"), (("train", "test"), "a b c d"), (None, "a b c d")],
+    [(None, "a b c"), ("train", "d"), ("train,test", "a b c d"), ("all", "a b c d")],
 )
-def test_clips_are_of_the_splits_asked_for(splits: tuple[str, ...] | None, items: str) -> None:
+def test_clips_are_of_the_splits_asked_for(splits: str | None, items: str) -> None:
     assert chosen(evaluation(test_splits=splits)).split(" | ")[0] == items
 
 
-@pytest.mark.parametrize("splits", [(), None, ("train",)])
-def test_without_any_split_all_clips_are_taken(splits: tuple[str, ...] | None) -> None:
+@pytest.mark.parametrize("splits", [None, "all", "train"])
+def test_without_any_split_all_clips_are_taken(splits: str | None) -> None:
     clips = (*photo("a", ""), *photo("b", ""))
     assert chosen(evaluation(clips, test_splits=splits)) == "a b | a a#2 b b#2 | 0"
 
@@ -156,7 +156,7 @@ def test_rows_are_of_both_directions_and_their_mean(monkeypatch: pytest.MonkeyPa
         text="a a#2 b c c#2",
         pairs=[("text", "video"), ("video", "text")],
         encoders=["mine"],
-        with_chance=True,
+        chance=True,
         tell=told.append,
         tell_once=told.append,
         each_protocol=lambda do: do(PAPER),
@@ -202,7 +202,7 @@ def test_a_rank_of_as_many_as_there_are_is_trivial_and_one_less_is_not(
             clips,
             pairs=[("video", "text")],
             encoders=[],
-            with_chance=True,
+            chance=True,
             tell_once=told.append,
             each_protocol=lambda do: do(PAPER),
         )
