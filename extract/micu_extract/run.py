@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from micu.base.command_line import typed_command
 from micu.base.errors import ConfigError, DecodeError, StoreError
 from micu.base.files import check_held, check_room, hold_folder
-from micu.base.process import EXIT_FAILURES, StopFlag
+from micu.base.process import EXIT_FAILURES, ProgressLine, StopFlag
 from micu.store.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
 from micu.store.sets import Failure, FeatureRow, FeatureStore, shard_files
 from micu.store.source import ManifestSource, find_source, record_source
@@ -406,7 +405,6 @@ def _why_absent(clip: Clip, media_root: Path) -> str:
 
 
 LOG_EVERY_S = 30.0
-REDRAW_EVERY_S = 0.2
 
 
 class Progress:
@@ -421,33 +419,26 @@ class Progress:
     def __init__(self, todo: int) -> None:  # noqa: D107
         self._todo, self._done = todo, 0
         self._failed: dict[str, int] = {}
-        self._started = self._shown = time.monotonic()
-        self._redraws = sys.stderr.isatty()
+        self._line = ProgressLine(LOG_EVERY_S, lambda line: click.echo(line, err=True))
+        self._started = self._line.shown_s = time.monotonic()
 
     def show(self, summary: Summary) -> None:
         """Count a clip of one set, and draw if it is time to."""
         self._done += 1
         self._failed[summary.folder] = summary.failed
-        now = time.monotonic()
-        if now - self._shown < (REDRAW_EVERY_S if self._redraws else LOG_EVERY_S):
+        if not self._line.is_due():
             return
-        self._shown = now
-        rate = self._done / max(now - self._started, 1e-9)
+        rate = self._done / max(time.monotonic() - self._started, 1e-9)
         left_s = int((self._todo - self._done) / max(rate, 1e-9))
         failed = sum(self._failed.values())
-        line = (
+        self._line.show(
             f"{self._done}/{self._todo} clips, {failed} failed, {rate:.2f} clips/s, "
             f"{left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d} left"
         )
-        if self._redraws:  # never wider than the screen, where it would become two lines
-            width = shutil.get_terminal_size().columns - 1
-            line = f"\r{line[:width]:<{width}}"
-        click.echo(line, err=True, nl=not self._redraws)
 
     def close(self) -> None:
-        """End the line."""
-        if self._redraws:
-            click.echo("", err=True)
+        """Take the line away."""
+        self._line.close()
 
 
 class Bar:

@@ -14,12 +14,13 @@ import stat
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, cast
 
 import click
 
@@ -28,6 +29,7 @@ from micu.base.files import hold_folders
 
 EXIT_USAGE, EXIT_FAILURES, EXIT_DEVICE = 2, 3, 71
 EXIT_IO, EXIT_STOPPED, EXIT_INTERRUPTED = 74, 75, 130
+REDRAW_EVERY_S = 0.2
 LAST_SEED = 2**63 - 1
 """Up to which all generators of random numbers take a seed."""
 
@@ -39,16 +41,35 @@ class _Screen(io.TextIOBase):
     nobody reads any more (`| head`) is dropped: the work and its exit code are not the reader's.
     """
 
-    def __init__(self, stream: TextIO, *, redraws: bool) -> None:
-        self._stream, self._redraws = stream, redraws
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._is_drawn = stream, False
 
     def write(self, text: str) -> int:
-        # A carriage return at the very beginning is that of a progress bar.
-        begin = 1 if self._redraws and text.startswith("\r") else 0
-        shown = text[:begin] + show_unseen(text[begin:])
+        shown = show_unseen(text)
         if shown:  # click tries streams with nothing, and minds no error then
+            self.draw("")
             self._try(lambda: self._stream.write(shown))
         return len(text)
+
+    def draw(self, line: str) -> None:
+        """Draw a line; the next one, or whatever is written, takes its place."""
+        if not line and not self._is_drawn:
+            return
+        from rich.console import Console
+        from rich.control import Control
+        from rich.segment import ControlType
+
+        begin = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+        # In its last column a screen may begin another line.
+        width = shutil.get_terminal_size().columns - 1
+        screen = Console(file=self._stream, force_terminal=True, no_color=True, width=width)
+        shown, self._is_drawn = show_unseen(line), bool(line)
+        self._try(lambda: screen.control(begin))
+        self._try(
+            lambda: screen.print(
+                *(shown,), end="", no_wrap=True, overflow="ellipsis", markup=False, highlight=False
+            )
+        )
 
     def flush(self) -> None:
         self._try(self._stream.flush)
@@ -115,6 +136,41 @@ def say(text: str) -> None:
     click.echo(fold(text, screen_width(sys.stderr)), err=True)
 
 
+class ProgressLine:
+    """Where a command is: one line that is drawn again on a terminal, elsewhere one now and then.
+
+    Args:
+        every_s: Least time between two lines that stay, s.
+        tell: Takes these.
+    """
+
+    def __init__(self, every_s: float, tell: Callable[[str], object]) -> None:  # noqa: D107
+        screen = sys.stderr
+        redraws = isinstance(screen, _Screen) and screen.isatty()
+        redraws = redraws and os.environ.get("TERM") not in ("dumb", "unknown")
+        self._screen = cast(_Screen, screen) if redraws else None
+        self._every_s, self._tell = (REDRAW_EVERY_S if redraws else every_s), tell
+        self.shown_s = -math.inf
+        """When the last line was shown."""
+
+    def is_due(self) -> bool:
+        """Whether the last line is old enough for another one."""
+        return time.monotonic() - self.shown_s >= self._every_s
+
+    def show(self, line: str, *, stays: bool = False) -> None:
+        """Show a line, on a terminal too where it stays."""
+        self.shown_s = time.monotonic()
+        if self._screen is None or stays:
+            self._tell(line)
+        else:
+            self._screen.draw(line)
+
+    def close(self) -> None:
+        """Take away the line that is drawn."""
+        if self._screen is not None:
+            self._screen.draw("")
+
+
 class _Folded(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return fold(super().format(record), screen_width(sys.stderr))
@@ -144,7 +200,7 @@ def guard_screen() -> None:
         if not isinstance(stream, _Screen):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-            setattr(sys, name, _Screen(stream, redraws=name == "stderr"))
+            setattr(sys, name, _Screen(stream))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 
 from micu.base.errors import ExtraError
 from micu.base.files import check_held, parse_json, write_atomically
+from micu.base.process import ProgressLine
 from micu.train.checkpoint import Position
 from micu.train.state import TrainState
 from micu.train.step import StepReport
@@ -220,7 +221,7 @@ def import_tensorboard() -> Any:  # SummaryWriter is not always installed
 
 
 class EpochProgress:
-    """A line on the log every few seconds."""
+    """A line on the screen that is drawn again, or on the log every few seconds."""
 
     def __init__(self, state: TrainState, batches: int) -> None:  # noqa: D107
         limits = state.config.optimizer
@@ -229,7 +230,7 @@ class EpochProgress:
         self._epochs = limits.epochs
         ends = [batches * limits.epochs, *([limits.max_steps] if limits.max_steps else [])]
         self._last_step = min(ends)
-        self._shown = -math.inf
+        self._line = ProgressLine(PROGRESS_S, logger.info)
 
     def show(self, row: Row, skipped: int, stopping: str) -> None:
         """Tell about one step, unless the last line is too young.
@@ -239,19 +240,16 @@ class EpochProgress:
             skipped: Steps of the run so far that were skipped.
             stopping: The signal that ends the run.
         """
-        now = time.monotonic()
-        if now - self._shown < PROGRESS_S and row["step"] != self._last_step and not stopping:
+        is_last = row["step"] == self._last_step or stopping != ""
+        if not is_last and not self._line.is_due():
             return
-        self._shown = now
-        logger.info(
-            "epoch %d/%d, step %d/%d: total %.5g, %d active codes, %.4g clips/s%s%s",
-            (row["epoch"] or 0) + 1,
-            self._epochs,
-            row["step"],
-            self._last_step,
-            math.nan if row["total"] is None else row["total"],
-            row["active_codes"],
-            row["clips_per_s"],
-            f"; {skipped} steps skipped" if skipped else "",
-            f"; {stopping}: saving" if stopping else "",
+        total = math.nan if row["total"] is None else row["total"]
+        told = f"; {skipped} steps skipped" if skipped else ""
+        told += f"; {stopping}: saving" if stopping else ""
+        epoch = (row["epoch"] or 0) + 1
+        self._line.show(
+            f"epoch {epoch}/{self._epochs}, step {row['step']}/{self._last_step}: "
+            f"total {total:.5g}, {row['active_codes']} active codes, {row['clips_per_s']:.4g} "
+            f"clips/s{told}",
+            stays=is_last,
         )

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from micu.base.errors import ConfigError, show_unseen
-from micu.base.process import fold, guard_screen, run_command
+from micu.base.process import ProgressLine, fold, guard_screen, run_command
 from micu.store.manifest import read_manifest
 from micu.store.sets import Failure, write_ledger
 from micu_extract.cli import cli
@@ -24,6 +24,7 @@ from tests.conftest import PYTHONPATH
 from tests.feature_sets import make_clips, write_features
 
 STEERING = ["\x1b[2J", "\x9b31m", "\r", "\x7f", "\x00", "\x08", "\u202e", "\u2066", "\u2028"]
+ERASED = "\r\x1b[2K"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONIOENCODING": "utf-8"}
 
 
@@ -85,28 +86,58 @@ def test_usage_errors_are_guarded_too(
     assert "9b2Jx" in err
 
 
-def test_a_progress_bar_still_draws_its_line_again(capsys: pytest.CaptureFixture[str]) -> None:
-    guard_screen()
-    click.echo("\r1/2 a\rb", err=True, nl=False)
-    click.echo("\r1/2", nl=False)
-    out, err = capsys.readouterr()
-    assert (out, err) == ("\\u000d1/2", "\r1/2 a\\u000db")
-
-
 @pytest.mark.parametrize("columns", [20, 120])
-def test_progress_is_one_line_as_wide_as_the_screen(
+def test_progress_is_one_line_as_wide_as_the_screen_and_gives_way_to_what_is_written(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr("micu_extract.run.REDRAW_EVERY_S", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("micu.base.process.REDRAW_EVERY_S", 0.0)
+    guard_screen()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     progress = Progress(3)
     progress.show(Summary(folder="x", clips=3, done_before=0, failed_before=0, failed=1))
+    click.echo("done", err=True)
     progress.close()
-    line = capsys.readouterr().err
-    assert (line[0], line[-1]) == ("\r", "\n")
-    assert len(line) == columns + 1
-    assert line[1:].startswith("1/3 clips, 1 failed"[: columns - 1])
+
+    line, after = capsys.readouterr().err.removeprefix(ERASED).split(ERASED)
+    assert after == "done\n"
+    told = "1/3 clips, 1 failed, "
+    assert line.startswith(told[: columns - 2])
+    assert (
+        (len(line) == columns - 1 and line.endswith("…")) if columns < 40 else len(line) < columns
+    )
+
+
+def test_a_line_that_is_drawn_shows_what_steers_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    guard_screen()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    line = ProgressLine(60, lambda line: click.echo(line, err=True))
+    line.show("a\rb\x1b[2J [red]c")
+    line.close()
+    line.close()
+    assert capsys.readouterr().err == f"{ERASED}a\\u000db\\u001b[2J [red]c{ERASED}"
+    line.show("stays", stays=True)
+    assert capsys.readouterr().err == "stays\n"
+
+
+@pytest.mark.parametrize("term", ["dumb", "xterm"])
+def test_what_is_no_terminal_gets_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, term: str
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    guard_screen()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: term == "dumb")
+    line = ProgressLine(60, lambda line: click.echo(line, err=True))
+    assert line.is_due()
+    line.show("one")
+    assert not line.is_due()
+    line.shown_s -= 60
+    assert line.is_due()
+    assert capsys.readouterr().err == "one\n"
 
 
 def test_lines_are_folded_at_blanks_and_no_path_is_cut() -> None:

@@ -25,7 +25,7 @@ import micu_extract
 from micu.base.command_line import ToolCommand
 from micu.base.errors import ConfigError, MicuError
 from micu.base.files import write_atomically
-from micu.base.process import fold, run_command, screen_width
+from micu.base.process import ProgressLine, fold, run_command, screen_width
 from micu_extract.demo.media import DURATION_S, EVENTS, SPLITS, write_media
 from micu_extract.media.workers import check_system
 
@@ -117,14 +117,15 @@ class Shell:
             DemoError: It ended with an exit code that was not expected.
         """
         last: deque[str] = deque(maxlen=SHOWN)
+        shown = ProgressLine(0, lambda line: None)
         with self._start(name, arguments) as process, self._log() as log:
             assert process.stdout is not None
             for line in process.stdout:
                 log.write(line)
                 last.append(line)
-                self._redraw(line)
+                shown.show(line.rstrip())
             code = process.wait()
-        self._redraw("")
+        shown.close()
         if code not in expect:
             click.echo("".join(last))
             raise DemoError(
@@ -189,13 +190,6 @@ class Shell:
 
     def _log(self) -> TextIO:
         return (self.folder / LOG).open("a", encoding="utf-8")
-
-    def _redraw(self, line: str) -> None:
-        """Show where a command is, on the one line of a screen that is drawn anew."""
-        if sys.stderr.isatty():
-            room = _width() - 1
-            for text in (f"\r{line.rstrip()[:room]:<{room}}", "\r"):
-                click.echo(text, err=True, nl=False)
 
 
 def _width() -> int:
