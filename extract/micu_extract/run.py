@@ -130,7 +130,7 @@ class ReadFor:
                 facts = {"media_bytes": file.st_size, "media_mtime_ns": file.st_mtime_ns}
         return {
             name: replace(media, notes={**media.notes, **facts})
-            if isinstance(media, Media)
+            if isinstance(media, Media) and not isinstance(wants[name], TextInput)
             else media
             for name, media in read_several(clip, wants, self.reading).items()
         }

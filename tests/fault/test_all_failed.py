@@ -16,6 +16,7 @@ from micu.store.sets import Failure, read_ledger
 from micu_extract.cli import cli
 from micu_extract.pipeline.decode_ahead import (
     ALL_FAILED,
+    TOO_MANY_FAILED,
     Summary,
     Target,
     extract_several,
@@ -133,6 +134,44 @@ def several(folder: Path, good: dict[str, tuple[int, ...]], limit: Limit | None 
         return found
 
     return extract_several(targets, read, max_failures=limit)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_a_share_of_failures_is_judged_at_the_end_whatever_the_batch(
+    tmp_path: Path, batch_size: int
+) -> None:
+    network = Toy()
+    network.batch_size = batch_size
+    plan = toy_plan(tmp_path, count=35)
+    done = extract_manifest(plan, network, toy_read, max_failures=Limit(share=0.05))
+    assert (done.extracted, done.failed, done.left) == (32, 3, 0)
+    assert done.stopped_by == TOO_MANY_FAILED
+    done = extract_manifest(plan, network, toy_read, max_failures=Limit(share=0.1))
+    assert done.stopped_by == ""
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_what_may_pass_is_tried_again_whichever_set_met_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("micu_extract.media.decoding.IO_WAIT_S", 0.0)
+    write_manifest(tmp_path / "toys.csv", [Clip(clip_id="x", text="one two")])
+    targets = {}
+    for each in "ab":
+        network = Toy()
+        network.spec = replace(Toy().spec, backbone=each)
+        plan = plan_extraction(toy_job(tmp_path), network.spec)
+        targets[each] = Target(plan, network)
+    tries = []
+
+    def read(clip: Clip, names: tuple[str, ...]) -> dict[str, object]:
+        tries.append(names)
+        passing = DecodeError("io_error", "no answer")
+        return {n: passing if n == name and len(tries) < 3 else toy_read(clip) for n in names}
+
+    found = extract_several(targets, read)  # type: ignore[arg-type]
+    assert [summary.extracted for summary in found] == [1, 1]
+    assert len(tries) == 3
 
 
 def test_of_several_sets_one_that_stores_clips_keeps_the_run_going(tmp_path: Path) -> None:

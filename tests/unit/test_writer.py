@@ -101,6 +101,16 @@ def test_damage_is_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "clip '../c/2': 1 corrupt frames" in caplog.text
 
 
+def test_a_damaged_clip_that_fails_afterwards_counts_as_failed_alone(tmp_path: Path) -> None:
+    def read(clip: Clip):  # type: ignore[no-untyped-def]
+        text = "nan" if clip.clip_id == "../c/2" else clip.text
+        notes = {"corrupt_frames": int(clip.clip_id in ("../c/2", "../c/3"))}
+        return replace(toy_read(clip), units=[text], notes=notes)
+
+    summary = extract_manifest(toy_plan(tmp_path, count=5), Toy(), read)
+    assert (summary.extracted, summary.failed, summary.damaged) == (4, 1, 1)
+
+
 def test_clips_that_were_stored_with_damage_are_named_in_the_set(tmp_path: Path) -> None:
     def read(clip: Clip):  # type: ignore[no-untyped-def]
         return replace(toy_read(clip), notes={"corrupt_frames": 3 * (clip.clip_id == "../c/2")})

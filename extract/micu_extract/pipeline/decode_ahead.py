@@ -129,13 +129,12 @@ def _extract(
             read_s += outcome.read_s
             for name in item.names:
                 writers[name].add(item.clip, outcome.media[name], stop)
-                if max_failures is not None and writers[name].has_failed(max_failures):
-                    stop.name = stop.name or TOO_MANY_FAILED
-                    writers[name].trust()
+                _stop_at(max_failures, writers[name], stop)
             if doubts and _have_all_failed(writers.values()):
                 stop.name = stop.name or ALL_FAILED
         for writer in writers.values():
             writer.finish(stop)
+            _stop_at(max_failures, writer, stop)
             if not stop.name:
                 writer.trust()
     summaries = [writer.summary for writer in writers.values()]
@@ -143,6 +142,13 @@ def _extract(
         summary.stopped_by, summary.read_s = stop.name, read_s
         summary.wall_s = time.monotonic() - started
     return summaries
+
+
+def _stop_at(limit: Limit | None, writer: SetWriter, stop: StopFlag) -> None:
+    """Stop the run if more clips of a set failed than it may have."""
+    if limit is not None and writer.has_failed(limit):
+        stop.name = stop.name or TOO_MANY_FAILED
+        writer.trust()
 
 
 def _have_all_failed(writers: Collection[SetWriter]) -> bool:
@@ -210,8 +216,9 @@ def _settle(
         if not future.done():
             return None
         outcome = decoders.settle(future, item.names)
-        trouble = outcome.media[item.names[0]]
-        if not isinstance(trouble, Trouble) or not trouble.may_pass:
+        troubles = [each for each in outcome.media.values() if isinstance(each, Trouble)]
+        trouble = next((each for each in troubles if each.may_pass), None)
+        if trouble is None:
             break
         logger.warning("clip %r: %s", item.clip.clip_id, trouble.message)
         tries += trouble.is_guilty
@@ -219,8 +226,8 @@ def _settle(
             break
         time.sleep(trouble.wait_s)
         future = decoders.submit(item.clip, item.names)
-    for trouble in outcome.media.values():
-        if isinstance(trouble, Trouble) and trouble.trace:
+    for trouble in troubles:
+        if trouble.trace:
             clip_id = item.clip.clip_id
             logger.warning("clip %r: unexpected error while decoding\n%s", clip_id, trouble.trace)
             break

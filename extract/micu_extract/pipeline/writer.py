@@ -197,7 +197,6 @@ class SetWriter:
         if isinstance(media, Trouble):
             return Failure(clip.clip_id, "decode", media.code, media.message)
         if media.notes.get("corrupt_frames"):
-            self.summary.damaged += 1
             count = int(media.notes["corrupt_frames"])
             self._damaged[clip.clip_id] = count
             logger.warning("clip %r: %s corrupt frames", clip.clip_id, count)
@@ -227,6 +226,7 @@ class SetWriter:
                     self._changes_ledger = True
                 self._unpublished += 1
                 summary.extracted += 1
+                summary.damaged += row.clip_id in self._damaged
                 self.trust()
             self._on_clip(summary)
             if not self._missing or time.monotonic() - self._flushed > FLUSH_S:
