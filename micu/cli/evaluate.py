@@ -561,7 +561,7 @@ def _print(rows: Sequence[Row], typed: EvaluationOrder) -> None:
         say(f"* {preset}")
     say(f"{len(rows)} rows in {typed.out}, with all columns and metrics")
     if typed.html is not None:
-        write_atomically(typed.html, render_rows(f"micu-eval: {typed.task}", rows).encode())
+        write_atomically(typed.html, render_rows(rows).encode())
         click.echo(f"page in {typed.html}", err=True)
 
 

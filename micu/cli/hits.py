@@ -33,7 +33,8 @@ def tabulate(hits: Sequence[Hit], clips: Mapping[str, Clip]) -> TextTable:
         clip = clips.get(hit.clip_id, Clip(clip_id=hit.clip_id))
         named = (hit.clip_id, hit.modality, clip.label, clip.text)
         rows.append((str(rank), f"{hit.score:.4f}", *named))
-    return TextTable(tuple(rows)).without_empty_columns()
+    caption = "What was found, the best first; clips that are nearer have a higher score."
+    return TextTable(tuple(rows), caption).without_empty_columns()
 
 
 def render_hits(

@@ -19,7 +19,6 @@ from micu.evaluate.report import Row, read_rows
 from micu.report.figures import METHODS
 from micu.report.paper import COLUMNS, SETTINGS, TABLES, Printed, select_table, tabulate_printed
 
-TITLE = "micu-eval report"
 RESULTS = "results.csv"
 SHOWN = 12
 """Problems of one submission that are told."""
@@ -44,7 +43,7 @@ BOARD = (
     type=click.Path(path_type=Path),
     help="Folder for every drawing as PDF, PNG (300 dpi) and SVG, for a paper.",
 )
-@click.option("--title", default=TITLE, show_default=True, help="Of the page, and of Markdown.")
+@click.option("--title", help="Of the page, and of Markdown [default: model, data set and date].")
 @click.option(
     "--map",
     "map_method",
@@ -58,7 +57,7 @@ def report(
     runs: tuple[Path, ...],
     outputs: tuple[Path, ...],
     figures: Path | None,
-    title: str,
+    title: str | None,
     map_method: str,
 ) -> None:
     """Put results beside the paper's figures, with curves, maps and provenance.
@@ -72,7 +71,7 @@ def report(
         show_log()
         for path in outputs:
             _renderer(path)
-        from micu.report.build import build_report
+        from micu.report.build import build_report, title_of
         from micu.report.drawings import write_drawings
         from micu.report.page import drawings_of
         from micu.report.read import METRICS, gather
@@ -94,7 +93,9 @@ def report(
         refuse_shared({f"-o {path}": path for path in outputs}, [*read, *metrics])
         sections = build_report(material, map_method if drawn else "pca")
         for path in outputs:
-            write_atomically(path, _renderer(path)(title, material, sections).encode())
+            write_atomically(
+                path, _renderer(path)(title or title_of(material), material, sections).encode()
+            )
             click.echo(f"{path}: {len(material.results)} figures", err=True)
         if figures is not None:
             count = write_drawings(drawings_of(sections), figures)

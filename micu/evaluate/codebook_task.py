@@ -52,7 +52,7 @@ def _rows(evaluation: Evaluation, protocol: str, name: str) -> list[Row]:
         for modality in side.stores
     }
     use = replace(count_codes(encoded, encoder.codebook_size), protocol=protocol)
-    is_first = (name, protocol) == (evaluation.encoders[0], evaluation.protocols[-1])
+    is_first = (name, protocol) == (evaluation.encoders[0], evaluation.protocols[0])
     if evaluation.codebook_out is not None and is_first:
         write_codebook(use, evaluation.codebook_out)
         evaluation.tell(f"wrote {evaluation.codebook_out} ({name}, {protocol})")

@@ -7,7 +7,7 @@ formulas.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from micu.base.errors import show_unseen
 
@@ -56,11 +56,13 @@ class TextTable:
     """Text in rows and columns; the first row is the header."""
 
     rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    """What a reader who sees nothing else has to know; reports show it."""
 
     def without_empty_columns(self) -> "TextTable":
         """The columns that have a text below their title."""
         columns = [column for column in zip(*self.rows, strict=True) if any(column[1:])]
-        return TextTable(tuple(zip(*columns, strict=True)))
+        return replace(self, rows=tuple(zip(*columns, strict=True)))
 
 
 def render_markdown(content: TextTable, *, own_titles: bool = False) -> str:

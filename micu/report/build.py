@@ -1,10 +1,15 @@
 """What a report shows, part by part, from the material that was found."""
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
 
 from micu.evaluate.markdown import TextTable
 from micu.evaluate.report import Row
+from micu.evaluate.splits import CLEAN
 from micu.report.compare import (
     MODEL,
     Line,
@@ -21,7 +26,7 @@ from micu.report.page import Block, Code, Drawings, Fold, Section, Title, render
 from micu.report.paper import SETTINGS, TABLES, read_printed
 from micu.report.read import Material
 from micu.report.remarks import tell_presets, tell_remarks
-from micu.report.summary import summary_blocks
+from micu.report.summary import lead_blocks, model_name, summary_blocks
 from micu.store.sets import Header
 
 EXTRA_METRICS = {
@@ -48,17 +53,38 @@ BLIND, ON_TEST = COLOURS[0], GREY
 PAPER_SCORES = ("", "msp")
 """What the paper lays its thresholds on; older files do not say."""
 
-OWN = "Without a figure of the paper"
+OWN = "your data"
 ELSEWHERE = "Tested on another split than test"
 LISTED = 20
 """Failures that are listed one by one for each feature set."""
 
-READING = (
-    "Rates are in percent. Several runs are mean ± standard deviation (n − 1) over seeds. Δ is "
-    "ours minus the paper's figure, in percentage points. “Rests on” names what a fair figure "
-    "would not look at, as what:where; an empty one names nothing. The paper's own figures rest on "
-    "what stands below each table."
-)
+
+def title_of(material: Material) -> str:
+    """Model, data set and date of what a report is about: `MICU on AVE, 14 of 28…, 2025-10-19`."""
+    own = [row for row in material.results if row.method == MODEL]
+    models = dict.fromkeys(model_name(row.preset) for row in own)
+    times = [Path(name).stat().st_mtime for name in material.sources] or [time.time()]
+    day = date.fromtimestamp(max(times)).isoformat()
+    data = _few(_data_sets(material))
+    return f"{_few(models) or 'Results'}{data and f' on {data}'}, {day}"
+
+
+def _data_sets(material: Material) -> list[str]:
+    """Settings of the paper as they are told; else the manifests that features were made of."""
+    settings = dict.fromkeys(row.setting for row in material.results if row.setting)
+    told = [SETTINGS[name].told if name in SETTINGS else name for name in settings]
+    return told or _manifests(material)
+
+
+def _manifests(material: Material) -> list[str]:
+    """Names of the manifests that the features were made of, by their folders."""
+    return list(dict.fromkeys(Path(name).parent.name for name in material.sets))
+
+
+def _few(names: Iterable[str]) -> str:
+    """At most two names, and how many more there are."""
+    found = [*filter(None, names)]
+    return ", ".join(found[:2]) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
 
 
 def build_report(material: Material, map_method: str = "auto") -> list[Section]:
@@ -74,10 +100,11 @@ def build_report(material: Material, map_method: str = "auto") -> list[Section]:
     own = [line for line in lines if line.of.setting not in SETTINGS and line.of.task != "codebook"]
     commands = dict.fromkeys(command.line for command in material.commands)
     return [
+        Section("", lead_blocks(material.results)),
         Section("Summary", summary_blocks(material.results)),
+        Section(f"Results on {_few(_manifests(material)) or OWN}", _tables(own, "Task {}")),
         Section("Overview", _overview(material, lines)),
         *_paper_sections(lines),
-        Section(OWN, _tables(own, "Task {}")),
         Section(ELSEWHERE, _tables(compare(elsewhere), "Task {}, tested on split {}, not on test")),
         open_set_section(list(material.details.values()), map_method),
         Section("Codebook", _codebooks(material)),
@@ -88,10 +115,10 @@ def build_report(material: Material, map_method: str = "auto") -> list[Section]:
     ]
 
 
-def render_rows(title: str, rows: Iterable[Row]) -> str:
+def render_rows(rows: Iterable[Row]) -> str:
     """A page about rows alone, without what lies beside a results file."""
     material = Material(results=list(rows))
-    return render_html(title, build_report(material))
+    return render_html(title_of(material), build_report(material))
 
 
 # --- beside the paper ------------------------------------------------------------------------
@@ -102,7 +129,6 @@ def _overview(material: Material, lines: Sequence[Line]) -> list[Block]:
     blocks: list[Block] = [
         f"{len(material.results)} figures of {len(lines)} jobs; {len(compared)} jobs have figures "
         "of the paper beside them.",
-        READING,
     ]
     key = {"blind to the test set": BLIND, "threshold, epoch or checkpoint chosen on it": ON_TEST}
     with_hos = [line for line in compared if "hos" in line.cells]
@@ -267,13 +293,20 @@ def _codebooks(material: Material) -> list[Block]:
     blocks: list[Block] = []
     if lines:
         metrics = list(dict.fromkeys(name for line in lines for name in line.cells))
-        blocks.append(tabulate_lines(lines, metrics))
-    for name, use in material.codebooks.items():
+        lines.sort(key=lambda line: line.of.protocol != CLEAN)
+        blocks.append(replace(tabulate_lines(lines, metrics), caption=CODES))
+    for name, use in sorted(material.codebooks.items(), key=lambda one: one[1].protocol != CLEAN):
         told = f"{name} (protocol {use.protocol})" if use.protocol else name
         blocks += [Title(told), Drawings(draw_codebook(use))]
     return blocks
 
 
+CODES = (
+    "How modalities use the codes. clean counts clips that the model was not pretrained on, and is "
+    "what to go by; protocol paper counts those as well. agreement: share of steps at which two "
+    "modalities of one clip chose the same code, in percent; used_by_all: share of the codes that "
+    "every modality chose at least once."
+)
 LOSSES = ("total", "fine", "coarse", "jigsaw", "reconstruction", "commitment")
 NOT_LOSSES = (
     *("step", "epoch", "batch", "learning_rate", "active_codes", "shared_codes", "skipped"),
@@ -309,7 +342,8 @@ def _failures(material: Material) -> list[Block]:
         counts = Counter(failure.code for failure in failures)
         told = ", ".join(f"{code} {count}" for code, count in counts.most_common())
         rows = [(f.clip_id, f.stage, f.code, f.message) for f in failures[:LISTED]]
-        table = TextTable((("clip", "stage", "code", "message"), *rows))
+        told_of = f"Clips of {name} without features, and why."
+        table = TextTable((("clip", "stage", "code", "message"), *rows), told_of)
         first = f", the first {LISTED}" if len(failures) > LISTED else ""
         blocks.append(Fold(f"{name}: {told}{first}", [table]))
     return blocks
@@ -329,8 +363,10 @@ def _provenance(material: Material) -> list[Block]:
     rows = [(*key, ", ".join(sorted(seeds))) for key, seeds in groups.items()]
     changed = tell_presets(row.preset for row in material.results)
     blocks: list[Block] = [
-        f"Read from {', '.join(material.sources)}. Hashes are the first twelve digits of SHA-256.",
-        TextTable((header, *rows)),
+        f"Read from {', '.join(material.sources)}.",
+        TextTable(
+            (header, *rows), "What was evaluated: SHA-256 of each file, its first 12 digits."
+        ),
         *changed,
     ]
     if material.sets:
@@ -358,7 +394,7 @@ def _sets_table(sets: Mapping[str, Header]) -> TextTable:
         )
         for name, made in sets.items()
     ]
-    return TextTable((header, *rows))
+    return TextTable((header, *rows), "The feature sets: the shape of a step, and what made them.")
 
 
 def _versions(versions: Mapping[str, str]) -> str:

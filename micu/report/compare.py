@@ -232,12 +232,12 @@ def scale_of(metric: str) -> int:
     return 1 if metric in NOT_RATES else 100
 
 
-def show_mean(cell: Cell, metric: str) -> str:
+def show_mean(cell: Cell, metric: str, digits: int = 2) -> str:
     """`51.20 ± 0.40`, rates in percent; a dash where it is not defined."""
     scale = scale_of(metric)
     if math.isnan(cell.mean):
         return "–"
-    form = ",.2f"
+    form = f",.{digits}f"
     if scale == 1 and abs(cell.mean) < 1:  # seconds of one clip, for example
         form = ".3g"
     elif scale == 1 and len(set(cell.values)) == 1 and cell.mean.is_integer():
@@ -300,7 +300,20 @@ def tabulate_lines(lines: Sequence[Line], metrics: Sequence[str]) -> TextTable:
         )
         for line, (_, _, *look) in zip(lines, looks, strict=True)
     ]
-    return TextTable((tuple(header), *rows)).without_empty_columns()
+    caption = f"{SEVERAL} {BESIDE if compared else ''}".strip()
+    return TextTable((tuple(header), *rows), caption).without_empty_columns()
+
+
+SEVERAL = (
+    "Each line is one job: what a probe was trained on and tested on, and how its threshold was "
+    "found. Rates are in percent; several runs are mean ± standard deviation (n − 1). “Rests on” "
+    "names what a fair figure would not look at, as what:where; an empty one names nothing."
+)
+BESIDE = (
+    "Δ is ours minus the paper's figure, in percentage points; what the paper's rest on stands "
+    "below the table."
+)
+"""What a reader of `tabulate_lines` has to know."""
 
 
 ON_SCREEN = ("from → to", "method", "HOS", "protocol", "threshold", "AUROC", "setting")

@@ -28,13 +28,17 @@ if TYPE_CHECKING:  # a tenth of a second, and a report without a page draws noth
 
 WIDTH, HEIGHT = 3.5, 2.5
 """Inches of a drawing: a column of a paper, and a phone."""
-ROW = 0.17
+PIXELS = 1.4
+"""Of a page for each point of a drawing: its smallest text has 11 of them."""
+NARROW = 360
+"""Pixels of a drawing that a phone shows whole; a wider one is moved under a thumb, not shrunk."""
+ROW = 0.2
 """Inches of a line of text."""
 INK = "#1b1f24"
 """Of text and axes; in a page the page's own."""
 GREY = "#7d868f"
-COLOURS = ("#2f7fd6", "#d9730d", "#2e9e4f", "#9a6fd8", GREY)
-"""Read on white and on black."""
+COLOURS = ("#2f7fd6", "#c9660a", "#2b9249", "#9a6fd8", GREY)
+"""Have a contrast of 3:1 and more to both papers of a page, white and #0d1117."""
 DASHES = ("-", "--", ":", "-.")
 FARTHEST = 1e300
 """Where axes end at most: beyond it differences leave float64."""
@@ -135,10 +139,14 @@ def embed(drawing: Drawing, number: int) -> str:
     ).groups()
     body = re.sub(r'<g id="[^"]*"', "<g", body).replace(INK, "currentColor")
     title, told = (html.escape(plain(text, TOLD)) for text in (drawing.caption, drawing.told))
-    return (
-        f'<svg class="chart" viewBox="0 0 {size}" role="img"><title>{title}</title>'
-        f"<desc>{told}</desc>{body}</svg>"
+    width = PIXELS * float(size.split()[0])
+    markup = (
+        f'<svg class="chart" width="{width:.0f}" viewBox="0 0 {size}" role="img" '
+        f'aria-label="{title}"><title>{title}</title><desc>{told}</desc>{body}</svg>'
     )
+    if width <= NARROW:
+        return markup
+    return f'<div class="wide" tabindex="0" role="group" aria-label="{title}">{markup}</div>'
 
 
 def write_drawings(drawings: Iterable[Drawing], folder: Path) -> int:
@@ -256,9 +264,7 @@ def _key(figure: "Figure", handles: "Sequence[Artist]", names: Sequence[str]) ->
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + ROW * math.ceil(len(shown) / across))
     # A name that begins with an underscore would be left out.
-    legend = figure.legend(
-        handles, ["" for _ in shown], loc="outside lower center", ncols=across, fontsize=7
-    )
+    legend = figure.legend(handles, ["" for _ in shown], loc="outside lower center", ncols=across)
     for text, name in zip(legend.get_texts(), shown, strict=True):
         text.set_text(name)
 
@@ -272,7 +278,7 @@ def _key_colours(figure: "Figure", colours: Mapping[str, str]) -> None:
 
 
 Bar = tuple[str, float, float, str]
-"""A label, whose further lines are small; a share and another share, NaN for none; a colour."""
+"""A label; a share and another share, NaN for none; a colour."""
 
 
 def draw_bars(
@@ -284,7 +290,7 @@ def draw_bars(
         caption: What it shows.
         told: What it says.
         bars: From above.
-        mark: What the mark stands for, for the text behind each.
+        mark: What the mark stands for, for the text behind each; empty for no such text.
         colours: Name → colour, for the legend.
     """
 
@@ -293,7 +299,7 @@ def draw_bars(
         lines = max((label.count("\n") for label, *_ in bars), default=0) + 1
         figure.set_size_inches(WIDTH, 0.4 + len(bars) * ROW * (lines + 1.2))
         for place, (label, value, other, colour) in enumerate(bars):
-            words = "–" if math.isnan(value) else f"{100 * value:.1f}"
+            words = "–" if math.isnan(value) else f"{100 * value:.1f}" if mark else ""
             if not math.isnan(value):
                 axes.barh(place, value, height=0.4, color=colour)
             if not math.isnan(other):
@@ -301,10 +307,11 @@ def draw_bars(
                 words += f" ({mark} {100 * other:.1f})"
             axes.annotate(plain(words, NAME), (1.02, place), va="center", annotation_clip=False)
             name = "\n".join(plain(part, 2 * NAME) for part in label.split("\n"))
-            axes.annotate(name, (0, place - 0.25), va="bottom", fontsize=7, annotation_clip=False)
+            axes.annotate(name, (0, place - 0.25), va="bottom", annotation_clip=False)
         axes.set(xlim=(0, 1), ylim=(len(bars) - 0.5, -1.0))
         axes.set_axis_off()
-        _key_colours(figure, colours)
+        if colours:
+            _key_colours(figure, colours)
 
     return Drawing(caption, told, paint)
 
@@ -328,14 +335,14 @@ def draw_shares(
 
     def paint(figure: "Figure") -> None:
         axes = figure.add_subplot()
-        cell = max(0.15, min(0.3, (WIDTH - 1.3) / len(columns)))
-        figure.set_size_inches(1.4 + cell * len(columns), 0.4 + cell * len(rows))
+        cell = max(0.18, min(0.3, (WIDTH - 1.6) / len(columns)))
+        figure.set_size_inches(1.7 + cell * len(columns), 0.4 + cell * len(rows))
         shares = np.argwhere(table > 0).tolist()
         squares = [(i, j, COLOURS[0], 0.1 + 0.9 * float(table[i, j])) for i, j in shares]
         _paint_squares(axes, table.shape, squares)
         axes.set_xticks(np.arange(len(columns)) + 0.5, [plain(name, 4) for name in columns])
         axes.set_yticks(np.arange(len(rows)) + 0.5, [plain(name, NAME // 2) for name in rows])
-        axes.tick_params(length=0, labelsize=6, top=False, labeltop=True, labelbottom=False)
+        axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
         axes.spines[:].set_visible(True)
 
     return Drawing(caption, told, paint)
@@ -355,7 +362,7 @@ def _paint_squares(axes: "Axes", shape: tuple[int, ...], squares: Sequence[Squar
         PatchCollection(
             [Rectangle((column + 0.08, row + 0.08), 0.84, 0.84) for row, column, *_ in squares],
             facecolors=[to_rgba(shade, alpha) if shade else "none" for *_, shade, alpha in squares],
-            edgecolors=["none" if colour else GREY for *_, colour, _ in squares],
+            edgecolors=[colour or GREY for *_, colour, _ in squares],
             linewidths=0.5,
         )
     )
@@ -430,7 +437,6 @@ def draw_points(
                 marker="s" if group.square else "o",
                 markersize=3,
                 markeredgewidth=0,
-                alpha=0.75,
             )
         _key_colours(figure, key)
 

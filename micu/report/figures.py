@@ -45,8 +45,11 @@ MAPPED = 500
 
 REJECTED, UNKNOWN_CLASSES = "×", "(unknown classes)"
 
-TAKERS = ("", "#0aa5b8", "#e8860c", "#8b5cf6", "#d6336c")
+TAKERS = ("", "#0a93a4", "#c9660a", "#8b5cf6", "#d6336c")
 """Colour of a code by how many modalities take part in it."""
+
+GAMMA, WEIGHTS, BRIGHTNESS = 2.2, (0.2126, 0.7152, 0.0722), 0.2
+"""Of a screen's red, green and blue; 0.2 is 4.2:1 to white, and 4.5:1 to the dark page."""
 
 # --- one outcome -----------------------------------------------------------------------------
 
@@ -193,9 +196,10 @@ def draw_map(details: Details, method: str) -> tuple[list[Drawing], str]:
 
 
 def class_colour(number: int, count: int) -> str:
-    """A hue of its own for each of `count` classes, which reads on white and on black."""
-    shares = colorsys.hls_to_rgb(number / max(count, 1), 0.5, 0.65)
-    return "#" + "".join(f"{round(255 * share):02x}" for share in shares)
+    """A hue of its own for each of `count` classes, as bright as reads on white and on black."""
+    light = np.array(colorsys.hls_to_rgb(number / max(count, 1), 0.5, 0.65)) ** GAMMA
+    light = np.minimum(light * BRIGHTNESS / (light @ WEIGHTS), 1)
+    return "#" + "".join(f"{round(255 * share):02x}" for share in light ** (1 / GAMMA))
 
 
 # --- clips in the plane ----------------------------------------------------------------------

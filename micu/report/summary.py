@@ -1,15 +1,19 @@
-"""The report's first table: of each method one line, means over all pairs of modalities."""
+"""What a report begins with: one sentence, one chart, and of each method one line of a table.
+
+Each figure is a mean over all pairs of modalities.
+"""
 
 import hashlib
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from micu.evaluate.columns import COLUMN_TITLES
 from micu.evaluate.markdown import TextTable
 from micu.evaluate.report import Row
 from micu.evaluate.splits import CLEAN, DIAGNOSTIC, PAPER
-from micu.evaluate.thresholds import ORACLE
+from micu.evaluate.thresholds import ORACLE, SOURCE_VAL
 from micu.report.compare import (
     MODEL,
     TITLES,
@@ -23,8 +27,9 @@ from micu.report.compare import (
     spell_range,
     tell_apart,
 )
-from micu.report.page import Block, Title
-from micu.report.paper import direction_of
+from micu.report.drawings import COLOURS, GREY, draw_bars
+from micu.report.page import Block, Drawings, Title
+from micu.report.paper import direction_of, paper_method
 from micu.report.remarks import tell_presets
 
 MAIN = {
@@ -45,8 +50,11 @@ READING = (
     "Means over all pairs of modalities within each seed, in percent; then mean ± standard "
     "deviation (n − 1) over seeds. The columns clean chose nothing on the test set; paper chose "
     "threshold and epoch on it, diagnostic the threshold alone. A star: settings differ from the "
-    "preset, see below."
+    "preset, see below the table."
 )
+
+WORDS = {"chance": "guessing", "ceiling": "trained on target"}
+"""What the first sentence calls a method."""
 
 Column = tuple[str, str, str]
 """Protocol, origin of the threshold, metric."""
@@ -80,14 +88,75 @@ class Means:
         return name or row.method if row.method == MODEL else f"{row.method} {name}".strip()
 
 
+def model_name(preset: str) -> str:
+    """What the paper calls a model, else its preset; MICU for few clips is MICU, too."""
+    short = short_preset(preset)
+    return paper_method(preset) or ("MICU" if short.rstrip("*") == "small" else short)
+
+
+def lead_blocks(results: Iterable[Row]) -> list[Block]:
+    """One sentence and one chart: the model and what it is compared with, nothing chosen on tests.
+
+    Of several tasks it is about the first, of several sets or lists of known classes about the one
+    that has most to compare.
+    """
+    kept = _kept(results)
+    task = next((task for task in MAIN if any(row.task == task for row in kept)), "")
+    groups = grouped(
+        summarise([row for row in kept if row.task == task]),
+        lambda line: (line.of.setting, line.of.known_list(), line.of.manifest_sha256),
+    )
+    first = max(groups.values(), key=len, default=[])
+    columns = [column for column in _columns(first) if column[2] in MAIN[task][:1]]
+    column = next((c for c in columns if c[:2] == (CLEAN, SOURCE_VAL)), next(iter(columns), None))
+    found = [
+        (line, cell)
+        for line in first
+        if column and (cell := _cell(line, column)) and not math.isnan(cell.mean)
+    ]
+    if not column or not found:
+        return []
+    found.sort(key=lambda one: (one[0].of.method != MODEL, -one[1].mean))
+    title = COLUMN_TITLES.get(column[2], column[2])
+    names = [_first_name(line.of) for line, _ in found]
+    figures = [show_mean(cell, column[2], digits=0) for _, cell in found]
+    sentence = f"{title}, %: " + ", ".join(map(" ".join, zip(names, figures, strict=True)))
+    of = first[0].of
+    seeds = spell_range(len(cell.values) for line, cell in found if line.of.method == MODEL)
+    how = (
+        f"Mean over {', '.join(first[0].pairs) or 'all clips'}",
+        f"± over {seeds} seeds" if seeds not in ("", "1") else "one seed, so without ±",
+        f"protocol {column[0]}" if column[0] else "",
+        f"threshold {column[1]}" if column[1] != NO_THRESHOLD else "",
+        f"{of.known_classes} known classes" if of.known_classes else "",
+        of.setting,
+    )
+    bars = [
+        (f"{name}  {figure}", cell.mean, math.nan, COLOURS[0] if line.of.method == MODEL else GREY)
+        for name, figure, (line, cell) in zip(names, figures, found, strict=True)
+    ]
+    told = f"{'; '.join(filter(None, how))}."
+    return [f"{sentence}.", told, Drawings([draw_bars(f"{title}, %", sentence, bars, "", {})])]
+
+
+def _first_name(row: Row) -> str:
+    if row.method == MODEL:
+        return model_name(row.preset) or "the model"
+    return WORDS.get(row.method, row.method)
+
+
+def _kept(results: Iterable[Row]) -> list[Row]:
+    return [row for row in results if row.metric in MAIN.get(row.task, ()) and not row.other_split]
+
+
 def summary_blocks(results: Iterable[Row]) -> list[Block]:
     """A table for each task, and what the stars in it stand for."""
-    kept = [row for row in results if row.metric in MAIN.get(row.task, ()) and not row.other_split]
-    blocks: list[Block] = [READING] if kept else []
+    kept = _kept(results)
+    blocks: list[Block] = []
     for task in dict.fromkeys(row.task for row in kept):
         lines = summarise([row for row in kept if row.task == task])
         missing = sum(line.left_out for line in lines)
-        blocks += [Title(f"Task {task}"), tabulate(lines)]
+        blocks += [Title(f"Task {task}"), replace(tabulate(lines), caption=READING)]
         blocks += [f"Seeds left out for want of a pair: {missing}."] if missing else []
     return [*blocks, *tell_presets(row.preset for row in kept)]
 
@@ -250,9 +319,13 @@ def _clips(lines: Sequence[Means]) -> list[str]:
 
 def _figure(line: Means, column: Column) -> str:
     """A cell; what guessing reaches, which has no threshold, stands under every one."""
+    cell = _cell(line, column)
+    return show_mean(cell, column[2]) if cell else ""
+
+
+def _cell(line: Means, column: Column) -> Cell | None:
     protocol, _, metric = column
-    cell = line.cells.get(column) or line.cells.get((protocol, NO_THRESHOLD, metric))
-    return show_mean(cell, metric) if cell else ""
+    return line.cells.get(column) or line.cells.get((protocol, NO_THRESHOLD, metric))
 
 
 def _columns(lines: Sequence[Means]) -> list[Column]:

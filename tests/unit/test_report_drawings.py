@@ -15,9 +15,12 @@ from micu.evaluate.codebook import CodebookUse
 from micu.evaluate.metrics import accept_rates, auroc, oscr
 from micu.report import figures
 from micu.report.drawings import (
+    COLOURS,
     FORMATS,
     INK,
     NAME,
+    NARROW,
+    PIXELS,
     Curve,
     Drawing,
     Group,
@@ -36,6 +39,7 @@ from micu.report.drawings import (
 from micu.report.figures import (
     TAKERS,
     acceptance_curve,
+    class_colour,
     confusion,
     draw_acceptance,
     draw_codebook,
@@ -309,3 +313,35 @@ def test_without_scikit_learn_pca_takes_over_and_is_named(monkeypatch: pytest.Mo
     assert place_clips(vectors)[1] == "PCA"
     with pytest.raises(ExtraError, match=r"micu\[report\]"):
         place_clips(vectors, "tsne")
+
+
+def contrast(colour: str, paper: str) -> float:
+    """By the rule of WCAG, from 1 to 21."""
+    lights = []
+    for text in (colour, paper):
+        shares = [int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        lights.append(float(np.dot(linear, (0.2126, 0.7152, 0.0722))) + 0.05)
+    return max(lights) / min(lights)
+
+
+@pytest.mark.parametrize("paper", ["#ffffff", "#0d1117"])
+def test_every_mark_is_seen_on_white_and_on_the_dark_page(paper: str) -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    marks = {*COLOURS, *filter(None, TAKERS)}
+    marks |= {class_colour(i, n) for n in range(1, 40) for i in range(n)}
+    assert [mark for mark in marks if contrast(mark, paper) < 3] == []
+    assert len({class_colour(i, 12) for i in range(12)}) == 12
+
+
+def test_a_wide_chart_is_moved_under_a_thumb_and_not_shrunk() -> None:
+    def shares(size: int) -> str:
+        names = [str(i) for i in range(size)]
+        return embed(draw_shares("T", "D", np.eye(size), names, names), 0)
+
+    assert shares(3).startswith("<svg")
+    assert shares(60).startswith('<div class="wide" tabindex="0" role="group" aria-label="T"><svg')
+    (narrow, wide) = (int(re.findall(r'width="(\d+)"', shares(size))[0]) for size in (3, 60))
+    assert narrow <= NARROW < wide
+    sizes = [float(size) for size in re.findall(r"font(?:-size)?: ([0-9.]+)px", shares(60))]
+    assert min(sizes) * PIXELS > 11

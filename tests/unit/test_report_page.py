@@ -1,5 +1,6 @@
 """The report as a page and as Markdown: whole, safe, and in need of nothing else."""
 
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,9 +14,10 @@ from micu.base.errors import ConfigError
 from micu.evaluate.codebook import CodebookUse, read_codebook, write_codebook
 from micu.evaluate.markdown import TextTable
 from micu.evaluate.report import Row
-from micu.report.build import BLIND, ON_TEST, build_report
+from micu.report.build import BLIND, ON_TEST, build_report, title_of
 from micu.report.commands import Command, commands_path, read_commands, record_command
 from micu.report.page import (
+    GLOSSARY,
     Code,
     Drawings,
     Fold,
@@ -27,6 +29,8 @@ from micu.report.page import (
 )
 from micu.report.paper import read_printed
 from micu.report.read import Material
+from micu.store.sets import Header
+from tests.conftest import PROJECT
 from tests.unit.test_compare import RESULT
 from tests.unit.test_details import make_details
 from tests.unit.test_report_drawings import painted
@@ -65,6 +69,11 @@ def check_page(page: str) -> None:
     assert "default-src 'none'" in page
     assert "prefers-color-scheme: dark" in page
     assert "width=device-width" in page
+
+
+def without_links(page: str) -> str:
+    """The page's text, terms not linked."""
+    return re.sub(r'<a class="term"[^>]*>([^<]*)</a>', r"\1", page)
 
 
 def material() -> Material:
@@ -118,11 +127,11 @@ def test_the_mean_over_all_columns_is_there_though_sets_have_probes_of_their_own
     ]
     page = render_html("T", build_report(Material(results=columns)))
     assert len(columns) == 12
-    assert "Mean over all 12 columns, micu, source-val: ours" in page
+    assert "Mean over all 12 columns, micu, source-val: ours" in without_links(page)
     assert "(+1.00)" in page
     others = [replace(row, score="energy", protocol="clean") for row in columns]
     page = render_html("T", build_report(Material(results=[*columns, *others])))
-    assert "Mean over all 12 columns, micu, clean source-val energy: ours" in page
+    assert "Mean over all 12 columns, micu, clean source-val energy: ours" in without_links(page)
     page = render_html("T", build_report(Material(results=columns[1:])))
     assert "Mean over all" not in page
 
@@ -145,7 +154,8 @@ def test_bars_say_what_they_are_of_and_whether_anything_was_chosen_on_the_test_s
         replace(clean, test_modality="video", train_modality="audio", checkpoint_sha256="bb"),
     ]
     sections = build_report(Material(results=rows))
-    (chart,) = drawings_of(sections)
+    lead, chart = drawings_of(sections)
+    assert lead.caption == "HOS, %"
     axes = painted(chart)
     labels = [text.get_text() for text in axes.texts if "\n" in text.get_text()]
     colours = [to_hex(bar.get_facecolor()) for bar in axes.patches]
@@ -228,3 +238,66 @@ def test_the_number_of_clips_is_no_loss() -> None:
     with_clips = render_html("T", build_report(found, "pca"))
     del found.trainings["run"]["clips"]
     assert render_html("T", build_report(found, "pca")) == with_clips
+
+
+def test_terms_are_linked_to_the_foot_of_the_page_in_the_words_of_the_glossary() -> None:
+    told = "clean source-val: HOS and OS*; unclean, paper-like, the paper's, HOSE"
+    page = render_html("T", [Section("S", [told])])
+    linked = re.findall(r'<a class="term" href="#([^"]*)">([^<]*)</a>', page)
+    assert [term for _, term in linked] == ["clean", "source-val", "HOS", "OS*"]
+    assert {anchor for anchor, _ in linked} == {*re.findall(r'<dt id="([^"]*)"', page)}
+    assert "<dl>" not in render_html("T", [Section("S", ["nothing"])])
+    document = (PROJECT / "docs/glossary.md").read_text()
+    document = " ".join(re.sub(r"[*`\\]", "", document).split())
+    for term, told in GLOSSARY.items():
+        assert told.replace("*", "") in document, term
+
+
+def test_a_caption_stands_above_its_table_and_names_it_for_those_who_do_not_see_it() -> None:
+    table = TextTable((("name",), ("a",)), "What it is.")
+    page = render_html("T", [Section("S", [table])])
+    assert '<p class="caption">What it is.</p>' in page
+    assert 'aria-label="What it is."' in page
+    assert "What it is.\n\n| name" in render_report_markdown("T", [Section("S", [table])])
+    tables = [
+        block
+        for section in build_report(material(), "pca")
+        for block in section.blocks
+        if isinstance(block, TextTable)
+    ]
+    assert len(tables) > 4
+    assert all(table.caption for table in tables)
+
+
+def test_clean_codes_come_first() -> None:
+    found = Material()
+    row = Row(task="codebook", method="checkpoint", metric="used_by_all", value=0.5)
+    found.results.extend(
+        [replace(row, protocol="paper"), replace(row, protocol="clean", value=0.25)]
+    )
+    for name in ("paper", "clean"):
+        found.codebooks[f"{name}.csv"] = CodebookUse({"video": np.array([1, 0])}, name)
+    (part,) = [part for part in build_report(found) if part.heading == "Codebook"]
+    (table,) = [block for block in part.blocks if isinstance(block, TextTable)]
+    assert [line[-1] for line in table.rows[1:]] == ["25.00", "50.00"]
+    titles = [block.text for block in part.blocks if isinstance(block, Title)]
+    assert titles == ["clean.csv (protocol clean)", "paper.csv (protocol paper)"]
+
+
+def test_own_results_stand_under_the_name_of_their_manifest_and_the_title_has_the_date(
+    tmp_path: Path,
+) -> None:
+    found = Material(results=[replace(RESULT, setting="", preset="small with data.steps=4")])
+    assert [part.heading for part in build_report(found)][:3] == [
+        *("", "Summary", "Results on your data")
+    ]
+    (tmp_path / "r.csv").write_text("")
+    os.utime(tmp_path / "r.csv", (1760875200, 1760875200))
+    found.sources.append(str(tmp_path / "r.csv"))
+    assert title_of(found) == "MICU, 2025-10-19"
+    header = Header.__new__(Header)
+    found.sets.update({f"features/{name}/video-x": header for name in "abca"})
+    assert title_of(found) == "MICU on a, b and 1 more, 2025-10-19"
+    found.results[:] = [replace(RESULT, preset="dcid")]
+    assert title_of(found) == "DCID on AVE, 14 of 28 classes known, 2025-10-19"
+    assert title_of(Material(sources=found.sources)) == "Results, 2025-10-19"

@@ -10,13 +10,13 @@ import pytest
 from micu.evaluate.report import COLUMNS, Row, read_results
 from micu.report.build import build_report
 from micu.report.compare import compare, name_lists, render_csv, tabulate_lines
-from micu.report.page import Fold, Title, render_report_markdown
+from micu.report.page import Drawings, Fold, Title, render_report_markdown
 from micu.report.read import Material
 from micu.report.remarks import tell_remarks
-from micu.report.summary import summarise, summary_blocks, tabulate
+from micu.report.summary import lead_blocks, summarise, summary_blocks, tabulate
 from tests.unit.test_compare import RESULT
 from tests.unit.test_details import make_details
-from tests.unit.test_report_drawings import drawn
+from tests.unit.test_report_drawings import drawn, painted
 
 PRESET = "dcid with optimizer.epochs=6"
 EIGHT = replace(
@@ -160,7 +160,7 @@ def test_the_summary_comes_first_and_explains_its_stars() -> None:
     text = render(EIGHT, back(EIGHT, 0.3))
     assert text.index("## Summary") < text.index("## Overview")
     assert f"dcid\\* is the preset {PRESET}." in part(text, "Summary")
-    assert f"dcid\\* is the preset {PRESET}." in part(text, "Without a figure")
+    assert f"dcid\\* is the preset {PRESET}." in part(text, "Results on your data")
     assert "Summary" not in render(Row(task="codebook", method="m", metric="used", value=0.5))
 
 
@@ -178,7 +178,7 @@ def test_validation_splits_have_a_part_of_their_own(marks: dict[str, str]) -> No
     assert "12.34" in part(text, "Tested on another split than test")
     assert "tested on split val, not on test" in text
     assert text.count("12.34") == 1
-    assert "50.00" in part(text, "Without a figure")
+    assert "50.00" in part(text, "Results on your data")
     assert "Tested on another" not in render(closed)
     paper = replace(EIGHT, setting="ave-14", preset="micu", **marks)  # type: ignore[arg-type]
     assert not part(render(paper), "Table 2")
@@ -231,3 +231,43 @@ def test_what_is_drawn_of_a_job_says_how_many_classes_are_known_and_folds_what_s
     assert "source-val" in titles[0]
     assert "oracle-at-source-epoch" in folded[0]
     assert known in titles[0]
+
+
+def seeds_of(row: Row, *values: float) -> list[Row]:
+    """A row for each seed and both directions, whose mean is the value."""
+    found = [
+        replace(row, seed=seed, checkpoint_sha256=f"{seed}", value=value - 0.1)
+        for seed, value in enumerate(values)
+    ]
+    return [*found, *(back(row, row.value + 0.2) for row in found)]
+
+
+def test_a_report_begins_with_one_sentence_and_one_chart() -> None:
+    paper = replace(EIGHT, protocol="paper", threshold_source="oracle")
+    rows = [
+        *seeds_of(replace(TWELVE, preset="micu"), 0.9),
+        *seeds_of(replace(EIGHT, method="untrained"), 0.2, 0.2),
+        *seeds_of(replace(EIGHT, method="chance", threshold_source="none"), 0.3),
+        *seeds_of(replace(EIGHT, preset="small with data.steps=4"), 0.42, 0.5),
+        *seeds_of(replace(paper, preset="small with data.steps=4"), 0.8, 0.8),
+        replace(EIGHT, metric="auroc", value=1.0),
+    ]
+    sentence, told, chart = lead_blocks(rows)
+    assert sentence == "HOS, %: MICU 46 ± 6, guessing 30, untrained 20 ± 0."
+    assert told == (
+        "Mean over V→A, A→V; ± over 2 seeds; protocol clean; threshold source-val; 8 known classes."
+    )
+    assert isinstance(chart, Drawings)
+    assert [text.get_text() for text in painted(chart.drawn[0]).texts if text.get_text()] == [
+        *("MICU  46 ± 6", "guessing  30", "untrained  20 ± 0")
+    ]
+
+
+def test_the_first_sentence_is_of_what_there_is() -> None:
+    closed = replace(EIGHT, task="cmg", metric="acc", threshold_source="none", known_classes=0)
+    sentence, told, _ = lead_blocks([replace(closed, preset="dcid")])
+    assert sentence == "closed-set acc., %: DCID 50."
+    assert told == "Mean over V→A; one seed, so without ±; protocol clean."
+    assert lead_blocks([replace(EIGHT, value=math.nan)]) == []
+    assert lead_blocks([replace(EIGHT, metric="auroc")]) == []
+    assert lead_blocks([]) == []
