@@ -58,6 +58,27 @@ def test_every_family_extracts_real_clips_through_the_command(folder: Path) -> N
     assert "audio-hf_ast_audio" in told
 
 
+TORCHVISION = {"s3d": 1024, "mc3_18": 512, "r2plus1d_18": 512, "mvit_v2_s": 768, "swin3d_t": 768}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_networks_of_torchvision_extract_through_the_command(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    """In full size, for their code has no smaller one: one window, of a clip of one second."""
+    (tmp_path / "m.csv").write_text(f"clip_id,path,end_s\na,{folder / '0.mp4'},1\n")
+    words = ("video", "m.csv", "--backbone", f"tv:{name}", "--weights", "random", "--device", "cpu")
+    code, told = run(tmp_path, *words, "--media-root", "/")
+    assert code == 0, told
+    ((place,)) = find_sets(tmp_path / "features")
+    store = micu.FeatureSet(place)
+    assert store["a"].values.shape == (1, TORCHVISION[name])
+    assert np.isfinite(store["a"].values).all()
+    assert np.ptp(store["a"].values) > 0
+    assert store.spec.preprocessing["input"]["frames"] == (32 if name == "swin3d_t" else 16)
+
+
 def test_windows_of_several_clips_fill_a_batch(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

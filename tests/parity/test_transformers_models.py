@@ -91,6 +91,8 @@ def sentences(network: Any, processor: Any, units: Sequence[str]) -> torch.Tenso
         inputs = processor([unit], return_tensors="pt")
         if hasattr(network, "get_text_features"):
             rows.append(network.get_text_features(**inputs).pooler_output)
+        elif hasattr(network, "get_text_audio_video_embeds"):
+            rows.append(network.get_text_audio_video_embeds(**inputs))
         else:
             rows.append(network(**inputs).last_hidden_state.mean(1))
     return torch.cat(rows)
@@ -195,6 +197,7 @@ FAMILIES: dict[str, Family] = {
     "xclip": ("video", xclip_config, crop, hf.VideoMAEVideoProcessor, videos),
     "pe": ("video", pe_config, squash, hf.PeVideoVideoProcessor, videos),
     "pe-sound": ("audio", pe_config, mel, hf.PeAudioFeatureExtractor, sounds),
+    "pe-text": ("text", pe_config, spelling, None, sentences),
     "ast": ("audio", ast_config, mel, hf.ASTFeatureExtractor, sounds),
     "wav2vec": ("audio", wav2vec_config, mel, hf.Wav2Vec2FeatureExtractor, sounds),
     "clap": ("audio", clap_config, mel, hf.ClapFeatureExtractor, sounds),
