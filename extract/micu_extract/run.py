@@ -35,9 +35,10 @@ from micu_extract.cluster.dask.engine import check_shared_job, extract_on_cluste
 from micu_extract.cluster.devices import extract_on_devices
 from micu_extract.flow.methods import FlowSettings
 from micu_extract.media.decoding import Trouble
+from micu_extract.media.media_file import find_media
 from micu_extract.media.pictures import check_decoder
 from micu_extract.media.readers import describe_reading, read_several
-from micu_extract.media.source import Reading, find_media
+from micu_extract.media.source import Reading
 from micu_extract.media.workers import (
     check_system,
     decode_in_processes,

@@ -176,8 +176,8 @@ def no_share_is_out(cluster: Cluster) -> bool:
 
 def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path, cluster: Cluster) -> None:
     local, folder = tmp_path / "local", tmp_path / "cluster"
-    write_sounds(local, 24)
-    write_sounds(folder, 24)
+    write_sounds(local, 12)
+    write_sounds(folder, 12)
     assert run(local, *SOUNDS)[0] == 3  # one file is missing
     process = begin(folder, cluster, *SOUNDS)
     kill_worker_of(unfinished_share(cluster.session, folder))
@@ -185,7 +185,7 @@ def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path, cluster: Cluster)
 
     assert code == 3, output
     assert "its Dask worker is gone" in output
-    assert "extracted 23, failed 1 (1 missing), left 0" in output
+    assert "extracted 11, failed 1 (1 missing), left 0" in output
     assert set_bytes(folder) == set_bytes(local)
     files = {path.name for path in (folder / "features").rglob("*") if path.is_file()}
     assert files == {path.name for path in (local / "features").rglob("*") if path.is_file()}

@@ -13,7 +13,8 @@ from micu.base.errors import DecodeError, ManifestError
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureStore, read_ledger
 from micu_extract.cli import cli
-from micu_extract.media.source import DECODE_ERRORS, find_media
+from micu_extract.media.media_file import find_media
+from micu_extract.media.source import DECODE_ERRORS
 from tests.media_files import tone, write_media
 from tests.runs import SOUNDS, run, set_bytes
 

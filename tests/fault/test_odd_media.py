@@ -17,7 +17,7 @@ from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import FlowInput, FrameInput, WaveformInput
 from micu_extract.media.damage import Damage
-from micu_extract.media.readers import DECODE_ERRORS
+from micu_extract.media.source import DECODE_ERRORS
 from tests.media_files import frame_of, read_media, tone, write_media, write_wav
 
 FRAMES = FrameInput(fps=4, resize=16, crop=16)

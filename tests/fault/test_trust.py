@@ -14,7 +14,7 @@ from micu.base.errors import DecodeError, StoreError
 from micu.store.manifest import Clip
 from micu.store.sets import Failure, FeatureStore, append_ledger, read_ledger
 from micu_extract.media.decoding import Trouble, decode_clip
-from micu_extract.media.source import find_media
+from micu_extract.media.media_file import find_media
 from micu_extract.pipeline.writer import Summary
 from tests.toy import Toy, extract_manifest, shard_bytes, toy_plan, toy_read
 

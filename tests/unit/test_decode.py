@@ -12,9 +12,9 @@ from micu.store.manifest import Clip
 from micu_extract.backbones.base import FrameInput, TextInput, WaveformInput
 from micu_extract.media.damage import Damage, in_order_of_showing
 from micu_extract.media.pictures import center_crop, read_pictures, resize, turn_upright
-from micu_extract.media.readers import DECODE_ERRORS, DECODERS
+from micu_extract.media.readers import DECODERS
 from micu_extract.media.sound import mix_weights
-from micu_extract.media.source import Source, Window
+from micu_extract.media.source import DECODE_ERRORS, Source, Window
 from tests.media_files import (
     frame_of,
     read_media,

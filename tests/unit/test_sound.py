@@ -14,7 +14,7 @@ from av.audio.plane import AudioPlane
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
 from micu.store.sets import Steps
-from micu_extract.backbones.base import Media, WaveformInput
+from micu_extract.backbones.base import Media, WaveformInput, find_real_steps
 from micu_extract.media import sound
 from micu_extract.media.damage import Damage
 from micu_extract.media.sound import Mono, cut_windows, mix_weights, read_mono
@@ -320,7 +320,7 @@ def test_seconds_before_late_sound_are_not_real(tmp_path):
 
 def test_a_second_is_real_from_a_tenth_of_a_second_of_sound():
     def real(*parts: tuple[int, int], steps: int = 3) -> list[int]:
-        return Mono(np.zeros(0, np.float32), 1000, 1, parts).find_real(steps).astype(int).tolist()
+        return find_real_steps(parts, steps, 1000).astype(int).tolist()
 
     assert real((0, 3000)) == [1, 1, 1]
     assert real((900, 3000)) == [1, 1, 1]

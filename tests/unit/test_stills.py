@@ -16,7 +16,7 @@ from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import FrameInput, WaveformInput
 from micu_extract.media.formats import CONTAINERS, PILLOW, find_still
-from micu_extract.media.readers import DECODE_ERRORS
+from micu_extract.media.source import DECODE_ERRORS
 from micu_extract.media.stills import open_source
 from micu_extract.pipeline.probe import probe_file
 from tests.heic_files import save_heic, save_tiled_heic

@@ -119,7 +119,9 @@ class TimmImage(TorchBackbone):
         if self._options["grid"]:
             self._keep_grid(int(transform["input_size"][1]))
         else:
-            self.gives = replace(self.gives, shape=(_width(self._run.network),))
+            network: Any = self._run.network
+            width = getattr(network, "head_hidden_size", None) or network.num_features
+            self.gives = replace(self.gives, shape=(int(width),))
         return {
             "crop_pct": transform["crop_pct"],
             "scale": "x / 255, then (x - mean) / std",
@@ -203,10 +205,6 @@ def frame_input(name: str, transform: Mapping[str, Any], frames_per_second: int)
         crop=height,
         interpolation=interpolation,
     )
-
-
-def _width(network: Any) -> int:
-    return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 
 def _suggest_timm(model: str) -> str:

@@ -26,7 +26,7 @@ from micu.base.errors import ClipError, DecodeError, DeviceError, MicuError, Sto
 from micu.base.files import try_lock
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import Media
-from micu_extract.media.source import IO_ERROR
+from micu_extract.media.media_file import IO_ERROR
 
 Reader = Callable[[Clip, Sequence[str]], Mapping[str, Media | DecodeError]]
 """Decodes a clip for the backbones of those names."""

@@ -83,7 +83,7 @@ class FlowCollector:
         # What is too large goes the long way, which ends in an error that names the file.
         if plan.clips and fields.keys() >= set(plan.pairs):
             shape = next(iter(fields.values())).shape
-            if _unit_bytes(plan, wants, shape) <= _limit():
+            if _unit_bytes(plan, wants, shape) <= streams.MAX_UNIT_BYTES:
                 return _to_media(plan, film, fields, wants)
         return None
 
@@ -217,10 +217,6 @@ def _resize_field(field: NDArray[np.uint8], short: int | None) -> NDArray[np.uin
         return field
     resized: Any = cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.asarray(resized, np.uint8)
-
-
-def _limit() -> int:
-    return streams.MAX_UNIT_BYTES
 
 
 # --- which fields ----------------------------------------------------------------------------

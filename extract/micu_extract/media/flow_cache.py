@@ -35,7 +35,8 @@ from micu.store.manifest import Clip
 from micu_extract.backbones.base import OPENCV, FlowInput, versions_of
 from micu_extract.flow.methods import FlowSettings
 from micu_extract.media import damage as streams
-from micu_extract.media.source import MAX_PIXELS, Reading, find_media
+from micu_extract.media.media_file import find_media
+from micu_extract.media.source import MAX_PIXELS, Reading
 
 logger = logging.getLogger(__name__)
 

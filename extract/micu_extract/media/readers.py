@@ -24,26 +24,18 @@ from micu_extract.backbones.base import (
     TextInput,
     WaveformInput,
     count_steps,
+    find_real_steps,
     versions_of,
 )
 from micu_extract.media.damage import Damage, check_damage, check_unit_bytes, too_short
 from micu_extract.media.decord_pictures import read_pictures_with_decord
 from micu_extract.media.flow import FlowCollector
 from micu_extract.media.frames import ClipCollector, FrameCollector
+from micu_extract.media.media_file import IO_ERROR, may_pass
 from micu_extract.media.pictures import PICTURE_READERS, Picture, open_pictures
 from micu_extract.media.sound import cut_windows, read_mono
-from micu_extract.media.source import (
-    DECODE_ERRORS,
-    IO_ERROR,
-    Reading,
-    Source,
-    Window,
-    is_denied,
-    may_pass,
-)
+from micu_extract.media.source import Reading, Source, Window, is_denied
 from micu_extract.media.stills import open_source
-
-__all__ = ["DECODERS", "DECODE_ERRORS", "READERS", "describe_reading", "read", "read_several"]
 
 T = TypeVar("T")
 Found = Media | DecodeError
@@ -230,7 +222,7 @@ def read_sound_once(clip: Clip, wants: Sequence[WaveformInput], reading: Reading
             "corrupt_frames": damage.bad,
         }
         steps = count_steps(float(window.length or sound.duration_s))
-        real = sound.find_real(steps)
+        real = find_real_steps(sound.parts, steps, sound.rate)
         if not real.any():
             raise too_short(source)
     outcomes: list[Found] = []

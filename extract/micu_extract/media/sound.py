@@ -12,7 +12,6 @@ from av.audio.plane import AudioPlane
 from numpy.typing import NDArray
 
 from micu.base.errors import DecodeError
-from micu_extract.backbones.base import find_real_steps
 from micu_extract.media.damage import (
     Damage,
     check_gap,
@@ -60,10 +59,6 @@ class Mono:
         padded = np.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
         clipped: Samples = np.clip(padded, -1.0, 1.0)
         return clipped
-
-    def find_real(self, steps: int) -> NDArray[np.bool_]:
-        """Which seconds are real, (steps,); see `find_real_steps`."""
-        return find_real_steps(self.parts, steps, self.rate)
 
 
 def read_mono(source: Source, window: Window, damage: Damage) -> Mono:

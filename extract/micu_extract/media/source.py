@@ -27,10 +27,7 @@ from micu_extract.media.formats import (
     holds_one_photograph,
     is_encrypted,
 )
-from micu_extract.media.media_file import IO_ERROR as IO_ERROR
-from micu_extract.media.media_file import MediaFile
-from micu_extract.media.media_file import find_media as find_media
-from micu_extract.media.media_file import may_pass as may_pass
+from micu_extract.media.media_file import IO_ERROR, MediaFile, may_pass
 
 DECODE_ERRORS = {
     "missing": "there is no such file",
@@ -165,7 +162,11 @@ class Source:
                 raise DecodeError("permission", f"{self.name}: permission denied") from error
             if holds_encrypted(self._file.read_at, self._file.size):
                 raise self._encrypted() from error
-            raise DecodeError("unreadable", f"{self.name}: {_reason(error)}") from error
+            raise DecodeError(
+                "unreadable",
+                f"{self.name}: {getattr(error, 'strerror', None) or error}; expected a media file, "
+                "in one of the formats mp4, mkv, avi, wav, …",
+            ) from error
         try:
             self.stream = self._choose()
             self._prepare()
@@ -335,8 +336,3 @@ def is_denied(error: Exception) -> bool:
 def out_of_memory(name: str) -> DecodeError:
     """Why a file that decoding has no memory for fails; damage is something else."""
     return DecodeError("too_large", f"{name}: decoding needs more memory than its process may have")
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return f"{text}; expected a media file, in one of the formats mp4, mkv, avi, wav, …"
