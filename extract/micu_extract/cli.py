@@ -1,8 +1,7 @@
 """`micu-extract`: features of video, audio, flow and text; the list of backbones; the proof.
 
-Every command is safe to interrupt and to type again: what is done is not done twice. Exit codes:
-0 all good, 2 usage or manifest, 3 finished with failures, 71 no memory left on the device, 74
-input/output error, 75 stopped but resumable, 130 Ctrl-C.
+Every command is safe to interrupt and to type again: what is done is not done twice. Its exit codes
+are those of `micu.base.process`.
 """
 
 import json
@@ -20,8 +19,8 @@ from micu.base.command_line import ToolGroup, plugin_option
 from micu.base.devices import resolve_device
 from micu.base.errors import StoreError
 from micu.base.process import EXIT_FAILURES, fold, guard_screen, run_command, screen_width
-from micu_extract.backbones import BACKBONES, PREFIXED, find_backbone, name_for
-from micu_extract.backbones.base import Backbone, describe_input
+from micu_extract.backbones import BACKBONES, PREFIXED, name_for
+from micu_extract.backbones.base import describe_input, describe_shape
 from micu_extract.cluster.commands import (
     compact,
     describe_unread,
@@ -33,6 +32,7 @@ from micu_extract.cluster.commands import (
     slurm,
     status,
 )
+from micu_extract.flow.methods import FlowSettings
 from micu_extract.flow.options import FLOW_OPTIONS, flow_settings
 from micu_extract.manifest_cli import have_manifest, import_released, make_manifest, overlap
 from micu_extract.options import (
@@ -84,9 +84,7 @@ def audio(**arguments: Any) -> None:
 @extraction_options("flow")
 def flow(*, device: str, **arguments: Any) -> None:
     """Features of the optical flow of every clip in MANIFEST."""
-    typed = {name: arguments.pop(name) for name in FLOW_OPTIONS}
-    local = resolve_device(planning_device(device, arguments["dask"], arguments["devices"]))
-    settings, conventions = flow_settings(device=local, **typed)
+    settings, conventions = _take_flow(device, arguments)
     _extract("flow", device=device, flow=settings, conventions=conventions, **arguments)
 
 
@@ -110,23 +108,25 @@ def extract_all(
 ) -> None:
     """Features of every clip in MANIFEST by several backbones, decoding each clip once."""
     names = split_names(backbones)
-    typed = {name: arguments.pop(name) for name in FLOW_OPTIONS}
-    flow: dict[str, Any] = {}
-    conventions: Mapping[str, Any] = {}
-    if any(find_backbone(name).gives.modality == "flow" for name in names):
-        local = resolve_device(planning_device(device, arguments["dask"], arguments["devices"]))
-        flow["flow"], conventions = flow_settings(device=local, **typed)
-    elif any(value not in (None, False) for value in typed.values()):
-        raise click.UsageError("flow options were typed, and no backbone of --backbones takes flow")
     chosen, options = split_weights(weights, names), split_options(set_options, names)
-    orders = []
-    for name in names:
-        order = Order(backbone=name, weights=chosen[name], options=options[name])
-        orders.append(
+    orders = [Order(backbone=name, weights=chosen[name], options=options[name]) for name in names]
+    if any(order.modality == "flow" for order in orders):
+        arguments["flow"], conventions = _take_flow(device, arguments)
+        orders = [
             replace(order, conventions=conventions) if order.modality == "flow" else order
-        )
+            for order in orders
+        ]
+    elif any(arguments.pop(name) not in (None, False) for name in FLOW_OPTIONS):
+        raise click.UsageError("flow options were typed, and no backbone of --backbones takes flow")
     have_manifest(arguments["manifest"], fetch=fetch)
-    run_extraction(orders, gather_settings(device=device, **flow, **arguments))
+    run_extraction(orders, gather_settings(device=device, **arguments))
+
+
+def _take_flow(device: str, arguments: dict[str, Any]) -> tuple[FlowSettings, Mapping[str, Any]]:
+    """How flow is computed, and the conventions of its input, taken out of what was typed."""
+    typed = {name: arguments.pop(name) for name in FLOW_OPTIONS}
+    local = resolve_device(planning_device(device, arguments["dask"], arguments["devices"]))
+    return flow_settings(device=local, **typed)
 
 
 def _extract(
@@ -166,12 +166,6 @@ def list_backbones(*, is_all: bool, as_json: bool) -> None:
         click.echo(fold(backbone_table(is_all=is_all), screen_width()))
 
 
-def describe_shape(kind: type[Backbone]) -> str:
-    """Shape of a clip's features: T seconds, or L words."""
-    first = "T" if kind.gives.hop_s else "L"
-    return f"({', '.join([first, *map(str, kind.gives.shape)])})"
-
-
 def backbone_rows() -> list[dict[str, Any]]:
     """Everything that is known of each backbone without loading it, as JSON."""
     return [
@@ -193,7 +187,7 @@ def backbone_table(*, is_all: bool = False) -> str:
             continue
         gives = kind.gives
         lines += [
-            f"{name:<14} {gives.modality:<6} {describe_shape(kind)}{_maker(name)}",
+            f"{name:<14} {gives.modality:<6} {describe_shape(gives)}{_maker(name)}",
             f"    input    {describe_input(kind.wants)}",
             f"    weights  {gives.weights}; licence: {gives.licence}",
         ]

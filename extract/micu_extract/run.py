@@ -30,6 +30,7 @@ from micu_extract.backbones.base import (
     Run,
     TextInput,
     describe_input,
+    describe_shape,
 )
 from micu_extract.cluster.dask.engine import check_shared_job, extract_on_cluster
 from micu_extract.cluster.devices import extract_on_devices
@@ -502,10 +503,9 @@ def end_run(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) 
 def announce(plan: Plan, *media: Path, wants: InputSpec | None = None) -> None:
     """Tell what a run is going to do; what it wants in full is in `set.json`, and in --dry-run."""
     spec = plan.header.spec
-    first = "T" if spec.hop_s else "L"
     click.echo(
-        f"{spec.backbone}: {spec.modality} features of shape "
-        f"({', '.join([first, *map(str, spec.shape)])}) from weights {spec.weights} "
+        f"{spec.backbone}: {spec.modality} features of shape {describe_shape(spec)} from weights "
+        f"{spec.weights} "
         f"(sha256 {spec.weights_sha256[:12]})",
         err=True,
     )

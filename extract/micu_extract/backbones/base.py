@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from micu.store.sets import FeatureSpec, Steps
 OPENCV = ("opencv-contrib-python-headless", "opencv-contrib-python")
 """Packages that OpenCV comes in; one of them is installed."""
 
+Interpolation = Literal["bicubic", "bilinear", "opencv-linear"]
+Rounding = Literal["nearest", "truncate"]
 MIN_STEP_S = 0.1
 """A last step that would hold less than this is not made: a 10.02 s clip has ten steps."""
 
@@ -42,7 +44,7 @@ class FrameInput:
     """Short side, px, with the aspect kept; or (height, width), px, without."""
     crop: int | None
     """Side of the centre crop, px; None keeps the whole picture, and resizes larger ones only."""
-    interpolation: Literal["bicubic", "bilinear", "opencv-linear"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     """The first two antialias, as Pillow does; the last is `cv2.resize`, which does not."""
     sampling: Literal["time", "count"] = "time"
 
@@ -85,7 +87,7 @@ class FlowInput:
     """Side of the centre crop of the flow, px; what is smaller is padded with stillness."""
     bound: float = 20.0
     """Displacement, px, that maps to 0 and 255."""
-    rounding: Literal["nearest", "truncate"] = "nearest"
+    rounding: Rounding = "nearest"
     """To 8 bits: `nearest`, still is 128; or `truncate`, still is 127."""
     gray: Literal["before", "after"] = "before"
     """Whether frames become gray before they are resized, or after; says nothing where flow is
@@ -105,7 +107,7 @@ class FlowInput:
             for n, v in spans.items()
             if not 0 < v < np.inf
         ]
-        for name, known in (("rounding", ("nearest", "truncate")), ("gray", ("before", "after"))):
+        for name, known in (("rounding", get_args(Rounding)), ("gray", ("before", "after"))):
             if getattr(self, name) not in known:
                 got = getattr(self, name)
                 problems.append(f"{name}: expected one of {', '.join(known)}, got {got!r}")
@@ -202,6 +204,11 @@ class Gives:
     """Largest difference that other versions of libraries may make, of the largest value: a network
     in float32 adds in another order, and a picture or a sound is rounded otherwise when resized or
     resampled. Where less or more can happen, a backbone says so."""
+
+
+def describe_shape(gives: Gives | FeatureSpec) -> str:
+    """Shape of a clip's features: T seconds, or L words."""
+    return f"({', '.join(['T' if gives.hop_s else 'L', *map(str, gives.shape)])})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,13 +210,18 @@ def check_gap(source: Source, window: Window, start_s: Fraction, end_s: Fraction
         )
 
 
+def fits_in_memory(count: int) -> bool:
+    """Whether a clip's decoded form of so many bytes is held."""
+    return count <= MAX_UNIT_BYTES
+
+
 def check_unit_bytes(source: Source, count: int) -> None:
     """Refuse a clip whose decoded form would not fit in memory.
 
     Raises:
         DecodeError: `too_large`.
     """
-    if count > MAX_UNIT_BYTES:
+    if not fits_in_memory(count):
         raise DecodeError(
             "too_large",
             f"{source.name}: the clip needs more than {MAX_UNIT_BYTES} bytes of memory; set "

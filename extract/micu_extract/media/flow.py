@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
-from micu_extract.backbones.base import FlowInput, Media, count_steps
+from micu_extract.backbones.base import FlowInput, Media, Rounding, count_steps
 from micu_extract.flow.methods import FlowSettings, estimate_flow
-from micu_extract.media import damage as streams
-from micu_extract.media.damage import Damage, check_unit_bytes, too_short
+from micu_extract.media.damage import Damage, check_unit_bytes, fits_in_memory, too_short
 from micu_extract.media.flow_cache import Fields, Film, FlowCache, Pair
 from micu_extract.media.frames import (
     find_covered_s,
@@ -28,8 +27,6 @@ from micu_extract.media.source import Reading, Source, Window
 
 CALL_BYTES = 512 * 2**20
 """What the pairs of one call to the estimator may take, pictures and fields together."""
-
-Rounding = Literal["nearest", "truncate"]
 
 STILL = 128
 """Level of a displacement of zero that is rounded to the nearest."""
@@ -83,7 +80,7 @@ class FlowCollector:
         # What is too large goes the long way, which ends in an error that names the file.
         if plan.clips and fields.keys() >= set(plan.pairs):
             shape = next(iter(fields.values())).shape
-            if _unit_bytes(plan, wants, shape) <= streams.MAX_UNIT_BYTES:
+            if fits_in_memory(_unit_bytes(plan, wants, shape)):
                 return _to_media(plan, film, fields, wants)
         return None
 

@@ -34,7 +34,7 @@ from micu.store.hdf5 import check_data_sets, open_file
 from micu.store.manifest import Clip
 from micu_extract.backbones.base import OPENCV, FlowInput, versions_of
 from micu_extract.flow.methods import FlowSettings
-from micu_extract.media import damage as streams
+from micu_extract.media.damage import fits_in_memory
 from micu_extract.media.media_file import find_media
 from micu_extract.media.source import MAX_PIXELS, Reading
 
@@ -249,7 +249,7 @@ def _refuse_hostile(file: h5py.File, path: Path, file_bytes: int) -> None:
     count, planes, height, width = fields.shape
     if planes != 2 or not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"fields of {width} x {height} px in {planes} planes")
-    if count * planes * height * width > 2 * streams.MAX_UNIT_BYTES:
+    if not fits_in_memory(count * height * width):
         raise ValueError(f"{count} fields do not fit in memory")
     plist = fields.id.get_create_plist()
     deflated = plist.get_nfilters() == 1 and plist.get_filter(0)[0] == h5py.h5z.FILTER_DEFLATE

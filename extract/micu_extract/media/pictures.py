@@ -11,7 +11,7 @@ from fractions import Fraction
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import av
 import numpy as np
@@ -22,6 +22,7 @@ from PIL import Image
 from micu.base.errors import ConfigError, DecodeError, ExtraError
 from micu.base.registry import Registry
 from micu.store.manifest import Clip
+from micu_extract.backbones.base import Interpolation
 from micu_extract.media.damage import Damage, check_gap, decode_from
 from micu_extract.media.source import MAX_PIXELS, Reading, Source, Window
 from micu_extract.media.stills import Still, open_source
@@ -56,7 +57,6 @@ class Picture:
     """Gives the picture, (H, W, 3) RGB, upright."""
 
 
-Interpolation = Literal["bicubic", "bilinear", "opencv-linear"]
 PictureReader = Callable[[Source, Window, Damage], Iterator[Picture]]
 PICTURE_READERS: Registry[PictureReader] = Registry("decoder")
 

@@ -125,13 +125,19 @@ class Source:
         media_root: Folder that `clip.path` is relative to.
         kind: Which stream.
         file: The clip's media file, if it is open already; closed with this.
+        still: What still it is, by `find_still`, if that is known already.
 
     Raises:
         DecodeError: The file cannot be opened, or has no such stream.
     """
 
     def __init__(  # noqa: D107
-        self, clip: Clip, media_root: Path, kind: Kind, file: MediaFile | None = None
+        self,
+        clip: Clip,
+        media_root: Path,
+        kind: Kind,
+        file: MediaFile | None = None,
+        still: str | None = None,
     ) -> None:
         self.name = repr(clip.path)
         self.origin = Fraction(0)
@@ -140,13 +146,14 @@ class Source:
         """Where set: the packets that were read since the file was opened or restarted."""
         self._file = file or MediaFile(clip.path, media_root)
         try:
+            self._still = find_still(self._file.read_at) if still is None else still
             self._open()
         except BaseException:
             self._file.close()
             raise
 
     def _open(self) -> None:
-        still = self._still = find_still(self._file.read_at)
+        still = self._still
         self.is_photograph = still == "jpeg_pipe" and holds_one_photograph(self._file.read_at)
         try:
             self.container = av.open(

@@ -54,14 +54,9 @@ def open_source(clip: Clip, media_root: Path, kind: Kind) -> Source:
         DecodeError: The file cannot be opened, or has no such stream.
     """
     file = MediaFile(clip.path, media_root)
-    try:
-        plugin = find_still(file.read_at)
-        if plugin in PILLOW and _is_installed(plugin):
-            return Still(clip, media_root, kind, file)
-        return Source(clip, media_root, kind, file)
-    except BaseException:
-        file.close()
-        raise
+    still = find_still(file.read_at)
+    opened = Still if still in PILLOW and _is_installed(still) else Source
+    return opened(clip, media_root, kind, file, still)
 
 
 def _is_installed(plugin: str) -> bool:
@@ -88,7 +83,7 @@ class Still(Source):
                 f"{self.name}: a still of {self._file.size} bytes; expected at most "
                 f"{MAX_STILL_BYTES}",
             )
-        plugin = find_still(self._file.read_at)
+        plugin = self._still
         self._stream = self.path.open("rb")
         try:
             self._image: Any = Image.open(self._stream, formats=[plugin])
