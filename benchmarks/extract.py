@@ -23,7 +23,7 @@ from backbones import CASES, make_manifest, measure, write_media
 from numpy.typing import NDArray
 
 from micu.store.manifest import Clip, Manifest
-from micu.store.sets import FeatureSpec, Steps
+from micu.store.shard import FeatureSpec, Steps
 from micu_extract.backbones.base import FrameInput, Gives, Media, mean_by_step
 from micu_extract.media.readers import read
 from micu_extract.media.source import Reading

@@ -33,16 +33,8 @@ from micu.data.cache import CachedDataset
 from micu.data.dataset import Batch, FeatureDataset
 from micu.data.loader import batch_order, iterate, make_loader
 from micu.store.manifest import Clip
-from micu.store.sets import (
-    FeatureRow,
-    FeatureSpec,
-    FeatureStore,
-    Header,
-    RunRecord,
-    publish_shard,
-    rows_per_shard,
-    write_set,
-)
+from micu.store.sets import FeatureStore, RunRecord, publish_shard, rows_per_shard, write_set
+from micu.store.shard import FeatureRow, FeatureSpec, Header
 from micu.train.step import StepReport, build_state, train_step
 
 SHAPES = {"audio": (128,), "video": (7, 7, 512), "text": (768,)}

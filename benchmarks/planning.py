@@ -28,21 +28,10 @@ from unittest import mock
 import click
 import numpy as np
 
+from micu.store.ledger import Failure, extend_layout, shard_name, write_layout, write_ledger
 from micu.store.manifest import read_manifest, row_sources
-from micu.store.sets import (
-    Failure,
-    FeatureRow,
-    RunRecord,
-    extend_layout,
-    publish_shard,
-    rows_per_shard,
-    set_folder,
-    shard_name,
-    write_layout,
-    write_ledger,
-    write_set,
-)
-from micu.store.shard import FeatureSpec, Header, Shard
+from micu.store.sets import RunRecord, publish_shard, rows_per_shard, set_folder, write_set
+from micu.store.shard import FeatureRow, FeatureSpec, Header, Shard
 from micu_extract.media.readers import read
 from micu_extract.pipeline.plan import Job, plan_extraction
 from micu_extract.sets.status import read_status

@@ -14,14 +14,7 @@ from benchmarks.real_media import TEST_SPEAKERS
 from benchmarks.real_methods import DataSet, Place, write_lists
 from benchmarks.real_pairs import Item, pair_items
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import (
-    FeatureStore,
-    find_sets,
-    publish_shard,
-    read_set,
-    set_folder,
-    write_set,
-)
+from micu.store.sets import FeatureStore, find_sets, publish_shard, read_set, set_folder, write_set
 
 
 def place_of_draw(place: Place, draw: int) -> Place:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.tensorflow_checkpoint import read_tensors
-from micu.store.sets import Steps
+from micu.store.shard import Steps
 from micu_extract.backbones.base import (
     BACKBONES,
     FlowInput,

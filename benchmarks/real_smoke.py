@@ -6,15 +6,8 @@ import numpy as np
 
 from benchmarks.real_methods import DataSet
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import (
-    FeatureRow,
-    FeatureSpec,
-    Header,
-    RunRecord,
-    publish_shard,
-    set_folder,
-    write_set,
-)
+from micu.store.sets import RunRecord, publish_shard, set_folder, write_set
+from micu.store.shard import FeatureRow, FeatureSpec, Header
 
 COUNTS = {"train": 8, "val": 3, "test": 3}
 """Clips of each class."""

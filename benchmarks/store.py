@@ -17,16 +17,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from micu.store.sets import (
-    FeatureRow,
-    FeatureSpec,
-    FeatureStore,
-    Header,
-    RunRecord,
-    publish_shard,
-    rows_per_shard,
-    write_set,
-)
+from micu.store.sets import FeatureStore, RunRecord, publish_shard, rows_per_shard, write_set
+from micu.store.shard import FeatureRow, FeatureSpec, Header
 
 SHAPES = {"vector_1536": (1536,), "grid_7x7x512": (7, 7, 512)}
 STEPS = 10

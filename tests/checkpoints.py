@@ -6,7 +6,7 @@ from micu.cli.eval_options import OPTIONS
 from micu.config.overrides import with_overrides
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
-from micu.store.sets import FeatureSpec
+from micu.store.shard import FeatureSpec
 from micu.train.checkpoint import Position, save_checkpoint
 from micu.train.step import build_state, train_step
 from tests.feature_sets import SMALL

@@ -8,15 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import (
-    FeatureRow,
-    FeatureSpec,
-    Header,
-    RunRecord,
-    publish_shard,
-    set_folder,
-    write_set,
-)
+from micu.store.sets import RunRecord, publish_shard, set_folder, write_set
+from micu.store.shard import FeatureRow, FeatureSpec, Header
 
 SHAPES = {"audio": (6,), "video": (5, 5, 4), "flow": (8,), "text": (7,)}
 BACKBONES = {"audio": "toy_audio", "video": "toy_grid", "flow": "toy_flow", "text": "toy_words"}

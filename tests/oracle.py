@@ -18,7 +18,8 @@ from micu.data.dataset import TEXT
 from micu.model.micu import MICU
 from micu.model.quantizer import Quantized
 from micu.store.manifest import Clip, Event
-from micu.store.sets import FeatureRow, find_sets, read_set
+from micu.store.sets import find_sets, read_set
+from micu.store.shard import FeatureRow
 from micu.train.checkpoint import Position, save_checkpoint
 from micu.train.step import build_state
 from tests.feature_sets import SMALL, STEPS, write_features

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.store.manifest import Clip, write_manifest
-from micu.store.sets import FeatureSpec, Steps
+from micu.store.shard import FeatureSpec, Steps
 from micu_extract.backbones.base import BACKBONES, Gives, Media, Run, WaveformInput
 from tests.conftest import PYTHONPATH
 from tests.media_files import tone, write_media

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import FeatureSpec, Steps
+from micu.store.shard import FeatureSpec, Steps
 from micu_extract.backbones.base import BACKBONES, Backbone, Gives, Media, Run, TextInput
 from micu_extract.pipeline.decode_ahead import Target, extract_several
 from micu_extract.pipeline.plan import Job, Plan, plan_extraction

@@ -14,7 +14,7 @@ from micu.base.errors import ConfigError, ManifestError, shorten
 from micu.base.files import check_room
 from micu.store.hdf5 import open_plain
 from micu.store.manifest import Clip, read_manifest, youtube_start
-from micu.store.sets import FeatureSpec, Steps
+from micu.store.shard import FeatureSpec, Steps
 from micu.store.source import ManifestSource, record_source
 from micu_extract.backbones.base import Gives, InputSpec, Media, Option, TextInput, step_centres
 from micu_extract.pipeline.decode_ahead import Target, extract_several

@@ -19,8 +19,10 @@ from micu.base.command_line import typed_command
 from micu.base.errors import ConfigError, DecodeError, StoreError
 from micu.base.files import check_held, check_room, hold_folder
 from micu.base.process import EXIT_FAILURES, ProgressLine, StopFlag
+from micu.store.ledger import Failure
 from micu.store.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
-from micu.store.sets import Failure, FeatureRow, FeatureStore, shard_files
+from micu.store.sets import FeatureStore, shard_files
+from micu.store.shard import FeatureRow
 from micu.store.source import ManifestSource, find_source, record_source
 from micu_extract.backbones import build_backbone, find_backbone
 from micu_extract.backbones.base import (

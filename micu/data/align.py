@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.store.sets import FeatureRow
+from micu.store.shard import FeatureRow
 
 
 def starts_on_grid(mask: NDArray[np.bool_], times_s: NDArray[np.float64], steps: int) -> bool:

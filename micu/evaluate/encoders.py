@@ -30,7 +30,8 @@ from micu.evaluate.toc import ChannelChoice
 from micu.losses import derive_seed
 from micu.model.micu import MICU
 from micu.store.manifest import Clip
-from micu.store.sets import FeatureRow, FeatureStore
+from micu.store.sets import FeatureStore
+from micu.store.shard import FeatureRow
 
 BATCH_SIZE = 80
 """Clips that are encoded at once."""

@@ -22,7 +22,8 @@ from micu.config.sections import (
 from micu.evaluate.report import CHANGES, RELEASED
 from micu.model.micu import MICU
 from micu.store.manifest import MODALITIES
-from micu.store.sets import FeatureSpec, FeatureStore
+from micu.store.sets import FeatureStore
+from micu.store.shard import FeatureSpec
 from micu.train.checkpoint import (
     PRETRAINED_WEIGHTS,
     LoadedModel,

@@ -21,8 +21,10 @@ from micu.base.devices import parse_devices
 from micu.base.errors import ConfigError, DecodeError, ManifestError, StoreError, brief
 from micu.base.files import write_atomically
 from micu.store import manifest as manifests
+from micu.store.ledger import Failure, read_ledger
 from micu.store.manifest import Clip, safe_name
-from micu.store.sets import Failure, FeatureRow, FeatureStore, read_ledger, read_set
+from micu.store.sets import FeatureStore, read_set
+from micu.store.shard import FeatureRow
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -27,7 +27,7 @@ from micu.report.paper import SETTINGS, TABLES, read_printed
 from micu.report.read import Material
 from micu.report.remarks import tell_presets, tell_remarks
 from micu.report.summary import lead_blocks, model_name, summary_blocks
-from micu.store.sets import Header
+from micu.store.shard import Header
 
 EXTRA_METRICS = {
     "oscmg": ("acc", "auroc", "oscr"),

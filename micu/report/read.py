@@ -25,7 +25,9 @@ from micu.evaluate.sheets import first_words, read_columns, read_sheet
 from micu.report.commands import SUFFIX as COMMANDS_SUFFIX
 from micu.report.commands import Command, read_commands
 from micu.report.paper import COLUMNS as FIGURES
-from micu.store.sets import Failure, Header, read_ledger, read_set
+from micu.store.ledger import Failure, read_ledger
+from micu.store.sets import read_set
+from micu.store.shard import Header
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ from micu.config.overrides import from_json, to_json
 from micu.config.sections import TrainConfig
 from micu.losses import LOSSES, Loss
 from micu.model.micu import MICU
-from micu.store.sets import FeatureSpec
+from micu.store.shard import FeatureSpec
 from micu.train.state import TrainState
 
 logger = logging.getLogger(__name__)

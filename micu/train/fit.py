@@ -29,7 +29,7 @@ from micu.config.overrides import config_differences, from_json, to_json
 from micu.config.sections import TrainConfig
 from micu.data.dataset import Batch
 from micu.data.loader import iterate
-from micu.store.sets import FeatureSpec
+from micu.store.shard import FeatureSpec
 from micu.train.checkpoint import LAST, Position, Record, mark_last, save_checkpoint
 from micu.train.logs import METRICS, EpochProgress, MetricsLog, Row, metrics_row
 from micu.train.state import TrainState

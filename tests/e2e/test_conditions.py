@@ -12,7 +12,7 @@ from micu.evaluate.evaluation import Published, find_published
 from micu.evaluate.report import Row, read_rows
 from micu.report.paper import SETTINGS
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import FeatureRow
+from micu.store.shard import FeatureRow
 from micu.train.checkpoint import load_checkpoint
 from micu.train.step import build_state
 from tests.checkpoints import with_task

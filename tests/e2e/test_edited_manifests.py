@@ -22,8 +22,9 @@ from micu.base.errors import StoreError
 from micu.cli.evaluate import main as evaluate
 from micu.cli.features import find_feature_sets
 from micu.library.clips import FeatureSet
+from micu.store.ledger import indexed_shards
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import FeatureStore, indexed_shards, read_set
+from micu.store.sets import FeatureStore, read_set
 from micu.store.shard import Shard
 from micu_extract.cli import cli
 from micu_extract.sets.compact import compact_set

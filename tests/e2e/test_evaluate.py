@@ -20,7 +20,8 @@ from micu.config.presets import PRESETS
 from micu.evaluate.models import untrained_model
 from micu.evaluate.report import read_rows
 from micu.evaluate.splits import split_clips
-from micu.store.sets import FeatureSpec, FeatureStore, find_sets, read_set
+from micu.store.sets import FeatureStore, find_sets, read_set
+from micu.store.shard import FeatureSpec
 from micu.train.checkpoint import Position, load_checkpoint, save_checkpoint
 from micu.train.released import ENCODER_SECTION, TEXT_LSTM_SECTION, encoder_keys, text_lstm_keys
 from micu.train.step import build_state

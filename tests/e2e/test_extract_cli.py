@@ -12,8 +12,9 @@ from click.testing import CliRunner, Result
 import micu_extract.media.source
 import micu_extract.run
 from micu.base.errors import ConfigError, ManifestError
+from micu.store.ledger import read_ledger
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import FeatureStore, find_sets, read_ledger, read_set
+from micu.store.sets import FeatureStore, find_sets, read_set
 from micu_extract.backbones.base import FlowInput, FrameInput, WaveformInput
 from micu_extract.cli import cli
 from micu_extract.media.readers import read, read_several

@@ -10,8 +10,9 @@ from click.testing import CliRunner, Result
 from micu.base.errors import ConfigError, MicuError
 from micu.config.sections import DataConfig
 from micu.data.dataset import FeatureDataset
+from micu.store.ledger import read_ledger
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import FeatureStore, read_ledger, read_set
+from micu.store.sets import FeatureStore, read_set
 from micu_extract.cli import cli
 from tests.released_files import (
     GRID,

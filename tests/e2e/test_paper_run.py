@@ -22,7 +22,8 @@ from micu.evaluate.report import read_rows
 from micu.report.as_printed import LAYOUTS
 from micu.report.paper import read_printed
 from micu.store.manifest import Clip
-from micu.store.sets import FeatureRow, find_sets, read_set
+from micu.store.sets import find_sets, read_set
+from micu.store.shard import FeatureRow
 from micu.train.checkpoint import Position, save_checkpoint
 from micu.train.step import build_state
 from tests.conftest import PROJECT

@@ -12,7 +12,7 @@ from micu.cli.evaluate import main
 from micu.evaluate.report import read_rows
 from micu.report.paper import SETTINGS
 from micu.store.manifest import Clip, write_manifest
-from micu.store.sets import FeatureRow
+from micu.store.shard import FeatureRow
 from tests.conftest import PROJECT
 from tests.feature_sets import write_features
 from tests.oracle import BACKBONES, OFFICIAL, know_everything, write_checkpoint

@@ -13,7 +13,8 @@ from micu.cli.evaluate import main
 from micu.evaluate.details import SUFFIX, read_details
 from micu.evaluate.metrics import open_set_metrics
 from micu.evaluate.report import read_rows
-from micu.store.sets import Failure, find_sets, write_ledger
+from micu.store.ledger import Failure, write_ledger
+from micu.store.sets import find_sets
 from tests.e2e.test_evaluate import run  # noqa: F401 - a fixture
 from tests.unit.test_report_page import check_page
 

@@ -12,7 +12,8 @@ from micu.config.overrides import with_overrides
 from micu.config.presets import PRESETS
 from micu.evaluate.report import Row, read_rows
 from micu.evaluate.selection import choose_checkpoint
-from micu.store.sets import FeatureSpec, find_sets, read_set
+from micu.store.sets import find_sets, read_set
+from micu.store.shard import FeatureSpec
 from micu.train.checkpoint import Position, save_checkpoint
 from micu.train.step import build_state
 from tests.feature_sets import SHAPES, SMALL, make_clips, write_features

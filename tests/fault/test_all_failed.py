@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 import micu_extract.pipeline.writer as writer
 from micu.base.errors import ConfigError, DecodeError
+from micu.store.ledger import Failure, read_ledger
 from micu.store.manifest import Clip, write_manifest
-from micu.store.sets import Failure, read_ledger
 from micu_extract.cli import cli
 from micu_extract.pipeline.decode_ahead import (
     ALL_FAILED,

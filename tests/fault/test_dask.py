@@ -20,8 +20,9 @@ from distributed import Client
 import micu_extract.cluster.dask.engine as engine
 from micu.base.command_line import typed_words
 from micu.base.files import file_sha256, hold_file
+from micu.store.ledger import read_ledger, shard_name
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import FeatureStore, read_ledger, shard_name
+from micu.store.sets import FeatureStore
 from micu_extract.backbones import Run
 from micu_extract.cli import cli
 from micu_extract.cluster.dask.engine import CALLERS_OWN

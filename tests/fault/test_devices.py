@@ -10,7 +10,7 @@ import pytest
 
 from micu.base.devices import parse_devices
 from micu.base.errors import ConfigError
-from micu.store.sets import read_ledger
+from micu.store.ledger import read_ledger
 from micu_extract.cluster.dask.engine import check_shared_job
 from micu_extract.cluster.dask.worker import Errand, run_share, stop_shares
 from micu_extract.cluster.devices import _Machine, _share_cores

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import tests.toy  # noqa: F401 - registers the backbone
 from micu.base.errors import DecodeError, ManifestError
+from micu.store.ledger import read_ledger
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import FeatureStore, read_ledger
+from micu.store.sets import FeatureStore
 from micu_extract.cli import cli
 from micu_extract.media.media_file import find_media
 from micu_extract.media.source import DECODE_ERRORS

@@ -11,15 +11,9 @@ import pytest
 
 import micu_extract.sets.verify as verify
 from micu.base.errors import StoreError
+from micu.store.ledger import Failure, append_ledger, indexed_shards
 from micu.store.manifest import read_manifest
-from micu.store.sets import (
-    Failure,
-    append_ledger,
-    indexed_shards,
-    publish_shard,
-    read_set,
-    write_set,
-)
+from micu.store.sets import publish_shard, read_set, write_set
 from micu.store.shard import Header, Shard, encode_shard
 from micu_extract.cluster.commands import repair_sets
 from micu_extract.sets.repair import repair_set

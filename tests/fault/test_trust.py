@@ -11,8 +11,9 @@ import pytest
 import micu.store.sets as store
 import micu_extract.pipeline.writer as writer
 from micu.base.errors import DecodeError, StoreError
+from micu.store.ledger import Failure, append_ledger, read_ledger
 from micu.store.manifest import Clip
-from micu.store.sets import Failure, FeatureStore, append_ledger, read_ledger
+from micu.store.sets import FeatureStore
 from micu_extract.media.decoding import Trouble, decode_clip
 from micu_extract.media.media_file import find_media
 from micu_extract.pipeline.writer import Summary

@@ -15,8 +15,8 @@ from micu.base import files
 from micu.base.errors import StoreError
 from micu.base.files import append_durably, check_held, hold_folder, hold_folders, write_atomically
 from micu.base.process import StopFlag
+from micu.store.ledger import indexed_shards
 from micu.store.manifest import Clip
-from micu.store.sets import indexed_shards
 from micu.sweep.conduct import conduct
 from micu_extract.backbones.base import FlowInput
 from micu_extract.media.readers import read

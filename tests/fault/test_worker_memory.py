@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from micu.store.ledger import read_ledger
 from micu.store.manifest import read_manifest, write_manifest
-from micu.store.sets import FeatureStore, read_ledger
+from micu.store.sets import FeatureStore
 from tests.conftest import PROJECT
 from tests.media_files import write_media, write_wav
 from tests.runs import SOUNDS, left_over, start, write_sounds

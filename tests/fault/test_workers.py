@@ -17,8 +17,9 @@ import micu_extract.media.decoding as decoding
 import micu_extract.media.workers as workers
 import micu_extract.pipeline.probe as probe
 from micu.base.errors import DeviceError, MicuError
+from micu.store.ledger import read_ledger
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import FeatureStore, read_ledger
+from micu.store.sets import FeatureStore
 from micu_extract.backbones.base import Media
 from micu_extract.media.workers import decode_in_processes
 from micu_extract.pipeline.plan import Job, plan_extraction

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from micu.data.align import align_steps, repeat_real_steps, starts_on_grid
-from micu.store.sets import FeatureRow
+from micu.store.shard import FeatureRow
 
 NAN = float("nan")
 

@@ -17,7 +17,7 @@ from micu.data.dataset import Batch
 from micu.losses import Losses
 from micu.losses.code_matching import CodeMatchingLoss, kmeans
 from micu.model.quantizer import nearest_code
-from micu.store.sets import FeatureSpec
+from micu.store.shard import FeatureSpec
 from micu.train.checkpoint import Position, load_checkpoint, restore_, save_checkpoint
 from micu.train.state import TrainState
 from micu.train.step import build_state, train_step

@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import DecodeError
+from micu.store.ledger import Failure
 from micu.store.manifest import Clip
-from micu.store.sets import Failure, FeatureRow, FeatureSpec, Steps
+from micu.store.shard import FeatureRow, FeatureSpec, Steps
 from micu_extract.backbones.base import Media
 from micu_extract.pipeline.encode import ClipEncoder, Encoded
 

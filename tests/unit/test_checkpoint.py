@@ -12,7 +12,7 @@ import torch
 from micu.base.errors import CheckpointError
 from micu.config.overrides import with_overrides
 from micu.data.dataset import Batch
-from micu.store.sets import FeatureSpec
+from micu.store.shard import FeatureSpec
 from micu.train.checkpoint import (
     Position,
     load_checkpoint,

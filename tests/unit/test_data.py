@@ -30,7 +30,8 @@ from micu.data.loader import (
     share_batch,
 )
 from micu.store.manifest import Clip, write_manifest
-from micu.store.sets import FeatureRow, FeatureStore, find_sets
+from micu.store.sets import FeatureStore, find_sets
+from micu.store.shard import FeatureRow
 from tests.conftest import PYTHONPATH, not_on_windows
 from tests.feature_sets import make_clips, write_features
 

@@ -20,7 +20,8 @@ from micu.library.clips import FeatureSet, read_manifest
 from micu.library.model import Embedding, Model, _sentences
 from micu.model.micu import MICU
 from micu.store.manifest import Clip
-from micu.store.sets import FeatureRow, find_sets
+from micu.store.sets import find_sets
+from micu.store.shard import FeatureRow
 from micu.train.checkpoint import LoadedModel
 from tests.conftest import PYTHONPATH
 from tests.feature_sets import SHAPES, SMALL, make_clips, make_row, write_features

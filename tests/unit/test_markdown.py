@@ -22,7 +22,7 @@ from micu.report.commands import Command
 from micu.report.compare import render_table
 from micu.report.page import render_html, render_report_markdown
 from micu.report.read import Material
-from micu.store.sets import Failure
+from micu.store.ledger import Failure
 from tests.unit.test_compare import RESULT
 from tests.unit.test_details import make_details
 from tests.unit.test_report import ROW

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import FeatureSpec, FeatureStore, Steps
+from micu.store.sets import FeatureStore
+from micu.store.shard import FeatureSpec, Steps
 from micu_extract.backbones.base import Media
 from micu_extract.pipeline.plan import Job, plan_extraction
 from tests.toy import extract_manifest

@@ -8,18 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from micu.base.errors import ConfigError
-from micu.store.manifest import read_manifest, write_manifest
-from micu.store.sets import (
+from micu.store.ledger import (
     Failure,
-    FeatureStore,
     append_ledger,
     indexed_shards,
     ledger_name,
     part_labels,
     read_ledger,
-    read_set,
-    write_set,
 )
+from micu.store.manifest import read_manifest, write_manifest
+from micu.store.sets import FeatureStore, read_set, write_set
 from micu_extract.cluster.commands import merge
 from micu_extract.pipeline.writer import Summary
 from micu_extract.sets.merge import merge_set

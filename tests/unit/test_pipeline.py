@@ -9,15 +9,10 @@ import numpy as np
 import pytest
 
 from micu.base.errors import DecodeError, ExtraError, StoreError
+from micu.store.ledger import read_ledger
 from micu.store.manifest import Clip, read_manifest, write_manifest
-from micu.store.sets import (
-    FeatureRow,
-    FeatureStore,
-    publish_shard,
-    read_ledger,
-    read_set,
-    write_set,
-)
+from micu.store.sets import FeatureStore, publish_shard, read_set, write_set
+from micu.store.shard import FeatureRow
 from micu_extract.backbones.base import Media
 from micu_extract.pipeline.writer import Summary
 from micu_extract.sets.verify import verify_set

@@ -12,7 +12,7 @@ from micu.base.errors import CheckpointError, ConfigError, TrainError
 from micu.config.sections import OptimizerConfig, TrainConfig
 from micu.losses import draw
 from micu.model import quantizer
-from micu.store.sets import FeatureSpec
+from micu.store.shard import FeatureSpec
 from micu.train.checkpoint import Position, restore_, save_checkpoint
 from micu.train.state import TrainState
 from micu.train.step import build_state, train_step, unscale_

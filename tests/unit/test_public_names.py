@@ -18,8 +18,8 @@ from micu.config.presets import PRESETS
 from micu.evaluate.scores import SCORES
 from micu.evaluate.tasks import TASKS
 from micu.losses.terms import LOSSES
+from micu.store.ledger import LEDGER_COLUMNS
 from micu.store.manifest import MODALITIES
-from micu.store.sets import LEDGER_COLUMNS
 from micu_extract.backbones import BACKBONES
 from micu_extract.cli import cli as extract_command
 from micu_extract.datasets import DATASETS

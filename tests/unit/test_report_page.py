@@ -29,7 +29,7 @@ from micu.report.page import (
 )
 from micu.report.paper import read_printed
 from micu.report.read import Material
-from micu.store.sets import Header
+from micu.store.shard import Header
 from tests.conftest import PROJECT
 from tests.unit.test_compare import RESULT
 from tests.unit.test_details import make_details

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from micu.base.errors import ConfigError, show_unseen
 from micu.base.process import ProgressLine, fold, guard_screen, run_command
+from micu.store.ledger import Failure, write_ledger
 from micu.store.manifest import read_manifest
-from micu.store.sets import Failure, write_ledger
 from micu_extract.cli import cli
 from micu_extract.pipeline.writer import Summary
 from micu_extract.run import Progress

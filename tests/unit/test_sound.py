@@ -13,7 +13,7 @@ from av.audio.plane import AudioPlane
 
 from micu.base.errors import DecodeError
 from micu.store.manifest import Clip
-from micu.store.sets import Steps
+from micu.store.shard import Steps
 from micu_extract.backbones.base import Media, WaveformInput, find_real_steps
 from micu_extract.media import sound
 from micu_extract.media.damage import Damage

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import micu_extract.pipeline.writer as writer
+from micu.store.ledger import indexed_shards, read_ledger
 from micu.store.manifest import Clip
-from micu.store.sets import FeatureStore, indexed_shards, publish_shard, read_ledger
+from micu.store.sets import FeatureStore, publish_shard
 from micu_extract.pipeline.writer import Summary
 from micu_extract.sets.verify import verify_set
 from tests.toy import Toy, extract_manifest, toy_plan, toy_read

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.store.sets import FeatureSpec, Steps
+from micu.store.shard import FeatureSpec, Steps
 from micu_extract.backbones.base import (
     FrameInput,
     Gives,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from micu.base.errors import ConfigError
 from micu.base.registry import Registry
-from micu.store.sets import FeatureSpec, Steps
+from micu.store.shard import FeatureSpec, Steps
 
 OPENCV = ("opencv-contrib-python-headless", "opencv-contrib-python")
 """Packages that OpenCV comes in; one of them is installed."""

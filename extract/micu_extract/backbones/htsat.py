@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import WeightsError
-from micu.store.sets import Steps
+from micu.store.shard import Steps
 from micu_extract.backbones.base import (
     BACKBONES,
     Gives,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from micu.store.sets import Steps
+from micu.store.shard import Steps
 from micu_extract.backbones.base import MIN_STEP_S, Media, step_centres
 
 if TYPE_CHECKING:

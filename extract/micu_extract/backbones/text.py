@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from micu.base.errors import ConfigError, DecodeError, brief
 from micu.base.files import parse_json, read_bounded
-from micu.store.sets import Steps
+from micu.store.shard import Steps
 from micu_extract.backbones.base import (
     BACKBONES,
     Gives,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from micu.base.devices import resolve_device
 from micu.base.errors import DeviceError, no_memory
-from micu.store.sets import FeatureSpec, Steps
+from micu.store.shard import FeatureSpec, Steps
 from micu_extract.backbones.base import (
     Gives,
     InputSpec,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import ConfigError, WeightsError
-from micu.store.sets import Steps
+from micu.store.shard import Steps
 from micu_extract.backbones.base import (
     ClipInput,
     FrameInput,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from micu.base.errors import CheckpointError, WeightsError
 from micu.base.tensor_files import check_tensor_file
-from micu.store.sets import Steps
+from micu.store.shard import Steps
 from micu_extract.backbones.base import (
     BACKBONES,
     Gives,

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micu.base.errors import ClipError
+from micu.store.ledger import Failure
 from micu.store.manifest import Clip
-from micu.store.sets import Failure, FeatureRow, Steps, check_row
+from micu.store.shard import FeatureRow, Steps, check_row
 from micu_extract.backbones.base import Backbone, Media
 
 

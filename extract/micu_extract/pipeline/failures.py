@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from micu.base.errors import ConfigError
+from micu.store.ledger import MISSING, Failure
 from micu.store.manifest import Clip
-from micu.store.sets import MISSING, Failure
 
 JUDGED_FIRST = 32
 """Clips that, if they fail one and all, say that the run is at fault and not they."""

@@ -9,24 +9,23 @@ from typing import NamedTuple
 import numpy as np
 
 from micu.base.errors import ConfigError, StoreError
-from micu.store.ledger import file_size
-from micu.store.manifest import Clip, Manifest, row_sources
-from micu.store.sets import (
+from micu.store.ledger import (
     MISSING,
     Failure,
-    FeatureSpec,
-    Header,
     Layout,
-    RunRecord,
     ShardEntry,
-    describe_difference,
     extend_layout,
+    file_size,
     indexed_shards,
     ledger_name,
     part_labels,
     read_failures,
-    read_index,
     read_layout,
+)
+from micu.store.manifest import Clip, Manifest, row_sources
+from micu.store.sets import (
+    RunRecord,
+    read_index,
     read_set,
     rows_beside,
     rows_per_shard,
@@ -34,7 +33,7 @@ from micu.store.sets import (
     shard_files,
     shard_number,
 )
-from micu.store.shard import Shard
+from micu.store.shard import FeatureSpec, Header, Shard, describe_difference
 from micu_extract.backbones.base import count_steps
 from micu_extract.sets.shares import Part, refuse_other_partitions
 

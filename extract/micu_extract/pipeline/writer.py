@@ -11,25 +11,19 @@ from dataclasses import dataclass, field, replace
 from micu.base.errors import StoreError
 from micu.base.files import check_held, file_sha256, remove_stale_temporaries
 from micu.base.process import StopFlag
-from micu.store.manifest import Clip
-from micu.store.sets import (
+from micu.store.ledger import (
     Failure,
-    FeatureRow,
     append_index,
     append_ledger,
-    describe_difference,
-    publish_shard,
     read_failures,
     read_layout,
-    read_set,
-    remove_set,
-    shard_files,
     shard_name,
     write_layout,
     write_ledger,
-    write_set,
 )
-from micu.store.shard import Header, Shard, join_versions
+from micu.store.manifest import Clip
+from micu.store.sets import publish_shard, read_set, remove_set, shard_files, write_set
+from micu.store.shard import FeatureRow, Header, Shard, describe_difference, join_versions
 from micu_extract.backbones.base import Backbone, Media
 from micu_extract.media.decoding import Trouble
 from micu_extract.pipeline.encode import ClipEncoder, Encoded

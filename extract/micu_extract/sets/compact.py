@@ -7,28 +7,28 @@ from typing import NamedTuple
 
 from micu.base.errors import ConfigError, StoreError
 from micu.base.files import check_room, file_sha256, flush_folder, remove_stale_temporaries
-from micu.store.manifest import read_manifest
-from micu.store.sets import (
-    FeatureRow,
-    Header,
+from micu.store.ledger import (
     ShardEntry,
     extend_layout,
-    find_sets_beside,
     indexed_shards,
     part_labels,
-    publish_shard,
     read_failures,
-    read_index,
     read_layout,
-    read_set,
-    shard_files,
     shard_name,
-    shard_number,
     write_index,
     write_layout,
     write_ledger,
 )
-from micu.store.shard import Shard, join_versions
+from micu.store.manifest import read_manifest
+from micu.store.sets import (
+    find_sets_beside,
+    publish_shard,
+    read_index,
+    read_set,
+    shard_files,
+    shard_number,
+)
+from micu.store.shard import FeatureRow, Header, Shard, join_versions
 from micu_extract.sets.shares import join_folder
 
 

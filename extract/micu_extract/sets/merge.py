@@ -5,18 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from micu.store.sets import (
+from micu.store.ledger import (
     Layout,
     extend_layout,
     index_name,
     ledger_name,
     part_labels,
-    read_index,
     read_layout,
-    shard_number,
     write_index,
     write_ledger,
 )
+from micu.store.sets import read_index, shard_number
 from micu_extract.sets.shares import Part, parse_part
 from micu_extract.sets.verify import inspect_set
 

@@ -6,20 +6,9 @@ from pathlib import Path
 
 from micu.base.errors import StoreError
 from micu.base.files import file_sha256
-from micu.store.sets import (
-    Header,
-    RunRecord,
-    indexed_shards,
-    part_labels,
-    publish_shard,
-    read_failures,
-    read_index,
-    read_set,
-    shard_number,
-    write_index,
-    write_ledger,
-)
-from micu.store.shard import Shard
+from micu.store.ledger import indexed_shards, part_labels, read_failures, write_index, write_ledger
+from micu.store.sets import RunRecord, publish_shard, read_index, read_set, shard_number
+from micu.store.shard import Header, Shard
 from micu_extract.sets.shares import join_folder
 from micu_extract.sets.verify import ShardCheck, check_shards, find_replaced
 

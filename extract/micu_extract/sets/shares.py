@@ -16,9 +16,7 @@ from pathlib import Path
 
 from micu.base.errors import ConfigError
 from micu.base.files import LOCK, NO_LOCKS, hold_folder
-from micu.store.sets import (
-    part_labels,
-)
+from micu.store.ledger import part_labels
 
 STALE_S = 3600.0
 """Age from which a temporary file is taken for that of a dead writer, s: the locks of writers on

@@ -8,20 +8,17 @@ from itertools import chain
 from pathlib import Path
 
 from micu.base.errors import ManifestError, StoreError
-from micu.store.manifest import read_manifest
-from micu.store.sets import (
+from micu.store.ledger import (
     MISSING,
-    FeatureSpec,
-    RunRecord,
     extend_layout,
-    find_sets_beside,
     indexed_shards,
     part_labels,
     read_failures,
     read_layout,
-    read_set,
-    shard_files,
 )
+from micu.store.manifest import read_manifest
+from micu.store.sets import RunRecord, find_sets_beside, read_set, shard_files
+from micu.store.shard import FeatureSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,19 +8,16 @@ from pathlib import Path
 
 from micu.base.errors import ManifestError, MicuError
 from micu.base.files import file_sha256
-from micu.store.manifest import read_manifest, row_sources
-from micu.store.sets import (
+from micu.store.ledger import (
     Failure,
     ShardEntry,
     indexed_shards,
     ledger_name,
     part_labels,
     read_failures,
-    read_index,
-    read_set,
-    rows_beside,
-    shard_files,
 )
+from micu.store.manifest import read_manifest, row_sources
+from micu.store.sets import read_index, read_set, rows_beside, shard_files
 from micu.store.shard import Header, Shard, describe_difference
 
 

@@ -19,7 +19,7 @@ from micu.base.command_line import typed_words
 from micu.base.errors import ConfigError, ExtraError, MicuError
 from micu.base.files import TEMPORARY_SUFFIX, check_held, hold_file, remove_stale_temporaries
 from micu.base.process import stop_signals
-from micu.store.sets import Failure, append_ledger, read_ledger
+from micu.store.ledger import Failure, append_ledger, read_ledger
 from micu_extract.cluster.dask.dispatch import Dispatcher, shards_left
 from micu_extract.cluster.dask.making import OWN, describe_making
 from micu_extract.cluster.dask.worker import Errand
