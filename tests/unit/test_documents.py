@@ -44,9 +44,10 @@ def test_the_readme_is_two_screens() -> None:
 
 
 def test_every_page_is_in_the_menu() -> None:
-    menu = set(re.findall(r"[\w-]+\.md", (PROJECT / "mkdocs.yml").read_text()))
+    menu = set(re.findall(r"[\w-]+\.(?:md|ipynb)", (PROJECT / "mkdocs.yml").read_text()))
 
-    assert menu == {path.name for path in DOCS.glob("*.md")}
+    pages = (*DOCS.glob("*.md"), *(PROJECT / "examples").glob("*.ipynb"))
+    assert menu == {path.name for path in pages}
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "manifests/README.md"])
