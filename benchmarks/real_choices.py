@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.real_answers import Answers
@@ -24,12 +23,16 @@ from micu.evaluate.markdown import TextTable, render_markdown
 from micu.evaluate.metrics import (
     UNKNOWN,
     Floats,
-    Ints,
     accept_rates,
     harmonic_mean,
     softmax,
 )
-from micu.evaluate.thresholds import pick_threshold, transfer_threshold
+from micu.evaluate.thresholds import (
+    best_threshold,
+    leave_classes_out,
+    pick_threshold,
+    transfer_threshold,
+)
 
 
 def surest(logits: Floats) -> Floats:
@@ -48,39 +51,11 @@ def certainty(logits: Floats) -> Floats:
 # --- thresholds ------------------------------------------------------------------------------
 
 
-def left_out(logits: Floats, labels: Ints) -> float:
-    """The threshold with the best HOS if each known class in turn were unknown.
-
-    The class's logit goes, and its clips are the unknown ones; nothing is trained again.
-    """
-    known, unknown, right = [], [], []
-    for name in np.unique(labels):
-        rest = np.delete(logits, name, axis=1)
-        scores, own = surest(rest), labels == name
-        told = rest.argmax(-1)
-        told = told + (told >= name)
-        known.append(scores[~own])
-        right.append((told == labels)[~own])
-        unknown.append(scores[own])
-    inside, correct, outside = map(np.concatenate, (known, right, unknown))
-    return _with_best_hos(inside, correct, outside)
-
-
 def best_on_test(answers: Answers) -> float:
     """The threshold with the best HOS of all on the test clips themselves."""
     scores, known = surest(answers.test), answers.test_labels != UNKNOWN
     right = answers.test.argmax(-1) == answers.test_labels
-    return _with_best_hos(scores[known], right[known], scores[~known])
-
-
-def _with_best_hos(inside: Floats, correct: NDArray[np.bool_], outside: Floats) -> float:
-    """Of the scores of known clips, right or wrong, and of unknown ones, that with the best HOS."""
-    levels = np.unique(np.concatenate([inside, outside]))
-    hos = [
-        harmonic_mean(float((correct & (inside >= t)).mean()), float((outside < t).mean()))
-        for t in levels
-    ]
-    return float(levels[int(np.argmax(hos))])
+    return best_threshold(scores[known], scores[right], scores[~known])
 
 
 def otsu(scores: Floats) -> float:
@@ -145,12 +120,16 @@ RULES = (
     Rule("accepts 50 % of it", SOURCE, lambda a: float(np.quantile(surest(a.validation), 0.5))),
     Rule("probability 1/2", SOURCE, lambda a: 0.5),
     Rule("half of the largest entropy", SOURCE, lambda a: 0.5, certainty),
-    Rule("known classes left out", SOURCE, lambda a: left_out(a.validation, a.validation_labels)),
+    Rule(
+        "known classes left out (left-out-classes)",
+        SOURCE,
+        lambda a: leave_classes_out(a.validation, a.validation_labels),
+    ),
     Rule("carried (paired-quantile)", PAIRS, lambda a: _carried(a, _of_source(a))),
     Rule(
         "known classes left out, carried",
         PAIRS,
-        lambda a: _carried(a, left_out(a.validation, a.validation_labels)),
+        lambda a: _carried(a, leave_classes_out(a.validation, a.validation_labels)),
     ),
     Rule(
         "agreement of both modalities",
@@ -168,7 +147,7 @@ RULES = (
     Rule(
         "known classes left out, target",
         LABELLED,
-        lambda a: left_out(a.validation_target, a.validation_labels),
+        lambda a: leave_classes_out(a.validation_target, a.validation_labels),
     ),
     Rule("the best on the test", "the test's labels", best_on_test),
 )

@@ -5,6 +5,8 @@ One training of the probe is read with thresholds of several origins:
 - `source-val`, the headline: epoch and threshold come from held-out clips of the source modality
   and of known classes. Nothing of the test set is looked at.
 - `paired-quantile`: the same, carried to the scale of the target modality by unlabelled pairs.
+- `left-out-classes`: as `source-val`, but the threshold that would tell each known class best from
+  the others, were it unknown.
 - `oracle`, comparable with the paper: the best HOS over ten thresholds and all epochs, chosen on
   the test set itself, as the published scripts do.
 - `oracle-at-source-epoch`, to tell threshold from epoch: the best of ten thresholds on the test set
@@ -38,6 +40,7 @@ from micu.evaluate.scores import SCORES, Evidence, Fitting
 from micu.evaluate.splits import HELD_OUT, VALIDATION, OpenSetSplit
 from micu.evaluate.thresholds import (
     FEWEST_PAIRS,
+    LEFT_OUT,
     ON_TEST,
     ORACLE,
     ORACLE_AT_SOURCE_EPOCH,
@@ -47,8 +50,12 @@ from micu.evaluate.thresholds import (
     Choice,
     choose_on_test,
     choose_on_validation,
+    leave_classes_out,
     transfer_threshold,
 )
+
+MSP = "msp"
+"""The one score of which a class can be left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +118,31 @@ def scores_for(
 
 
 def thresholds_for(
-    split: OpenSetSplit, source: str, target: str, asked: Sequence[str]
+    split: OpenSetSplit,
+    source: str,
+    target: str,
+    asked: Sequence[str],
+    scores: Sequence[str] = (MSP,),
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Those of the thresholds asked for that can be, and why the others cannot.
 
     Raises:
         ManifestError: None can be.
     """
-    if PAIRED_QUANTILE not in asked or len(split.pairs) >= FEWEST_PAIRS:
-        return tuple(asked), ()
-    problem = _few_pairs(split, source, target)
-    left = tuple(name for name in asked if name != PAIRED_QUANTILE)
+    problems: dict[str, ManifestError] = {}
+    if PAIRED_QUANTILE in asked and len(split.pairs) < FEWEST_PAIRS:
+        problems[PAIRED_QUANTILE] = _few_pairs(split, source, target)
+    classes = len({clip.label for clip in split.validation})
+    if LEFT_OUT in asked and (MSP not in scores or min(classes, len(split.known) - 1) < 2):
+        problems[LEFT_OUT] = ManifestError(
+            f"--threshold {LEFT_OUT}: expected --score {MSP}, three known classes or more and "
+            f"validation clips of two, got {','.join(scores)}, {len(split.known)} and "
+            f"{classes}; use --threshold {SOURCE_VAL}"
+        )
+    left = tuple(name for name in asked if name not in problems)
     if not left:
-        raise problem
-    return left, (str(problem),)
+        raise next(iter(problems.values()))
+    return left, tuple(map(str, problems.values()))
 
 
 def run_oscmg(
@@ -188,6 +206,7 @@ def run_oscmg(
         _conclude(candidates, split, mapped, score, threshold)
         for score in scores
         for threshold in thresholds
+        if threshold != LEFT_OUT or score == MSP
     ]
 
 
@@ -305,6 +324,9 @@ def _conclude(
         )
         chosen = Choice(chosen.epoch, carried)
     best = candidates[chosen.epoch]
+    if threshold_source == LEFT_OUT:
+        known = split.labels(split.validation)
+        chosen = Choice(chosen.epoch, leave_classes_out(best.logits["validation"], known))
     right = math.nan
     if split.validation:
         right = (best.logits["validation"].argmax(-1) == split.labels(split.validation)).mean()
@@ -355,6 +377,8 @@ def _tell_choice(split: OpenSetSplit, threshold_source: str, chosen: Choice, pro
     by_accuracy = f"probe {chosen.epoch + 1} of {probes} by their accuracy"
     if threshold_source == ORACLE_AT_SOURCE_EPOCH:
         chosen_by = "best HOS on the test set over 10 thresholds, its epoch by"
+    elif threshold_source == LEFT_OUT:
+        chosen_by = "best HOS, were each class in turn unknown, of"
     else:
         chosen_by = f"accepts {1 - REJECTED:.0%} or more of"
     told = f"{chosen_by} {len(split.validation)} known source clips ({origin}); {by_accuracy}"

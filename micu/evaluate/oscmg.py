@@ -59,7 +59,7 @@ def _plan(evaluation: Evaluation, protocol: str, trial: Trial) -> _Plan:
     origins: tuple[str, ...] = (ORACLE,)
     if protocol != PAPER:
         origins, no_threshold = thresholds_for(
-            split, trial.source, trial.target, evaluation.thresholds
+            split, trial.source, trial.target, evaluation.thresholds, scores
         )
         without += no_threshold
     if not split.has_unknown:

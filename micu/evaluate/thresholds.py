@@ -9,6 +9,7 @@ from micu.evaluate.metrics import (
     Floats,
     Ints,
     accept_rates,
+    at_or_above,
     harmonic_mean,
     oracle_thresholds,
     softmax,
@@ -21,11 +22,12 @@ FEWEST_PAIRS = 20
 """Pairs that `paired-quantile` needs: one in twenty is what the threshold rejects."""
 
 SOURCE_VAL, PAIRED_QUANTILE, ORACLE = "source-val", "paired-quantile", "oracle"
+LEFT_OUT = "left-out-classes"
 ORACLE_AT_SOURCE_EPOCH = "oracle-at-source-epoch"
 """The oracle's threshold at the epoch of `source-val`: what is left of the gap between these two is
 the epoch's."""
 
-THRESHOLDS = (SOURCE_VAL, PAIRED_QUANTILE)
+THRESHOLDS = (SOURCE_VAL, PAIRED_QUANTILE, LEFT_OUT)
 """Where an honest threshold may come from."""
 
 ON_TEST = (ORACLE, ORACLE_AT_SOURCE_EPOCH)
@@ -80,6 +82,43 @@ def pick_threshold(validation_scores: Floats) -> float:
         lowest.
     """
     return float(np.quantile(validation_scores, REJECTED, method="lower"))
+
+
+def leave_classes_out(logits: Floats, labels: Ints) -> float:
+    """The threshold with the best HOS if each known class in turn were unknown.
+
+    Nothing is trained again: the logit of the class goes, its clips count as unknown ones, and the
+    score is the largest probability of the others. What all classes say is put together.
+
+    Args:
+        logits: Of validation clips of known classes, (n, C), C at least 3.
+        labels: Of the same clips, (n,), of two classes or more.
+
+    Returns:
+        One of the scores, the lowest of those that are equally good.
+    """
+    known, right, unknown = [], [], []
+    for label in np.unique(labels):
+        rest, own = np.delete(logits, label, axis=1), labels == label
+        scores, named = softmax(rest).max(-1), rest.argmax(-1)
+        known.append(scores[~own])
+        right.append(scores[~own & (named + (named >= label) == labels)])
+        unknown.append(scores[own])
+    return best_threshold(*map(np.concatenate, (known, right, unknown)))
+
+
+def best_threshold(known: Floats, right: Floats, unknown: Floats) -> float:
+    """Of all scores the one with the highest HOS, among equals the lowest.
+
+    Args:
+        known: Scores of known clips, (k,).
+        right: Of those among them that get their class.
+        unknown: Scores of unknown clips, (u,).
+    """
+    levels = np.unique(np.concatenate([known, unknown]))
+    os_star = at_or_above(right, levels) / len(known)
+    unk = 1 - at_or_above(unknown, levels) / len(unknown)
+    return float(levels[np.argmax(os_star * unk / np.maximum(os_star + unk, 1e-300))])
 
 
 def transfer_threshold(threshold: float, source_scores: Floats, target_scores: Floats) -> float:

@@ -10,7 +10,7 @@ import torch
 from micu.base.errors import ConfigError, ManifestError
 from micu.evaluate.code_scores import CODE_SCORES, QUANTIZATION
 from micu.evaluate.details import ClipMap
-from micu.evaluate.metrics import UNKNOWN
+from micu.evaluate.metrics import UNKNOWN, Floats, Ints, harmonic_mean
 from micu.evaluate.open_set import (
     Candidate,
     OpenSetResult,
@@ -27,13 +27,16 @@ from micu.evaluate.scores import SCORES, Fitting, Scorer, max_softmax
 from micu.evaluate.splits import OpenSetSplit, SplitRules, hold_out, split_clips
 from micu.evaluate.thresholds import (
     FEWEST_PAIRS,
+    LEFT_OUT,
     ORACLE,
     ORACLE_AT_SOURCE_EPOCH,
     PAIRED_QUANTILE,
     SOURCE_VAL,
     Choice,
+    best_threshold,
     choose_on_test,
     choose_on_validation,
+    leave_classes_out,
     pick_threshold,
     transfer_threshold,
 )
@@ -277,6 +280,87 @@ def test_the_threshold_accepts_at_least_95_percent_of_validation() -> None:
     assert (scores >= threshold).mean() >= 0.95
     assert (scores > threshold).mean() < 0.96
     assert pick_threshold(np.array([0.7, 0.2, 0.9])) == 0.2
+
+
+def brute_threshold(logits: Floats, labels: Ints) -> float:
+    """What `leave_classes_out` says, level by level."""
+    scored: list[tuple[float, bool, bool]] = []
+    for label in np.unique(labels):
+        names = [c for c in range(logits.shape[1]) if c != label]
+        for row, true in zip(logits, labels, strict=True):
+            chances = np.exp(row[names]) / np.exp(row[names]).sum()
+            scored.append((chances.max(), true != label, names[int(chances.argmax())] == true))
+    best, best_hos = 0.0, -1.0
+    known = [x for x in scored if x[1]]
+    for level in sorted({score for score, *_ in scored}):
+        os_star = sum(right and score >= level for score, _, right in known) / len(known)
+        rejected = [score < level for score, is_known, _ in scored if not is_known]
+        hos = harmonic_mean(os_star, float(np.mean(rejected)))
+        if hos > best_hos + 1e-12:
+            best, best_hos = level, hos
+    return best
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_class_that_is_left_out_is_what_the_threshold_rejects(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(4), 6)[3:]
+    logits = draw.normal(size=(21, 5)) + 3 * (np.arange(5) == labels[:, None])
+    assert leave_classes_out(logits, labels) == pytest.approx(brute_threshold(logits, labels))
+
+
+def test_of_equal_thresholds_the_lowest_is_taken() -> None:
+    known, unknown = np.array([0.5, 0.7, 0.9]), np.array([0.1, 0.2])
+    assert best_threshold(known, known, unknown) == 0.5
+    assert best_threshold(known, known[2:], unknown) == 0.5
+    assert best_threshold(known, known[:0], unknown) == 0.1
+    assert best_threshold(known, known, np.array([0.5])) == 0.7
+
+
+def test_left_out_classes_are_chosen_at_the_epoch_of_source_val() -> None:
+    clips = make_clips(8, "train") + make_clips(8, "val") + make_clips(5, "test")
+    ids = {clip.clip_id for clip in clips}
+    three = split_clips(clips, ("a", "b", "c"), source_ids=ids, target_ids=ids, seed=0)
+    assert thresholds_for(three, "video", "audio", (LEFT_OUT,)) == ((LEFT_OUT,), ())
+    found = run_oscmg(
+        *(PatternEncoder(), three, "video", "audio"),
+        config=QUICK,
+        seed=0,
+        scores=("energy", "msp"),
+        thresholds=(SOURCE_VAL, LEFT_OUT),
+    )
+    assert [(one.score, one.threshold_source) for one in found] == [
+        ("energy", SOURCE_VAL),
+        ("msp", SOURCE_VAL),
+        ("msp", LEFT_OUT),
+    ]
+    _, usual, left_out = found
+    assert usual.epoch == left_out.epoch
+    assert "best HOS, were each class in turn unknown, of 24 known source clips" in left_out.note
+    assert usual.details.threshold != left_out.details.threshold
+
+
+@pytest.mark.parametrize(
+    ("known", "validated", "scores", "can"),
+    [
+        ("ab", "ab", ("msp",), False),
+        ("abc", "ab", ("msp",), True),
+        ("abc", "a", ("msp",), False),
+        ("abc", "abc", ("energy",), False),
+        ("abc", "abc", ("energy", "msp"), True),
+    ],
+)
+def test_leaving_classes_out_needs_three_of_them(
+    split: OpenSetSplit, known: str, validated: str, scores: tuple[str, ...], can: bool
+) -> None:
+    clips = tuple(Clip(clip_id=name, label=name) for name in validated)
+    given = replace(split, known=tuple(known), validation=clips)
+    left, why = thresholds_for(given, "video", "audio", (SOURCE_VAL, LEFT_OUT), scores)
+    assert left == ((SOURCE_VAL, LEFT_OUT) if can else (SOURCE_VAL,))
+    assert len(why) == (not can)
+    if not can:
+        with pytest.raises(ManifestError, match="three known classes or more"):
+            thresholds_for(given, "video", "audio", (LEFT_OUT,), scores)
 
 
 def test_a_threshold_is_carried_to_the_scale_of_the_target() -> None:

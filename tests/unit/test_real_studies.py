@@ -18,7 +18,6 @@ from benchmarks.real_choices import (
     agreed,
     certainty,
     criteria_table,
-    left_out,
     otsu,
     rank_correlation,
     rates,
@@ -148,16 +147,6 @@ def test_agreement_accepts_what_the_source_accepts() -> None:
     assert agreed(source, target, 0.8) == 0.4
     assert agreed(source, target, 0.9) == 0.5
     assert agreed(source, target, 0.1) == 0.1  # all are accepted: as many as by `carried`
-
-
-def test_a_class_that_is_left_out_is_rejected() -> None:
-    labels = np.repeat(np.arange(3), 4)
-    logits = np.where(np.arange(3) == labels[:, None], 8.0, 0.0)
-    threshold = left_out(logits, labels)
-    assert threshold > 0.5 + 1e-9  # two equal logits are left of an unknown one
-    mixed = logits.copy()
-    mixed[0] = (0, 8, 0)  # wrong and sure: it is lost anyway
-    assert left_out(mixed, labels) > 0.5 + 1e-9
 
 
 def test_certainty_is_one_minus_the_share_of_the_largest_entropy() -> None:
