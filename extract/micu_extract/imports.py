@@ -19,8 +19,9 @@ from micu.store.source import ManifestSource, record_source
 from micu_extract.backbones.base import Gives, InputSpec, Media, Option, TextInput, step_centres
 from micu_extract.pipeline.decode_ahead import Target, extract_several
 from micu_extract.pipeline.plan import Job, plan_extraction
+from micu_extract.pipeline.progress import Progress
 from micu_extract.released import DATA, ReadReleased, archive_stem, videos_of_several
-from micu_extract.run import Progress, announce, end_run
+from micu_extract.run import announce, end_run
 
 STEPS = 10
 """T of the published code: longer clips are cut, shorter ones repeat their last step."""

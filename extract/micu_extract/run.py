@@ -4,11 +4,9 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ import numpy as np
 from micu.base.command_line import typed_command
 from micu.base.errors import ConfigError, DecodeError, StoreError
 from micu.base.files import check_held, check_room, hold_folder
-from micu.base.process import EXIT_FAILURES, ProgressLine, StopFlag
-from micu.store.ledger import Failure
+from micu.base.process import EXIT_FAILURES, StopFlag
+from micu.store.ledger import Failure, read_failures
 from micu.store.manifest import NEEDED_COLUMN, Clip, Manifest, read_manifest
 from micu.store.sets import FeatureStore, shard_files
 from micu.store.shard import FeatureRow
@@ -34,7 +32,8 @@ from micu_extract.backbones.base import (
     describe_input,
     describe_shape,
 )
-from micu_extract.cluster.dask.engine import check_shared_job, extract_on_cluster
+from micu_extract.cluster.dask.engine import check_dask, extract_on_cluster
+from micu_extract.cluster.dask.worker import parts_of_input
 from micu_extract.cluster.devices import extract_on_devices
 from micu_extract.flow.methods import FlowSettings
 from micu_extract.media.decoding import Trouble
@@ -42,24 +41,22 @@ from micu_extract.media.media_file import find_media
 from micu_extract.media.pictures import check_decoder
 from micu_extract.media.readers import describe_reading, read_several
 from micu_extract.media.source import Reading
-from micu_extract.media.workers import (
-    check_system,
-    decode_in_processes,
-    decode_in_threads,
-    leave_import,
-)
+from micu_extract.media.workers import Decoders, check_system, leave_import
 from micu_extract.pipeline.decode_ahead import (
     ALL_FAILED,
     TOO_MANY_FAILED,
     Target,
     Work,
     decode_ahead,
+    decoding_for,
     extract_several,
 )
 from micu_extract.pipeline.encode import ClipEncoder
 from micu_extract.pipeline.failures import Limit
 from micu_extract.pipeline.plan import Job, Plan, plan_extraction, usual_rows
+from micu_extract.pipeline.progress import LOG_EVERY_S, TOLD_EVERY_S, Bar, Progress
 from micu_extract.pipeline.writer import Summary
+from micu_extract.sets.shares import FROM_INPUT
 
 GPU_WORKERS = 2
 """Workers at most where flow is computed on a GPU: each holds a context and a network there."""
@@ -140,15 +137,49 @@ class ReadFor:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What the parts of one extraction have in common."""
+
+    job: Job
+    source: ManifestSource
+    read: ReadFor
+    networks: Mapping[str, Backbone]
+
+
 def run_extraction(orders: Sequence[Order], settings: Settings) -> None:
     """Extract, report, and end the process with its exit code.
 
     Raises:
         MicuError: What was typed cannot be done.
     """
+    if settings.job["part"] == FROM_INPUT:
+        return _extract_in_turn(orders, settings)
     summaries, plans = extract(orders, settings)
     if not settings.dry_run:
         end_run(summaries, plans, settings.as_json)
+    return None
+
+
+def _extract_in_turn(orders: Sequence[Order], settings: Settings) -> None:
+    """Extract parts as they come, with networks and decoders that stay; tell of each as JSON."""
+    ready = _make_ready(orders, settings)
+    with ExitStack() as stay:
+        decoders = None
+        for part in parts_of_input():
+            if part is None:
+                stay.close()
+                decoders = None
+                continue
+            if decoders is None:
+                workers = _count_workers(ready, settings)
+                limits = settings.clip_timeout_s, settings.worker_bytes
+                decoders = stay.enter_context(decoding_for(ready.read, workers, *limits))
+            job = replace(ready.job, part=part if part.count > 1 else None)
+            summaries, plans = _extract_part(replace(ready, job=job), settings, decoders)
+            if summaries[0].stopped_by.startswith("SIG"):
+                end_run(summaries, plans, as_json=False)
+            click.echo(json.dumps([asdict(summary) for summary in summaries]))
 
 
 def extract(
@@ -161,6 +192,10 @@ def extract(
     Raises:
         MicuError: What was typed cannot be done.
     """
+    return _extract_part(_make_ready(orders, settings), settings)
+
+
+def _make_ready(orders: Sequence[Order], settings: Settings) -> _Ready:
     leave_import()
     check_system()
     source = find_source(settings.out, settings.manifest)
@@ -172,8 +207,8 @@ def extract(
         command=typed_command(source.manifest, media_root),
         **settings.job,
     )
-    if settings.shared_by:
-        check_shared_job(job, settings.shared_by)
+    if settings.dask:
+        check_dask()
     check_decoder(settings.decoder)
     reading = Reading(
         media_root=job.media_root,
@@ -187,19 +222,29 @@ def extract(
     }
     # One number for all, so that a part of each set is a part of the same clips.
     rows = min(usual_rows(job.manifest, network.spec) for network in networks.values())
-    job = replace(
-        job,
-        modules=tuple(type(network).__module__ for network in networks.values()),
-        usual_rows=rows,
+    modules = tuple(type(network).__module__ for network in networks.values())
+    wants = {
+        order.backbone: replace(networks[order.backbone].wants, **order.conventions)
+        for order in orders
+    }
+    return _Ready(
+        replace(job, modules=modules, usual_rows=rows),
+        ManifestSource(source.manifest, media_root),
+        ReadFor(wants, reading),
+        networks,
     )
-    targets, wants = {}, {}
-    for order in orders:
-        network = networks[order.backbone]
-        wants[order.backbone] = replace(network.wants, **order.conventions)
-        plan = _plan(job, network, wants[order.backbone], reading)
-        targets[order.backbone] = Target(plan, network)
-        if not settings.is_call:
-            announce(plan, job.media_root, wants=wants[order.backbone])
+
+
+def _extract_part(
+    ready: _Ready, settings: Settings, decoders: Decoders | None = None
+) -> tuple[Sequence[Summary], Sequence[Plan]]:
+    job, read = ready.job, ready.read
+    targets = {}
+    for name, network in ready.networks.items():
+        plan = _plan(job, network, read.wants[name], read.reading)
+        targets[name] = Target(plan, network)
+        if not settings.is_call and decoders is None:
+            announce(plan, job.media_root, wants=read.wants[name])
     plans = [target.plan for target in targets.values()]
     if settings.dry_run:
         described = [_plan_json(plan) for plan in plans]
@@ -211,8 +256,8 @@ def extract(
     check_room(settings.out, sum(plan.bytes_needed for plan in plans))
     for name, target in targets.items():
         for folder in target.plan.other_versions if settings.check_clips else ():
-            compare_versions(name, target, folder, ReadFor(wants, reading), job.manifest, settings)
-    record_source(settings.out, ManifestSource(source.manifest, job.media_root))
+            compare_versions(name, target, folder, read, job.manifest, settings)
+    record_source(settings.out, ready.source)
     if settings.dask:
         summaries = extract_on_cluster(settings.dask, job, plans, settings.max_failures)
     elif settings.devices:
@@ -220,29 +265,35 @@ def extract(
             settings.devices, settings.workers, job, plans, settings.max_failures
         )
     else:
-        summaries = _extract_here(targets, ReadFor(wants, reading), settings)
+        summaries = _extract_here(targets, ready, settings, decoders)
     return summaries, plans
 
 
+def _count_workers(ready: _Ready, settings: Settings) -> int:
+    has_flow = any(network.spec.modality == "flow" for network in ready.networks.values())
+    most = GPU_WORKERS if has_flow and settings.flow.is_on_gpu else settings.workers
+    return min(settings.workers, most)
+
+
 def _extract_here(
-    targets: Mapping[str, Target], read: ReadFor, settings: Settings
+    targets: Mapping[str, Target], ready: _Ready, settings: Settings, decoders: Decoders | None
 ) -> list[Summary]:
-    shown = Bar if settings.is_call else Progress
-    progress = shown(sum(target.plan.todo for target in targets.values()))
-    workers = settings.workers
+    todo = sum(target.plan.todo for target in targets.values())
+    if settings.is_call:
+        progress: Progress | Bar = Bar(todo)
+    else:
+        progress = Progress(todo, LOG_EVERY_S if decoders is None else TOLD_EVERY_S)
     if settings.flow_cache is not None:
         hold_folder(settings.flow_cache)
-    has_flow = any(target.backbone.spec.modality == "flow" for target in targets.values())
-    if has_flow and settings.flow.is_on_gpu:
-        workers = min(workers, GPU_WORKERS)
     summaries = extract_several(
         targets,
-        read,
-        workers,
+        ready.read,
+        _count_workers(ready, settings),
         progress.show,
         settings.clip_timeout_s,
         worker_bytes=settings.worker_bytes,
         max_failures=settings.max_failures,
+        decoders=decoders,
     )
     progress.close()
     if settings.flow_cache is not None:
@@ -267,11 +318,7 @@ def compare_versions(
         if clip.clip_id in store and store.source_of(clip.clip_id) in stored
     ]
     work = [Work(clip, (name,)) for clip in _spread(there, settings.check_clips)]
-    decoding = (
-        decode_in_threads(read, 1)
-        if settings.clip_timeout_s is None
-        else decode_in_processes(read, 1, settings.clip_timeout_s, settings.worker_bytes)
-    )
+    decoding = decoding_for(read, 1, settings.clip_timeout_s, settings.worker_bytes)
     encoder = ClipEncoder(backbone)
     with decoding as decoders:
         for item, outcome in decode_ahead(work, decoders, 2, StopFlag()):
@@ -408,69 +455,6 @@ def _why_absent(clip: Clip, media_root: Path) -> str:
     return ""
 
 
-LOG_EVERY_S = 30.0
-
-
-class Progress:
-    """Clips done and failed, clips per second and the time left, on standard error.
-
-    One line that is redrawn; where that is no terminal, one now and then.
-
-    Args:
-        todo: Clips of this run, counted for every set.
-    """
-
-    def __init__(self, todo: int) -> None:  # noqa: D107
-        self._todo, self._done = todo, 0
-        self._failed: dict[str, int] = {}
-        self._line = ProgressLine(LOG_EVERY_S, lambda line: click.echo(line, err=True))
-        self._started = self._line.shown_s = time.monotonic()
-
-    def show(self, summary: Summary) -> None:
-        """Count a clip of one set, and draw if it is time to."""
-        self._done += 1
-        self._failed[summary.folder] = summary.failed
-        if not self._line.is_due():
-            return
-        rate = self._done / max(time.monotonic() - self._started, 1e-9)
-        left_s = int((self._todo - self._done) / max(rate, 1e-9))
-        failed = sum(self._failed.values())
-        self._line.show(
-            f"{self._done}/{self._todo} clips, {failed} failed, {rate:.2f} clips/s, "
-            f"{left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d} left"
-        )
-
-    def close(self) -> None:
-        """Take the line away."""
-        self._line.close()
-
-
-class Bar:
-    """Clips done, and the time left, as rich shows them in a terminal or a notebook.
-
-    Args:
-        todo: Clips of this run, counted for every set.
-    """
-
-    def __init__(self, todo: int) -> None:  # noqa: D107
-        from rich.console import Console
-        from rich.progress import Progress as RichProgress
-
-        console = Console(stderr=True)
-        shows = find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
-        self._bar = RichProgress(console=console, transient=True, disable=not shows)
-        self._task = self._bar.add_task("extracting", total=todo)
-        self._bar.start()
-
-    def show(self, summary: Summary) -> None:
-        """Count a clip of one set."""
-        self._bar.advance(self._task)
-
-    def close(self) -> None:
-        """Take it away."""
-        self._bar.stop()
-
-
 def end_run(summaries: Sequence[Summary], plans: Sequence[Plan], as_json: bool) -> None:
     """Say what became of it, and end the process."""
     for summary, plan in zip(summaries, plans, strict=True):
@@ -562,8 +546,11 @@ def _report(summary: Summary, plan: Plan) -> None:
             err=True,
         )
     if (summary.failed or summary.failed_before) and summary.stopped_by != ALL_FAILED:
+        # Shares of a part have ledgers of their own.
+        has_own = bool(read_failures(plan.folder, [plan.label]))
+        listed = plan.ledger_path if has_own else plan.folder / "failures*.csv"
         click.echo(
-            f"failures are listed in {plan.ledger_path}; to try them again, add --retry-failed "
+            f"failures are listed in {listed}; to try them again, add --retry-failed "
             "(files that were missing are looked for again without it)",
             err=True,
         )

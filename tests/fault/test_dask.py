@@ -20,7 +20,7 @@ from distributed import Client
 import micu_extract.cluster.dask.engine as engine
 from micu.base.command_line import typed_words
 from micu.base.files import file_sha256, hold_file
-from micu.store.ledger import read_ledger, shard_name
+from micu.store.ledger import read_ledger
 from micu.store.manifest import Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureStore
 from micu_extract.backbones import Run
@@ -30,7 +30,6 @@ from micu_extract.cluster.dask.making import describe_making
 from micu_extract.cluster.dask.worker import Errand, ShareEnd, look_around
 from micu_extract.options import gather_settings
 from micu_extract.pipeline.plan import Job
-from micu_extract.sets.shares import parse_part
 from tests.conftest import PROJECT, PYTHONPATH
 from tests.runs import (
     DELAY,
@@ -76,7 +75,7 @@ def poisoned(encode: Callable[..., Any]) -> Callable[..., Any]:
         if units[0] == "poison":
             if not Path("poisoned-before").exists():
                 Path("poisoned-before").touch()
-                kill_worker_of(unfinished_share(os.getsid(0), Path()))
+                kill_worker_of(other_share(os.getsid(0)))
             kill_worker_of(os.getpid())
         return encode(self, units)
 
@@ -96,17 +95,12 @@ def _is_share(process: int) -> bool:
     return b"-P" in words and any(b"micu_extract.cluster.dask.worker" in word for word in words)
 
 
-def unfinished_share(session: int, folder: Path) -> int:
-    """A share, other than this process, whose last shard is not there yet."""
+def other_share(session: int) -> int:
+    """A process that is at a share, other than this one."""
     while True:
-        made = {path.name for path in folder.rglob("shard-*.h5")}
         for process in shares(session):
-            with contextlib.suppress(OSError):
-                words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
-                part = parse_part(words[words.index("--part") + 1])
-                is_made = shard_name((part.last or part.number) - 1) in made
-                if not is_made and process != os.getpid():
-                    return process
+            if process != os.getpid():
+                return process
         time.sleep(0.01)
 
 
@@ -181,7 +175,7 @@ def test_a_worker_that_is_killed_costs_nothing(tmp_path: Path, cluster: Cluster)
     write_sounds(folder, 12)
     assert run(local, *SOUNDS)[0] == 3  # one file is missing
     process = begin(folder, cluster, *SOUNDS)
-    kill_worker_of(unfinished_share(cluster.session, folder))
+    kill_worker_of(other_share(cluster.session))
     code, output = finish(process)
 
     assert code == 3, output

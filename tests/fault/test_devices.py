@@ -1,9 +1,12 @@
 """Runs on several devices of one machine, some of whose processes are killed."""
 
 import os
+import re
 import signal
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,10 @@ import pytest
 from micu.base.devices import parse_devices
 from micu.base.errors import ConfigError
 from micu.store.ledger import read_ledger
-from micu_extract.cluster.dask.engine import check_shared_job
-from micu_extract.cluster.dask.worker import Errand, run_share, stop_shares
+from micu_extract.cluster.dask.worker import Errand, ShareEnd, run_share, stop_shares
 from micu_extract.cluster.devices import _Machine, _share_cores
 from micu_extract.options import gather_settings, planning_device
-from micu_extract.pipeline.plan import Job
-from micu_extract.sets.shares import Part
-from tests.fault.test_dask import TEXTS, shards_below, shares, unfinished_share, write_texts
+from tests.fault.test_dask import TEXTS, other_share, shards_below, shares, write_texts
 from tests.runs import (
     SOUNDS,
     Process,
@@ -106,7 +106,7 @@ def test_a_process_that_is_killed_hands_its_shards_back(tmp_path: Path, site: Pa
     assert run(one, *SOUNDS)[0] == 3
     process = begin(several, site, *SOUNDS)
     for _ in range(KILLS):
-        os.kill(unfinished_share(process.pid, several), signal.SIGKILL)
+        os.kill(other_share(process.pid), signal.SIGKILL)
         time.sleep(1)
     code, output = finish(process)
 
@@ -142,6 +142,29 @@ def test_a_run_that_is_ended_leaves_no_process_and_goes_on_to_the_same_bytes(
 
     code, output = finish(start(several, *TEXTS, "--devices", "cpu:2", site=site))
     assert code == 3, output
+    assert set_bytes(several) == set_bytes(one)
+
+
+@needs_proc
+def test_a_part_on_several_devices_is_that_part(tmp_path: Path, site: Path) -> None:
+    one, several = tmp_path / "one", tmp_path / "several"
+    texts = [f"{'nan ' if i in (3, 4) else ''}word {i}" for i in range(9)]
+    write_texts(one, *texts)
+    write_texts(several, *texts)
+    assert run(one, *TEXTS)[0] == 3
+    sides = "--devices", "cpu:2"
+
+    code, output = finish(start(several, *TEXTS, *sides, "--part", "2/2", site=site))
+    assert code == 3, output
+    assert re.search(r"extracted 3, failed 1 \(.*\), left 0", output), output
+    assert "failures are listed in features/m/text-toy/failures*.csv" in output
+    assert len(shards_below(several)) == 2
+    code, output = finish(start(several, *TEXTS, *sides, "--part", "1/2", site=site))
+    assert code == 3, output
+    assert re.search(r"extracted 4, failed 1 \(.*\), left 0", output), output
+    again = run(several, *TEXTS, "--part", "1/2")[1]
+    assert "extracted 0, failed 0, left 0" in again
+    assert run(several, "merge", "features")[0] == 0
     assert set_bytes(several) == set_bytes(one)
 
 
@@ -200,26 +223,49 @@ def test_a_share_is_told_its_device_and_its_part_of_the_workers(
     cores: object,
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {4, 5, 6, 7}, raising=False)
-    given = []
-    monkeypatch.setattr(
-        "micu_extract.cluster.devices.watch_share", lambda *told: given.append(told)
-    )
+    begun: list[tuple[object, ...]] = []
+    given: list[tuple[str, bool]] = []
+    codes = [0, 0, 9, 0]
+
+    class Told:
+        def __init__(self, errand: Errand, tell: object, where: object) -> None:
+            self.words = errand.words
+            begun.append((errand.words, where))
+
+        def run(self, part: str, is_wanted: Callable[[], bool]) -> ShareEnd:
+            given.append((part, is_wanted()))
+            return ShareEnd(codes[len(given) - 1], "", "")
+
+        def close(self) -> None:
+            begun.append(("closed",))
+
+    monkeypatch.setattr("micu_extract.cluster.devices.ShareProcess", Told)
     typed = (command, "m.csv", "--workers", "7", "--device=auto", "--limit", "3")
     errand = Errand(
         **dict.fromkeys(("folder", "manifest", "manifest_sha256", "media_root", "token"), ""),
-        run=f"{command} alone",
+        run=f"{command} {devices}",
         words=typed,
         making={},
     )
+    own = (command, "m.csv", "--limit", "3", *words)
+    closed = ("closed",)
     with _Machine(devices, workers) as machine:
         second = list(machine.nthreads())[1]
-        machine.submit(run_share, errand, "3/7", workers=[second], pure=False).result()
-        ((told, part, is_wanted, _, where),) = given
-        assert (told.words, part) == ((command, "m.csv", "--limit", "3", *words), "3/7")
-        assert where == cores
-        assert is_wanted()
+
+        def hand_out(errand: Errand, part: str) -> None:
+            machine.submit(run_share, errand, part, workers=[second], pure=False).result()
+
+        hand_out(errand, "3/7")
+        hand_out(errand, "5/7")
+        assert begun == [(own, cores)]  # one process for both
+        doubtless = replace(errand, words=(*typed, "--max-failures", "100%"))
+        hand_out(doubtless, "6/7")  # of other words: a process of its own, which ends over it
+        assert begun[1:] == [closed, ((*own[:4], "--max-failures", "100%", *words), cores), closed]
         machine.run(stop_shares, errand.run, workers=[second])
-        assert not is_wanted()
+        hand_out(errand, "7/7")
+        assert begun[4:] == [(own, cores)]
+    assert begun[5:] == [closed]
+    assert given == [("3/7", True), ("5/7", True), ("6/7", True), ("7/7", False)]
 
 
 def test_one_device_needs_no_shares_and_several_are_planned_for_on_the_processor() -> None:
@@ -249,8 +295,3 @@ def test_what_is_typed_beside_devices_is_refused_where_it_says_otherwise() -> No
         gather_settings(device="cuda:1", dask=None, devices=both, **SETTINGS)
     with pytest.raises(ConfigError, match="--devices and --dask: expected one"):
         gather_settings(device="auto", dask="tcp://here", devices=both, **SETTINGS)
-    job = Job(manifest=None, media_root=Path(), out=Path(), part=Part(2, 3))  # type: ignore[arg-type]
-    with pytest.raises(
-        ConfigError, match="--devices: expected a run over all shards, got part 2/3"
-    ):
-        check_shared_job(job, "--devices")

@@ -21,7 +21,13 @@ from micu.store.sets import FeatureStore, read_set, write_set
 from micu_extract.cluster.commands import merge
 from micu_extract.pipeline.writer import Summary
 from micu_extract.sets.merge import merge_set
-from micu_extract.sets.shares import Part, choose_part, parse_part
+from micu_extract.sets.shares import (
+    FROM_INPUT,
+    Part,
+    choose_part,
+    parse_part,
+    refuse_other_partitions,
+)
 from micu_extract.sets.verify import verify_set
 from tests.toy import Toy, extract_manifest, shard_bytes, toy_clips, toy_plan, toy_read
 
@@ -75,6 +81,7 @@ def test_a_task_of_a_slurm_array_is_a_part_unless_one_is_typed() -> None:
     assert choose_part(None, array(1, 8, 8, 8)) == Part(8, 8)
     assert choose_part("2/3", array(1, 8, 8, 8)) == Part(2, 3)
     assert choose_part("1/1", array(1, 8, 8, 8)) is None
+    assert choose_part("-", array(1, 8, 8, 8)) == FROM_INPUT
 
 
 @pytest.mark.parametrize(
@@ -329,3 +336,18 @@ def test_parts_are_listed_by_number(tmp_path: Path) -> None:
     ):
         (tmp_path / name).touch()
     assert part_labels(tmp_path) == ("3of5", "2of12", "10of12")
+
+
+def test_parts_of_a_part_go_with_it_and_speak_of_its_shards(tmp_path: Path) -> None:
+    failure = Failure("c", "encode", "nan", "")
+    for label in ("2of6", "5of6", "1of6", "2of3", "1of3", "2of9"):
+        append_ledger(tmp_path, [failure], label)
+    part = Part(2, 3)
+    refuse_other_partitions(tmp_path, part)
+    assert part.labels_in(tmp_path) == ("", "2of6", "5of6", "2of9", "2of3")
+    assert Part(5, 6).labels_in(tmp_path) == ("", "2of3", "5of6")
+    for other in (Part(1, 4), Part(1, 2), Part(5, 6)):  # 2/9 is neither of 2, of 4 nor of 6
+        with pytest.raises(ConfigError, match=f"expected files of {other.count} parts, got some"):
+            refuse_other_partitions(tmp_path, other)
+    with pytest.raises(ConfigError, match="got some of part 1of6"):
+        refuse_other_partitions(tmp_path, Part(1, 3, 2))  # holds shards of several of the six

@@ -18,8 +18,8 @@ from micu.base.process import ProgressLine, fold, guard_screen, run_command
 from micu.store.ledger import Failure, write_ledger
 from micu.store.manifest import read_manifest
 from micu_extract.cli import cli
+from micu_extract.pipeline.progress import DevicesLine, Progress
 from micu_extract.pipeline.writer import Summary
-from micu_extract.run import Progress
 from tests.conftest import PYTHONPATH
 from tests.feature_sets import make_clips, write_features
 
@@ -323,3 +323,14 @@ def test_the_log_is_our_own_and_the_warnings_of_libraries() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
     )
     assert done.stderr == "a step\nno glyph\n"
+
+
+def test_devices_share_a_line_of_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    line = DevicesLine(["cpu 1", "cpu 2"])
+    line.show("cpu 2", "3/40 clips, 0 failed, 2.50 clips/s, 0:00:15 left")
+    line.show("cpu 1", "5/40 clips, 1 failed, 2.50 clips/s, 0:00:14 left")  # too early
+    line.show("cpu 1", "5/40 clips, \x1b[2J")
+    line.show("cpu 1", "WARNING: the disk is slow")
+    line.close()
+    shown = "cpu 1: starts; cpu 2: 3/40 clips, 2.50 clips/s\ncpu 1: WARNING: the disk is slow\n"
+    assert capsys.readouterr().err == shown

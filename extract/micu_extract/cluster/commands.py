@@ -37,7 +37,8 @@ part_option = click.option(
     metavar="I/N",
     callback=lambda context, option, typed: choose_part(typed, os.environ),
     help="Extract only the I-th of N shares of the shards, for example 2/4, or several of "
-    "them, for example 5-8/200 [default: the place in a Slurm array, else everything].",
+    "them, for example 5-8/200, or -, those that come from standard input, a line each "
+    "[default: the place in a Slurm array, else everything].",
 )
 dask_option = click.option(
     "--dask",
@@ -233,7 +234,6 @@ def echo_problems(problems: tuple[str, ...]) -> None:
 _NOT_IN_A_SCRIPT = {
     "--part": "the script adds it",
     "--dask": "the tasks share the work already; on a Dask cluster, type the command itself",
-    "--devices": "a task has one part; type --gpus 1 and as many --parts as there are devices",
     "--overwrite": "each task would remove what the others have; overwrite once, before",
     "--retry-failed": "a task that goes back into the queue would begin with them again; type it "
     "once after `micu-extract merge`, without parts",

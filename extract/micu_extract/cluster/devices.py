@@ -1,37 +1,33 @@
 """An extraction on several devices of one machine: `micu-extract … --devices all|0,1,3|cpu:2`.
 
-A device has one share of the shards at a time, as a process of its own, and is looked after as a
-worker of a Dask cluster is: see `micu_extract.cluster.dask.dispatch`. What is decoded ahead is
-decoded by all of them together: `--workers` is of the machine, and shared out.
+A device has a process of its own for the whole run, which is handed one share of the shards after
+the other, and is looked after as a worker of a Dask cluster is: see
+`micu_extract.cluster.dask.dispatch`. What is decoded ahead is decoded by all of them together:
+`--workers` is of the machine, and shared out.
 """
 
 import os
-import re
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-import click
-
 from micu.base.command_line import drop_options
 from micu_extract.cluster.dask.engine import extract_shared
 from micu_extract.cluster.dask.worker import (
     Errand,
     ShareEnd,
+    ShareProcess,
     Sight,
     look_around,
     stop_shares,
     was_stopped,
-    watch_share,
 )
 from micu_extract.pipeline.failures import Limit
 from micu_extract.pipeline.plan import Job, Plan
+from micu_extract.pipeline.progress import DevicesLine
 from micu_extract.pipeline.writer import Summary
-
-_PASSED_ON = re.compile(r"[0-9]+/[0-9]+ clips, |WARNING: ")
-"""How lines begin that a share says and its run repeats: progress, and warnings."""
 
 
 def extract_on_devices(
@@ -66,6 +62,8 @@ class _Machine:
         self._workers = max(1, workers // len(devices))
         self._cores = _share_cores(cpus)
         self._threads = ThreadPoolExecutor(len(devices), thread_name_prefix="share")
+        self._processes: dict[str, ShareProcess] = {}
+        self._line = DevicesLine(self._devices)
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +75,9 @@ class _Machine:
         trace: TracebackType | None,
     ) -> None:
         self._threads.shutdown()
+        for process in self._processes.values():
+            process.close()
+        self._line.close()
 
     def nthreads(self, **options: object) -> dict[str, int]:
         """Names of the devices."""
@@ -102,23 +103,26 @@ class _Machine:
     ) -> "Future[ShareEnd]":
         """Begin a share on a device."""
         (name,) = workers
+        return self._threads.submit(self._run, name, errand, part)
+
+    def _run(self, name: str, errand: Errand, part: str) -> ShareEnd:
+        """Have the process of a device make a share; it is started if there is none."""
         command, *words = drop_options(errand.words, ("--device", "--workers"))
-        own = ["--device", self._devices[name]]
-        own += [] if command == "text" else ["--workers", str(self._workers)]
-        cores = self._cores[list(self._devices).index(name)] if self._cores else ()
-
-        def tell(line: str) -> None:
-            if _PASSED_ON.match(line):
-                click.echo(f"{name}: {line}", err=True)
-
-        return self._threads.submit(
-            watch_share,
-            replace(errand, words=(command, *words, *own)),
-            part,
-            lambda: not was_stopped(errand.run),
-            tell,
-            cores,
-        )
+        words += ["--device", self._devices[name]]
+        words += [] if command == "text" else ["--workers", str(self._workers)]
+        errand = replace(errand, words=(command, *words))
+        process = self._processes.get(name)
+        if process is not None and process.words != errand.words:
+            process.close()
+            process = None
+        if process is None:
+            cores = self._cores[list(self._devices).index(name)] if self._cores else ()
+            process = ShareProcess(errand, lambda line: self._line.show(name, line), cores)
+            self._processes[name] = process
+        end = process.run(part, lambda: not was_stopped(errand.run))
+        if end.code:
+            self._processes.pop(name).close()
+        return end
 
 
 def _share_cores(processes: int) -> list[Collection[int]]:

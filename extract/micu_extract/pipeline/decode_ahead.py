@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 
 from micu.base.files import hold_folders
@@ -67,6 +67,7 @@ def extract_several(
     *,
     worker_bytes: int | None = None,
     max_failures: Limit | None = None,
+    decoders: Decoders | None = None,
 ) -> list[Summary]:
     """Make several feature sets of one manifest in one pass; safe to interrupt, and to type again.
 
@@ -83,6 +84,7 @@ def extract_several(
         clip_timeout_s: Decode in worker processes, and kill one that takes longer over a clip, s.
             None decodes in threads of this process, where nothing can be killed.
         worker_bytes: Memory that a worker process may take; None is what there is.
+        decoders: Those to use, which are there for further runs; None starts and ends its own.
         max_failures: More of them in one set stop the run, with `stopped_by` `TOO_MANY_FAILED`.
             Unless it bears that every clip fails, a run whose first 32 clips do, in every set, and
             of whose sets none holds a clip, is stopped by `ALL_FAILED`. Those 32 are not filed: the
@@ -94,16 +96,28 @@ def extract_several(
     """
     leave_import()
     with hold_folders():
-        return _extract(targets, read, workers, on_clip, clip_timeout_s, worker_bytes, max_failures)
+        decoding = (
+            decoding_for(read, workers, clip_timeout_s, worker_bytes)
+            if decoders is None
+            else nullcontext(decoders)
+        )
+        return _extract(targets, decoding, workers, on_clip, max_failures)
+
+
+def decoding_for(
+    read: Reader, workers: int, clip_timeout_s: float | None, worker_bytes: int | None
+) -> AbstractContextManager[Decoders]:
+    """Decoders as `extract_several` starts them."""
+    if clip_timeout_s is None:
+        return decode_in_threads(read, workers)
+    return decode_in_processes(read, workers, clip_timeout_s, worker_bytes)
 
 
 def _extract(
     targets: Mapping[str, Target],
-    read: Reader,
+    decoding: AbstractContextManager[Decoders],
     workers: int,
     on_clip: Callable[[Summary], None],
-    clip_timeout_s: float | None,
-    worker_bytes: int | None,
     max_failures: Limit | None,
 ) -> list[Summary]:
     """`extract_several`, while folders are held."""
@@ -114,11 +128,6 @@ def _extract(
         for name, target in targets.items()
     }
     work = merge_work({name: target.plan for name, target in targets.items()})
-    decoding: AbstractContextManager[Decoders] = (
-        decode_in_threads(read, workers)
-        if clip_timeout_s is None
-        else decode_in_processes(read, workers, clip_timeout_s, worker_bytes)
-    )
     read_s = 0.0
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals())  # first: a second signal must not cut `close`

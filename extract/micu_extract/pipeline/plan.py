@@ -398,7 +398,8 @@ def _take_stock(job: Job, folder: Path, header: Header) -> _Standing:
         return part is None or (number is not None and part.owns(number))
 
     layout = read_layout(folder)
-    labels = None if part is None or not layout else ("", part.label)
+    own_labels = None if part is None else part.labels_in(folder)
+    labels = own_labels if layout else None
     noted = indexed_shards(folder, labels)
     if not layout:  # lost, or never written: the shards say what they have
         everything = read_index(folder, noted, header=header)
@@ -406,7 +407,7 @@ def _take_stock(job: Job, folder: Path, header: Header) -> _Standing:
     index = read_index(folder, noted, concerns, header)
     stored = frozenset(source for entry in index.values() for source in entry.sources)
     own = read_failures(folder, ["" if part is None else part.label])
-    ledger = read_failures(folder, None if part is None else ("", part.label))
+    ledger = read_failures(folder, own_labels)
     return _Standing(
         layout=layout,
         stored=stored,

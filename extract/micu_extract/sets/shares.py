@@ -42,12 +42,26 @@ class Part:
         """Whether shard number `shard` is in this share."""
         return self.number <= shard % self.count + 1 <= (self.last or self.number)
 
+    def labels_in(self, folder: Path) -> tuple[str, ...]:
+        """What speaks of its shards in a set: files without a part, its own, those of its parts."""
+        others = [
+            label
+            for label in part_labels(folder)
+            if (numbers := _goes_with(label, self)) and numbers[1] != self.count
+            if (numbers[0] - self.number) % min(numbers[1], self.count) == 0
+        ]
+        return ("", *others, self.label)
+
     @property
     def _numbers(self) -> str:
         return f"{self.number}-{self.last}" if self.last else str(self.number)
 
     def __str__(self) -> str:  # noqa: D105
         return f"{self._numbers}/{self.count}"
+
+
+FROM_INPUT = Part(0, 0)
+"""Parts come from standard input, a line each."""
 
 
 def parse_part(text: str) -> Part:
@@ -69,11 +83,13 @@ def parse_part(text: str) -> Part:
 def choose_part(typed: str | None, environment: Mapping[str, str]) -> Part | None:
     """The part to extract: what was typed, else the place in a Slurm array, else None for all.
 
-    `1/1` is all too, which is how to do everything in one task of an array.
+    `1/1` is all too, which is how to do everything in one task of an array; `-` is `FROM_INPUT`.
 
     Raises:
         ConfigError: What was typed is no part, or the array's ids leave gaps.
     """
+    if typed == "-":
+        return FROM_INPUT
     part = parse_part(typed) if typed else part_of_array(environment)
     return None if part is None or part.count == 1 else part
 
@@ -104,15 +120,27 @@ def part_of_array(environment: Mapping[str, str]) -> Part | None:
 def refuse_other_partitions(folder: Path, part: Part) -> None:
     """Refuse to work on a set that is shared out otherwise: two parts might own one shard.
 
+    Part 2/3 and parts 2/6 and 5/6 go together: what shares a part out, on several devices, makes
+    parts of it, one by one.
+
     Raises:
         ConfigError: There are files of parts of another number.
     """
-    others = [label for label in part_labels(folder) if not label.endswith(f"of{part.count}")]
+    others = [label for label in part_labels(folder) if not _goes_with(label, part)]
     if others:
         raise ConfigError(
             f"{folder}: expected files of {part.count} parts, got some of part {others[0]}; when "
             f"no part is at work, type: micu-extract merge --incomplete {folder}"
         )
+
+
+def _goes_with(label: str, part: Part) -> tuple[int, int] | None:
+    """Number and count of a part that may be made beside another; None if it may not."""
+    other = parse_part(label.replace("of", "/"))
+    few, many = sorted((other.count, part.count))
+    if few == many or not (part.last or other.last or many % few):
+        return other.number, other.count
+    return None
 
 
 # --- who is at work --------------------------------------------------------------------------

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.3
 """How often the cluster is looked at, s."""
+HERE_POLL_S = 0.02
+"""How often devices of this machine are, s."""
 ANSWER_S = 60.0
 """How long the scheduler, or a worker, may take to answer, s."""
 WORKERLESS_S = 300.0
@@ -79,6 +81,8 @@ class Dispatcher:
     option: str = "--dask"
     """What was typed, for messages."""
 
+    one_by_one: bool = False
+    """Shares are of one shard: those between are of others."""
     flights: dict[str, Flight] = field(default_factory=dict)
     """By the worker's address."""
     doubts: bool = True
@@ -144,7 +148,7 @@ class Dispatcher:
                     stop.name = stop.name or TOO_MANY_FAILED
                 if self.shared:
                     stop.name = stop.name or ALL_FAILED
-                time.sleep(POLL_S)
+                time.sleep(POLL_S if self.option == "--dask" else HERE_POLL_S)
         finally:
             self._recall()
 
@@ -226,7 +230,8 @@ class Dispatcher:
             if alone and (self.flights or not self._suspects):
                 return
             shards = [self._suspects.pop(0)] if alone else self._take()
-            part = Part(shards[0] + 1, self.count, shards[-1] + 1)
+            last = 0 if self.one_by_one else shards[-1] + 1
+            part = Part(shards[0] + 1, self.count, last)
             future = self.client.submit(
                 run_share,
                 self._errand(),
@@ -248,7 +253,7 @@ class Dispatcher:
 
         A share is a run of shards, in which only such as are made already may lie between.
         """
-        most = -(-len(self._waiting) // (2 * len(self._seats)))
+        most = 1 if self.one_by_one else -(-len(self._waiting) // (2 * len(self._seats)))
         start = self._round.index(self._waiting[0])
         pairs = zip(self._waiting[:most], self._round[start:], strict=False)
         shards = [mine for mine, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]

@@ -39,28 +39,10 @@ ROUNDS = 3
 TOKEN_S = 86400.0
 """Age from which the token of a run that seems dead is removed, s: locks of callers on other
 machines may not be seen."""
-CALLERS_OWN = ("--dask", "--devices", "--max-failures", "--overwrite", "--retry-failed", "--json")
+CALLERS_OWN = (
+    *("--dask", "--devices", "--part", "--max-failures", "--overwrite", "--retry-failed", "--json"),
+)
 """Options that are not passed on to shares."""
-
-
-def check_shared_job(job: Job, option: str) -> None:
-    """Refuse what cannot be done in shares, before anything is loaded.
-
-    Args:
-        job: What was asked for.
-        option: `--dask` or `--devices`.
-
-    Raises:
-        ExtraError: Dask is not installed.
-        ConfigError: It does not go with `--part`.
-    """
-    if job.part is not None:
-        raise ConfigError(
-            f"{option}: expected a run over all shards, got part {job.part}, typed or from a Slurm "
-            "array; its workers share the work: leave --part out, or type --part 1/1"
-        )
-    if option == "--dask":
-        _import_client()
 
 
 def extract_on_cluster(
@@ -101,7 +83,9 @@ def extract_shared(
         OSError: A disk refused a shard.
     """
     started = time.monotonic()
-    count = max(len(plan.layout) for plan in plans)
+    # Of the shards of part i/n, each is a part i + n j of some multiple of n.
+    parts = job.part.count if job.part else 1
+    count = -(-max(len(plan.layout) for plan in plans) // parts) * parts
     for plan in plans:
         if not plan.replaces:
             refuse_other_partitions(plan.folder, Part(1, count))
@@ -116,9 +100,8 @@ def extract_shared(
 
     with ExitStack() as stay, stop_signals() as stop:
         with connection as client, _describe_run(job, plans) as errand:
-            dispatcher = Dispatcher(
-                client, errand, count, replan, max_failures, option, doubts=doubts
-            )
+            about = (client, errand, count, replan, max_failures, option)
+            dispatcher = Dispatcher(*about, one_by_one=parts > 1, doubts=doubts)
             dispatcher.look_at_all()
             for plan in plans:
                 # Shares write ledgers of their own, into which this one is not to speak.
@@ -154,7 +137,12 @@ def extract_shared(
 # --- before and after --------------------------------------------------------------------------
 
 
-def _import_client() -> Any:
+def check_dask() -> Any:
+    """Dask's client.
+
+    Raises:
+        ExtraError: Dask is not installed.
+    """
     try:
         from distributed import Client
     except ImportError as error:
@@ -165,9 +153,7 @@ def _import_client() -> Any:
 @contextmanager
 def _connect(address: str) -> Iterator[Any]:
     try:
-        client = _import_client()(
-            address, name="micu-extract", set_as_default=False, timeout=CONNECT_S
-        )
+        client = check_dask()(address, name="micu-extract", set_as_default=False, timeout=CONNECT_S)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--dask {address}: expected the address of a Dask scheduler, got: {error}; start one "
@@ -223,7 +209,9 @@ def _close_set(plan: Plan, guilty: Mapping[int, str], stage: str) -> None:
         for row in shard.todo
         if shard.number in guilty
     ]
-    append_ledger(plan.folder, failures)
+    append_ledger(plan.folder, failures, plan.label)
+    if plan.part is not None:  # others are at work
+        return
     report = merge_set(plan.folder, incomplete=True)
     if report.parts and not report.folded:
         logger.warning("%s: not joined: %s", plan.folder, "; ".join(report.problems[:5]))
@@ -243,9 +231,10 @@ def _summarise(
     """
     ledger = read_ledger(after.folder)
     still = [key for key, row in before.again.items() if ledger.get(key) == row]
-    fresh = [row for key, row in ledger.items() if key not in known and key not in still]
     clips = {row.clip.clip_id: row.clip for shard in before.shards for row in shard.todo}
-    first = [(clips[row.clip_id], row) for row in fresh if row.clip_id in clips][:JUDGED_FIRST]
+    others = {*known, *still}  # and those of other parts, which are not of these clips
+    fresh = [row for key, row in ledger.items() if key in clips and key not in others]
+    first = [(clips[row.clip_id], row) for row in fresh][:JUDGED_FIRST]
     return Summary(
         folder=str(before.folder),
         clips=before.done + before.failed + before.todo,

@@ -2,11 +2,11 @@
 
 A device of `--devices` has its shares run and watched by the same code.
 
-A share is a run of shards. It is the typed command with `--part`, in a process of its own: what
-ends that process does not end the Dask worker; it may start decoding processes, which Dask's
-daemonic workers may not; and its bytes are those of any other run. It listens to a pipe that the
-worker holds: when that closes, on purpose or because the worker has died, it publishes what is
-whole and ends.
+A share is a run of shards. It is made by the typed command with `--part -`, in a process of its
+own: what ends that process does not end the Dask worker; it may start decoding processes, which
+Dask's daemonic workers may not; and its bytes are those of any other run. It is told the share
+through a pipe that the worker holds: when that closes, on purpose or because the worker has died,
+it publishes what is whole and ends. A device's process is told one share after the other.
 """
 
 import os
@@ -16,20 +16,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import IO, Any
 
 from micu.base.files import file_sha256
 from micu.store.source import MANIFEST_VARIABLE
 from micu_extract.cluster.dask.making import ask_for_making, tell_differences
+from micu_extract.sets.shares import Part, parse_part
 
 RESOURCE = "GPU"
 """What a worker has to offer one of, so as to be given a share."""
 POLL_S = 0.5
 """How often a share at work looks whether it is still wanted, s."""
+IDLE_S = 2.0
+"""After which a process that was handed no further share lets its decoders go, s."""
 GRACE_S = 120.0
 """How long a share that was told to stop may take to publish what is whole, s."""
 UNLIKE = 1000
@@ -38,7 +43,7 @@ TOLD_CHARACTERS = 4000
 """Of what a share said, its end is kept."""
 
 _CHILD = (
-    "from micu_extract.cluster.dask.worker import end_with_input; end_with_input({}); "
+    "from micu_extract.cluster.dask.worker import confine; confine({}); "
     "from micu_extract.cli import main; main()"
 )
 _stopped: set[str] = set()
@@ -150,66 +155,87 @@ def run_share(errand: Errand, part: str) -> ShareEnd:
     differences = tell_differences(errand.making, errand.ask())
     if differences:  # changed since it was looked at
         return ShareEnd(UNLIKE, "", "; ".join(differences))
-    return watch_share(errand, part, is_wanted)
+    process = ShareProcess(errand)
+    try:
+        return process.run(part, is_wanted)
+    finally:
+        process.close()
 
 
-def watch_share(
-    errand: Errand,
-    part: str,
-    is_wanted: Callable[[], bool],
-    tell: Callable[[str], object] = lambda line: None,
-    cores: Collection[int] = (),
-) -> ShareEnd:
-    """Run a share in a process of its own, and stop it when it is not wanted any more.
+class ShareProcess:
+    """`micu-extract` in a process of its own, which makes the shares that it is handed, in turn.
 
     Args:
         errand: The run.
-        part: The share.
-        is_wanted: Asked again and again.
-        tell: Takes each line that the share says on standard error, from another thread.
+        tell: Takes each line that it says on standard error, from another thread.
         cores: Where it may run, for those systems that let it; empty is everywhere.
     """
-    listens, holds = os.pipe()
-    command, *others = errand.words
-    words = [command, "--part", part, "--json", *others]
-    try:
-        process = subprocess.Popen(
+
+    def __init__(  # noqa: D107
+        self,
+        errand: Errand,
+        tell: Callable[[str], object] = lambda line: None,
+        cores: Collection[int] = (),
+    ) -> None:
+        command, *others = errand.words
+        words = [command, "--part", "-", "--json", *others]
+        self.words = errand.words
+        self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _CHILD.format(sorted(cores)), *words],
             cwd=errand.folder,
             env={**os.environ, MANIFEST_VARIABLE: errand.manifest},
-            stdin=listens,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            bufsize=1,
             errors="backslashreplace",
             process_group=0,  # Ctrl-C is for the run, which tells its shares
         )
-    except BaseException:
-        os.close(holds)
-        raise
-    finally:
-        os.close(listens)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    with os.fdopen(holds, "wb") as pipe, process, ThreadPoolExecutor(2) as readers:
-        printed = readers.submit(process.stdout.read)
-        told = readers.submit(_listen, process.stderr, tell)
-        while True:
-            try:
-                process.wait(timeout=POLL_S)
-                return ShareEnd(process.returncode, printed.result(), told.result())
-            except subprocess.TimeoutExpired:
-                if not is_wanted():
-                    pipe.close()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        self._readers = ThreadPoolExecutor(2)
+        self._told = ""
+        self._listening = self._readers.submit(self._listen, self._process.stderr, tell)
 
+    def run(self, part: str, is_wanted: Callable[[], bool]) -> ShareEnd:
+        """Have a share made; a process that ends over it makes no other.
 
-def _listen(stream: IO[str], tell: Callable[[str], object]) -> str:
-    """Pass lines on as they come; the end of them all."""
-    told = ""
-    for line in stream:
-        tell(line.rstrip("\n"))
-        told = (told + line)[-TOLD_CHARACTERS:]
-    return told
+        Args:
+            part: The share.
+            is_wanted: Asked again and again; the process is told to end when it is not.
+        """
+        with suppress(OSError):  # it has ended, which is seen below
+            self._input.write(f"{part}\n")
+        report = self._readers.submit(self._output.readline)
+        while not wait([report], POLL_S).done:
+            if not is_wanted():
+                self._stop()
+        if line := report.result():
+            return ShareEnd(0, line, self._told)
+        code = self._process.wait()
+        self._listening.result()
+        return ShareEnd(code, "", self._told)
+
+    def close(self) -> None:
+        """Have it end, and wait for that."""
+        self._stop()
+        self._process.wait()
+        self._readers.shutdown()
+        self._output.close()
+
+    def _stop(self) -> None:
+        with suppress(OSError):  # it has ended
+            self._input.close()
+
+    def _listen(self, stream: IO[str], tell: Callable[[str], object]) -> None:
+        """Pass lines on as they come, and keep the end of them all."""
+        with stream:
+            for line in stream:
+                tell(line.rstrip("\n"))
+                self._told = (self._told + line)[-TOLD_CHARACTERS:]
 
 
 def was_stopped(run: str) -> bool:
@@ -225,20 +251,38 @@ def stop_shares(run: str) -> None:
 # --- in the process of a share -----------------------------------------------------------------
 
 
-def end_with_input(cores: Collection[int] = ()) -> None:
-    """Have this process end as after SIGTERM when its standard input closes.
-
-    Args:
-        cores: Where it, and what it starts, may run; empty is everywhere.
-    """
+def confine(cores: Collection[int]) -> None:
+    """Say where this process, and what it starts, may run; empty is everywhere."""
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
-    threading.Thread(target=_wait_and_end, daemon=True).start()
 
 
-def _wait_and_end() -> None:
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_S)
-    os.kill(os.getpid(), signal.SIGKILL)
+def parts_of_input() -> Iterator[Part | None]:
+    """Parts from standard input, a line each; None where none came for `IDLE_S`.
+
+    The end of the input ends this process: as SIGTERM does if it is at a part.
+    """
+    lines: SimpleQueue[str] = SimpleQueue()
+    is_at_work = threading.Event()
+    threading.Thread(target=_read_input, args=(lines, is_at_work), daemon=True).start()
+    while True:
+        try:
+            line = lines.get(timeout=IDLE_S)
+        except Empty:
+            yield None
+            continue
+        if not line:
+            return
+        is_at_work.set()
+        yield parse_part(line)
+        is_at_work.clear()
+
+
+def _read_input(lines: "SimpleQueue[str]", is_at_work: threading.Event) -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    lines.put("")
+    if is_at_work.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os.kill(os.getpid(), signal.SIGKILL)
