@@ -278,7 +278,7 @@ class FiniteRange(click.FloatRange):
 
 @dataclass(slots=True)
 class StopFlag:
-    """The signal that asked the run to stop, by name; empty while none has."""
+    """What asked the run to stop: a signal by its name, or a limit in words; empty for nothing."""
 
     name: str = ""
 

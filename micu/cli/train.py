@@ -200,7 +200,7 @@ def _run(
     from micu.data.dataset import FeatureDataset, select_clips
     from micu.data.loader import make_loader
     from micu.losses import LOSSES
-    from micu.train.cost import count_steps, measure_cost
+    from micu.train.cost import count_training_steps, measure_cost
     from micu.train.fit import RunOptions, fit
     from micu.train.logs import import_tensorboard
     from micu.train.step import build_state, weights_digest
@@ -229,7 +229,7 @@ def _run(
             device=device,
         )
 
-    steps = count_steps(config, len(load(0, 0)))
+    steps = count_training_steps(config, len(load(0, 0)))
     state = build_state(config, dataset.shapes, device, steps, world)
     if typed.dry_run:
         cost = measure_cost(state, load, typed.workers)

@@ -66,7 +66,7 @@ class RunCost:
         return "steps" if self.step_s >= self.read_s else "reading"
 
 
-def count_steps(config: TrainConfig, batches: int) -> int:
+def count_training_steps(config: TrainConfig, batches: int) -> int:
     """Steps of a whole run whose epochs have so many batches."""
     whole = batches * config.optimizer.epochs
     return min(whole, config.optimizer.max_steps or whole)
@@ -98,7 +98,7 @@ def measure_cost(state: TrainState, load: LoaderFactory, workers: int) -> RunCos
         workers=workers,
         memory_bytes=peak_memory(device),
         batches=batches,
-        steps=count_steps(state.config, batches),
+        steps=count_training_steps(state.config, batches),
     )
 
 
