@@ -211,6 +211,16 @@ LOOK_UPS = {
         {"cow/2.mp4": "media/cow/2.mkv", "3.mp4": "cat/3.mp4"},
         {"dog/1.mp4": "missing"},
     ),
+    "folder: a file that is named as another row's id": (
+        "folder",
+        {
+            "my.csv": f"clip_id,path,start_s,end_s\n1,a.mp4,,\n{A}_0_10,{A}.mp4,0,10\n"
+            f"{A}_10_20,{A}.mp4,10,20\n"
+        },
+        ["1.mp4", f"{A}_000000.mp4"],
+        {},
+        {"1": "missing", f"{A}_0_10": "missing", f"{A}_10_20": "missing"},
+    ),
     "folder: a file that two rows could have": (
         "folder",
         {"my.csv": "path,label\ndog/1.mp4,dog\ncat/1.mp4,cat\ncat/2.mp4,cat\ncat/2.mp4,cow\n"},

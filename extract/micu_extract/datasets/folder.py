@@ -207,6 +207,7 @@ def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False
     clip's id, whatever its folder and ending; else the only one of the clip's YouTube video and
     start, however these are spelled; else the only one of that video whose name bears no start. A
     file that another path has, or could have as well, is nobody's. Rows of one path have one file.
+    In a list of one's own an id says nothing of a file: the path does.
 
     Args:
         clips: Rows of a manifest; those without a path stay as they are.
@@ -246,6 +247,8 @@ def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False
         return by_start.get((_video_of(path), None), [])
 
     names = {clip.path: clip.clip_id.partition("#")[0] for clip in reversed(clips) if clip.path}
+    if is_own_list:
+        names = dict.fromkeys(names, "")
     places = {path: path for path in names if path in there}
     unsure: dict[str, tuple[str, list[str]]] = {}
     taken = set(places)
