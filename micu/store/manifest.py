@@ -181,9 +181,9 @@ SOURCE = re.compile(rf"[0-9a-f]{{{SOURCE_CHARACTERS}}}|")
 def row_sources(clips: Iterable[Clip], made_of: str) -> tuple[str, ...]:
     """Digests of what rows are made of: the same bytes of the same file, or the same sentence.
 
-    `./a.mp4` is `a.mp4`, and times count to the microsecond: a spreadsheet keeps 15 digits. What
-    else a manifest says of a clip, its id too, makes no difference, nor do other rows. Of rows that
-    are made of one thing, each has its own: they are numbered.
+    `./a.mp4` is `a.mp4`, and times count to the microsecond: a spreadsheet keeps 15 digits. How the
+    lines of a sentence end makes no difference, nor what else a manifest says of a clip, its id
+    too, nor other rows. Of rows that are made of one thing, each has its own: they are numbered.
 
     Args:
         clips: Rows, in order.
@@ -197,7 +197,7 @@ def row_sources(clips: Iterable[Clip], made_of: str) -> tuple[str, ...]:
     for clip in clips:
         match made_of:
             case "text":
-                parts: tuple[object, ...] = (clip.text,)
+                parts: tuple[object, ...] = (clip.text.replace("\r\n", "\n"),)
             case "id":
                 parts = (clip.clip_id,)
             case _:

@@ -23,7 +23,7 @@ from micu.cli.evaluate import main as evaluate
 from micu.cli.features import find_feature_sets
 from micu.library.clips import FeatureSet
 from micu.store.ledger import indexed_shards
-from micu.store.manifest import Clip, read_manifest, write_manifest
+from micu.store.manifest import TIMES, Clip, read_manifest, write_manifest
 from micu.store.sets import FeatureStore, read_set
 from micu.store.shard import Shard
 from micu_extract.cli import cli
@@ -152,6 +152,16 @@ def swap(column: str) -> Callable[[Rows, list[str]], None]:
     return do
 
 
+def spell_zeros(form: str) -> Callable[[Rows, list[str]], None]:
+    """Another way to write a start of 0."""
+    return lambda rows, _: [row.update(start_s=form) for row in rows if row["start_s"] == "0.0"]  # type: ignore[func-returns-value]
+
+
+def link(path: Path) -> None:
+    (path.parent / "link.wav").symlink_to("3.wav")
+    rewrite(change(3, path="link.wav"))(path)
+
+
 NEW = Clip(clip_id="new", path="1.wav", start_s=1.5, end_s=2.5, label="drum", text="quite new")
 EDITS: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     # edit, audio and text clips that are extracted again, clips to train on until then
@@ -181,6 +191,14 @@ EDITS: dict[str, tuple[Callable[[Path], None], int, int, int]] = {
     "CRLF": (with_bytes(lambda data: data.replace(b"\n", b"\r\n")), 0, 0, 11),
     "BOM": (with_bytes(lambda data: b"\xef\xbb\xbf" + data), 0, 0, 11),
     "new column": (add_column, 0, 0, 11),
+    "empty starts": (table(spell_zeros("")), 0, 0, 11),
+    "repeated row": (table(lambda rows, _: rows.append(rows[3])), 0, 0, 11),
+    "capital letters": (with_bytes(lambda data: data.replace(b"clip_id", b"Clip_ID")), 0, 0, 11),
+    "link to the same file": (link, 1, 0, 10),
+    "end behind the media": (rewrite(change(3, end_s=100.0)), 1, 0, 10),
+    "start behind the media": (rewrite(change(3, start_s=99.0, end_s=100.0)), 0, 0, 10),
+    "accent in two characters": (rewrite(change(3, text="a cafe\u0301")), 0, 1, 10),
+    "line end in a sentence": (rewrite(change(3, text="a drum\nsounds 3")), 0, 1, 10),
     "start": (rewrite(change(3, start_s=0.25)), 1, 0, 10),
     "end": (rewrite(change(3, end_s=1.25)), 1, 0, 10),
     "path": (rewrite(change(3, path="other.wav")), 1, 0, 10),
@@ -260,12 +278,17 @@ def test_the_reader_of_the_page_on_the_format_reads_what_the_store_reads(folder:
     manifest = folder / "m.csv"
     EDITS["start"][0](manifest)
     EDITS["label"][0](manifest)
+    rewrite(change(0, label="one, \u2028two\nlines"))(manifest)
     store = find_feature_sets(folder / "features", ["audio"], manifest, {}).stores["audio"]
     found = names["read_features"](store.folder, manifest)
     assert found.keys() == set(store.clip_ids)
     for clip_id, values in found.items():
         row = store.read(clip_id)
         np.testing.assert_array_equal(values, row.values[row.mask])
+    rewrite(lambda clips: [replace(clips[0], label="drum")])(manifest)
+    table(lambda rows, names: [(names.remove(n), rows[0].pop(n)) for n in TIMES])(manifest)
+    extract(folder, manifest)
+    assert names["read_features"](store.folder, manifest).keys() == {"clip 0"}
 
 
 # --- compact, and other manifests ------------------------------------------------------------
@@ -308,6 +331,26 @@ def test_status_names_what_no_manifest_asks_for(folder: Path) -> None:
     assert "1 rows in the shards that no manifest asks for any more" in done.output
     assert "micu-extract compact" in done.output
     assert "1 removed" in compact(folder)
+
+
+@pytest.mark.parametrize("data", [b"", b"clip_id,path\n", b"clip_id,path\na,b,c\n", b"\0", None])
+def test_status_says_that_a_manifest_cannot_be_read(folder: Path, data: bytes | None) -> None:
+    EDITS["start"][0](folder / "m.csv")
+    extract(folder, folder / "m.csv")
+    (folder / "m.csv").unlink() if data is None else (folder / "m.csv").write_bytes(data)
+    (status, *_) = read_status([folder / "features" / "m" / "audio-toy-sound"])
+    assert (status.rows, status.unasked) == (12, 0)
+    done = CliRunner().invoke(cli, ["status", str(folder / "features")])
+    assert f"rows are those of the last run: {folder / 'm.csv'}: " in done.output
+    assert "compact" not in done.output
+
+
+def test_rows_behind_a_limit_are_asked_for(folder: Path) -> None:
+    shutil.rmtree(folder / "features")
+    assert extract_sounds(folder, "--limit", "5").exit_code == 0
+    EDITS["order"][0](folder / "m.csv")
+    (status,) = read_status([folder / "features" / "m" / "audio-toy-sound"])
+    assert (status.rows, status.stored, status.left, status.unasked) == (5, 0, 5, 0)
 
 
 @pytest.mark.parametrize("moment", range(12))

@@ -252,3 +252,12 @@ def test_rows_that_are_made_of_one_thing_are_numbered() -> None:
     told += ['["v.mp4", 1.0, 2.0, 3]']
     expected = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in told]
     assert row_sources(clips, "media") == tuple(expected)
+
+
+def test_how_the_lines_of_a_sentence_end_is_no_part_of_its_source(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    found = []
+    for data in (b'clip_id,text\na,"one\ntwo"\n', b'clip_id,text\r\na,"one\r\ntwo"\r\n'):
+        path.write_bytes(data)
+        found.append(row_sources(read_manifest(path).clips, "text"))
+    assert found[0] == found[1] != row_sources([Clip(clip_id="a", text="one two")], "text")

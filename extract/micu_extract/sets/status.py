@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
-from micu.base.errors import ManifestError, StoreError
+from micu.base.errors import ManifestError, StoreError, shorten
 from micu.store.ledger import (
     MISSING,
     extend_layout,
@@ -52,6 +52,8 @@ class SetStatus:
     """Parts that have files of their own, as `2/4`; none where there are no parts, or merged."""
     newest: str
     """When the last shard was written, local time; empty where there is none."""
+    manifest_error: str
+    """Why its manifest cannot be read now, and the rows are the last run's; empty where it can."""
 
 
 def read_status(
@@ -68,7 +70,7 @@ def read_status(
         OSError: The disk, or the rights to it, refused.
     """
     found: list[SetStatus] = []
-    known: dict[tuple[str, str, str], tuple[str, ...]] = {}
+    known: dict[tuple[str, str, str], _Asked] = {}
     for folder in folders:
         try:
             found.append(_status(folder, known))
@@ -79,7 +81,11 @@ def read_status(
     return found
 
 
-def _status(folder: Path, known: dict[tuple[str, str, str], tuple[str, ...]]) -> SetStatus:
+_Asked = tuple[tuple[str, ...], str]
+"""The rows that a manifest asks for, by source, or why it cannot be read."""
+
+
+def _status(folder: Path, known: dict[tuple[str, str, str], _Asked]) -> SetStatus:
     header, run = read_set(folder)
     noted = indexed_shards(folder)
     sizes: dict[str, int] = {}
@@ -92,10 +98,11 @@ def _status(folder: Path, known: dict[tuple[str, str, str], tuple[str, ...]]) ->
     good = {n for n, size in sizes.items() if n in noted and noted[n].is_about(size, making)}
     there = {source for name in good for source in noted[name].sources}
     layout = read_layout(folder) or {name: noted[name].sources for name in sorted(noted)}
-    asked_rows = _asked(run, header.spec, known)
-    count = len(asked_rows)
-    if not asked_rows:  # those that had their place first
-        asked_rows, count = tuple(chain.from_iterable(layout.values()))[: run.rows], run.rows
+    all_rows, error = _asked(run, header.spec, known)
+    if error:  # what had its place first
+        all_rows = tuple(chain.from_iterable(layout.values()))
+    count = run.rows if error else run.rows_of(len(all_rows))
+    asked_rows = all_rows[:count]
     layout = extend_layout(layout, asked_rows, header.shard_rows)
     asked = set(asked_rows)
     stored = there & asked
@@ -131,7 +138,7 @@ def _status(folder: Path, known: dict[tuple[str, str, str], tuple[str, ...]]) ->
         codes=dict(sorted(codes.items())),
         left=max(0, count - len(settled)),
         shared=shared,
-        unasked=len(there - asked - others),
+        unasked=len(there.difference(all_rows, others)),
         shards_done=done,
         shards_partial=partial,
         shards_missing=missing,
@@ -139,24 +146,20 @@ def _status(folder: Path, known: dict[tuple[str, str, str], tuple[str, ...]]) ->
         size_bytes=sum(sizes.values()),
         parts=tuple(label.replace("of", "/") for label in part_labels(folder)),
         newest=datetime.fromtimestamp(newest).isoformat(" ", "seconds") if newest else "",
+        manifest_error=error,
     )
 
 
-def _asked(
-    run: RunRecord, spec: FeatureSpec, known: dict[tuple[str, str, str], tuple[str, ...]]
-) -> tuple[str, ...]:
-    """The rows that the manifest asks for as it is now, by source.
-
-    Nothing where it is not there any more, or is no manifest.
-    """
+def _asked(run: RunRecord, spec: FeatureSpec, known: dict[tuple[str, str, str], _Asked]) -> _Asked:
+    """What the manifest asks for as it is now."""
     key = (run.manifest_path, spec.modality, spec.made_of)
     if key not in known:
         try:
             manifest = read_manifest(Path(run.manifest_path))
-            known[key] = tuple(manifest.sources(*key[1:]).values())
-        except (ManifestError, OSError):
-            known[key] = ()
-    return known[key][: run.rows_of(len(known[key]))]
+            known[key] = tuple(manifest.sources(*key[1:]).values()), ""
+        except (ManifestError, OSError) as error:
+            known[key] = (), shorten(str(error), 200)
+    return known[key]
 
 
 def describe_status(status: SetStatus) -> str:
@@ -181,6 +184,8 @@ def describe_status(status: SetStatus) -> str:
     if status.shared:
         told = ", ".join(f"{count} of {name}" for name, count in status.shared.items())
         lines.append(f"read from sets of other manifests: {told}")
+    if status.manifest_error:
+        lines.append(f"rows are those of the last run: {status.manifest_error}")
     if status.unasked:
         lines.append(
             f"{status.unasked} rows in the shards that no manifest asks for any more; to remove "
