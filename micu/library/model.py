@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ PICTURE = "video"
 """The modality that a picture is a clip of."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Embedding:
     """N clips as a model sees them, modality after modality."""
 
@@ -54,7 +55,7 @@ class Embedding:
     def __len__(self) -> int:  # noqa: D105
         return len(self.clip_ids)
 
-    @property
+    @cached_property  # of a million clips it takes seconds
     def unit_vectors(self) -> NDArray[Any]:
         """`vectors` of length 1, (N, D); a zero stays zero. Their products are cosines."""
         length = np.linalg.norm(self.vectors, axis=1, keepdims=True)
