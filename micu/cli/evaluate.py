@@ -343,6 +343,7 @@ def _evaluate(typed: EvaluationOrder, checkpoint: Path) -> Iterator[list[Row]]:
     from micu.evaluate.models import frozen_encoders, load_model
     from micu.evaluate.tasks import choose_task
 
+    typed = replace(typed, checkpoints=(checkpoint,))
     task, of_plugin = choose_task(typed.task, typed.settings)
     device = resolve_device(typed.device)
     loaded = frozen_encoders(device) if is_frozen(checkpoint) else load_model(checkpoint, device)
@@ -359,9 +360,10 @@ def _evaluate(typed: EvaluationOrder, checkpoint: Path) -> Iterator[list[Row]]:
             f"{first} on; type a smaller --seed"
         )
     made: dict[str, dict[str, FeatureEncoder]] = {}
+    told: set[str] = set()
     for seed in range(first, first + _count_seeds(typed)):
         asked = _evaluation(typed, sides, loaded, seed, made)
-        yield task(replace(asked, of_plugin=of_plugin))
+        yield task(replace(asked, of_plugin=of_plugin, _told=told))
 
 
 def _with_rate(typed: EvaluationOrder, manifest: Manifest) -> EvaluationOrder:
@@ -373,6 +375,7 @@ def _with_rate(typed: EvaluationOrder, manifest: Manifest) -> EvaluationOrder:
     from micu.evaluate.splits import TRAIN, of_splits
 
     is_probed = typed.task in ("oscmg", "cmg") and not typed.localise and not typed.setting
+    is_probed = is_probed and not {"checkpoint", "untrained"}.isdisjoint(typed.encoders)
     if not is_probed or "--probe-learning-rate" in typed.options:
         return typed
     splits = parse_splits(typed.train_splits)
@@ -380,8 +383,9 @@ def _with_rate(typed: EvaluationOrder, manifest: Manifest) -> EvaluationOrder:
     labelled = [c for c in manifest.clips if c.label and (c.label in known or not known)]
     clips = len(of_splits(labelled, (TRAIN,) if splits == () else splits, manifest.clips))
     epochs = typed.probe_epochs or PROBE_EPOCHS.get(typed.task, USUAL_EPOCHS)
+    epochs -= typed.probe_epoch_offset
     steps = epochs * math.ceil(clips / typed.probe_batch_size)
-    if steps >= FEW_STEPS or not clips:
+    if not 0 < steps < FEW_STEPS:
         return typed
     say(
         f"{clips} clips give the probe {steps} steps: its learning rate is {RAISED_RATE}, not "

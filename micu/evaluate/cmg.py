@@ -70,12 +70,10 @@ def events_of(known: tuple[str, ...], modality: str, clip: Clip) -> tuple[str, .
 
 def _evaluate_trial(evaluation: Evaluation, trial: Trial) -> list[Row]:
     run = _localise if evaluation.localise else _classify
-    probe = evaluation.probe.describe()
-    probe = (
-        f"localisation {probe}"
-        if evaluation.localise
-        else trial.encoder.describe_probe(evaluation.probe)
-    )
+    if evaluation.localise:
+        probe = f"localisation {evaluation.probe.describe()}"
+    else:
+        probe = trial.encoder.describe_probe(evaluation.probe)
 
     def rows_of(protocol: str) -> list[Row]:
         split = _split(evaluation, protocol, trial)

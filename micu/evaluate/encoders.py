@@ -94,7 +94,7 @@ class ClipCache:
     ) -> None:
         self.stores = stores
         self._clips = {clip.clip_id: clip for clip in clips}
-        self._data = replace(data, splits=(), exclude_ids="")
+        self._data = data
         self._encode = encode
         self._kept: dict[str, ClipFeatures] = {}
 

@@ -85,7 +85,10 @@ def test_what_was_typed_and_what_is_published_stays(tmp_path: Path) -> None:
     assert rate(80, task="cmg") == 2e-3
     assert rate(240, task="cmg") == 2e-3  # 30 epochs of three batches
     assert rate(241, task="cmg") == 4e-4
+    assert rate(80, encoders=("input", "frozen:x")) == 4e-4  # no probe reads a rate
+    assert rate(80, encoders=("input", "untrained")) == 2e-3
     assert rate(80, probe_epochs=100) == 4e-4
+    assert rate(80, probe_epochs=100, probe_epoch_offset=1) == 2e-3  # 99 are trained
     assert rate(80, probe_batch_size=20) == 4e-4
     assert rate(200, train_splits="all") == 4e-4
     assert rate(300, known=tmp_path / "known.csv") == 4e-4
