@@ -89,6 +89,35 @@ def test_a_command_that_ends_before_it_can_be_killed_is_said_to(
     assert "kill -9: had finished before it was killed" in capsys.readouterr().out
 
 
+def test_commands_beside_each_other_end_with_the_first_that_fails(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "count_cores", lambda: 2)
+    shell.run_beside([("toy", "a", "0"), ("toy", "b", "0"), ("toy", "c", "0")])
+    log = (shell.folder / "demo.log").read_text()
+    assert all(f"said {name} 0" in log for name in "abc")
+    started = time.monotonic()
+    with pytest.raises(DemoError, match="bad"):
+        shell.run_beside([("toy", "bad", "3"), ("toy", "wait", "0")])
+    assert time.monotonic() - started < 300
+    assert not shell.at_work
+    assert not (shell.folder / "end").exists()
+
+
+def test_models_have_one_thread_and_extraction_has_all(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (shell.folder.parent / "toy_tool.py").write_text(
+        "import os\ndef main(): print('threads', os.environ.get('OMP_NUM_THREADS'))"
+    )
+    monkeypatch.setattr(demo, "TOOLS", dict.fromkeys(("micu-extract", "toy"), "toy_tool:main"))
+    shell.run("micu-extract")
+    shell.run("toy")
+    log = (shell.folder / "demo.log").read_text()
+    assert log.index("threads None") < log.index("threads 1")
+
+
 def test_a_folder_with_other_content_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
     (tmp_path / "media/mine.mp4").write_text("mine")
