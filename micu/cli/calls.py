@@ -136,7 +136,8 @@ def evaluate_model(
 
     if task not in OPTIONS:
         raise ConfigError(f"unknown task {task!r}; {suggest(task, OPTIONS)}")
-    names = {field.name for field in fields(EvaluationOrder)} - {"options", "chosen", "as_json"}
+    own = {"task", "localise", "checkpoints", "options", "chosen", "as_json"}
+    names = {field.name for field in fields(EvaluationOrder)} - own
     for name in options:
         if name not in names:
             raise ConfigError(f"micu-eval {task}: no option {name!r}; {suggest(name, names)}")

@@ -180,6 +180,8 @@ def test_calls_refuse_what_commands_refuse_with_their_sentences(folder: Path) ->
         micu.evaluate_model("last.pt", "oscm")
     with pytest.raises(micu.MicuError, match="no option 'protocl'; did you mean 'protocol'"):
         micu.evaluate_model("last.pt", "oscmg", protocl="clean")
+    with pytest.raises(micu.MicuError, match="no option 'checkpoints'"):
+        micu.evaluate_model("last.pt", "oscmg", checkpoints=("other.pt",))
     with pytest.raises(micu.MicuError, match="no such checkpoint"):
         micu.evaluate_model("none.pt", "oscmg")
     with pytest.raises(
