@@ -76,7 +76,7 @@ def read_manifest(
 
     Args:
         source: A manifest, or a CSV file with the column `path`; a folder of media, or of a folder
-            per class; one media file or a list of such; a data frame with a manifest's columns.
+            per class; one media file or several; a data frame with a manifest's columns.
         media_root: Folder that paths start from; None is that of the file or folder itself, of
             paths the deepest that has all, of a data frame the working directory.
 
@@ -96,12 +96,19 @@ def read_manifest(
         if manifests.is_table(path) or not path.is_file():
             return _read_csv(path, root or path.parent)
         source = [path]
-    if hasattr(source, "to_csv"):
+    if hasattr(source, "to_csv") and hasattr(source, "columns"):  # a series has the first
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "frame.csv"
             source.to_csv(path, index=False)
             return _unwritten(_read_csv(path, Path()).clips, root or Path(), "frame")
-    return _read_paths([Path(path) for path in source], root)
+    try:
+        paths = [Path(path) for path in source]
+    except TypeError as error:
+        raise ManifestError(
+            "clips: expected a manifest, a folder, paths of media or a data frame, got "
+            f"{brief(repr(source))}"
+        ) from error
+    return _read_paths(paths, root)
 
 
 def _read_csv(path: Path, root: Path) -> ClipList:

@@ -158,7 +158,7 @@ class Model:
         self, modality: str, store: FeatureStore, clip_ids: Sequence[str] | None
     ) -> Embedding:
         check_features({modality: store}, self.loaded)
-        ids = store.clip_ids if clip_ids is None else tuple(clip_ids)
+        ids = store.clip_ids if clip_ids is None else tuple(map(str, clip_ids))
         for clip_id in ids:
             if clip_id not in store:
                 raise StoreError(f"{store.folder}: no features of clip {brief(repr(clip_id))}")

@@ -110,6 +110,22 @@ def test_what_lists_no_clips_is_refused_with_a_sentence(tmp_path: Path) -> None:
         read_manifest(pd.DataFrame({"clip_id": ["x", "x"], "text": ["a", "b"]}))
 
 
+def test_paths_come_in_whatever_can_be_gone_through(tmp_path: Path) -> None:
+    names = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
+    for name in names:
+        Path(name).write_bytes(b"RIFF")
+    for source in (iter(names), np.array(names), pd.Series(names, index=[7, 3]), tuple(names)):
+        assert [clip.path for clip in read_manifest(source)] == ["a.wav", "b.wav"]
+    frame = pd.DataFrame({"clip_id": [1, 2], "text": ["a", "b"]}, index=["x", "x"])
+    assert [clip.clip_id for clip in read_manifest(frame)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("source", [None, 3, [3, 4], b"a.wav", Clip(clip_id="a")])
+def test_what_names_no_clips_is_refused_with_a_sentence(source: object) -> None:
+    with pytest.raises(ManifestError, match="clips: expected a manifest, a folder, paths of media"):
+        read_manifest(source)
+
+
 # --- feature sets ----------------------------------------------------------------------------
 
 
@@ -247,6 +263,10 @@ def test_features_of_another_kind_are_refused(sets: dict[str, FeatureSet]) -> No
         model.embed({})
     with pytest.raises(StoreError, match="no features of clip 'x'"):
         model.embed({"video": sets["video"]}, clip_ids=["x"])
+    for ids in (np.array(["clip/3"]), iter(["clip/3"])):
+        assert list(map(type, model.embed({"video": sets["video"]}, clip_ids=ids).clip_ids)) == [
+            str
+        ]
     with pytest.raises(ConfigError, match="does not say by which backbone its text"):
         model.embed({"text": "a dog"})
 
