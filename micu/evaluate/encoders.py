@@ -195,11 +195,11 @@ class CodeEncoder:
 
 
 def pool_inputs(batches: Iterable[Batch], modality: str) -> ClipFeatures:
-    """The features as they were extracted, (n, T, D); grids are averaged over their cells."""
+    """The features as they were extracted, (n, T, D) float32; grids are averaged over cells."""
     ids: list[str] = []
     values, masks = [], []
     for batch in batches:
-        steps = batch.features[modality]
+        steps = batch.features[modality].float()  # probes are fitted in it, whatever data.dtype is
         values.append(steps if steps.ndim == 3 else steps.flatten(2, -2).mean(2))
         masks.append(batch.mask)
         ids.extend(batch.clip_ids)

@@ -69,7 +69,7 @@ GLOSSARY = {
     "those of the paper.",
     "source-val": "The honest threshold: it accepts 95 % of held-out clips of known classes in "
     "the source modality.",
-    "oracle": "The threshold that is best on the test set.",
+    "oracle": "The threshold and the epoch that are best on the test set.",
     "probe": "A linear classifier that is trained on frozen codes of one modality.",
     "perplexity": "How many codes are in even use: the exponential of the codes' entropy.",
     "rests on": "Something that a figure rests on and should not, such as test clips in training.",

@@ -90,6 +90,9 @@ def test_what_was_typed_and_what_is_published_stays(tmp_path: Path) -> None:
     assert rate(80, probe_epochs=100) == 4e-4
     assert rate(80, probe_epochs=100, probe_epoch_offset=1) == 2e-3  # 99 are trained
     assert rate(80, probe_batch_size=20) == 4e-4
+    assert rate(80, encoders=("frozen:x", "input")) == 4e-4  # a logistic regression has no rate
+    assert rate(80, encoders=("input", "untrained")) == 2e-3
+    assert rate(241, probe_epoch_offset=1) == 2e-3  # 24 epochs are left
     assert rate(200, train_splits="all") == 4e-4
     assert rate(300, known=tmp_path / "known.csv") == 4e-4
     assert rate(300, known=tmp_path / "none.csv") == 4e-4  # no clips: another error says so

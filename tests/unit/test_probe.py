@@ -281,6 +281,18 @@ def test_raw_grids_are_averaged_over_their_cells(stores: dict[str, FeatureStore]
     assert torch.allclose(found.values[0], grid.mean((1, 2)), atol=1e-6)
 
 
+def test_features_that_are_read_in_half_precision_are_probed_in_float32(
+    stores: dict[str, FeatureStore],
+) -> None:
+    cache = ClipCache(stores, make_clips(20), DataConfig(dtype="float16"), pool_inputs)
+    encoder = InputEncoder("ceiling", cache, "cpu")
+    found = encoder.encode("audio", [f"clip/{number}" for number in range(8)])
+    assert found.values.dtype is torch.float32
+    labels = torch.arange(8) % 2
+    *_, probe = encoder.train_probe(found, labels, 2, ProbeConfig(), 1)
+    assert all(weight.isfinite().all() for weight in probe.parameters())
+
+
 def test_only_the_clips_asked_for_are_read_and_each_once(stores: dict[str, FeatureStore]) -> None:
     reading = Reading()
     cache = ClipCache(stores, make_clips(20), DataConfig(), reading)
