@@ -6,9 +6,9 @@ the same command in a process that is confined to as many cores as each of N has
 from typing to the end, start and libraries included, and take turns.
 
 Prints `figure: devices_share VALUE`, the speed of N over N times that of one, the median of the
-rounds; `figure: devices_start_s VALUE`, what a share takes before it begins (a device has about
-seven of them in a run, whatever its length); and `figure: devices_share_of_work VALUE`, the same
-speed when the starts of both are left out: what a long run tends to.
+rounds; `figure: devices_start_s VALUE`, what a process takes before it begins, which one device has
+once, and several twice, that of the run and then theirs; and `figure: devices_share_of_work VALUE`,
+the same speed when these are left out: what a long run tends to.
 
 The sets must be the same to the byte.
 
@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -32,17 +31,8 @@ STARTS = 5
 """How often a start is timed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a run took, s."""
-
-    wall: float
-    shares: int
-    """Processes that each device started, one after the other, on average over the devices."""
-
-
-def extract(folder: Path, out: str, cores: set[int], words: list[str], backbone: str) -> Cost:
-    """One run from typing to the end."""
+def extract(folder: Path, out: str, cores: set[int], words: list[str], backbone: str) -> float:
+    """What one run takes from typing to the end, s."""
     command = [sys.executable, "-m", "micu_extract.cli", "video", "clips.csv"]
     command += ["--backbone", backbone, "--weights", "random", "--out", out, "--shard-rows", "1"]
     began = time.perf_counter()
@@ -56,7 +46,7 @@ def extract(folder: Path, out: str, cores: set[int], words: list[str], backbone:
     )
     wall = time.perf_counter() - began
     assert json.loads(process.stdout.splitlines()[-1])["left"] == 0, process.stderr
-    return Cost(wall, process.stderr.count(": shards "))
+    return wall
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -85,21 +75,16 @@ def main(devices: int, clips: int, seconds: float, rounds: int, backbone: str) -
         alone = ["--device", "cpu", "--workers", str(each)]
         extract(folder, "warm", set(cores[:each]), [*alone, "--limit", "1"], backbone)
         start = median(
-            extract(folder, "warm", set(cores[:each]), [*alone, "--limit", "1"], backbone).wall
+            extract(folder, "warm", set(cores[:each]), [*alone, "--limit", "1"], backbone)
             for _ in range(STARTS)
         )
         for number in range(rounds):
             one = extract(folder, f"one{number}", set(cores[:each]), alone, backbone)
             many = extract(folder, f"many{number}", set(cores[: each * devices]), several, backbone)
             assert contents(folder / f"one{number}") == contents(folder / f"many{number}")
-            shares.append(one.wall / (devices * many.wall))
-            # The run itself starts, and then every device as often as it has shares.
-            work = many.wall - start * (1 + many.shares / devices)
-            works.append((one.wall - start) / (devices * work))
-            print(
-                f"one {one.wall:.1f} s, {devices} {many.wall:.1f} s with {many.shares} shares",
-                flush=True,
-            )
+            shares.append(one / (devices * many))
+            works.append((one - start) / (devices * (many - 2 * start)))
+            print(f"one {one:.1f} s, {devices} {many:.1f} s", flush=True)
     print(f"figure: devices_share {median(shares):.3f}")
     print(f"figure: devices_start_s {start:.1f}")
     print(f"figure: devices_share_of_work {median(works):.3f}")
