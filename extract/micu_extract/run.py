@@ -255,7 +255,9 @@ def _extract_part(
         _check_media_root(plans, job)
     check_room(settings.out, sum(plan.bytes_needed for plan in plans))
     for name, target in targets.items():
-        for folder in target.plan.other_versions if settings.check_clips else ():
+        plan = target.plan
+        doubted = {*plan.other_versions, *([plan.folder] if plan.moved_from else [])}
+        for folder in sorted(doubted) if settings.check_clips else ():
             compare_versions(name, target, folder, read, job.manifest, settings)
     record_source(settings.out, ready.source)
     if settings.dask:
@@ -331,8 +333,14 @@ def compare_versions(
         for done in encoder.pop_whole()
     }
     store.close()
-    then = " or ".join(_tell_versions(versions) for versions in plan.other_versions[folder])
+    then = " or ".join(map(_tell_versions, plan.other_versions.get(folder, ())))
     told = f"{folder}: made with {then}, here is {_tell_versions(plan.header.spec.versions)}"
+    remedy = "Install the versions that made it, or extract"
+    if not then:
+        told = (
+            f"{folder}: made from files in {plan.moved_from}, now they are in {plan.run.media_root}"
+        )
+        remedy = "Type the --media-root of before, or extract"
     worst = max(found, key=lambda clip_id: found[clip_id], default="")
     most = backbone.gives.tolerance
     if not found or not found[worst] <= most:
@@ -343,8 +351,8 @@ def compare_versions(
             else f"none of {len(work)} stored clips could be extracted again to compare"
         )
         raise StoreError(
-            f"{told}; {what}. Install the versions that made it, or extract to another --out; to "
-            "mix them all the same, type --check-clips 0"
+            f"{told}; {what}. {remedy} to another --out; to mix them all the same, type "
+            "--check-clips 0"
         )
     click.echo(
         f"{told}; {len(found)} stored clips, extracted again, differ by at most {found[worst]:.2g} "

@@ -221,6 +221,20 @@ LOOK_UPS = {
         {},
         {"1": "missing", f"{A}_0_10": "missing", f"{A}_10_20": "missing"},
     ),
+    "folder: names like those of YouTube in another folder": (
+        "folder",
+        {"my.csv": f"path,label\ndog/{A}_000002.mp4,dog\ndog/DSC_0001234.mp4,dog\n"},
+        [f"cat/{A}_2_12.mp4", f"cat/{A}.mp4", "cat/DSC_0001234.mp4"],
+        {},
+        {f"dog/{A}_000002.mp4": "missing", "dog/DSC_0001234.mp4": "missing"},
+    ),
+    "folder: a thumbnail beside a film, and one alone": (
+        "folder",
+        {"my.csv": "path,label\na.mp4,dog\nb.wav,dog\nc.png,dog\n"},
+        ["a.jpg", "a.mkv", "b.jpg", "c.jpg"],
+        {"a.mp4": "a.mkv", "c.png": "c.jpg"},
+        {"b.wav": "missing"},
+    ),
     "folder: a file that two rows could have": (
         "folder",
         {"my.csv": "path,label\ndog/1.mp4,dog\ncat/1.mp4,cat\ncat/2.mp4,cat\ncat/2.mp4,cow\n"},

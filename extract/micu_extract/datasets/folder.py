@@ -28,7 +28,7 @@ from micu_extract.datasets.base import (
     name_some,
     with_unique_ids,
 )
-from micu_extract.media.formats import MEDIA_SUFFIXES
+from micu_extract.media.formats import MEDIA_SUFFIXES, STILL_SUFFIXES
 
 SPLITS = ("train", "val", "test")
 
@@ -206,8 +206,9 @@ def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False
     A file is taken that lies where the path says. Else it is the only one of that name or of the
     clip's id, whatever its folder and ending; else the only one of the clip's YouTube video and
     start, however these are spelled; else the only one of that video whose name bears no start. A
-    file that another path has, or could have as well, is nobody's. Rows of one path have one file.
-    In a list of one's own an id says nothing of a file: the path does.
+    still is not taken for a film or a sound: thumbnails lie beside those. A file that another path
+    has, or could have as well, is nobody's. Rows of one path have one file. In a list of one's own
+    an id says nothing of a file: the path does.
 
     Args:
         clips: Rows of a manifest; those without a path stay as they are.
@@ -215,13 +216,7 @@ def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False
         is_own_list: Whether a file is known by its folder as well, as it is where the id names one:
             the name is then unique in it alone, and `dog/1.mp4` is not `cat/1.mp4`.
     """
-    there = {
-        (place / name).as_posix()
-        for folder, _, names in os.walk(root)
-        for place in (PurePosixPath(Path(folder).relative_to(root).as_posix()),)
-        for name in names
-        if Path(name).suffix.lower() in MEDIA_SUFFIXES
-    }
+    there = _media_below(root)
     by_stem: dict[str, list[str]] = {}
     by_start: dict[tuple[str, float | None], list[str]] = {}
     of_video: dict[str, list[str]] = {}
@@ -233,9 +228,7 @@ def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False
             of_video.setdefault(video, []).append(file)
 
     def by_name(path: str, name: str) -> list[str]:
-        files = by_stem.get(PurePosixPath(path).stem) or by_stem.get(name, [])
-        is_unique = not is_own_list and "/" not in name
-        return [file for file in files if is_unique or _is_tail(path, file)]
+        return by_stem.get(PurePosixPath(path).stem) or by_stem.get(name, [])
 
     def by_own_start(path: str, name: str) -> list[str]:
         video, names = _video_of(path), (PurePosixPath(path).stem, name)
@@ -257,7 +250,12 @@ def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False
         for path, name in names.items():
             if path in places or path in unsure:
                 continue
-            files = [file for file in look_up(path, name) if file not in taken]
+            is_unique = not is_own_list and "/" not in name
+            files = [
+                file
+                for file in look_up(path, name)
+                if file not in taken and _may_be(path, file) and (is_unique or _is_tail(path, file))
+            ]
             if len(files) > 1:
                 unsure[path] = (AMBIGUOUS, files)
             for file in files:
@@ -279,6 +277,23 @@ def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False
         located.append(replace(clip, path=places.get(clip.path, clip.path)))
     moved = sum(old.path != new.path for old, new in zip(clips, located, strict=True))
     return Located(tuple(located), moved, tuple(doubts))
+
+
+def _media_below(root: Path) -> set[str]:
+    """Paths of the media files below a folder, from there."""
+    return {
+        (place / name).as_posix()
+        for folder, _, names in os.walk(root)
+        for place in (PurePosixPath(Path(folder).relative_to(root).as_posix()),)
+        for name in names
+        if Path(name).suffix.lower() in MEDIA_SUFFIXES
+    }
+
+
+def _may_be(path: str, file: str) -> bool:
+    """Whether a file's ending is none that a film or a sound, as the path has it, cannot have."""
+    asked, got = (PurePosixPath(text).suffix.lower() for text in (path, file))
+    return got not in STILL_SUFFIXES or asked not in MEDIA_SUFFIXES - STILL_SUFFIXES
 
 
 def _video_of(path: str) -> str:

@@ -105,6 +105,13 @@ MEDIA_SUFFIXES = frozenset(
 )
 """Endings of media files, in lower case."""
 
+STILL_SUFFIXES = frozenset(
+    ending
+    for endings in (CONTAINERS["png_pipe"], CONTAINERS["jpeg_pipe"], *PILLOW.values())
+    for ending in endings.split()
+)
+"""Those of stills."""
+
 
 ReadAt = Callable[[int, int], bytes]
 """Gives up to that many bytes from that place of a file on: (place, size)."""

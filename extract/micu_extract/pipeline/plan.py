@@ -128,6 +128,9 @@ class Plan:
     other_versions: Mapping[Path, Sequence[Mapping[str, str]]] = field(default_factory=dict)
     """By set whose rows are used, its own or one beside it: the versions of the libraries that made
     them, where this run's are not among those."""
+    moved_from: str = ""
+    """The media root that rows which are there were made from, where it is another now and some of
+    its files have another time: whether they are the same can be told by extracting a few again."""
     part: Part | None = None
     """The share of the shards that the run is about."""
     row_bytes: float = 0.0
@@ -203,8 +206,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
     header = Header(
         spec=spec, shard_rows=job.shard_rows or job.usual_rows or usual_rows(job.manifest, spec)
     )
-    if job.shard_rows is None:
-        header = _with_rows_there(folder, header)
+    header = header if job.shard_rows else _with_rows_there(folder, header)
     wanted = min(job.limit or len(clips), len(clips))
     before, replaces = _compare_with_set(job, folder, header)
     standing = _Standing() if replaces or not folder.is_dir() else _take_stock(job, folder, header)
@@ -256,6 +258,7 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         header=header,
         run=noted if shards else run,
         other_versions=other_versions if shards else {},
+        moved_from=_look_for_others(job, folder, before, standing, lines),
         replaces=replaces,
         overwrite=job.overwrite,
         layout=layout,
@@ -270,6 +273,39 @@ def plan_extraction(job: Job, spec: FeatureSpec) -> Plan:
         row_bytes=standing.row_bytes,
         frees=sum(file_size(path) for path in shard_files(folder)) if replaces else 0,
     )
+
+
+def _look_for_others(
+    job: Job,
+    folder: Path,
+    before: RunRecord | None,
+    standing: _Standing,
+    lines: Mapping[str, int],
+) -> str:
+    """What `Plan.moved_from` says; nothing is asked of files where the media root is the same.
+
+    Raises:
+        StoreError: A file below the media root of now is another than a row was made of.
+    """
+    if before is None or before.media_root in ("", str(job.media_root.resolve())):
+        return ""
+    moved = ""
+    for entry in standing.index.values():
+        for source, (size, time_ns) in entry.files.items():
+            try:
+                path = job.manifest.clips[lines[source]].path
+                facts = (job.media_root / path).stat()
+            except (KeyError, OSError):
+                continue  # not asked for, or not there: nothing says that it is another
+            if size >= 0 and facts.st_size != size:
+                raise StoreError(
+                    f"{folder}: was made from files in {before.media_root}, and those in "
+                    f"{job.media_root} are others: {path!r} has {facts.st_size} "
+                    f"bytes, expected {size}. Extract to another --out, or type the --media-root "
+                    "of before"
+                )
+            moved = moved if facts.st_mtime_ns == time_ns else before.media_root
+    return moved
 
 
 def _note_versions(

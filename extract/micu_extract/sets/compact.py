@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from micu.base.errors import ConfigError, StoreError
+from micu.base.errors import ConfigError, ManifestError, StoreError
 from micu.base.files import check_room, file_sha256, flush_folder, remove_stale_temporaries
 from micu.store.ledger import (
     ShardEntry,
@@ -92,9 +92,13 @@ def _compact(folder: Path, path: Path | None, *, copy: bool) -> Compaction:
     index = read_index(folder, header=header)
     places = _find_rows(folder, index)
     own, beside = len(places), find_sets_beside(folder, header, run)
-    others = {
-        source for other in beside for found in read_layout(other).values() for source in found
-    }
+    others = set[str]()
+    for other in beside:
+        try:  # what its manifest asks for now
+            its = read_manifest(Path(read_set(other)[1].manifest_path))
+            others.update(its.sources(header.spec.modality, header.spec.made_of).values())
+        except (ManifestError, OSError):  # else all that it had a place for
+            others.update(*read_layout(other).values())
     if copy:
         for other, shards in beside.items():
             found = _find_rows(other, shards)

@@ -113,7 +113,8 @@ def _status(folder: Path, known: dict[tuple[str, str, str], _Asked]) -> SetStatu
     shared: dict[str, int] = {}
     others: set[str] = set()
     for other, shards in find_sets_beside(folder, header, run).items():
-        others.update(*read_layout(other).values())
+        its_rows, its_error = _asked(read_set(other)[1], header.spec, known)
+        others.update(*(read_layout(other).values() if its_error else [its_rows]))
         its = chain.from_iterable(entry.sources for entry in shards.values())
         fresh = (asked - settled).intersection(its)
         shared |= {other.parent.name: len(fresh)} if fresh else {}

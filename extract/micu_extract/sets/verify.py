@@ -244,6 +244,11 @@ def find_replaced(folder: Path, manifest: Path | None = None) -> dict[str, str]:
                     f"extraction: expected {_tell_file(then)}, got {_tell_file(now[clip.path])}; "
                     f"type: micu-extract verify {folder} --media --repair"
                 )
+    if now and not any(now.values()):
+        found[""] = (
+            f"none of its {len(now)} media files is in {root}, so that none was compared; make "
+            "that folder readable, or leave --media out"
+        )
     return found
 
 
