@@ -58,7 +58,7 @@ def test_every_family_extracts_real_clips_through_the_command(folder: Path) -> N
     assert "audio-hf_ast_audio" in told
 
 
-TORCHVISION = {"s3d": 1024, "mvit_v2_s": 768}
+TORCHVISION = {"s3d": 1024}
 
 
 @pytest.mark.slow
