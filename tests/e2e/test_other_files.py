@@ -100,3 +100,22 @@ def test_media_that_are_all_away_are_not_called_good(made: Path) -> None:
     (made / "media").rename(made / "away")
     (problem,) = verify_set(made / "out/my/audio-toy-sound", media=True).problems
     assert "none of its 4 media files" in problem
+
+
+def test_a_replaced_file_is_noticed_where_its_row_is_read_from_a_set_beside(made: Path) -> None:
+    sub = made / "sub.csv"
+    write_manifest(sub, [clip(0)])
+    assert extracted(extract(sub, made / "media", made / "out")) == 0
+    write_media(made / "media/0.wav", sound=tone(1, 8000, 900), sound_codec="pcm_s16le")
+    (problem,) = verify_set(made / "out/sub/audio-toy-sound", media=True).problems
+    assert "was replaced" in problem
+    assert f"verify {made / 'out/my/audio-toy-sound'} --media --repair" in problem
+
+
+def test_manifests_of_one_name_in_two_folders_are_told_of(
+    made: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (made / "y").mkdir()
+    write_manifest(made / "y/my.csv", [clip(0)])
+    assert extracted(extract(made / "y/my.csv", made / "media", made / "out")) == 0
+    assert f"was made for {made / 'my.csv'}, which is there still" in caplog.text

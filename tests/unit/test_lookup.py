@@ -228,6 +228,13 @@ LOOK_UPS = {
         {},
         {f"dog/{A}_000002.mp4": "missing", "dog/DSC_0001234.mp4": "missing"},
     ),
+    "folder: a path that begins with a dot": (
+        "folder",
+        {"my.csv": "path,label\n./cat/2.mp4,cat\ncat/2.mp4,cow\n"},
+        ["cat/2.mp4"],
+        {"./cat/2.mp4": "cat/2.mp4", "cat/2.mp4": "cat/2.mp4"},
+        {},
+    ),
     "folder: a thumbnail beside a film, and one alone": (
         "folder",
         {"my.csv": "path,label\na.mp4,dog\nb.wav,dog\nc.png,dog\n"},

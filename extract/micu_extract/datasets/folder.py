@@ -242,9 +242,9 @@ def locate_media(clips: Sequence[Clip], root: Path, *, is_own_list: bool = False
     names = {clip.path: clip.clip_id.partition("#")[0] for clip in reversed(clips) if clip.path}
     if is_own_list:
         names = dict.fromkeys(names, "")
-    places = {path: path for path in names if path in there}
+    places = {path: plain for path in names if (plain := str(PurePosixPath(path))) in there}
     unsure: dict[str, tuple[str, list[str]]] = {}
-    taken = set(places)
+    taken = set(places.values())
     for look_up in (by_name, by_own_start, by_video):
         wanted: dict[str, list[str]] = {}
         for path, name in names.items():

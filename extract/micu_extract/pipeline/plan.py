@@ -1,6 +1,7 @@
 """What an extraction will do, decided from the index and the ledger alone: no media is opened."""
 
 import itertools
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,8 @@ from micu.store.sets import (
 from micu.store.shard import FeatureSpec, Header, Shard, describe_difference
 from micu_extract.backbones.base import count_steps
 from micu_extract.sets.shares import Part, refuse_other_partitions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,6 +356,18 @@ def _record_run(job: Job, wanted: int, before: RunRecord | None) -> RunRecord:
         versions=before.versions if before else (),
         is_limited=wanted < len(job.manifest.clips),
     )
+    if (
+        before
+        and before.manifest_path != run.manifest_path
+        and Path(before.manifest_path).is_file()
+    ):
+        logger.warning(
+            "%s: was made for %s, which is there still; both manifests have this set now, and "
+            "compact keeps what the last one asks for: rename one, or type another --out, to have "
+            "a set for each",
+            job.out / job.manifest.name,
+            before.manifest_path,
+        )
     # A command with a smaller --limit would not make every shard again.
     if before is not None and run.is_limited:
         most = before.rows_of(len(job.manifest.clips))

@@ -17,7 +17,7 @@ from micu.store.ledger import (
     read_failures,
 )
 from micu.store.manifest import read_manifest, row_sources
-from micu.store.sets import read_index, read_set, rows_beside, shard_files
+from micu.store.sets import find_sets_beside, read_index, read_set, rows_beside, shard_files
 from micu.store.shard import Header, Shard, describe_difference
 
 
@@ -218,7 +218,8 @@ def inspect_set(folder: Path, manifest: Path | None = None, *, data: bool = Fals
 def find_replaced(folder: Path, manifest: Path | None = None) -> dict[str, str]:
     """Rows whose media file is not the one that was decoded, by source, each with what to say.
 
-    A file that is not there any more says nothing against what was made of it.
+    Rows that are read from sets beside are among them. A file that is not there any more says
+    nothing against what was made of it.
 
     Raises:
         StoreError: The folder is not a feature set.
@@ -231,10 +232,14 @@ def find_replaced(folder: Path, manifest: Path | None = None) -> dict[str, str]:
     known = read_manifest(manifest or Path(run.manifest_path)).for_modality(header.spec.modality)
     clips = dict(zip(row_sources(known.clips, header.spec.made_of), known.clips, strict=True))
     now: dict[str, tuple[int, int] | None] = {}
-    found = {}
-    for entry in read_index(folder).values():
+    found: dict[str, str] = {}
+    shards = [(folder, entry) for entry in read_index(folder).values()]
+    own = {source for _, entry in shards for source in entry.sources}
+    for other, its in find_sets_beside(folder, header, run).items():
+        shards += [(other, entry) for entry in its.values()]
+    for home, entry in shards:
         for source, then in entry.files.items():
-            if (clip := clips.get(source)) is None:
+            if (clip := clips.get(source)) is None or (home != folder and source in own):
                 continue
             if clip.path not in now:
                 now[clip.path] = _look_at(root / clip.path)
@@ -242,7 +247,7 @@ def find_replaced(folder: Path, manifest: Path | None = None) -> dict[str, str]:
                 found[source] = (
                     f"clip {clip.clip_id!r}: its file {clip.path!r} was replaced after the "
                     f"extraction: expected {_tell_file(then)}, got {_tell_file(now[clip.path])}; "
-                    f"type: micu-extract verify {folder} --media --repair"
+                    f"type: micu-extract verify {home} --media --repair"
                 )
     if now and not any(now.values()):
         found[""] = (
